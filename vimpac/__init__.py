@@ -1,0 +1,1 @@
+"""VIMPAC: model, data, trainer and command line on top of `vimpac_kernels`."""

@@ -1,0 +1,1 @@
+"""Fused kernels for VIMPAC: axial attention with [CLS], tied cross-entropy, block masks."""
