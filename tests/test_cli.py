@@ -1,0 +1,72 @@
+"""The `vimpac` command turns expected errors into one line and an exit code."""
+
+import errno
+import subprocess
+import sys
+import types
+
+import pytest
+
+from vimpac import cli
+from vimpac.errors import UsageError, VimpacError
+
+
+def _command(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> None:
+    """Installs a command `try` that raises `error`, or returns 0."""
+
+    def run(args: object) -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    module = types.ModuleType("fake_command")
+    module.add_parser = lambda subparsers: subparsers.add_parser("try")  # type: ignore[attr-defined]
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake_command", module)
+    monkeypatch.setitem(cli.COMMANDS, "try", ("fake_command", "a command"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (None, 0, ""),
+        (VimpacError("shard-0.bin is corrupt"), 1, "shard-0.bin is corrupt"),
+        (UsageError("--fps must be positive"), 2, "--fps must be positive"),
+        (ModuleNotFoundError("no av", name="av.video"), 1, "pip install 'vimpac-kernels[video]'"),
+        (OSError(errno.ENOSPC, "No space left", "/x/shard"), 1, "disk full writing /x/shard"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), 1, "/x: No such file"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_expected_error_is_one_line_and_a_code(monkeypatch, capsys, error, code, words):
+    _command(monkeypatch, error)
+    assert cli.main(["try"]) == code
+    stderr = capsys.readouterr().err
+    assert words in stderr
+    assert stderr.count("\n") == (1 if words else 0)
+
+
+def test_unexpected_error_keeps_its_traceback(monkeypatch):
+    _command(monkeypatch, ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["try"])
+
+
+@pytest.mark.parametrize("argv", [[], ["no-such-command"], ["try", "--no-such-flag"]])
+def test_wrong_usage_exits_with_2(monkeypatch, argv):
+    _command(monkeypatch, None)
+    assert cli.main(argv) == 2
+
+
+def test_module_runs_as_a_program():
+    result = subprocess.run(
+        [sys.executable, "-m", "vimpac", "--help"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert "usage: vimpac" in result.stdout
+
+
+def test_help_imports_no_torch():
+    code = "import sys, vimpac.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

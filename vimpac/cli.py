@@ -1,0 +1,88 @@
+"""The `vimpac` command: finds the subcommand, runs it, turns expected errors into one line.
+
+A subcommand is one row of `COMMANDS` and one module with `add_parser(subparsers)` and
+`run(args) -> int`. Only the module of the command that was asked for is imported, so
+`vimpac --help` is quick and a missing optional package breaks its own command only.
+
+Exit codes: 0 success, 1 failure, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import sys
+
+from vimpac.errors import VimpacError
+
+COMMANDS: dict[str, tuple[str, str]] = {}  # name: (module, the line `vimpac --help` shows)
+
+EXTRAS = {  # optional package: what installs it
+    "av": "vimpac-kernels[video]",
+    "rich": "vimpac-kernels[train]",
+    "yaml": "vimpac-kernels[train]",
+    "safetensors": "vimpac-kernels[train]",
+    "tensorboard": "vimpac-kernels[train]",
+    "matplotlib": "vimpac-kernels[train]",
+    "skvideo": "vimpac-kernels[demo]",
+    "lmdb": "lmdb",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+        argv: The arguments after the program's name; None reads `sys.argv`.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        name = next((a for a in argv if not a.startswith("-")), None)
+        args = _parser(name).parse_args(argv)
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except VimpacError as error:
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _fail(f"this needs the package '{package}': pip install '{EXTRAS[package]}'", 1)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; a second write at interpreter exit would complain.
+        sys.stdout = None
+        return 1
+    except OSError as error:
+        return _fail(_describe(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except SystemExit as stop:  # argparse: --help or a wrong argument
+        return stop.code if isinstance(stop.code, int) else 1
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser with the chosen subcommand in full and the others by name only."""
+    parser = argparse.ArgumentParser(prog="vimpac", description="VIMPAC video pre-training.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        if name == chosen:
+            importlib.import_module(module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=line)
+    return parser
+
+
+def _describe(error: OSError) -> str:
+    """One line for an error of the operating system."""
+    where = f" writing {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"disk full{where}: free some space and run the same command again"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vimpac: {message}", file=sys.stderr)
+    return code
