@@ -1,0 +1,179 @@
+// SIMD vectors of kWidth 32-bit lanes for the CPU kernels: 16 (AVX-512), 8 (AVX2), 8 (portable).
+//
+// VecF, VecI and VecU are GCC/Clang vector types, so + - * / & | ^ ~ << >> and comparisons work
+// lane by lane with C's meaning, and a scalar operand is broadcast. A comparison yields a VecI of
+// 0 / -1, and `mask ? a : b` selects (both sides are evaluated). v[i] reads one lane (slow).
+// This header adds what the language lacks:
+//   broadcast(x), iota()               all lanes x; lanes 0, 1, 2, ...
+//   as_float(v), as_uint(v)            the same bits as another type
+//   to_float(i)                        int32 -> fp32, exact below 2^24
+//   fmadd(a, b, c)                     a * b + c, one rounding where the instruction set has FMA
+//   max(a, b), min(a, b)               b where either is NaN
+//   reduce_add(v), reduce_max(v)       over the lanes, always in the same order
+//   exp(x)                             2 ulp on [-87.3, 88.3]; 0 below (-inf too), clamped above
+//   mul_hi(a, b)                       high halves of 32 x 32 products (for philox.hpp)
+// Loads and stores (fp32, bf16, fp16) are in vec_io.hpp.
+//
+// Everything here has internal linkage: an AVX-512 body can never replace a portable one at link
+// time. For the same reason a CPU kernel uses no std:: templates and no static initialisers.
+#pragma once
+
+#include "philox.hpp"
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define VIMPAC_INLINE inline __attribute__((always_inline))
+
+namespace vimpac {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#else
+constexpr int kWidth = 8;
+#endif
+
+using VecF = float __attribute__((vector_size(4 * kWidth)));
+using VecI = int32_t __attribute__((vector_size(4 * kWidth)));
+using VecU = uint32_t __attribute__((vector_size(4 * kWidth)));
+
+VIMPAC_INLINE VecF broadcast(float x) {
+  return x - VecF{};
+}
+VIMPAC_INLINE VecI broadcast(int32_t x) {
+  return x + VecI{};
+}
+VIMPAC_INLINE VecU broadcast(uint32_t x) {
+  return x + VecU{};
+}
+
+VIMPAC_INLINE VecI iota() {
+  VecI lanes{};
+  for (int i = 0; i < kWidth; ++i) {
+    lanes[i] = i;
+  }
+  return lanes;
+}
+
+VIMPAC_INLINE VecF as_float(VecU bits) {
+  return reinterpret_cast<VecF>(bits);
+}
+VIMPAC_INLINE VecU as_uint(VecF x) {
+  return reinterpret_cast<VecU>(x);
+}
+VIMPAC_INLINE VecU as_uint(VecI x) {
+  return reinterpret_cast<VecU>(x);
+}
+VIMPAC_INLINE VecF to_float(VecI x) {
+  return __builtin_convertvector(x, VecF);
+}
+
+VIMPAC_INLINE VecF fmadd(VecF a, VecF b, VecF c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+VIMPAC_INLINE VecF max(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+VIMPAC_INLINE VecF min(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// Halving trees: lane i meets lane i + n/2, then n/4, ...
+VIMPAC_INLINE float reduce_add(VecF x) {
+  float lanes[kWidth];
+  memcpy(lanes, &x, sizeof x);
+#pragma GCC unroll 4
+  for (int n = kWidth / 2; n > 0; n /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      lanes[i] += lanes[i + n];
+    }
+  }
+  return lanes[0];
+}
+
+VIMPAC_INLINE float reduce_max(VecF x) {
+  float lanes[kWidth];
+  memcpy(lanes, &x, sizeof x);
+#pragma GCC unroll 4
+  for (int n = kWidth / 2; n > 0; n /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
+    }
+  }
+  return lanes[0];
+}
+
+// exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2, exp(r) by its Taylor
+// polynomial of degree 7 (error < 1e-8 relative). ln 2 is split in two so that r is exact.
+VIMPAC_INLINE VecF exp(VecF x) {
+  constexpr float kLowest = -87.3f, kHighest = 88.3f;
+  constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.0f; // 1.5 * 2^23: adding it leaves an integer in the mantissa
+  const VecF clamped = min(max(x, broadcast(kLowest)), broadcast(kHighest));
+  const VecF shifted = fmadd(clamped, broadcast(kLog2E), broadcast(kRound));
+  const VecF n = shifted - kRound;
+  VecF r = fmadd(n, broadcast(-kLn2High), clamped);
+  r = fmadd(n, broadcast(-kLn2Low), r);
+  VecF p = broadcast(1.0f / 5040);
+  p = fmadd(p, r, broadcast(1.0f / 720));
+  p = fmadd(p, r, broadcast(1.0f / 120));
+  p = fmadd(p, r, broadcast(1.0f / 24));
+  p = fmadd(p, r, broadcast(1.0f / 6));
+  p = fmadd(p, r, broadcast(0.5f));
+  p = fmadd(p, r, broadcast(1.0f));
+  p = fmadd(p, r, broadcast(1.0f));
+  const VecF scaled = as_float(as_uint(p) + (as_uint(shifted) << 23));
+  return x < kLowest ? VecF{} : scaled;
+}
+
+// Even and odd lanes are multiplied apart, since the instruction takes every other lane.
+template <>
+VIMPAC_INLINE VecU mul_hi<VecU>(VecU a, uint32_t b) {
+#if defined(__AVX512F__)
+  const __m512i x = (__m512i)a, y = _mm512_set1_epi32(static_cast<int>(b));
+  const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(x, y), 32);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+  return (VecU)_mm512_mask_blend_epi32(0xAAAA, even, odd);
+#elif defined(__AVX2__)
+  const __m256i x = (__m256i)a, y = _mm256_set1_epi32(static_cast<int>(b));
+  const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, y), 32);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+  return (VecU)_mm256_blend_epi32(even, odd, 0xAA);
+#else
+  VecU high;
+  for (int i = 0; i < kWidth; ++i) {
+    high[i] = static_cast<uint32_t>((static_cast<uint64_t>(a[i]) * b) >> 32);
+  }
+  return high;
+#endif
+}
+
+} // namespace
+} // namespace vimpac

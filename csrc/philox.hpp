@@ -1,0 +1,58 @@
+// Philox4x32-10 (Salmon et al., SC 2011), the one random generator of every backend.
+//
+// A pure function from a 128-bit counter and a 64-bit key to 128 random bits: no state, so the CPU,
+// Triton, CUDA and the PyTorch reference agree bit for bit, in any order and on any thread.
+// The key is the seed, low word first. The four counter words are laid out by each op and written
+// down in vimpac_kernels/reference.py.
+//
+// `Word` is uint32_t (C++, nvcc) or a SIMD vector of uint32_t (VecU of cpu/vec.hpp, which
+// specialises mul_hi; then every lane is a generator of its own and the key is broadcast).
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define VIMPAC_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define VIMPAC_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace vimpac {
+// Internal linkage: each instruction set compiles its own copy, none of which the linker may merge.
+namespace {
+
+template <class Word>
+struct Philox4 {
+  Word x, y, z, w;
+};
+
+// High 32 bits of the 64-bit products a * b.
+template <class Word>
+VIMPAC_HOST_DEVICE Word mul_hi(Word a, uint32_t b) {
+  return static_cast<Word>((static_cast<uint64_t>(a) * b) >> 32);
+}
+
+template <class Word>
+VIMPAC_HOST_DEVICE Philox4<Word> philox4x32_10(Philox4<Word> counter, uint64_t seed) {
+  constexpr uint32_t kMultiplierX = 0xD2511F53u, kMultiplierZ = 0xCD9E8D57u;
+  constexpr uint32_t kWeylX = 0x9E3779B9u, kWeylY = 0xBB67AE85u;
+  uint32_t key_x = static_cast<uint32_t>(seed);
+  uint32_t key_y = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const Word hi_x = mul_hi(counter.x, kMultiplierX), lo_x = counter.x * kMultiplierX;
+    const Word hi_z = mul_hi(counter.z, kMultiplierZ), lo_z = counter.z * kMultiplierZ;
+    counter = {hi_z ^ counter.y ^ key_x, lo_z, hi_x ^ counter.w ^ key_y, lo_x};
+    key_x += kWeylX;
+    key_y += kWeylY;
+  }
+  return counter;
+}
+
+// Uniform integer in [0, bound) from 32 random bits, by multiply-high (Lemire, without rejection).
+template <class Word>
+VIMPAC_HOST_DEVICE Word bounded(Word bits, uint32_t bound) {
+  return mul_hi(bits, bound);
+}
+
+} // namespace
+} // namespace vimpac
