@@ -1,0 +1,98 @@
+// What every kernel includes: the CUDA toolkit under nvcc, the CPU emulator of the tests under g++.
+// Kernel sources hold plain CUDA C++; what differs between the two lives here and in mma.cuh.
+#pragma once
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <cxxabi.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace vimpac {
+
+using Stream = cudaStream_t;
+
+// Carves typed arrays out of dynamic shared memory, in the order in which they are taken.
+class SharedArena {
+  size_t used_ = 0;
+
+public:
+  template <class T>
+  __device__ __forceinline__ T* take(size_t count, size_t align = 16) {
+    extern __shared__ __align__(1024) unsigned char raw[];
+    used_ = (used_ + align - 1) / align * align;
+    T* p = reinterpret_cast<T*>(raw + used_);
+    used_ += count * sizeof(T);
+    return p;
+  }
+};
+
+inline std::string kernel_name(const void* kernel) {
+  const char* mangled = nullptr;
+  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr)
+    return "a CUDA kernel";
+  const std::unique_ptr<char, void (*)(void*)> readable(
+      abi::__cxa_demangle(mangled, nullptr, nullptr, nullptr), std::free);
+  return readable ? readable.get() : mangled;
+}
+
+// Raises with the kernel's name; clears the error, so that the next call starts clean.
+inline void check_launch(cudaError_t error, const void* kernel) {
+  if (error == cudaSuccess)
+    return;
+  cudaGetLastError();
+  throw std::runtime_error(kernel_name(kernel) + ": " + cudaGetErrorString(error));
+}
+
+// Starts `kernel` on the current device; `shared_bytes` covers what its SharedArena hands out.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...),
+            dim3 grid,
+            dim3 block,
+            size_t shared_bytes,
+            Stream stream,
+            Args&&... args) {
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  if (shared_bytes > 48 * 1024) // an attribute of the kernel on one device
+    check_launch(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(shared_bytes)),
+                 entry);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check_launch(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...), entry);
+}
+
+} // namespace vimpac
+
+#else
+
+#include "emulator.hpp"
+
+namespace vimpac {
+
+using Stream = void*;
+using emulator::SharedArena;
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...),
+            dim3 grid,
+            dim3 block,
+            size_t shared_bytes,
+            Stream /*stream*/,
+            Args&&... args) {
+  emulator::launch(grid, block, shared_bytes, [&] { kernel(Params(args)...); });
+}
+
+} // namespace vimpac
+
+#endif

@@ -1,0 +1,59 @@
+// 16-byte loads and stores of short rows, and conversions that need no implicit operators.
+#pragma once
+#include <cstring>
+
+#include "platform.cuh"
+
+namespace vimpac {
+
+template <class T>
+constexpr int kVector = 16 / static_cast<int>(sizeof(T)); // elements in one 16-byte access
+
+// Loads kVector<T> elements; p is 16-byte aligned.
+template <class T>
+__device__ __forceinline__ void load16(T (&out)[kVector<T>], const T* p) {
+  const uint4 bits = *reinterpret_cast<const uint4*>(p);
+  memcpy(out, &bits, sizeof(bits));
+}
+
+// The same through the read-only cache: for memory that no thread of the launch writes.
+template <class T>
+__device__ __forceinline__ void load16_readonly(T (&out)[kVector<T>], const T* p) {
+  const uint4 bits = __ldg(reinterpret_cast<const uint4*>(p));
+  memcpy(out, &bits, sizeof(bits));
+}
+
+template <class T>
+__device__ __forceinline__ void store16(T* p, const T (&values)[kVector<T>]) {
+  uint4 bits;
+  memcpy(&bits, values, sizeof(bits));
+  *reinterpret_cast<uint4*>(p) = bits;
+}
+
+__device__ __forceinline__ float to_float(float x) {
+  return x;
+}
+__device__ __forceinline__ float to_float(__half x) {
+  return __half2float(x);
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+
+// Rounds to nearest even.
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+} // namespace vimpac

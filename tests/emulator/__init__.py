@@ -1,0 +1,1 @@
+"""Runs the CUDA kernels of csrc/cuda on the CPU, for tests; see `build.py` and `emulator.hpp`."""
