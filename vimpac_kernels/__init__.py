@@ -1,1 +1,12 @@
 """Fused kernels for VIMPAC: axial attention with [CLS], tied cross-entropy, block masks."""
+
+from vimpac_kernels._library import available_impls
+from vimpac_kernels.mask_tokens import mask_tokens
+from vimpac_kernels.reference import LinearCrossEntropyOutput, MaskedTokens
+
+__all__ = [
+    "LinearCrossEntropyOutput",
+    "MaskedTokens",
+    "available_impls",
+    "mask_tokens",
+]

@@ -1,0 +1,173 @@
+"""What every op module shares: compiled modules, backend selection, operator registration.
+
+An op has the implementations of `IMPLS`. `reference` is eager PyTorch and runs everywhere; `cpu`
+and `cuda` are C++ behind the compiled modules `_C_cpu` and `_C_cuda`; `triton` compiles itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+
+import torch
+
+IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")  # in the order of preference
+OPS = ("axial_attention", "linear_cross_entropy", "mask_tokens", "dropout_add_layer_norm")
+
+_LIBRARY = torch.library.Library("vimpac_kernels", "DEF")
+_extensions: dict[str, ModuleType | str] = {}
+_overridden: set[str] = set()
+
+
+def _load(name: str) -> ModuleType | str:
+    if name not in _extensions:
+        try:
+            _extensions[name] = importlib.import_module(f"vimpac_kernels._C_{name}")
+        except ImportError as error:
+            _extensions[name] = (
+                f"vimpac_kernels._C_{name} is not built ({error}): reinstall where "
+                f"{'a C++ compiler' if name == 'cpu' else 'nvcc'} can be found"
+            )
+    return _extensions[name]
+
+
+def extension(name: str) -> ModuleType:
+    """The compiled module `_C_cpu` or `_C_cuda`.
+
+    Args:
+        name: "cpu" or "cuda".
+
+    Raises:
+        RuntimeError: If it is not built, with the reason and the mend.
+    """
+    module = _load(name)
+    if isinstance(module, str):
+        raise RuntimeError(module)
+    return module
+
+
+@contextlib.contextmanager
+def override_extension(name: str, module: ModuleType) -> Iterator[None]:
+    """Puts `module` in the place of a compiled one: tests run emulated kernels on CPU tensors."""
+    before = _load(name)
+    _extensions[name] = module
+    _overridden.add(name)
+    try:
+        yield
+    finally:
+        _extensions[name] = before
+        _overridden.discard(name)
+
+
+def kernel_device(impl: str) -> str:
+    """The device type whose tensors `impl` takes."""
+    if impl == "cpu" or impl in _overridden or (impl == "triton" and triton_interpreted()):
+        return "cpu"
+    return "cuda"
+
+
+@functools.lru_cache
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), on CPU tensors."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    knobs = importlib.import_module("triton").knobs
+    return bool(knobs.runtime.interpret)
+
+
+@torch.compiler.assume_constant_result
+def backend_problem(impl: str, op: str, device_type: str) -> str | None:
+    """Why `impl` cannot run `op` on tensors of a device type on this machine; None if it can."""
+    if impl == "reference":
+        return None
+    if impl == "sdpa":
+        return None if op == "axial_attention" else "only axial_attention has it"
+    if impl == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed: pip install triton"
+        if importlib.util.find_spec(f"vimpac_kernels._triton.{op}") is None:
+            return f"{op} has no Triton kernel"
+    else:
+        module = _load(impl)
+        if isinstance(module, str):
+            return module
+        if not hasattr(module, f"{op}_fwd"):
+            return f"_C_{impl} was built without {op}: reinstall"
+    needed = kernel_device(impl)
+    if device_type != needed:
+        return f"it runs on {needed} tensors, these are on {device_type}"
+    return None
+
+
+def select(op: str, impl: str, candidates: Sequence[tuple[str, Callable[[], str | None]]]) -> str:
+    """Picks the implementation of one call.
+
+    Args:
+        op: Name of the op, for messages.
+        impl: "auto", or the name of the one to use.
+        candidates: (name, why it cannot run this call or None), best first.
+
+    Returns:
+        The name of the first candidate that can run, or `impl` if it can.
+
+    Raises:
+        ValueError: If `impl` is unknown.
+        RuntimeError: If `impl` cannot run this call, with the reason.
+    """
+    if impl == "auto":
+        for name, problem in candidates:
+            if problem() is None:
+                return name
+    for name, problem in candidates:
+        if name == impl:
+            reason = problem()
+            if reason is None:
+                return name
+            raise RuntimeError(f"{op}: impl={impl!r} cannot run this call: {reason}")
+    names = ", ".join(repr(name) for name, _ in candidates)
+    raise ValueError(f"{op}: impl must be 'auto' or one of {names}, got {impl!r}")
+
+
+def available_impls(op: str) -> list[str]:
+    """The implementations of `op` that can run on this machine, best first.
+
+    Args:
+        op: "axial_attention", "linear_cross_entropy", "mask_tokens" or "dropout_add_layer_norm".
+
+    Returns:
+        Names to pass as `impl=`; "reference" is always among them.
+
+    Raises:
+        ValueError: If there is no such op.
+    """
+    if op not in OPS:
+        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [i for i in IMPLS if any(backend_problem(i, op, d) is None for d in devices)]
+
+
+def define(name: str, schema: str, run: Callable, fake: Callable) -> Callable:
+    """Registers the private operator `vimpac_kernels::<name>`.
+
+    Args:
+        name: Operator name, `<op>_fwd` or `<op>_bwd`.
+        schema: Its signature in PyTorch's schema language, without the name.
+        run: The implementation, on every device.
+        fake: Shapes and dtypes of the outputs, for torch.compile and meta tensors.
+
+    Returns:
+        The operator, callable from Python.
+    """
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vimpac_kernels::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.vimpac_kernels, name).default
+
+
+def cuda_stream(tensor: torch.Tensor) -> int:
+    """The current stream of a tensor's device as an integer; 0 for emulated kernels."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
