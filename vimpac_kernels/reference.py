@@ -33,7 +33,7 @@ class MaskedTokens(NamedTuple):
     inputs: Tensor  # (B, T, H, W), dtype of tokens: the model's input
     mask: Tensor  # (B, T, H, W) bool: what is to be predicted
     positions: Tensor  # (B*T*H*W,) int32: rows of masked tokens in increasing order, then -1
-    count: Tensor  # 0-d int32, on the device: how many positions count
+    count: Tensor  # type: ignore[assignment]  # 0-d int32 on the device, hides tuple.count
 
 
 class LinearCrossEntropyOutput(NamedTuple):
@@ -157,7 +157,8 @@ def linear_cross_entropy(
     if positions is not None:
         index = positions.long().clamp(min=0)
         rows, labels = rows[index], labels[index]
-        live = torch.arange(index.numel(), device=index.device) < count
+        capacity = index.numel()
+        live = torch.arange(capacity, device=index.device) < (capacity if count is None else count)
         labels = labels.masked_fill(~live, ignore_index)
     counted = labels != ignore_index
     rows = rows.masked_fill(~counted[:, None], 0.0)
