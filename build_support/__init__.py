@@ -1,0 +1,1 @@
+"""How the compiled kernels are built: find compilers, write one build.ninja, run ninja."""

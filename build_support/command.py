@@ -1,0 +1,115 @@
+"""The build_ext command: all modules from one ninja run, then moved into place together."""
+
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools.command.build_ext import build_ext
+
+from build_support import toolchain
+from build_support.ninja_file import NinjaFile, module_filename
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ("_C_cpu", "_C_cuda")
+
+
+class BuildKernels(build_ext):
+    """Builds what the compilers at hand allow; what is not built is removed from the package.
+
+    A missing tool costs the kernels that need it and is said in one line. A compiler that fails is
+    an error, in its own words, and leaves every module as it was.
+    """
+
+    def run(self) -> None:
+        """Build, and put the modules next to the package's Python files."""
+        in_tree = self.inplace or getattr(self, "editable_mode", False)
+        package = (ROOT if in_tree else Path(self.build_lib)) / "vimpac_kernels"
+        folder = ROOT / "build" / f"ninja-{_tag()}"
+        try:
+            built = _build(folder)
+        except toolchain.BuildError as error:
+            sys.exit(f"vimpac_kernels: {error}")
+        package.mkdir(parents=True, exist_ok=True)
+        for module in MODULES:
+            name = module_filename(module)
+            if name in built:
+                _replace(folder / name, package / name)
+            else:
+                (package / name).unlink(missing_ok=True)
+        self._built = [str(package / name) for name in built]
+
+    def get_outputs(self) -> list[str]:
+        """Only what was built: a module may be left out."""
+        return list(getattr(self, "_built", []))
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Nothing to copy: an editable install has its modules in the tree already."""
+        return {}
+
+
+def _build(folder: Path) -> list[str]:
+    """Run ninja in `folder`; returns the names of the modules it made there."""
+    if sys.platform != "linux":
+        _say("compiled kernels need Linux; using the reference implementations")
+        return []
+    try:
+        compiler = toolchain.find_compiler()
+        ninja = toolchain.find_ninja()
+        headers = _copy_pybind11(toolchain.find_pybind11(), folder)
+    except toolchain.Missing as missing:
+        _say(f"compiled kernels are left out: {missing}")
+        return []
+    nvcc = _nvcc() if any(ROOT.glob("csrc/cuda/*.cu")) else None
+    plan = NinjaFile(ROOT, compiler, headers, nvcc)
+    plan.add_cpu_module()
+    if nvcc is not None:
+        plan.add_cuda_module(nvcc)
+    (folder / "build.ninja").write_text(plan.text())
+    result = subprocess.run(
+        [ninja, "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    print(result.stdout, end="", flush=True)
+    if result.returncode != 0:
+        raise toolchain.BuildError("the build failed; the compiler's words are above")
+    return plan.modules
+
+
+def _nvcc() -> toolchain.Nvcc | None:
+    try:
+        return toolchain.find_nvcc()
+    except toolchain.Missing as missing:
+        _say(f"CUDA kernels are left out: {missing}")
+        return None
+
+
+def _copy_pybind11(source: Path, folder: Path) -> Path:
+    """Copy the headers to a path that stays: isolated builds see them at a new one each time."""
+    target = folder / "include"
+    for header in (source / "pybind11").rglob("*.h"):
+        copy = target / header.relative_to(source)
+        if not copy.exists() or not filecmp.cmp(header, copy, shallow=False):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(header, copy)
+    return target
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Put a module in place in one step: a running process keeps the file it has mapped."""
+    if target.exists() and filecmp.cmp(source, target, shallow=False):
+        return
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copy2(source, fresh)
+    os.replace(fresh, target)
+
+
+def _tag() -> str:
+    """What tells builds for different Pythons apart: cpython-311-x86_64-linux-gnu."""
+    return sysconfig.get_config_var("EXT_SUFFIX").strip(".").removesuffix(".so")
+
+
+def _say(line: str) -> None:
+    print(f"vimpac_kernels: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,141 @@
+"""The text of build.ninja: which source becomes which object with which flags.
+
+Sources are found by name, so a new op is a new file:
+  csrc/cpu/<op>.cpp       one object per instruction set, in a namespace of its own
+  csrc/cpu/bindings.cpp   _C_cpu
+  csrc/cuda/<op>.cu       one object with code for every architecture
+  csrc/cuda/bindings.cpp  _C_cuda
+"""
+
+import platform
+import shlex
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from build_support.toolchain import Nvcc
+
+# Multiplications and additions are fused where a kernel says fmadd and nowhere else, so that
+# results do not hang on what a compiler happens to contract.
+COMMON = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -Wall -Wextra -Werror"
+
+# Exceptions would leave weak symbols in the objects, which the linker merges across the sets.
+KERNEL = "-fno-exceptions -fno-rtti"
+
+# GCC 12 takes the deliberately undefined operands in its own AVX-512 headers for mistakes
+# (gcc.gnu.org/PR105593); the other two sets still check the same sources for them.
+ISA_FLAGS = {
+    "portable": "-Wno-psabi",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
+    " -Wno-uninitialized -Wno-maybe-uninitialized",
+}
+
+RULES = """\
+rule cxx
+  command = $cxx -MMD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = c++ $out
+rule nvcc
+  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = nvcc $out
+rule link
+  command = $cxx -shared $in $flags -o $out
+  description = link $out
+"""
+
+
+@dataclass
+class NinjaFile:
+    """Collects build statements; `text()` is the file.
+
+    Args:
+        root: the source tree.
+        cxx: the C++ compiler's command.
+        pybind11: folder of pybind11's headers.
+        nvcc: the CUDA compiler, or None.
+    """
+
+    root: Path
+    cxx: str
+    pybind11: Path
+    nvcc: Nvcc | None
+    lines: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+
+    def add_cpu_module(self) -> None:
+        """_C_cpu: every kernel for every instruction set, and the bindings."""
+        objects = [self._bindings("cpu", "")]
+        for source in sorted(self.root.glob("csrc/cpu/*.cpp")):
+            if source.name == "bindings.cpp":
+                continue
+            for isa in instruction_sets():
+                flags = f"{self._common()} {KERNEL} -DVIMPAC_ISA={isa} {ISA_FLAGS[isa]}"
+                objects.append(self._object("cxx", source, f"cpu/{source.stem}.{isa}.o", flags))
+        self._module("_C_cpu", objects, "-fopenmp")
+
+    def add_cuda_module(self, nvcc: Nvcc) -> None:
+        """_C_cuda: every kernel for every architecture, and the bindings; static CUDA run time."""
+        objects = [self._bindings("cuda", f"-isystem {_quote(nvcc.include)}")]
+        flags = (
+            f"-std=c++17 -O3 -I{_quote(self.root / 'csrc')} -ccbin {self.cxx} -Xcompiler=-fPIC,-Wall,-Wextra"
+            f" -Xcompiler=-fvisibility=hidden -Werror=all-warnings"
+            f" -Xfatbin=-compress-all {' '.join(nvcc.gencode)}"
+        )
+        for source in sorted(self.root.glob("csrc/cuda/*.cu")):
+            objects.append(self._object("nvcc", source, f"cuda/{source.stem}.o", flags))
+        self._module(
+            "_C_cuda", objects, f"-L{_quote(nvcc.library)} -lcudart_static -lpthread -ldl -lrt"
+        )
+
+    def text(self) -> str:
+        """The whole build.ninja."""
+        head = [
+            f"cxx = {self.cxx}",
+            f"nvcc = {_quote(self.nvcc.command) if self.nvcc else ''}",
+            RULES,
+        ]
+        return "\n".join([*head, *self.lines, ""])
+
+    def _common(self) -> str:
+        return f"{COMMON} -I{_quote(self.root / 'csrc')}"
+
+    def _bindings(self, part: str, flags: str) -> str:
+        python = sysconfig.get_path("include")
+        headers = f"-isystem {_quote(self.pybind11)} -isystem {_quote(python)}"
+        source = self.root / "csrc" / part / "bindings.cpp"
+        return self._object(
+            "cxx", source, f"{part}/bindings.o", f"{self._common()} {headers} {flags}"
+        )
+
+    def _object(self, rule: str, source: Path, target: str, flags: str) -> str:
+        self.lines += [f"build {target}: {rule} {_escape(source)}", f"  flags = {flags}"]
+        return target
+
+    def _module(self, name: str, objects: list[str], flags: str) -> None:
+        target = module_filename(name)
+        self.lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {flags}"]
+        self.modules.append(target)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The instruction sets that this machine's compiler is asked for."""
+    return tuple(ISA_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ("portable",)
+
+
+def module_filename(name: str) -> str:
+    """_C_cpu -> _C_cpu.cpython-311-x86_64-linux-gnu.so."""
+    return name + sysconfig.get_config_var("EXT_SUFFIX")
+
+
+def _escape(path: Path) -> str:
+    """A path in a build line; ninja itself quotes $in and $out for the shell."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _quote(argument: object) -> str:
+    """One shell word in the value of a variable."""
+    return shlex.quote(str(argument)).replace("$", "$$")
