@@ -81,8 +81,8 @@ class NinjaFile:
         """_C_cuda: every kernel for every architecture, and the bindings; static CUDA run time."""
         objects = [self._bindings("cuda", f"-isystem {_quote(nvcc.include)}")]
         flags = (
-            f"-std=c++17 -O3 -I{_quote(self.root / 'csrc')} -ccbin {self.cxx} -Xcompiler=-fPIC,-Wall,-Wextra"
-            f" -Xcompiler=-fvisibility=hidden -Werror=all-warnings"
+            f"-std=c++17 -O3 -I{_quote(self.root / 'csrc')} -ccbin {self.cxx}"
+            f" -Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden -Werror=all-warnings"
             f" -Xfatbin=-compress-all {' '.join(nvcc.gencode)}"
         )
         for source in sorted(self.root.glob("csrc/cuda/*.cu")):
