@@ -1,0 +1,1 @@
+"""From video files to clips: decoding, the token store, clip sampling."""

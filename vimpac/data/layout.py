@@ -1,0 +1,132 @@
+"""The token store on disk: names, records and settings.
+
+A store is a directory; all numbers are little-endian. With H x W the token map, V the number
+of variants and `dtype` the token's type (uint16, or uint32 above 65,536 ids):
+
+    meta.json        StoreMeta as JSON, then "shard_frames" (frame records per shard file),
+                     "videos", "skipped" ([[name, reason], ...]), "index_crc32", "names_crc32"
+    index.bin        one 32-byte record per video:
+                     u4 shard | u4 frames | u8 first | u8 name_start | u4 name_bytes | i4 label
+    names.bin        the videos' names in UTF-8, one after the other, no separator
+    shard-00000.bin  frame records: tokens (H, W) of `dtype`, row-major | u4 crc32 of those bytes
+
+Frame t of variant v of a video is record `first + v * frames + t` of its shard, so a clip is
+one contiguous read of a memory-mapped file, and each frame carries its own checksum, so every
+read is checked. A video never spans two shards. Labels are -1 where there is none.
+
+While it is written a store lives in `<path>.partial` together with journal.jsonl: one line of
+settings, then one line per video that is completely in its shard. Finishing writes index.bin,
+names.bin and last meta.json, removes the journal and renames the directory, so a store either
+exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from vimpac.errors import VimpacError
+
+VERSION = 1
+META, INDEX, NAMES, JOURNAL = "meta.json", "index.bin", "names.bin", "journal.jsonl"
+
+VIDEO_RECORD = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("frames", "<u4"),
+        ("first", "<u8"),
+        ("name_start", "<u8"),
+        ("name_bytes", "<u4"),
+        ("label", "<i4"),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreMeta:
+    """What every video of a store has in common.
+
+    Attributes:
+        tokenizer: The tokenizer's name.
+        vocab_size: Ids are in [0, vocab_size).
+        height: Rows of the token map.
+        width: Columns of the token map.
+        fps: Frames per second of video time.
+        variants: A name for each resize/crop/flip variant of a video.
+        digest: SHA-256 of the tokenizer's weights; empty when it has none.
+        version: Version of the layout.
+    """
+
+    tokenizer: str
+    vocab_size: int
+    height: int
+    width: int
+    fps: float
+    variants: tuple[str, ...] = ("1x-center",)
+    digest: str = ""
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if min(self.vocab_size, self.height, self.width, self.fps) <= 0 or not self.variants:
+            raise ValueError(f"sizes, fps and the number of variants must be positive: {self}")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The token's type on disk."""
+        return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
+
+    @property
+    def frame_record(self) -> np.dtype:
+        """One frame on disk: its tokens and their checksum."""
+        return np.dtype([("tokens", self.dtype, (self.height, self.width)), ("crc32", "<u4")])
+
+    def to_dict(self) -> dict:
+        """The settings as JSON has them."""
+        return {**dataclasses.asdict(self), "variants": list(self.variants)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> StoreMeta:
+        """The settings from `to_dict()`; keys of the store itself are ignored."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        known = {name: values[name] for name in names}
+        return cls(**{**known, "variants": tuple(values["variants"])})
+
+
+def shard_name(shard: int) -> str:
+    """File name of a shard."""
+    return f"shard-{shard:05d}.bin"
+
+
+def partial_path(path: Path) -> Path:
+    """Where the store at `path` lives until it is finished."""
+    return path.with_name(path.name + ".partial")
+
+
+def read_meta(path: Path) -> dict:
+    """Reads and checks meta.json.
+
+    Args:
+        path: The store's directory.
+
+    Returns:
+        The parsed file.
+
+    Raises:
+        VimpacError: There is no finished store, or not one of this version.
+    """
+    file = path / META
+    if not file.is_file():
+        if partial_path(path).is_dir():
+            raise VimpacError(f"{path} is unfinished: run the command that makes it again")
+        raise VimpacError(f"{path} is no token store: make one with `vimpac tokenize`")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = values["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VimpacError(f"{file} is corrupt ({error}): copy the store again") from error
+    if version != VERSION:
+        raise VimpacError(f"{file} has version {version}, this program reads version {VERSION}")
+    return values

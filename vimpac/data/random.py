@@ -1,0 +1,33 @@
+"""Counter-based random numbers for the data: a function of a key, never of what ran before.
+
+Built on the raw Philox4x64 words, which numpy keeps the same across versions; its
+distributions are not promised to stay.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ORDER, CLIPS = 1, 2  # streams: the order of an epoch, the clips of a sample
+
+
+def words(stream: int, seed: int, number: int, count: int) -> np.ndarray:
+    """Random words.
+
+    Args:
+        stream: What the words are for.
+        seed: The run's seed.
+        number: The epoch or the sample they are for.
+        count: How many.
+
+    Returns:
+        (count,) uint64.
+    """
+    key = np.array([seed, number], dtype=np.uint64)
+    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def below(word: np.uint64, bound: int) -> int:
+    """Maps a word to [0, bound), uniformly up to bound * 2**-64."""
+    return int(word) * bound >> 64

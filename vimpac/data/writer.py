@@ -1,0 +1,279 @@
+"""Writing a token store: killed at any moment, the same calls again end in the same bytes.
+
+`vimpac.data.layout` says what is where. A video counts once its journal line is whole; what a
+shard holds beyond the journaled videos is cut off on resume. Power loss may leave a journal
+ahead of its shard, so the open shard's checksums are read again before it is continued.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vimpac.data.layout import (
+    INDEX,
+    JOURNAL,
+    META,
+    NAMES,
+    VIDEO_RECORD,
+    StoreMeta,
+    partial_path,
+    shard_name,
+)
+from vimpac.errors import UsageError, VimpacError
+
+
+class Entry(NamedTuple):
+    """One journaled video: its number of frames, or why it was skipped."""
+
+    name: str
+    frames: int
+    label: int
+    skipped: str
+
+
+class TokenStoreWriter:
+    """Writes a new store at `path`, or continues the unfinished one there.
+
+    The caller adds or skips videos in a fixed order; `entries` are those already done.
+
+        with TokenStoreWriter(path, meta) as writer:
+            for name in names[len(writer.entries):]:
+                writer.add(name, tokens)
+            writer.finish()
+
+    Args:
+        path: Where the finished store is to be.
+        meta: What all videos share.
+        shard_bytes: A shard is closed once it has at least this many bytes.
+
+    Raises:
+        UsageError: `path` exists, or was begun with other settings.
+        VimpacError: Another process writes the same store.
+    """
+
+    def __init__(self, path: str | Path, meta: StoreMeta, *, shard_bytes: int = 1 << 30) -> None:
+        self.path = Path(path)
+        self.meta = meta
+        self._shard_limit = max(1, shard_bytes // meta.frame_record.itemsize)
+        self._partial = partial_path(self.path)
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UsageError(f"{self.path} exists: remove it or name another output")
+        self._partial.mkdir(parents=True, exist_ok=True)
+        self._journal = (self._partial / JOURNAL).open("ab", buffering=0)
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._journal.close()
+            raise VimpacError(f"another process is writing {self.path}: wait for it") from None
+        self._shard_file: FileIO | None = None
+        self._shard_frames = [0]
+        self.entries: list[Entry] = []
+        try:
+            self._resume()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> TokenStoreWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files; an unfinished store stays for a later writer to continue."""
+        for file in (self._shard_file, self._journal):
+            if file is not None and not file.closed:
+                file.close()
+
+    def add(self, name: str, tokens: np.ndarray, label: int = -1) -> None:
+        """Appends a video.
+
+        Args:
+            name: Its name.
+            tokens: Ids (variants, frames, H, W), integer, in [0, vocab_size).
+            label: Its class, or -1.
+
+        Raises:
+            ValueError: A wrong shape or an id out of range.
+            OSError: Nothing could be written (disk full); the videos before are kept.
+        """
+        meta = self.meta
+        if (
+            tokens.ndim != 4
+            or tokens.shape[::2] != (len(meta.variants), meta.height)
+            or (tokens.shape[3] != meta.width)
+        ):
+            raise ValueError(
+                f"'{name}': tokens {tokens.shape} are not (variants {len(meta.variants)}, frames, "
+                f"H {meta.height}, W {meta.width})"
+            )
+        if tokens.shape[1] == 0:
+            raise ValueError(f"'{name}' has no frames")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= meta.vocab_size:
+            bad = low if low < 0 else high
+            raise ValueError(f"'{name}': token id {bad} is not in [0, {meta.vocab_size})")
+        records = frame_records(tokens.reshape(-1, meta.height, meta.width), meta)
+        shard = self._open_shard()
+        _write(shard, records)
+        self._log(Entry(name, tokens.shape[1], label, ""))
+
+    def skip(self, name: str, reason: str) -> None:
+        """Records a video that cannot be tokenised, and why."""
+        self._log(Entry(name, 0, -1, reason or "unknown reason"))
+
+    def finish(self) -> None:
+        """Completes the store and moves it to its path."""
+        if not any(not entry.skipped for entry in self.entries):
+            raise VimpacError(f"{self.path} would hold no video: no input could be read")
+        index, names = self._index()
+        values = {
+            **self.meta.to_dict(),
+            "shard_frames": self._shard_frames,
+            "videos": len(index),
+            "skipped": [[entry.name, entry.skipped] for entry in self.entries if entry.skipped],
+            "index_crc32": zlib.crc32(index.tobytes()),
+            "names_crc32": zlib.crc32(names),
+        }
+        if self._shard_file is not None:
+            os.fsync(self._shard_file.fileno())
+        replace_file(self._partial / INDEX, index.tobytes())
+        replace_file(self._partial / NAMES, names)
+        replace_file(self._partial / META, json.dumps(values, indent=1).encode() + b"\n")
+        self.close()
+        (self._partial / JOURNAL).unlink()
+        os.replace(self._partial, self.path)
+
+    def _log(self, entry: Entry) -> None:
+        """Journals a video whose frames, if any, are in the shard's file."""
+        _write(self._journal, json.dumps(entry).encode() + b"\n")
+        self._account(entry)
+
+    def _account(self, entry: Entry) -> None:
+        if entry.frames and self._is_full():
+            self._shard_frames.append(0)
+        self._shard_frames[-1] += entry.frames * len(self.meta.variants)
+        self.entries.append(entry)
+
+    def _is_full(self) -> bool:
+        return self._shard_frames[-1] >= self._shard_limit
+
+    def _open_shard(self) -> FileIO:
+        """The file that the next video goes to."""
+        if self._is_full() and self._shard_file is not None:
+            os.fsync(self._shard_file.fileno())
+            self._shard_file.close()
+            self._shard_file = None
+        if self._shard_file is None:
+            number = len(self._shard_frames) - (not self._is_full())
+            self._shard_file = (self._partial / shard_name(number)).open("ab", buffering=0)
+        return self._shard_file
+
+    def _resume(self) -> None:
+        """Reads the journal and brings the files to the last video that is whole."""
+        journal = self._partial / JOURNAL
+        settings = {**self.meta.to_dict(), "shard_frames": self._shard_limit}
+        lines = journal.read_bytes().split(b"\n")[:-1]
+        if not lines:
+            os.truncate(journal, 0)
+            lines = [json.dumps(settings).encode()]
+            _write(self._journal, lines[0] + b"\n")
+        try:
+            begun, entries = json.loads(lines[0]), [Entry(*json.loads(line)) for line in lines[1:]]
+        except (ValueError, TypeError) as error:
+            raise VimpacError(f"{journal} is damaged: remove {self._partial}") from error
+        if begun != settings:
+            raise UsageError(
+                f"{self._partial} was begun with other settings: give the same, or remove it"
+            )
+        for entry in entries:
+            self._account(entry)
+        self._check_open_shard()
+        os.truncate(journal, sum(len(line) + 1 for line in lines[: 1 + len(self.entries)]))
+
+    def _check_open_shard(self) -> None:
+        """Cuts the last shard to its journaled, intact videos and removes later shards."""
+        meta, number = self.meta, len(self._shard_frames) - 1
+        shards = [self._partial / shard_name(k) for k in range(number + 1)]
+        for file, frames in zip(shards[:-1], self._shard_frames[:-1], strict=True):
+            if not file.is_file() or file.stat().st_size != frames * meta.frame_record.itemsize:
+                raise VimpacError(f"{file} is damaged: remove {self._partial} and start again")
+        last = shards[-1]
+        last.touch()
+        size = last.stat().st_size // meta.frame_record.itemsize
+        records = np.zeros(0, meta.frame_record)
+        if size:  # an empty file cannot be mapped
+            records = np.memmap(last, meta.frame_record, "r", shape=(size,))
+        intact = 0
+        while intact < len(records) and intact < self._shard_frames[-1]:
+            if zlib.crc32(records[intact]["tokens"]) != records[intact]["crc32"]:
+                break
+            intact += 1
+        while self._shard_frames[-1] > intact:
+            self._shard_frames[-1] -= self.entries.pop().frames * len(meta.variants)
+        os.truncate(last, self._shard_frames[-1] * meta.frame_record.itemsize)
+        for file in self._partial.glob("shard-*.bin"):
+            if file not in shards:
+                file.unlink()
+
+    def _index(self) -> tuple[np.ndarray, bytes]:
+        """The index records and the names they point into."""
+        kept = [entry for entry in self.entries if not entry.skipped]
+        rows, names, shard, first = [], bytearray(), 0, 0
+        for entry in kept:
+            if first >= self._shard_limit:
+                shard, first = shard + 1, 0
+            name = entry.name.encode("utf-8", "surrogateescape")
+            rows.append((shard, entry.frames, first, len(names), len(name), entry.label))
+            names += name
+            first += entry.frames * len(self.meta.variants)
+        return np.array(rows, VIDEO_RECORD), bytes(names)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a store is at `path`; one killed just before its last rename is moved there."""
+    partial = partial_path(path)
+    if (partial / META).is_file() and not (partial / JOURNAL).exists():
+        os.replace(partial, path)
+    return (path / META).is_file()
+
+
+def frame_records(
+    tokens: np.ndarray,  # (frames, H, W)
+    meta: StoreMeta,
+) -> bytes:
+    """The frame records of some frames as a shard holds them."""
+    records = np.empty(len(tokens), meta.frame_record)
+    records["tokens"] = tokens
+    for record in records:
+        record["crc32"] = zlib.crc32(record["tokens"])
+    return records.tobytes()
+
+
+def replace_file(file: Path, data: bytes) -> None:
+    """Writes a whole file: a temporary one first, then a rename."""
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("wb", buffering=0) as stream:
+        _write(stream, data)
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """Writes all of `data`; an error of the operating system names the file."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        error.filename = file.name
+        raise
