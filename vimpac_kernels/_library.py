@@ -171,3 +171,10 @@ def define(name: str, schema: str, run: Callable, fake: Callable) -> Callable:
 def cuda_stream(tensor: torch.Tensor) -> int:
     """The current stream of a tensor's device as an integer; 0 for emulated kernels."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def device_guard(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Makes a tensor's CUDA device current where it is not, as kernel launches need."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)

@@ -8,8 +8,8 @@ once; inputs, mask and the compacted positions are written once. Serves CPU (C++
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,11 +172,91 @@ def _select(impl: str, tokens: Tensor) -> str:
     )
 
 
-_KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {}
-
-
 def _run(tokens: Tensor, seed: Tensor, *, impl: str, **plan: Any) -> tuple[Tensor, ...]:
-    return _KERNELS[impl](tokens, seed, **plan)
+    tokens = tokens.contiguous()
+    outputs = _fake(tokens, seed)
+    if tokens.numel() == 0:
+        outputs[3].zero_()
+    else:
+        numbers = _numbers(tokens, **plan)
+        with _library.device_guard(tokens):
+            _KERNELS[impl](tokens, seed, outputs, numbers)
+    return outputs
+
+
+class _Numbers(NamedTuple):
+    """The plan of one call as kernels take it, in the order of their arguments."""
+
+    token_type: int  # index in _INTEGERS
+    shape: tuple[int, ...]  # B, T, H, W
+    strategy: int  # index in STRATEGIES
+    num_blocks: int
+    max_block: tuple[int, int, int]
+    amount: int  # iid: a word below it masks its token; tube: cells masked in every frame
+    mask_token: int
+    pad_token: int | None
+    noise: int  # 0 none, 1 per token, 2 per block
+    noise_below: tuple[int, int]  # decisions below the first: mask token; the second: random id
+    vocab_size: int
+    clip_offset: int
+    row_offset: int
+
+
+def _numbers(
+    tokens: Tensor,
+    *,
+    mask_token: int,
+    strategy: str,
+    num_blocks: int,
+    ratio: float,
+    pad_token: int | None,
+    max_block: Sequence[int],
+    noise: Sequence[float],
+    noise_unit: str,
+    vocab_size: int,
+    clip_offset: int,
+    row_offset: int,
+) -> _Numbers:
+    _, _, H, W = tokens.shape
+    low, high = (noise[0], noise[0] + noise[1]) if noise else (0.0, 0.0)
+    return _Numbers(
+        token_type=_INTEGERS.index(tokens.dtype),
+        shape=tuple(tokens.shape),
+        strategy=STRATEGIES.index(strategy),
+        num_blocks=num_blocks,
+        max_block=(max_block[0], max_block[1], max_block[2]),
+        amount=round(ratio * 2**32) if strategy == "iid" else math.floor(ratio * H * W + 0.5),
+        mask_token=mask_token,
+        pad_token=pad_token,
+        noise=(2 if noise_unit == "block" else 1) if noise else 0,
+        noise_below=(round(low * 2**32), round(high * 2**32)),
+        vocab_size=vocab_size,
+        clip_offset=clip_offset,
+        row_offset=row_offset,
+    )
+
+
+def _run_cpu(tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers: _Numbers) -> None:
+    addresses = (x.data_ptr() for x in (tokens, seed, *outputs))
+    module = _library.extension("cpu")
+    module.mask_tokens_fwd(*addresses, *numbers, torch.get_num_threads())
+
+
+def _run_cuda(tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers: _Numbers) -> None:
+    addresses = (x.data_ptr() for x in (tokens, seed, *outputs))
+    module = _library.extension("cuda")
+    module.mask_tokens_fwd(*addresses, *numbers, _library.cuda_stream(tokens))
+
+
+def _run_triton(
+    tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers: _Numbers
+) -> None:
+    from vimpac_kernels._triton.mask_tokens import launch_mask_tokens_fwd
+
+    launch_mask_tokens_fwd(tokens, seed, *outputs, *numbers)
+
+
+_KERNELS = {"cpu": _run_cpu, "cuda": _run_cuda, "triton": _run_triton}
 
 
 def _fake(tokens: Tensor, seed: Tensor, **plan: Any) -> tuple[Tensor, ...]:
