@@ -250,7 +250,7 @@ def mask_tokens(
     cells = T * H * W
     seed = _philox.as_seed(seed, tokens.device)
     clip = torch.arange(B, device=tokens.device).view(B, 1) + clip_offset
-    ids = tokens.to(torch.int64).view(B, cells)
+    ids = tokens.to(torch.int64).reshape(B, cells)
     block_decision = None
     if strategy == "block":
         mask, block_decision = _boxes(seed, clip, (T, H, W), num_blocks, max_block)
@@ -271,7 +271,7 @@ def mask_tokens(
             0,
             _philox.STREAM_NOISE << 24,
         )  # (B, pairs, 4)
-        decision, draw = words.view(B, -1, 2)[:, :cells].unbind(-1)
+        decision, draw = words.unflatten(-1, (2, 2)).flatten(1, 2)[:, :cells].unbind(-1)
         if noise_unit == "block" and block_decision is not None:
             decision = block_decision
         random_ids = bounded(draw, vocab_size)
@@ -316,7 +316,7 @@ def _boxes(
         start = bounded(start_words[..., d], size - length + 1)
         at = torch.arange(size, device=seed.device)
         covers = (at >= start[..., None]) & (at < (start + length)[..., None])  # (B, K, size)
-        inside = inside & covers.view(*covers.shape[:2], *(-1 if i == d else 1 for i in range(3)))
+        inside = inside & covers.view(*covers.shape[:2], *(size if i == d else 1 for i in range(3)))
     inside = inside.flatten(2)  # (B, K, cells)
     last = torch.where(inside, block[:, None] + 1, 0).amax(1) if num_blocks else inside.sum(1)
     words = F.pad(size_words[..., 3], (1, 0))  # (B, 1 + K)
