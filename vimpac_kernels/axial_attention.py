@@ -1,0 +1,294 @@
+"""Attention along the axes of a T x H x W token grid, one [CLS] token being shared by all lines.
+
+Per line x_1..x_L: keys and queries are [x_1..x_L, CLS]; out = softmax(scale * q k^T) v; the [CLS]
+row of the output is the mean over the lines. A line fits on chip, so every kernel reads q, k, v
+and writes out once (4 units of (B, S, N, Dh)); the backward recomputes the probabilities, reads
+q, k, v, dout and writes the packed dqkv (7 units). Nothing of size L x L reaches memory.
+
+CUDA C++ and Triton serve GPUs, C++ the CPU. Joint axes ("HW", "THW") and lines longer than the
+kernels take go through F.scaled_dot_product_attention; the reference takes the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vimpac_kernels import _library, _philox, reference
+from vimpac_kernels._compiled import axial_attention as _compiled
+from vimpac_kernels._sdpa import axial_attention as _sdpa
+
+JOINT_AXES = ("HW", "THW")
+LEGAL_AXES = (
+    *("|".join(p) for n in (1, 2, 3) for p in itertools.permutations("THW", n)),
+    *JOINT_AXES,
+)
+
+
+def axial_attention(
+    qkv: Tensor,
+    grid: tuple[int, int, int],
+    axes: str = "T",
+    *,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: int | Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Attends along the axes of a token grid, with one [CLS] token for all lines.
+
+    For axes="T" and S = 1 + T*H*W it replaces::
+
+        cls, x = qkv[:, :1], qkv[:, 1:].unflatten(1, (T, H * W)).transpose(1, 2)
+        x = torch.cat((x, cls[:, None].expand(B, H * W, 1, 3, N, Dh)), 2)    # every line + [CLS]
+        q, k, v = x.transpose(2, 4).unbind(3)                                # (B, HW, N, T+1, Dh)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        out = torch.cat((y[:, :, T].mean(1, True), y[:, :, :T].transpose(1, 2).flatten(1, 2)), 1)
+
+    Args:
+        qkv: (B, S, 3, N, Dh), fp16, bf16, fp32 (fp64: reference only): the packed output of one
+            projection. S = 1 + T*H*W with [CLS] as row 0, or T*H*W. Strides with a unit last
+            stride are read in place. fp32 is cast to the autocast dtype under autocast.
+        grid: (T, H, W); the token (t, h, w) is row [1 +] (t*H + h)*W + w.
+        axes: "T", "H" or "W"; distinct axes joined by "|", such as "H|W", split the heads into
+            equal consecutive groups of one axis each; "HW" (one frame) and "THW" are joint lines.
+        key_padding_mask: (B, T, H, W) bool, True = never a key. [CLS] is never masked.
+        dropout_p: Dropout on the probabilities, [CLS] included, in [0, 1), in steps of 2^-16.
+        scale: Factor of q k^T; default Dh**-0.5.
+        seed: Of the dropout: int, or 0-d int64 tensor (read on the device, so that a captured CUDA
+            graph can change it). None draws one from PyTorch's generator.
+        impl: "auto", "cuda", "triton", "cpu", "sdpa" or "reference".
+
+    Returns:
+        (B, S, N, Dh) contiguous, dtype of qkv. Row 0 is the mean over all lines of the axis of the
+        outputs of [CLS]. A line without any key (no [CLS], all padding) gives zeros.
+
+    Raises:
+        TypeError: If a tensor has a wrong dtype.
+        ValueError: If an argument is outside its range or a shape does not fit, naming it.
+        RuntimeError: If `impl` cannot run this call, with the reason.
+
+    Softmax and accumulation in fp32. cuda, triton and cpu repeat bit for bit, forward and
+    backward; the same seed drops the same elements there and in the reference. Extra memory: fp32
+    partial sums for [CLS], at most one row per line. sdpa takes dropout without a seed only.
+    """
+    plan = _check(qkv, grid, axes, key_padding_mask, dropout_p, scale)
+    device = qkv.device
+    if qkv.dtype == torch.float32 and torch.amp.is_autocast_available(device.type):
+        if torch.is_autocast_enabled(device.type):
+            qkv = qkv.to(torch.get_autocast_dtype(device.type))
+    chosen = _select(impl, qkv, plan, seed)
+    if chosen == "sdpa":
+        return _sdpa(qkv, plan.grid, axes, key_padding_mask, dropout_p, plan.scale)
+    key = None
+    if plan.threshold > 0:
+        key = _philox.fresh_seed(device) if seed is None else _philox.as_seed(seed, device)
+    if chosen == "reference":
+        return reference.axial_attention(
+            qkv, plan.grid, axes, key_padding_mask=key_padding_mask, dropout_p=dropout_p,
+            scale=plan.scale, seed=0 if key is None else key,
+        )  # fmt: skip
+    if torch.is_grad_enabled() and qkv.requires_grad:
+        return _AxialAttention.apply(qkv, key_padding_mask, key, plan, chosen)
+    return _axial_attention_fwd(qkv, key_padding_mask, key, *plan.arguments(), chosen)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is not a tensor, with every default resolved."""
+
+    grid: tuple[int, int, int]
+    axes: str
+    scale: float
+    threshold: int  # a 16-bit dropout decision below it drops
+
+    def arguments(self) -> tuple[list[int], str, float, int]:
+        return list(self.grid), self.axes, self.scale, self.threshold
+
+    @property
+    def longest_line(self) -> int:
+        sizes = dict(zip("THW", self.grid, strict=True))
+        return max([math.prod([sizes[a] for a in name]) for name in self.axes.split("|")])
+
+
+def _check(
+    qkv: Tensor,
+    grid: tuple[int, int, int],
+    axes: str,
+    key_padding_mask: Tensor | None,
+    dropout_p: float,
+    scale: float | None,
+) -> _Plan:
+    if not qkv.is_floating_point():
+        raise TypeError(f"qkv must be fp16, bf16, fp32 or fp64, got {qkv.dtype}")
+    if qkv.dim() != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
+        raise ValueError(f"qkv must be (B, S, 3, N, Dh), got {tuple(qkv.shape)}")
+    grid = tuple(grid)  # type: ignore[assignment]
+    if len(grid) != 3 or min(grid) < 1:
+        raise ValueError(f"grid must be three sizes (T, H, W) >= 1, got {grid}")
+    B, S, _, N, Dh = qkv.shape
+    tokens = math.prod(grid)
+    if S not in (tokens, tokens + 1):
+        raise ValueError(
+            f"qkv has {S} rows, grid {grid} needs {tokens}, or {tokens + 1} with [CLS] as row 0"
+        )
+    check_axes(axes, N)
+    if key_padding_mask is not None:
+        if key_padding_mask.dtype != torch.bool:
+            raise TypeError(f"key_padding_mask must be bool, got {key_padding_mask.dtype}")
+        if key_padding_mask.shape != (B, *grid):
+            raise ValueError(
+                f"key_padding_mask must be (B, T, H, W) = {(B, *grid)}, "
+                f"got {tuple(key_padding_mask.shape)}"
+            )
+        if key_padding_mask.device != qkv.device:
+            raise ValueError(
+                f"key_padding_mask is on {key_padding_mask.device}, qkv on {qkv.device}"
+            )
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    scale = Dh**-0.5 if scale is None else float(scale)
+    return _Plan(grid, axes, scale, _philox.dropout_threshold(dropout_p))
+
+
+def check_axes(axes: str, num_heads: int) -> None:
+    """Raises ValueError if `axes` is not legal or does not split `num_heads` evenly."""
+    if axes not in LEGAL_AXES:
+        raise ValueError(f"axes must be one of {', '.join(LEGAL_AXES)}, got {axes!r}")
+    groups = axes.count("|") + 1
+    if num_heads % groups:
+        raise ValueError(f"axes {axes!r} needs heads in {groups} equal groups, got {num_heads}")
+
+
+_HALF = (torch.float16, torch.bfloat16)
+# What each kernel takes: dtypes, head dims (None: up to 256), tokens of a line.
+_LIMITS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None, int]] = {
+    "cuda": ((*_HALF, torch.float32), (32, 64, 128), 64),
+    "triton": ((*_HALF, torch.float32), (16, 32, 64, 128), 64),
+    "cpu": ((*_HALF, torch.float32), None, 256),
+}
+
+
+def _limit(impl: str, qkv: Tensor, plan: _Plan) -> str | None:
+    dtypes, head_dims, max_line = _LIMITS[impl]
+    head_dim = qkv.shape[-1]
+    if plan.axes in JOINT_AXES:
+        return "joint axes go through F.scaled_dot_product_attention (impl='sdpa')"
+    if plan.longest_line > max_line:
+        return f"a line has {plan.longest_line} tokens, it takes at most {max_line}"
+    if qkv.dtype not in dtypes:
+        return f"it does not take {qkv.dtype}"
+    if head_dims is None:
+        return None if head_dim <= 256 else f"it takes head dims up to 256, not {head_dim}"
+    return None if head_dim in head_dims else f"it takes head dims {head_dims}, not {head_dim}"
+
+
+def _select(impl: str, qkv: Tensor, plan: _Plan, seed: int | Tensor | None) -> str:
+    device = qkv.device.type
+
+    def kernel(name: str) -> tuple[str, Callable[[], str | None]]:
+        problem = _library.backend_problem
+        return name, lambda: _limit(name, qkv, plan) or problem(name, "axial_attention", device)
+
+    def sdpa() -> str | None:
+        if qkv.dtype == torch.float64:
+            return "fp64 is for the reference"
+        if plan.threshold > 0 and seed is not None:
+            return "it draws dropout from PyTorch's generator and cannot follow a seed"
+        return None
+
+    last = [("sdpa", sdpa), ("reference", lambda: None)]
+    if device == "cpu" and _limit("cpu", qkv, plan) is None:
+        last.reverse()  # on short lines of the CPU the eager formula is the faster of the two
+    candidates = [kernel("cuda"), kernel("triton"), kernel("cpu"), *last]
+    return _library.select("axial_attention", impl, candidates)
+
+
+class _AxialAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        key_padding_mask: Tensor | None,
+        seed: Tensor | None,
+        plan: _Plan,
+        impl: str,
+    ) -> Tensor:
+        ctx.save_for_backward(qkv, key_padding_mask, seed)
+        ctx.plan, ctx.impl = plan, impl
+        return _axial_attention_fwd(qkv, key_padding_mask, seed, *plan.arguments(), impl)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None, None, None]:
+        tensors, arguments = ctx.saved_tensors, ctx.plan.arguments()
+        dqkv = _axial_attention_bwd(dout.contiguous(), *tensors, *arguments, ctx.impl)
+        return dqkv, None, None, None, None
+
+
+# A backend is a row: forward (qkv, key_padding_mask, seed, grid, axes, scale, threshold) -> out,
+# backward (dout, qkv, ...) -> dqkv. They get a non-empty batch, a unit last stride of qkv, a
+# contiguous key_padding_mask and dout, a seed iff threshold > 0; both outputs are contiguous.
+def _launcher(impl: str, direction: str) -> Callable[..., Tensor]:
+    if impl == "triton":  # imported late: it takes a while, and needs triton
+        module = importlib.import_module("vimpac_kernels._triton.axial_attention")
+    else:
+        module = _compiled
+    return getattr(module, f"launch_{impl}_{direction}")
+
+
+def _fwd(
+    qkv: Tensor, key_padding_mask: Tensor | None, seed: Tensor | None, *arguments: Any
+) -> Tensor:
+    *plan, impl = arguments
+    if qkv.shape[0] == 0:
+        return _fwd_fake(qkv)
+    qkv, padding = _readable(qkv, key_padding_mask)
+    return _launcher(impl, "fwd")(qkv, padding, seed, *plan)
+
+
+def _bwd(
+    dout: Tensor,
+    qkv: Tensor,
+    key_padding_mask: Tensor | None,
+    seed: Tensor | None,
+    *arguments: Any,
+) -> Tensor:
+    *plan, impl = arguments
+    if qkv.shape[0] == 0:
+        return _bwd_fake(dout, qkv)
+    qkv, padding = _readable(qkv, key_padding_mask)
+    return _launcher(impl, "bwd")(dout, qkv, padding, seed, *plan)
+
+
+def _readable(qkv: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    return qkv, None if key_padding_mask is None else key_padding_mask.contiguous()
+
+
+def _fwd_fake(qkv: Tensor, *_: Any) -> Tensor:
+    B, S, _three, N, Dh = qkv.shape
+    return qkv.new_empty((B, S, N, Dh))
+
+
+def _bwd_fake(dout: Tensor, qkv: Tensor, *_: Any) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+_ARGUMENTS = (
+    "Tensor qkv, Tensor? key_padding_mask, Tensor? seed, int[] grid, str axes, float scale, "
+    "int threshold, str impl) -> Tensor"
+)
+_axial_attention_fwd = _library.define("axial_attention_fwd", f"({_ARGUMENTS}", _fwd, _fwd_fake)
+_axial_attention_bwd = _library.define(
+    "axial_attention_bwd", f"(Tensor dout, {_ARGUMENTS}", _bwd, _bwd_fake
+)

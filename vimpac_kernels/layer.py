@@ -1,0 +1,152 @@
+"""`AxialAttention`: multi-head attention along the axes of a token grid, as a layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vimpac_kernels.axial_attention import axial_attention, check_axes
+
+
+class AxialAttention(nn.Module):
+    """Projects to q, k, v, attends along `axes` with one [CLS], and projects back.
+
+    Parameters are named and shaped as in `nn.MultiheadAttention`, which axes="THW" equals.
+
+    Args:
+        embed_dim: Width D of the input and output.
+        num_heads: Heads N, divisible by the number of axes in `axes`.
+        axes: As in `axial_attention`: "T", "H|W", "THW", ...
+        head_dim: Width Dh of a head; default embed_dim // num_heads.
+        dropout: Probability of dropping a softmax weight while training.
+        bias: Whether both projections have a bias.
+        impl: As in `axial_attention`.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If `axes` is not legal, or a size does not divide.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        axes: str = "H|W",
+        *,
+        head_dim: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        impl: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_axes(axes, num_heads)
+        if head_dim is None:
+            if embed_dim % num_heads:
+                raise ValueError(f"embed_dim {embed_dim} is not a multiple of {num_heads} heads")
+            head_dim = embed_dim // num_heads
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
+        self.axes, self.dropout, self.impl = axes, dropout, impl
+        inner = num_heads * head_dim
+        weight = torch.empty((3 * inner, embed_dim), device=device, dtype=dtype)
+        self.in_proj_weight = nn.Parameter(weight)
+        if bias:
+            empty = torch.empty(3 * inner, device=device, dtype=dtype)
+            self.in_proj_bias: nn.Parameter | None = nn.Parameter(empty)
+        else:
+            self.register_parameter("in_proj_bias", None)
+        self.out_proj = nn.Linear(inner, embed_dim, bias=bias, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises as `nn.MultiheadAttention` does: Xavier-uniform q, k, v, zero biases."""
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        self.out_proj.reset_parameters()
+        for bias in (self.in_proj_bias, self.out_proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    @classmethod
+    def from_multihead_attention(
+        cls, mha: nn.MultiheadAttention, axes: str = "H|W", *, impl: str = "auto"
+    ) -> AxialAttention:
+        """A layer with a copy of the weights of `mha`, on its device and in its dtype.
+
+        Args:
+            mha: Self-attention with one width for q, k and v. The layer takes (B, S, D) whatever
+                its `batch_first`.
+            axes: As in `axial_attention`.
+            impl: As in `axial_attention`.
+
+        Raises:
+            ValueError: If `mha` has kdim or vdim of its own, add_bias_kv or add_zero_attn.
+        """
+        if mha.in_proj_weight is None or mha.bias_k is not None or mha.add_zero_attn:
+            raise ValueError(
+                "mha must be self-attention without kdim, vdim, add_bias_kv and add_zero_attn"
+            )
+        weight = mha.in_proj_weight
+        layer = cls(
+            mha.embed_dim,
+            mha.num_heads,
+            axes,
+            dropout=mha.dropout,
+            bias=mha.in_proj_bias is not None,
+            impl=impl,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        layer.load_state_dict(mha.state_dict())
+        return layer.train(mha.training)
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int, int] | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            x: (B, 1 + T*H*W, D) with [CLS] as row 0, (B, T*H*W, D), or (B, T, H, W, D).
+            grid: (T, H, W); needed with the first two, taken from the shape of the third.
+            key_padding_mask: (B, T, H, W) bool, True = never a key.
+
+        Returns:
+            The shape of x.
+
+        Raises:
+            ValueError: If the shape of x and `grid` do not fit.
+        """
+        if x.dim() == 5:
+            _, T, H, W, _ = x.shape
+            if grid is not None and tuple(grid) != (T, H, W):
+                raise ValueError(f"grid {tuple(grid)} does not fit x {tuple(x.shape)}")
+            return self.forward(x.flatten(1, 3), (T, H, W), key_padding_mask).view(x.shape)
+        if x.dim() != 3 or grid is None:
+            raise ValueError(
+                f"x must be (B, T, H, W, D), or (B, [1 +] T*H*W, D) with grid=(T, H, W), "
+                f"got {tuple(x.shape)} and grid={grid}"
+            )
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        out = axial_attention(
+            qkv.unflatten(-1, (3, self.num_heads, self.head_dim)),
+            grid,
+            self.axes,
+            key_padding_mask=key_padding_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            impl=self.impl,
+        )
+        return self.out_proj(out.flatten(2))
+
+    def extra_repr(self) -> str:
+        """Sizes for `repr`."""
+        return (
+            f"{self.embed_dim}, {self.num_heads}, axes={self.axes!r}, head_dim={self.head_dim}, "
+            f"dropout={self.dropout}"
+        )
