@@ -1,0 +1,364 @@
+"""Axial attention in Triton: one program owns one tile of whole lines of one head of one clip.
+
+A tile has BLOCK rows and holds floor(BLOCK / L) lines of L tokens, block-diagonally; [CLS] stays
+outside it, as one more key column and one query per line on CUDA cores. q, k, v are read once,
+out is written once; the backward reads q, k, v, dout once, recomputes the probabilities and writes
+the packed dqkv. All axes of a call run in one launch: their units write disjoint heads.
+[CLS] needs sums over all lines of an axis: each tile writes fp32 partials to a slot of its own, and
+a second small kernel adds them in order, so results repeat bit for bit. Bound by memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vimpac_kernels._triton.axial_tiles import (
+    dot,
+    keep_factors,
+    load_rows,
+    masks,
+    pick,
+    probabilities,
+    tile_rows,
+    unit,
+)
+
+# (rows of a tile, bytes of an element) -> warps of (forward, backward): the fewest without a spill
+# at head dim 64. With one warp per 16 rows a softmax row never leaves its warp. fp32 products run
+# on CUDA cores with their operands in registers, which takes more warps; the fp32 backward still
+# spills at 32 rows and more (fp32 is there to check by, 16-bit to train with).
+WARPS = {
+    (16, 2): (1, 2),
+    (32, 2): (2, 4),
+    (64, 2): (4, 8),
+    (16, 4): (4, 8),
+    (32, 4): (8, 8),
+    (64, 4): (8, 16),
+}
+_AXIS_IDS = {"T": 0, "H": 1, "W": 2}
+_LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def axial_attention_fwd_kernel(
+    qkv,  # (B, S, 3, N, D)
+    out,  # (B, S, N, D)
+    partial,  # (B, N, max tiles, D) fp32: sums over the tile's lines of [CLS]'s outputs
+    padding,  # (B, T*H*W) uint8 or unused
+    seed_at,  # 0-d int64 or unused
+    B, T, H, W, N, heads, tiles0, tiles1, tiles2, slots,
+    stride_b, stride_s, stride_3, stride_n,
+    scale, threshold, keep_scale,
+    AXES: tl.constexpr,
+    HAS_CLS: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    clip, head, tile, axis, length, lines, tiles = unit(
+        T, H, W, heads, tiles0, tiles1, tiles2, AXES, B, BLOCK
+    )
+    line, index, token, live, slot, held = tile_rows(tile, axis, length, lines, T, H, W, BLOCK)
+    first = 1 if HAS_CLS else 0
+    base = qkv + clip.to(tl.int64) * stride_b + head * stride_n
+    q = load_rows(base, token + first, stride_s, live, D)
+    k = load_rows(base + stride_3, token + first, stride_s, live, D)
+    v = load_rows(base + 2 * stride_3, token + first, stride_s, live, D)
+    d = tl.arange(0, D)
+    q_cls = tl.load(base + d).to(tl.float32)
+    k_cls = tl.load(base + stride_3 + d).to(tl.float32)
+    v_cls = tl.load(base + 2 * stride_3 + d).to(tl.float32)
+    allowed, own, exists = masks(line, live, slot, held, tile, lines, token, padding, clip,
+                                  T * H * W, PADDED, SLOTS)  # fmt: skip
+    p, column, row, self = probabilities(
+        q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, PRECISION
+    )
+    if DROPOUT:
+        first_line = clip * lines
+        f_p, f_column, f_row, f_self = keep_factors(
+            tl.load(seed_at), threshold, line + first_line, index,
+            tl.arange(0, SLOTS) + tile * held + first_line, length, head | (axis << 16), keep_scale,
+            SLOTS, BLOCK,
+        )  # fmt: skip
+        p, column, row, self = p * f_p, column * f_column, row * f_row, self * f_self
+    o = dot(p.to(v.dtype), v, PRECISION)
+    if HAS_CLS:
+        o += column[:, None] * v_cls[None, :]
+        row = tl.sum(tl.where(exists[:, None], row, 0.0), 0)
+        weight = tl.sum(tl.where(exists, self, 0.0), 0)
+        total = tl.sum(row[:, None] * v.to(tl.float32), 0) + weight * v_cls
+        tl.store(partial + ((clip * N + head).to(tl.int64) * slots + tile) * D + d, total)
+    S = T * H * W + first
+    at = out + (clip.to(tl.int64) * S * N + head) * D
+    at += (token + first)[:, None] * (N * D) + d[None, :]
+    tl.store(at, o.to(out.dtype.element_ty), mask=live[:, None])
+
+
+@triton.jit
+def axial_attention_bwd_kernel(
+    qkv,  # (B, S, 3, N, D)
+    dout,  # (B, S, N, D) contiguous
+    dqkv,  # (B, S, 3, N, D) contiguous
+    partial,  # (B, N, max tiles, 3, D) fp32: the tile's part of dq, dk, dv of [CLS]
+    padding,  # (B, T*H*W) uint8 or unused
+    seed_at,  # 0-d int64 or unused
+    B, T, H, W, N, heads, tiles0, tiles1, tiles2, slots,
+    stride_b, stride_s, stride_3, stride_n,
+    scale, threshold, keep_scale,
+    AXES: tl.constexpr,
+    HAS_CLS: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    clip, head, tile, axis, length, lines, tiles = unit(
+        T, H, W, heads, tiles0, tiles1, tiles2, AXES, B, BLOCK
+    )
+    line, index, token, live, slot, held = tile_rows(tile, axis, length, lines, T, H, W, BLOCK)
+    first = 1 if HAS_CLS else 0
+    S = T * H * W + first
+    base = qkv + clip.to(tl.int64) * stride_b + head * stride_n
+    d = tl.arange(0, D)
+    q = load_rows(base, token + first, stride_s, live, D)
+    k = load_rows(base + stride_3, token + first, stride_s, live, D)
+    v = load_rows(base + 2 * stride_3, token + first, stride_s, live, D)
+    q_cls = tl.load(base + d).to(tl.float32)
+    k_cls = tl.load(base + stride_3 + d).to(tl.float32)
+    v_cls = tl.load(base + 2 * stride_3 + d).to(tl.float32)
+    dout_base = dout + (clip.to(tl.int64) * S * N + head) * D
+    do = load_rows(dout_base, token + first, N * D, live, D)
+    do_cls = tl.load(dout_base + d).to(tl.float32) / lines
+    allowed, own, exists = masks(line, live, slot, held, tile, lines, token, padding, clip,
+                                  T * H * W, PADDED, SLOTS)  # fmt: skip
+    p, column, row, self = probabilities(
+        q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, PRECISION
+    )
+    dp = dot(do, tl.trans(v), PRECISION)
+    d_column = tl.sum(do.to(tl.float32) * v_cls[None, :], 1)
+    d_row = tl.sum(v.to(tl.float32) * do_cls[None, :], 1)[None, :] + tl.zeros_like(row)
+    d_self = tl.sum(v_cls * do_cls, 0) + tl.zeros_like(self)
+    dropped, dropped_column, dropped_row, dropped_self = p, column, row, self
+    if DROPOUT:
+        first_line = clip * lines
+        f_p, f_column, f_row, f_self = keep_factors(
+            tl.load(seed_at), threshold, line + first_line, index,
+            tl.arange(0, SLOTS) + tile * held + first_line, length, head | (axis << 16), keep_scale,
+            SLOTS, BLOCK,
+        )  # fmt: skip
+        dropped, dropped_column, dropped_row, dropped_self = (
+            p * f_p, column * f_column, row * f_row, self * f_self
+        )  # fmt: skip
+        dp, d_column, d_row, d_self = dp * f_p, d_column * f_column, d_row * f_row, d_self * f_self
+    if HAS_CLS:
+        delta = tl.sum(p * dp, 1) + column * d_column
+        ds_column = column * (d_column - delta)
+        row_delta = tl.sum(row * d_row, 1) + self * d_self
+        ds_row = row * (d_row - row_delta[:, None])
+        ds_self = tl.where(exists, self * (d_self - row_delta), 0.0)
+        ds_row = tl.sum(tl.where(exists[:, None], ds_row, 0.0), 0)  # (BLOCK,)
+        dropped_row = tl.sum(tl.where(exists[:, None], dropped_row, 0.0), 0)
+    else:
+        delta = tl.sum(p * dp, 1)
+    ds = p * (dp - delta[:, None])
+    factor = scale * 0.6931471805599453  # scale carries log2(e)
+    low = ds.to(q.dtype)
+    dq = dot(low, k, PRECISION)
+    dk = dot(tl.trans(low), q, PRECISION)
+    dv = dot(tl.trans(dropped.to(do.dtype)), do, PRECISION)
+    if HAS_CLS:
+        dq += ds_column[:, None] * k_cls[None, :]
+        dk += ds_row[:, None] * q_cls[None, :]
+        dv += dropped_row[:, None] * do_cls[None, :]
+        ds_lines = tl.sum(ds_self, 0)
+        weight = tl.sum(tl.where(exists, dropped_self, 0.0), 0)
+        dq_cls = (tl.sum(ds_row[:, None] * k.to(tl.float32), 0) + ds_lines * k_cls) * factor
+        dk_cls = (tl.sum(ds_column[:, None] * q.to(tl.float32), 0) + ds_lines * q_cls) * factor
+        dv_cls = tl.sum(dropped_column[:, None] * do.to(tl.float32), 0) + weight * do_cls
+        at = partial + ((clip * N + head).to(tl.int64) * slots + tile) * (3 * D) + d
+        tl.store(at, dq_cls)
+        tl.store(at + D, dk_cls)
+        tl.store(at + 2 * D, dv_cls)
+    at = dqkv + (clip.to(tl.int64) * S * 3 * N + head) * D
+    at += (token + first)[:, None] * (3 * N * D) + d[None, :]
+    tl.store(at, (dq * factor).to(dqkv.dtype.element_ty), mask=live[:, None])
+    tl.store(at + N * D, (dk * factor).to(dqkv.dtype.element_ty), mask=live[:, None])
+    tl.store(at + 2 * N * D, dv.to(dqkv.dtype.element_ty), mask=live[:, None])
+
+
+@triton.jit
+def axial_attention_cls_kernel(
+    partial,  # (B, N, slots, parts, D) fp32
+    out,  # (B, S, parts, N, D): row 0 is written
+    T, H, W, S, N, heads, tiles0, tiles1, tiles2, slots,
+    AXES: tl.constexpr,
+    MEAN: tl.constexpr,
+    PARTS: tl.constexpr,
+    D: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Adds the partials of one (clip, head, part) in order of their slots."""
+    pid = tl.program_id(0)
+    part = pid % PARTS
+    head = pid // PARTS % N
+    clip = (pid // (PARTS * N)).to(tl.int64)
+    group = head // heads
+    tiles = pick(group, tiles0, tiles1, tiles2)
+    d = tl.arange(0, D)
+    at = partial + ((clip * N + head) * slots * PARTS + part) * D + d[None, :]
+    total = tl.zeros((D,), tl.float32)
+    start = 0
+    while start < tiles:
+        slot = start + tl.arange(0, CHUNK)[:, None]
+        total += tl.sum(tl.load(at + slot * (PARTS * D), mask=slot < tiles, other=0.0), 0)
+        start += CHUNK
+    if MEAN:
+        axis = pick(group, AXES % 4, AXES // 4 % 4, AXES // 16)
+        total = total / (T * H * W // pick(axis, T, H, W))
+    tl.store(out + ((clip * S * PARTS + part) * N + head) * D + d, total.to(out.dtype.element_ty))
+
+
+def _launch_arguments(
+    qkv: Tensor,
+    grid: Sequence[int],
+    axes: str,
+    key_padding_mask: Tensor | None,
+    threshold: int,
+    scale: float,
+) -> tuple[int, list[Any], dict[str, Any], list[int]]:
+    """Programs, scalar arguments, compile-time arguments and tiles per axis of a call."""
+    B, S, _, N, D = qkv.shape
+    names = axes.split("|")
+    lengths = [grid[_AXIS_IDS[name]] for name in names]
+    block = max(16, triton.next_power_of_2(max(lengths)))
+    tokens = grid[0] * grid[1] * grid[2]
+    tiles = [-(-(tokens // length) // (block // length)) for length in lengths]
+    padded_tiles = tiles + [1] * (3 - len(tiles))
+    heads = N // len(names)
+    scalars = [B, *grid, N, heads, *padded_tiles, max(tiles)]
+    scalars += [qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(3)]
+    scalars += [scale * _LOG2E, threshold, 65536 / (65536 - threshold)]
+    constants = {
+        "AXES": sum(_AXIS_IDS[name] << 2 * i for i, name in enumerate(names)),
+        "HAS_CLS": tokens + 1 == S,
+        "PADDED": key_padding_mask is not None,
+        "DROPOUT": threshold > 0,
+        "BLOCK": block,
+        "SLOTS": triton.next_power_of_2(block // min(lengths)),
+        "D": D,
+        "PRECISION": "widen" if triton.knobs.runtime.interpret else "ieee",
+    }
+    return B * heads * sum(tiles), scalars, constants, padded_tiles
+
+
+def _warps(qkv: Tensor, constants: dict[str, Any], *, backward: bool) -> int:
+    return WARPS[constants["BLOCK"], qkv.element_size()][backward]
+
+
+def launch_triton_fwd(
+    qkv: Tensor,  # (B, S, 3, N, Dh)
+    key_padding_mask: Tensor | None,  # (B, T, H, W) bool, contiguous
+    seed: Tensor | None,  # 0-d int64
+    grid: list[int],
+    axes: str,
+    scale: float,
+    threshold: int,
+) -> Tensor:  # (B, S, N, Dh)
+    """Launches the forward kernels."""
+    B, S, _, N, D = qkv.shape
+    out = qkv.new_empty(B, S, N, D)
+    programs, scalars, constants, tiles = _launch_arguments(
+        qkv, grid, axes, key_padding_mask, threshold, scale
+    )
+    partial = _partials(qkv, max(tiles), 1, constants["HAS_CLS"])
+    padding = qkv if key_padding_mask is None else key_padding_mask.view(torch.uint8)
+    seed = qkv if seed is None else seed  # unused, as padding then
+    warps = _warps(qkv, constants, backward=False)
+    axial_attention_fwd_kernel[(programs,)](
+        qkv, out, partial, padding, seed, *scalars, **constants, num_warps=warps
+    )
+    if constants["HAS_CLS"]:
+        _add_cls(partial, out, grid, scalars, constants["AXES"], mean=True)
+    return out
+
+
+def launch_triton_bwd(
+    dout: Tensor,  # (B, S, N, Dh)
+    qkv: Tensor,  # (B, S, 3, N, Dh)
+    key_padding_mask: Tensor | None,
+    seed: Tensor | None,
+    grid: list[int],
+    axes: str,
+    scale: float,
+    threshold: int,
+) -> Tensor:  # dqkv (B, S, 3, N, Dh)
+    """Launches the backward kernels."""
+    B, S, _, N, D = qkv.shape
+    dqkv = qkv.new_empty(B, S, 3, N, D)
+    programs, scalars, constants, tiles = _launch_arguments(
+        qkv, grid, axes, key_padding_mask, threshold, scale
+    )
+    partial = _partials(qkv, max(tiles), 3, constants["HAS_CLS"])
+    padding = qkv if key_padding_mask is None else key_padding_mask.view(torch.uint8)
+    seed = qkv if seed is None else seed  # unused, as padding then
+    axial_attention_bwd_kernel[(programs,)](
+        qkv, dout, dqkv, partial, padding, seed, *scalars, **constants,
+        num_warps=_warps(qkv, constants, backward=True),
+    )  # fmt: skip
+    if constants["HAS_CLS"]:
+        _add_cls(partial, dqkv, grid, scalars, constants["AXES"], mean=False)
+    return dqkv
+
+
+def _partials(qkv: Tensor, slots: int, parts: int, has_cls: bool) -> Tensor:
+    """Room for the tiles' sums over [CLS], fp32."""
+    B, _, _, N, D = qkv.shape
+    return qkv.new_empty((B, N, slots, parts, D) if has_cls else (1,), dtype=torch.float32)
+
+
+def _add_cls(
+    partial: Tensor,  # (B, N, slots, parts, Dh)
+    out: Tensor,  # (B, S, [3,] N, Dh)
+    grid: Sequence[int],
+    scalars: list[Any],
+    axes: int,
+    *,
+    mean: bool,
+) -> None:
+    B, N, _, parts, D = partial.shape
+    heads_and_tiles = scalars[5:10]
+    axial_attention_cls_kernel[(B * N * parts,)](
+        partial, out, *grid, out.shape[1], N, *heads_and_tiles,
+        AXES=axes, MEAN=mean, PARTS=parts, D=D, CHUNK=16, num_warps=1,
+    )  # fmt: skip
+
+
+def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Kernels with the arguments of a real call on meta tensors, for the static report."""
+    small, large = ((5, 16, 16), "T", 8, 64), ((10, 32, 32), "H|W", 16, 64)
+    for dtype, shapes in ((torch.bfloat16, (small, large)), (torch.float32, (small,))):
+        for grid, axes, N, D in shapes:
+            S = 1 + grid[0] * grid[1] * grid[2]
+            qkv = torch.empty(2, S, 3, N, D, dtype=dtype, device="meta")
+            out, partial = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
+            seed = torch.empty((), dtype=torch.int64, device="meta")
+            mask = torch.empty(2, *grid, dtype=torch.bool, device="meta")
+            _, scalars, constants, _ = _launch_arguments(qkv, grid, axes, mask, 6554, D**-0.5)
+            shared = (partial, mask.view(torch.uint8), seed, *scalars)
+            for kernel, tensors in (
+                (axial_attention_fwd_kernel, (qkv, out)),
+                (axial_attention_bwd_kernel, (qkv, out, qkv)),
+            ):
+                warps = _warps(qkv, constants, backward=len(tensors) == 3)
+                yield kernel, (*tensors, *shared), {**constants, "num_warps": warps}

@@ -1,0 +1,151 @@
+"""What the axial attention kernels compute per tile: its rows, masks, probabilities and dropout."""
+
+import triton
+import triton.language as tl
+
+from vimpac_kernels._triton.philox import keep_each, keep_rows
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr):
+    """a @ b with fp32 accumulation; Triton's interpreter multiplies bf16 bit patterns, so widen."""
+    if PRECISION == "widen":
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def pick(group, a, b, c):
+    return tl.where(group == 0, a, tl.where(group == 1, b, c))
+
+
+@triton.jit
+def unit(T, H, W, heads, tiles0, tiles1, tiles2, AXES: tl.constexpr, B, BLOCK: tl.constexpr):
+    """Maps the program to its unit: (clip, head, tile, axis, L, lines of the axis, tiles)."""
+    pid = tl.program_id(0)
+    first1 = B * heads * tiles0
+    first2 = first1 + B * heads * tiles1
+    group = (pid >= first1).to(tl.int32) + (pid >= first2).to(tl.int32)
+    unit = pid - pick(group, 0, first1, first2)
+    axis = pick(group, AXES % 4, AXES // 4 % 4, AXES // 16)
+    tiles = pick(group, tiles0, tiles1, tiles2)
+    length = pick(axis, T, H, W)
+    head = group * heads + unit % heads
+    tile = unit // heads % tiles
+    clip = unit // (heads * tiles)
+    return clip, head, tile, axis, length, T * H * W // length, tiles
+
+
+@triton.jit
+def tile_rows(tile, axis, length, lines, T, H, W, BLOCK: tl.constexpr):
+    """Per row of the tile: line, number in the line, token in the clip, and whether it exists."""
+    row = tl.arange(0, BLOCK)
+    held = BLOCK // length
+    slot = row // length
+    line = tile * held + slot
+    index = row - slot * length
+    inner = pick(axis, H * W, W, 1)
+    token = line // inner * pick(axis, 0, H * W, W) + line % inner + index * pick(axis, H * W, W, 1)
+    return line, index, token, (slot < held) & (line < lines), slot, held
+
+
+@triton.jit
+def load_rows(base, token, stride, live, D: tl.constexpr):
+    at = base + token[:, None] * stride + tl.arange(0, D)[None, :]
+    return tl.load(at, mask=live[:, None], other=0.0)  # (BLOCK, D)
+
+
+@triton.jit
+def probabilities(
+    q,  # (BLOCK, D)
+    k,  # (BLOCK, D)
+    q_cls,  # (D,) fp32
+    k_cls,  # (D,) fp32
+    allowed,  # (BLOCK, BLOCK)
+    own,  # (SLOTS, BLOCK): keys of each line
+    scale,
+    HAS_CLS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Softmax of the token queries, (BLOCK, BLOCK) and [CLS]'s column, and of the [CLS] queries."""
+    s = tl.where(allowed, dot(q, tl.trans(k), PRECISION) * scale, -float("inf"))
+    top = tl.max(s, 1)
+    if HAS_CLS:
+        column = tl.sum(q.to(tl.float32) * k_cls[None, :], 1) * scale
+        top = tl.maximum(top, column)
+    else:
+        column = tl.zeros_like(top) - float("inf")
+        top = tl.where(top == -float("inf"), 0.0, top)
+    p, p_column = tl.exp2(s - top[:, None]), tl.exp2(column - top)
+    total = tl.sum(p, 1) + p_column
+    inverse = tl.where(total > 0, 1.0 / total, 0.0)
+    p, p_column = p * inverse[:, None], p_column * inverse
+    if HAS_CLS:
+        s_row = tl.sum(k.to(tl.float32) * q_cls[None, :], 1) * scale
+        s_row = tl.where(own, s_row[None, :], -float("inf"))
+        s_self = tl.sum(q_cls * k_cls, 0) * scale
+        row_top = tl.maximum(tl.max(s_row, 1), s_self)
+        row, self = tl.exp2(s_row - row_top[:, None]), tl.exp2(s_self - row_top)
+        row_inverse = 1.0 / (tl.sum(row, 1) + self)
+        row, self = row * row_inverse[:, None], self * row_inverse
+    else:
+        row, self = own.to(tl.float32), tl.zeros_like(tl.sum(own.to(tl.float32), 1))
+    return p, p_column, row, self  # (BLOCK, BLOCK), (BLOCK,), (SLOTS, BLOCK), (SLOTS,)
+
+
+@triton.jit
+def keep_factors(
+    seed,
+    threshold,
+    line,
+    index,
+    own_line,  # (SLOTS,)
+    length,
+    last,  # head | axis << 16
+    keep_scale,
+    SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Dropout factors, 0 or `keep_scale`, for everything `_probabilities` returns."""
+    zero = tl.zeros((BLOCK, BLOCK), tl.int32)
+    if SLOTS == 1:  # column == key number, so eight decisions share a call
+        flat = tl.zeros((BLOCK, 1), tl.int32)
+        p = keep_rows(seed, threshold, index[:, None], line[:, None], flat + last, BLOCK, BLOCK)
+    else:
+        p = keep_each(
+            seed,
+            threshold,
+            index[None, :] + zero,
+            index[:, None] + zero,
+            line[:, None] + zero,
+            zero + last,
+        )
+    flat = tl.zeros((BLOCK,), tl.int32)
+    column = keep_each(seed, threshold, flat + length, index, line, flat + last)
+    wide = tl.zeros((SLOTS, BLOCK), tl.int32)
+    row = keep_each(
+        seed, threshold, index[None, :] + wide, wide + length, own_line[:, None] + wide, wide + last
+    )
+    thin = tl.zeros((SLOTS,), tl.int32)
+    self = keep_each(seed, threshold, thin + length, thin + length, own_line, thin + last)
+    return (
+        tl.where(p, keep_scale, 0.0),
+        tl.where(column, keep_scale, 0.0),
+        tl.where(row, keep_scale, 0.0),
+        tl.where(self, keep_scale, 0.0),
+    )
+
+
+@triton.jit
+def masks(line, live, slot, held, tile, lines, token, padding, clip, tokens, PADDED: tl.constexpr,
+           SLOTS: tl.constexpr):  # fmt: skip
+    """Which (query, key) pairs of the tile, and which keys of each line, take part."""
+    key = live
+    if PADDED:
+        hidden = tl.load(padding + clip.to(tl.int64) * tokens + token, mask=live, other=1)
+        key = live & (hidden == 0)
+    number = tl.arange(0, SLOTS)
+    own = (slot[None, :] == number[:, None]) & key[None, :]
+    exists = (number < held) & (tile * held + number < lines)
+    return (slot[:, None] == slot[None, :]) & key[None, :], own, exists
