@@ -17,9 +17,9 @@ constexpr unsigned kWarp = 32;
 struct Block;
 
 struct AsyncCopy {
-  void* dst;
-  const void* src;
-  size_t bytes, filled;
+  uint32_t* dst;
+  const uint32_t* src; // null: zeros
+  int words;
 };
 
 enum class State { kReady, kWaiting, kDone };

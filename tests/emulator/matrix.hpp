@@ -98,7 +98,8 @@ void ldmatrix(uint32_t (&out)[N], const void* row, EMULATOR_HERE) {
   emulator::collective("ldmatrix", ~0u, mine, combine, here);
 }
 
-// The copy takes place when it is waited for; until then the destination reads as NaN.
+// The copy takes place when it is waited for; until then the destination reads as NaN. Copies go
+// word by word, since sanitizers do not see what the compiler makes of a short memcpy.
 template <int Bytes>
 void cp_async(void* dst, const void* src, bool valid = true, EMULATOR_HERE) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
@@ -108,9 +109,12 @@ void cp_async(void* dst, const void* src, bool valid = true, EMULATOR_HERE) {
       (valid && reinterpret_cast<uintptr_t>(src) % Bytes != 0))
     emulator::fail("an address is not aligned to " + std::to_string(Bytes) + " bytes", "cp_async",
                    here);
-  std::memset(dst, 0xff, Bytes);
+  for (int i = 0; i < Bytes / 4; ++i)
+    static_cast<uint32_t*>(dst)[i] = ~0u;
   emulator::Unchecked scope;
-  emulator::current->copies.back().push_back({dst, src, Bytes, valid ? size_t{Bytes} : 0});
+  emulator::current->copies.back().push_back({static_cast<uint32_t*>(dst),
+                                              valid ? static_cast<const uint32_t*>(src) : nullptr,
+                                              Bytes / 4});
 }
 
 inline void cp_async_commit() {
@@ -122,12 +126,9 @@ template <int Pending = 0>
 void cp_async_wait() {
   auto& groups = emulator::current->copies;
   while (groups.size() > Pending + 1) { // the open group does not count
-    for (const emulator::AsyncCopy& copy : groups.front()) {
-      if (copy.filled != 0)
-        std::memcpy(copy.dst, copy.src, copy.filled);
-      else
-        std::memset(copy.dst, 0, copy.bytes);
-    }
+    for (const emulator::AsyncCopy& copy : groups.front())
+      for (int i = 0; i < copy.words; ++i)
+        copy.dst[i] = copy.src != nullptr ? copy.src[i] : 0;
     emulator::Unchecked scope;
     groups.erase(groups.begin());
   }
