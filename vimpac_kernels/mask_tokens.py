@@ -244,8 +244,9 @@ def _run_cpu(tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers:
 
 def _run_cuda(tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers: _Numbers) -> None:
     addresses = (x.data_ptr() for x in (tokens, seed, *outputs))
+    state = torch.empty(1 + tokens.shape[0], dtype=torch.int64, device=tokens.device)
     module = _library.extension("cuda")
-    module.mask_tokens_fwd(*addresses, *numbers, _library.cuda_stream(tokens))
+    module.mask_tokens_fwd(*addresses, *numbers, state.data_ptr(), _library.cuda_stream(tokens))
 
 
 def _run_triton(

@@ -51,6 +51,13 @@ inline void check_launch(cudaError_t error, const void* kernel) {
   throw std::runtime_error(kernel_name(kernel) + ": " + cudaGetErrorString(error));
 }
 
+// Zeroes device memory in stream order.
+inline void clear(void* p, size_t bytes, Stream stream) {
+  const cudaError_t error = cudaMemsetAsync(p, 0, bytes, stream);
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("cudaMemsetAsync: ") + cudaGetErrorString(error));
+}
+
 // Starts `kernel` on the current device; `shared_bytes` covers what its SharedArena hands out.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...),
@@ -82,6 +89,10 @@ namespace vimpac {
 
 using Stream = void*;
 using emulator::SharedArena;
+
+inline void clear(void* p, size_t bytes, Stream /*stream*/) {
+  std::memset(p, 0, bytes);
+}
 
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...),
