@@ -2,7 +2,9 @@
 
 from vimpac_kernels._library import available_impls
 from vimpac_kernels.axial_attention import axial_attention
+from vimpac_kernels.dropout_add_layer_norm import dropout_add_layer_norm
 from vimpac_kernels.layer import AxialAttention
+from vimpac_kernels.linear_cross_entropy import TiedLinearCrossEntropy, linear_cross_entropy
 from vimpac_kernels.mask_tokens import mask_tokens
 from vimpac_kernels.reference import LinearCrossEntropyOutput, MaskedTokens
 
@@ -10,7 +12,10 @@ __all__ = [
     "AxialAttention",
     "LinearCrossEntropyOutput",
     "MaskedTokens",
+    "TiedLinearCrossEntropy",
     "available_impls",
     "axial_attention",
+    "dropout_add_layer_norm",
+    "linear_cross_entropy",
     "mask_tokens",
 ]

@@ -1,0 +1,280 @@
+"""The three matrix products of linear_cross_entropy and the pass between them, as operators.
+
+A chunk of rows: gather, z = x W^T, one `row_pass` of the backend (z becomes dz), dX = dz W,
+dW += dz^T x. The row pass leaves dz without the factor of the mean, which the backward applies
+together with the gradient of the loss, so nothing has to be counted beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vimpac_kernels import _library
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call carries besides its tensors and the reduction."""
+
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    dtype: torch.dtype  # of the matrix products' operands
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row pass and the shape of the logits it takes.
+
+    row_pass(z, V, first, bias, target, positions, count, row_scale, gradient, losses, counts,
+    dbias, ignore_index=, label_smoothing=, z_loss=) finishes the logits z (m, >= V) of predicted
+    rows first..first+m: it writes losses[first:first+m], adds to counts (hits, targets) and, if
+    `gradient`, turns z into dz (scaled by row_scale (M,), zero beyond V and in rows that do not
+    count) and adds its column sums to dbias (V,), if that is not empty.
+    """
+
+    row_pass: Callable[..., None]
+    logits_dtype: torch.dtype | None  # None: that of the products' operands
+    chunk_bytes: int  # of one chunk of logits
+    padding: int  # V is padded to a multiple of it
+    reads_count: bool  # whether the host may read `count`
+
+
+def reduce_losses(losses: Tensor, counts: Tensor, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (M,) and counts (hits, targets) -> loss, accuracy, num_targets."""
+    hits, targets = counts.unbind()
+    divisor = targets.clamp(min=1)
+    loss = losses if reduction == "none" else losses.sum()
+    return loss / divisor if reduction == "mean" else loss, hits / divisor, targets.clone()
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """(loss, accuracy, num_targets) with the gradients of input, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,  # (..., D)
+        weight: Tensor,  # (V, D)
+        target: Tensor,  # (...)
+        bias: Tensor | None,  # (V,)
+        positions: Tensor | None,  # (capacity,)
+        count: Tensor | None,  # 0-d
+        options: Options,
+        reduction: str,
+        impl: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the loss and, unless the reduction is "none", the gradients but a factor."""
+        tensors = (input, weight, target, bias, positions, count)
+        needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3))
+        by_row = reduction == "none"
+        losses, counts, *grads = forward(
+            tensors, None, options, (False,) * 3 if by_row else needs, impl
+        )
+        loss, accuracy, num_targets = reduce_losses(losses, counts, reduction)
+        if by_row:
+            ctx.save_for_backward(*tensors)
+        else:
+            divisor = num_targets.clamp(min=1) if reduction == "mean" else None
+            ctx.save_for_backward(*grads, positions, count, divisor)
+        ctx.needs, ctx.options, ctx.by_row, ctx.impl = needs, options, by_row, impl
+        ctx.shape = input.shape
+        ctx.dtypes = [None if t is None else t.dtype for t in (input, weight, bias)]
+        ctx.mark_non_differentiable(accuracy, num_targets)
+        return loss, accuracy, num_targets
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Applies the factor; for reduction "none" runs the products with a factor per row."""
+        if ctx.by_row:
+            tensors = ctx.saved_tensors
+            positions, count = tensors[4:]
+            grads = list(forward(tensors, dloss, ctx.options, ctx.needs, ctx.impl)[2:])
+            scale = None
+        else:
+            *grads, positions, count, divisor = ctx.saved_tensors
+            scale = dloss if divisor is None else dloss / divisor
+        dinput, dweight, dbias = grads
+        needs_dinput, needs_dweight, needs_dbias = ctx.needs
+        rows = ctx.shape[:-1].numel()
+        if needs_dinput:
+            dinput = _bwd(dinput, scale, positions, count, rows, ctx.dtypes[0])
+        return (
+            dinput.view(ctx.shape) if needs_dinput else None,
+            _scaled(dweight, scale, ctx.dtypes[1]) if needs_dweight else None,
+            None,
+            _scaled(dbias, scale, ctx.dtypes[2]) if needs_dbias else None,
+            *(None,) * 5,
+        )
+
+
+def forward(
+    tensors: tuple[Tensor | None, ...],
+    row_scale: Tensor | None,  # (M,) fp32
+    options: Options,
+    needs: tuple[bool, ...],  # input, weight, bias
+    impl: str,
+) -> tuple[Tensor, ...]:
+    """losses (M,), counts (2,), dinput (M, D), dweight (V, D), dbias (V,); empty if not needed."""
+    return _fwd(*tensors, row_scale, **asdict(options), needs=list(needs), impl=impl)
+
+
+BACKENDS: dict[str, Backend] = {}
+
+
+def _run_fwd(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    positions: Tensor | None,
+    count: Tensor | None,
+    row_scale: Tensor | None,
+    *,
+    dtype: torch.dtype,
+    needs: list[bool],
+    impl: str,
+    **options: Any,
+) -> tuple[Tensor, ...]:
+    backend = BACKENDS[impl]
+    (V, D), device = weight.shape, input.device
+    outputs = _fake_fwd(input, weight, target, bias, positions, count, row_scale, dtype, needs)
+    losses, counts, dinput, dweight, dbias = outputs
+    counts.zero_()
+    dbias.zero_()
+    M = losses.numel()
+    if backend.reads_count and count is not None:
+        losses[int(count) :].zero_()
+        M = min(M, int(count))
+    x_all = input.reshape(-1, D)
+    logits_dtype = backend.logits_dtype or dtype
+    W = _padded(weight.to(dtype), backend.padding).to(logits_dtype)  # (Vp, D)
+    target, bias = target.reshape(-1), None if bias is None else bias.float().contiguous()
+    chunk = max(1, min(M, backend.chunk_bytes // (W.shape[0] * logits_dtype.itemsize)))
+    z_buffer = torch.empty((chunk, W.shape[0]), dtype=logits_dtype, device=device)
+    with torch.autocast(device.type, enabled=False):
+        for first in range(0, M, chunk):
+            rows = slice(first, min(first + chunk, M))
+            if positions is None:
+                x = x_all[rows]
+            else:
+                x = x_all.index_select(0, positions[rows].clamp(min=0))
+            x, z = x.to(dtype).to(logits_dtype), z_buffer[: rows.stop - first]
+            torch.mm(x, W.T, out=z)
+            backend.row_pass(
+                z, V, first, bias, target, positions, count, row_scale, any(needs), losses,
+                counts, dbias, **options,
+            )  # fmt: skip
+            if needs[0]:
+                dinput[rows] = z @ W
+            if needs[1]:
+                _accumulate(dweight, z[:, :V], x, first == 0)
+    if M == 0:
+        dweight.zero_()
+    return outputs
+
+
+def _padded(weight: Tensor, multiple: int) -> Tensor:
+    extra = -weight.shape[0] % multiple
+    return torch.nn.functional.pad(weight, (0, 0, 0, extra)) if extra else weight
+
+
+def _accumulate(dweight: Tensor, dz: Tensor, x: Tensor, is_first: bool) -> None:
+    """dweight (V, D) fp32 [+]= dz^T x, summed in fp32."""
+    if dz.dtype != torch.float32:
+        product = torch.mm(dz.T, x, out_dtype=torch.float32)
+        dweight.copy_(product) if is_first else dweight.add_(product)
+    elif is_first:
+        torch.mm(dz.T, x, out=dweight)
+    else:
+        dweight.addmm_(dz.T, x)
+
+
+def _fake_fwd(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    positions: Tensor | None,
+    count: Tensor | None,
+    row_scale: Tensor | None,
+    dtype: torch.dtype,
+    needs: list[bool],
+    **_: Any,
+) -> tuple[Tensor, ...]:
+    V, D = weight.shape
+    M = target.numel() if positions is None else positions.numel()
+    fp32 = torch.float32
+    return (
+        input.new_empty(M, dtype=fp32),
+        input.new_empty(2, dtype=torch.int32),
+        input.new_empty((M if needs[0] else 0, D), dtype=dtype),
+        input.new_empty((V if needs[1] else 0, D), dtype=fp32),
+        input.new_empty(V if needs[2] else 0, dtype=fp32),
+    )
+
+
+_fwd = _library.define(
+    "linear_cross_entropy_fwd",
+    "(Tensor input, Tensor weight, Tensor target, Tensor? bias, Tensor? positions, Tensor? count, "
+    "Tensor? row_scale, *, ScalarType dtype, int ignore_index, float label_smoothing, "
+    "float z_loss, bool[] needs, str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run_fwd,
+    _fake_fwd,
+)
+
+
+def _scaled(gradient: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (gradient if scale is None else gradient * scale).to(dtype)
+
+
+def _run_bwd(
+    dinput: Tensor,  # (M, D) of the predicted rows
+    scale: Tensor | None,  # 0-d
+    positions: Tensor | None,
+    count: Tensor | None,
+    rows: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Scatters the predicted rows, times `scale`, into zeros (rows, D)."""
+    if positions is None:
+        return _scaled(dinput, scale, dtype) if scale is not None else dinput.to(dtype, copy=True)
+    if dinput.device.type == "cpu":
+        M = len(positions) if count is None else min(int(count), len(positions))
+        index, live = positions[:M].long(), dinput[:M]
+        return dinput.new_zeros((rows, dinput.shape[1]), dtype=dtype).index_copy_(
+            0, index, _scaled(live, scale, dtype)
+        )
+    index = positions.long()  # rows that do not count go to one more row, which is cut off
+    if count is not None:
+        live = torch.arange(len(positions), device=index.device) < count
+        index = torch.where(live, index, rows)
+    full = dinput.new_zeros((rows + 1, dinput.shape[1]), dtype=dtype)
+    return full.index_copy_(0, index, _scaled(dinput, scale, dtype))[:rows].clone()
+
+
+def _fake_bwd(
+    dinput: Tensor,
+    scale: Tensor | None,
+    positions: Tensor | None,
+    count: Tensor | None,
+    rows: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return dinput.new_empty((rows, dinput.shape[1]), dtype=dtype)
+
+
+_bwd = _library.define(
+    "linear_cross_entropy_bwd",
+    "(Tensor dinput, Tensor? scale, Tensor? positions, Tensor? count, int rows, ScalarType dtype) "
+    "-> Tensor",
+    _run_bwd,
+    _fake_bwd,
+)

@@ -1,0 +1,300 @@
+"""y = LayerNorm(residual + dropout(x + linear_bias)), each direction in one pass over memory.
+
+The forward reads x and residual, writes y (and the sum, which it otherwise keeps for the backward);
+the backward reads dy and the sum and writes one gradient, or two if dropout makes them differ:
+3 units of (rows, D) each instead of 7.5. Statistics are fp32 and kept per row, dropout bits are
+recomputed from the seed, and dweight, dbias are summed in two ordered stages. Serves CPU (C++),
+CUDA and Triton; bound by bandwidth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vimpac_kernels import _library, _philox, reference
+
+_NAME = "dropout_add_layer_norm"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def dropout_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    eps: float = 1e-12,
+    prenorm: bool = False,
+    seed: int | Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`F.layer_norm(residual + F.dropout(x + linear_bias, p), (D,), weight, bias, eps)`.
+
+    Args:
+        x: (..., D), the branch: fp32, bf16, fp16; fp64 through the reference.
+        residual: (..., D), dtype of `x` or fp32.
+        weight: (D,), any floating dtype.
+        bias: (D,), any floating dtype.
+        linear_bias: (D,), the bias of the Linear that made `x`, any floating dtype.
+        dropout_p: In [0, 1), quantised to 1/65536; 0 outside training.
+        eps: Added to the variance, >= 0.
+        prenorm: Also return the sum, for blocks that normalise before the branch.
+        seed: int, or 0-d int64 tensor on the device of `x`; None draws one from PyTorch's
+            generator if there is dropout.
+        impl: "auto", "cuda", "triton", "cpu" or "reference".
+
+    Returns:
+        y (..., D), dtype of `x`; with `prenorm` (y, sum), the sum in the dtype of `residual`.
+
+    Raises:
+        TypeError: If a dtype is not among those above.
+        ValueError: If a shape or an option is not as above.
+        RuntimeError: If `impl` cannot run this call, with the reason.
+
+    Statistics are fp32 and taken before the sum is rounded; deterministic, and the same elements
+    are dropped on every backend. Kept for the backward: the sum, mean and rstd of each row.
+    """
+    _check(x, residual, weight, bias, linear_bias, dropout_p, eps)
+    chosen = _select(impl, x, residual, weight)
+    if seed is None:
+        key = _philox.fresh_seed(x.device) if dropout_p > 0 else _philox.as_seed(0, x.device)
+    else:
+        key = _philox.as_seed(seed, x.device)
+    if chosen == "reference":
+        return reference.dropout_add_layer_norm(
+            x,
+            residual,
+            weight,
+            bias,
+            linear_bias=linear_bias,
+            dropout_p=dropout_p,
+            eps=eps,
+            prenorm=prenorm,
+            seed=key,
+        )
+    tensors = (x, residual, weight, bias, linear_bias, key)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        y, total = _DropoutAddLayerNorm.apply(*tensors, dropout_p, eps, prenorm, chosen)
+    else:
+        y, total, *_ = _fwd(*tensors, dropout_p, eps, prenorm, chosen)
+    return (y, total) if prenorm else y
+
+
+def _check(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    linear_bias: Tensor | None,
+    dropout_p: float,
+    eps: float,
+) -> None:
+    if x.dim() < 1 or x.shape != residual.shape:
+        raise ValueError(
+            f"x and residual must be (..., D) alike, got {tuple(x.shape)} and "
+            f"{tuple(residual.shape)}"
+        )
+    for name, tensor in (("weight", weight), ("bias", bias), ("linear_bias", linear_bias)):
+        if tensor is None:
+            continue
+        if tensor.shape != x.shape[-1:]:
+            raise ValueError(f"{name} must be {tuple(x.shape[-1:])}, got {tuple(tensor.shape)}")
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    if residual.device != x.device:
+        raise ValueError(f"residual is on {residual.device}, x on {x.device}")
+    if x.dtype not in (*_DTYPES, torch.float64):
+        raise TypeError(f"x must be fp32, bf16, fp16 or fp64, got {x.dtype}")
+    if residual.dtype not in (x.dtype, torch.float32):
+        raise TypeError(f"residual must be {x.dtype} as x, or fp32, got {residual.dtype}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be >= 0, got {eps}")
+
+
+def _select(impl: str, x: Tensor, residual: Tensor, weight: Tensor) -> str:
+    def problem(backend: str) -> str | None:
+        reason = _library.backend_problem(backend, _NAME, x.device.type)
+        if reason is None and x.dtype not in _DTYPES:
+            reason = f"it takes fp32, bf16 and fp16, x is {x.dtype}"
+        if reason is None and (x.shape[-1] % 8 or not 0 < x.shape[-1] <= 8192):
+            reason = f"D must be a multiple of 8 up to 8192, got {x.shape[-1]}"
+        return reason
+
+    return _library.select(
+        _NAME,
+        impl,
+        [
+            ("cuda", lambda: problem("cuda")),
+            ("triton", lambda: problem("triton")),
+            ("cpu", lambda: problem("cpu")),
+            ("reference", lambda: None),
+        ],
+    )
+
+
+class _DropoutAddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (..., D)
+        residual: Tensor,  # (..., D)
+        weight: Tensor,  # (D,)
+        bias: Tensor,  # (D,)
+        linear_bias: Tensor | None,  # (D,)
+        seed: Tensor,  # 0-d int64
+        dropout_p: float,
+        eps: float,
+        prenorm: bool,
+        impl: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        y, total, mean, rstd = _fwd(
+            x, residual, weight, bias, linear_bias, seed, dropout_p, eps, True, impl
+        )
+        ctx.save_for_backward(total, mean, rstd, weight, seed)
+        ctx.dropout_p, ctx.impl = dropout_p, impl
+        ctx.dtypes = (x.dtype, bias.dtype, None if linear_bias is None else linear_bias.dtype)
+        return y, total if prenorm else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, mean, rstd, weight, seed = ctx.saved_tensors
+        x_dtype, bias_dtype, linear_bias_dtype = ctx.dtypes
+        needs_linear_bias = ctx.needs_input_grad[4]
+        dx, dresidual, dweight, dbias, dlinear_bias = _bwd(
+            dy, dtotal, total, mean, rstd, weight, seed, ctx.dropout_p, x_dtype,
+            needs_linear_bias, ctx.impl,
+        )  # fmt: skip
+        return (
+            dx,
+            dresidual,
+            dweight.to(weight.dtype),
+            dbias.to(bias_dtype),
+            dlinear_bias.to(linear_bias_dtype) if needs_linear_bias else None,
+            *(None,) * 5,
+        )
+
+
+_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # forward, backward
+
+
+def _run_fwd(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    linear_bias: Tensor | None,
+    seed: Tensor,
+    dropout_p: float,
+    eps: float,
+    save: bool,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    outputs = _fake_fwd(x, residual, weight, bias, linear_bias, seed, dropout_p, eps, save, impl)
+    vectors = [None if t is None else t.float().contiguous() for t in (weight, bias, linear_bias)]
+    launch = _KERNELS[impl][0]
+    if x.numel():
+        threshold = _philox.dropout_threshold(dropout_p)
+        launch(x.contiguous(), residual.contiguous(), *vectors, seed, threshold, eps, *outputs)
+    return outputs
+
+
+def _fake_fwd(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    linear_bias: Tensor | None,
+    seed: Tensor,
+    dropout_p: float,
+    eps: float,
+    save: bool,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    shape = x.shape if save else (0,)
+    rows = x.shape[:-1].numel() if save else 0
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(shape, dtype=residual.dtype),
+        x.new_empty(rows, dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.float32),
+    )
+
+
+_fwd = _library.define(
+    "dropout_add_layer_norm_fwd",
+    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? linear_bias, Tensor seed, "
+    "float dropout_p, float eps, bool save, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_fwd,
+    _fake_fwd,
+)
+
+
+def _run_bwd(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    seed: Tensor,
+    dropout_p: float,
+    x_dtype: torch.dtype,
+    needs_linear_bias: bool,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    outputs = _fake_bwd(
+        dy, dtotal, total, mean, rstd, weight, seed, dropout_p, x_dtype, needs_linear_bias, impl
+    )
+    if not total.numel():
+        return tuple(t.zero_() for t in outputs)
+    launch = _KERNELS[impl][1]
+    dtotal = None if dtotal is None else dtotal.contiguous()
+    threshold = _philox.dropout_threshold(dropout_p)
+    vector = weight.float().contiguous()
+    launch(dy.contiguous(), dtotal, total, mean, rstd, vector, seed, threshold, *outputs)
+    return outputs
+
+
+def _fake_bwd(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    seed: Tensor,
+    dropout_p: float,
+    x_dtype: torch.dtype,
+    needs_linear_bias: bool,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    D = total.shape[-1]
+    return (
+        total.new_empty(total.shape, dtype=x_dtype),
+        total.new_empty(total.shape),
+        total.new_empty(D, dtype=torch.float32),
+        total.new_empty(D, dtype=torch.float32),
+        total.new_empty(D if needs_linear_bias else 0, dtype=torch.float32),
+    )
+
+
+_bwd = _library.define(
+    "dropout_add_layer_norm_bwd",
+    "(Tensor dy, Tensor? dtotal, Tensor total, Tensor mean, Tensor rstd, Tensor weight, "
+    "Tensor seed, float dropout_p, ScalarType x_dtype, bool needs_linear_bias, str impl) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run_bwd,
+    _fake_bwd,
+)

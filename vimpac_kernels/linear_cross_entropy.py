@@ -1,0 +1,255 @@
+"""Softmax cross-entropy of a linear layer, at chosen rows only, without a separate softmax pass.
+
+    z = x W^T + b,  lse = log sum exp z,  loss = lse - z[target],  dz = softmax(z) - onehot(target)
+
+Three matrix products by torch's BLAS (z, dX, dW: 6 * M * D * V FLOP, nothing recomputed) and ONE
+fused pass over the rows of z between them: bias, maximum, sum, arg-max, loss, dz in place, db.
+That pass is all a backend brings (C++ on the CPU, Triton and CUDA C++ on the GPU). Gradients are
+made in the forward, which knows everything but a scalar factor; the backward multiplies by it.
+Only reduction="none", whose factor differs by row, runs the products again in its backward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vimpac_kernels import _library, reference
+from vimpac_kernels._linear_cross_entropy import (
+    LinearCrossEntropy,
+    Options,
+    forward,
+    reduce_losses,
+)
+from vimpac_kernels.reference import LinearCrossEntropyOutput
+
+_NAME = "linear_cross_entropy"
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    count: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_stats: bool = False,
+    impl: str = "auto",
+) -> Tensor | LinearCrossEntropyOutput:
+    """`F.cross_entropy(F.linear(input, linear_weight, linear_bias), target)` in one operator.
+
+    Names and order are those of `torch.nn.functional.linear_cross_entropy` (torch >= 2.13).
+
+    Args:
+        input: (..., D), fp32, bf16, fp16; fp64 through the reference.
+        linear_weight: (V, D), dtype of `input` unless under autocast.
+        target: (...), int32 or int64 in [0, V), or `ignore_index`.
+        linear_bias: (V,), dtype of `linear_weight`.
+        positions: (capacity,) int32, distinct rows of the flattened input: only the rows
+            positions[:count] are predicted. `mask_tokens` returns it.
+        count: 0-d int32 on the device, read there; None takes all positions.
+        reduction: "mean" over the targets that count, "sum", or "none": one loss per row.
+        ignore_index: Targets equal to it do not count.
+        label_smoothing: In [0, 1]: weight of the mean over all classes.
+        z_loss: >= 0: adds z_loss * lse^2 to each loss.
+        return_stats: Also return accuracy and number of targets.
+        impl: "auto", "cuda", "triton", "cpu" or "reference".
+
+    Returns:
+        loss: fp32, 0-d, or (rows,) for reduction "none"; with `return_stats` a
+        LinearCrossEntropyOutput(loss, accuracy 0-d fp32, num_targets 0-d int32). Without any
+        target that counts, loss, accuracy and all gradients are 0.
+
+    Raises:
+        IndexError: On the CPU, if a target is outside [0, V); on a GPU, where looking would cost
+            a synchronisation, the loss is NaN.
+        TypeError: If a dtype is not among those above.
+        ValueError: If a shape or an option is not as above.
+        RuntimeError: If `impl` cannot run this call, with the reason.
+
+    Softmax, loss, and the sums over rows in dW and db are fp32, whatever the input dtype;
+    deterministic. Extra memory: one (M, V) tensor of 4 GiB at most, on the CPU 24 MiB.
+    """
+    _check(input, linear_weight, target, linear_bias, positions, count, reduction)
+    _check_options(label_smoothing, z_loss)
+    options = Options(ignore_index, float(label_smoothing), float(z_loss), _product_dtype(input))
+    tensors = (input, linear_weight, target, linear_bias, positions, count)
+    chosen = _select(impl, input, linear_weight, options.dtype)
+    if chosen == "reference":
+        if input.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_targets(target, positions, count, ignore_index, linear_weight.shape[0])
+        result = reference.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            positions=positions,
+            count=count,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+    elif torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)
+    ):
+        result = LinearCrossEntropyOutput(
+            *LinearCrossEntropy.apply(*tensors, options, reduction, chosen)
+        )
+    else:
+        losses, counts, *_ = forward(tensors, None, options, (False,) * 3, chosen)
+        result = LinearCrossEntropyOutput(*reduce_losses(losses, counts, reduction))
+    return result if return_stats else result.loss
+
+
+class TiedLinearCrossEntropy(nn.Module):
+    """Predicts tokens with the weight of their embedding and a bias of its own.
+
+    Args:
+        weight: (V, D), the embedding's parameter, shared.
+        bias: Whether to add a learned bias, zero at first.
+        label_smoothing: As in `linear_cross_entropy`.
+        z_loss: As in `linear_cross_entropy`.
+        impl: As in `linear_cross_entropy`.
+    """
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        *,
+        bias: bool = True,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        bias_like = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        self.bias = nn.Parameter(bias_like) if bias else None
+        self.label_smoothing, self.z_loss, self.impl = label_smoothing, z_loss, impl
+
+    def forward(
+        self,
+        input: Tensor,  # (..., D)
+        target: Tensor,  # (...)
+        positions: Tensor | None = None,  # (capacity,) int32
+        count: Tensor | None = None,  # 0-d int32
+    ) -> LinearCrossEntropyOutput:
+        """Returns the mean loss, the accuracy and the number of targets of the chosen rows."""
+        output = linear_cross_entropy(
+            input,
+            self.weight,
+            target,
+            linear_bias=self.bias,
+            positions=positions,
+            count=count,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            return_stats=True,
+            impl=self.impl,
+        )
+        assert isinstance(output, LinearCrossEntropyOutput)
+        return output
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(module)."""
+        V, D = self.weight.shape
+        return f"{D}, {V}, bias={self.bias is not None}"
+
+
+def _product_dtype(input: Tensor) -> torch.dtype:
+    device = input.device.type
+    if input.dtype != torch.float64 and device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return input.dtype
+
+
+def _check(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    positions: Tensor | None,
+    count: Tensor | None,
+    reduction: str,
+) -> None:
+    shapes = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}"
+    if input.dim() < 2 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(f"input must be (..., D) and linear_weight (V, D), got {shapes}")
+    if target.shape != input.shape[:-1]:
+        raise ValueError(
+            f"target must be {tuple(input.shape[:-1])} as the rows of input, "
+            f"got {tuple(target.shape)}"
+        )
+    if target.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"target must be int32 or int64, got {target.dtype}")
+    dtypes = {t.dtype for t in (input, weight, bias) if t is not None}
+    if not all(dtype.is_floating_point for dtype in dtypes):
+        raise TypeError(f"input, linear_weight and linear_bias must be floating, got {dtypes}")
+    if len(dtypes) > 1 and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(
+            f"input is {input.dtype}, linear_weight {weight.dtype}"
+            + (f", linear_bias {bias.dtype}" if bias is not None else "")
+            + ": give them one dtype or use torch.autocast"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear_bias must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if count is not None and positions is None:
+        raise ValueError("count needs positions")
+    for name, tensor, dim in (("positions", positions, 1), ("count", count, 0)):
+        if tensor is not None and (tensor.dtype != torch.int32 or tensor.dim() != dim):
+            raise ValueError(
+                f"{name} must be {dim}-d int32, got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+    others = {"linear_weight": weight, "target": target, "linear_bias": bias}
+    for name, other in (others | {"positions": positions, "count": count}).items():
+        if other is not None and other.device != input.device:
+            raise ValueError(f"{name} is on {other.device}, input on {input.device}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
+
+
+def _check_options(label_smoothing: float, z_loss: float) -> None:
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    if not z_loss >= 0:
+        raise ValueError(f"z_loss must be >= 0, got {z_loss}")
+
+
+def _check_targets(
+    target: Tensor, positions: Tensor | None, count: Tensor | None, ignore_index: int, V: int
+) -> None:
+    labels = target.flatten()
+    if positions is not None:
+        labels = labels[positions[: None if count is None else int(count)].long()]
+    wrong = labels[((labels < 0) | (labels >= V)) & (labels != ignore_index)]
+    if wrong.numel():
+        raise IndexError(f"target {int(wrong[0])} is outside [0, {V})")
+
+
+def _select(impl: str, input: Tensor, weight: Tensor, dtype: torch.dtype) -> str:
+    def problem(backend: str) -> str | None:
+        reason = _library.backend_problem(backend, _NAME, input.device.type)
+        if reason is None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            reason = f"it takes fp32, bf16 and fp16, these are {dtype}"
+        if reason is None and (weight.shape[1] % 8 or 0 in weight.shape):
+            reason = f"D must be a positive multiple of 8 and V > 0, got {tuple(weight.shape)}"
+        return reason
+
+    return _library.select(
+        _NAME,
+        impl,
+        [
+            ("cuda", lambda: problem("cuda")),
+            ("triton", lambda: problem("triton")),
+            ("cpu", lambda: problem("cpu")),
+            ("reference", lambda: None),
+        ],
+    )
