@@ -71,9 +71,14 @@ def kernel_device(impl: str) -> str:
 
 
 @functools.lru_cache
+def _importable(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+@functools.lru_cache
 def triton_interpreted() -> bool:
     """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1), on CPU tensors."""
-    if importlib.util.find_spec("triton") is None:
+    if not _importable("triton"):
         return False
     knobs = importlib.import_module("triton").knobs
     return bool(knobs.runtime.interpret)
@@ -87,9 +92,9 @@ def backend_problem(impl: str, op: str, device_type: str) -> str | None:
     if impl == "sdpa":
         return None if op == "axial_attention" else "only axial_attention has it"
     if impl == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _importable("triton"):
             return "triton is not installed: pip install triton"
-        if importlib.util.find_spec(f"vimpac_kernels._triton.{op}") is None:
+        if not _importable(f"vimpac_kernels._triton.{op}"):
             return f"{op} has no Triton kernel"
     else:
         module = _load(impl)

@@ -11,13 +11,18 @@ namespace {
 
 constexpr uint32_t kStreamMask = 2u << 24, kStreamNoise = 3u << 24;
 
-// out[4 * i + j] = word j of the call with counter (clip, i, 0, stream), for all 4 * i + j < count.
-void draw_words(uint64_t seed, uint32_t clip, uint32_t stream, int64_t count, uint32_t* out) {
+// out[4 * i + j] = word j of the call with counter (clip, i, group, stream), 4 * i + j < count.
+void draw_words(uint64_t seed,
+                uint32_t clip,
+                uint32_t group,
+                uint32_t stream,
+                int64_t count,
+                uint32_t* out) { // (count,)
   constexpr int kWords = 4 * kWidth;
   for (int64_t first = 0; first < count; first += kWords) {
-    const VecU group = as_uint(iota()) + static_cast<uint32_t>(first / 4);
+    const VecU index = as_uint(iota()) + static_cast<uint32_t>(first / 4);
     const Philox4<VecU> drawn =
-        philox4x32_10<VecU>({broadcast(clip), group, VecU{}, broadcast(stream)}, seed);
+        philox4x32_10<VecU>({broadcast(clip), index, broadcast(group), broadcast(stream)}, seed);
     uint32_t words[kWords];
     for (int i = 0; i < kWidth; ++i) {
       words[4 * i] = drawn.x[i];
@@ -30,28 +35,44 @@ void draw_words(uint64_t seed, uint32_t clip, uint32_t stream, int64_t count, ui
   }
 }
 
+// Two overlapping stores instead of a call: rows are short, and of one length within a box.
+void set_ones(uint8_t* mask, uint32_t count) {
+  constexpr uint64_t kOnes = 0x0101010101010101u;
+  if (count > 16) {
+    memset(mask, 1, count);
+  } else if (count >= 8) {
+    memcpy(mask, &kOnes, 8);
+    memcpy(mask + count - 8, &kOnes, 8);
+  } else if (count >= 4) {
+    memcpy(mask, &kOnes, 4);
+    memcpy(mask + count - 4, &kOnes, 4);
+  } else {
+    mask[0] = mask[count / 2] = mask[count - 1] = 1;
+  }
+}
+
 // Unions the boxes into `mask`; the last box on a token leaves its decision word, if asked for.
 void draw_boxes(const MaskTokensFwd& a,
                 uint64_t seed,
                 uint32_t clip,
-                uint8_t* mask,         // (T, H, W)
-                uint32_t* decisions) { // (T, H, W) or null
+                uint8_t* mask,       // (T, H, W)
+                uint32_t* decisions, // (T, H, W) or null
+                uint32_t* words) {   // room for (2, num_blocks, 4)
   memset(mask, 0, static_cast<int64_t>(a.T) * a.H * a.W);
-  for (int k = 0; k < a.num_blocks; ++k) {
-    const uint32_t block = static_cast<uint32_t>(k);
-    const Philox4<uint32_t> size = philox4x32_10<uint32_t>({clip, block, 0, kStreamMask}, seed);
-    const Philox4<uint32_t> place = philox4x32_10<uint32_t>({clip, block, 1, kStreamMask}, seed);
-    const uint32_t t = 1 + bounded(size.x, a.max_block[0]), t0 = bounded(place.x, a.T - t + 1);
-    const uint32_t h = 1 + bounded(size.y, a.max_block[1]), h0 = bounded(place.y, a.H - h + 1);
-    const uint32_t w = 1 + bounded(size.z, a.max_block[2]), w0 = bounded(place.z, a.W - w + 1);
+  const int64_t drawn = 4 * static_cast<int64_t>(a.num_blocks);
+  draw_words(seed, clip, 0, kStreamMask, drawn, words);
+  draw_words(seed, clip, 1, kStreamMask, drawn, words + drawn);
+  for (const uint32_t *size = words, *place = words + drawn; size < words + drawn;
+       size += 4, place += 4) {
+    const uint32_t t = 1 + bounded(size[0], a.max_block[0]), t0 = bounded(place[0], a.T - t + 1);
+    const uint32_t h = 1 + bounded(size[1], a.max_block[1]), h0 = bounded(place[1], a.H - h + 1);
+    const uint32_t w = 1 + bounded(size[2], a.max_block[2]), w0 = bounded(place[2], a.W - w + 1);
     for (uint32_t i = t0; i < t0 + t; ++i) {
       for (uint32_t j = h0; j < h0 + h; ++j) {
         const int64_t row = (static_cast<int64_t>(i) * a.H + j) * a.W + w0;
-        for (uint32_t n = 0; n < w; ++n) {
-          mask[row + n] = 1;
-        }
+        set_ones(mask + row, w);
         for (uint32_t n = 0; decisions != nullptr && n < w; ++n) {
-          decisions[row + n] = size.w;
+          decisions[row + n] = size[3];
         }
       }
     }
@@ -85,22 +106,23 @@ void mark_smallest(const uint32_t* keys, int64_t cells, int64_t wanted, uint8_t*
   }
 }
 
-// The clip's mask before padding is taken out. `words` has room for T*H*W.
+// The clip's mask before padding is taken out.
 void draw_mask(const MaskTokensFwd& a,
                uint64_t seed,
                uint32_t clip,
                uint8_t* mask,     // (T, H, W)
-               uint32_t* words) { // (T, H, W), decisions if noise is per block
+               uint32_t* words,   // (T, H, W): decisions if noise is per block
+               uint32_t* boxes) { // room for (2, num_blocks, 4)
   const int64_t plane = static_cast<int64_t>(a.H) * a.W, cells = a.T * plane;
   if (a.strategy == MaskTokensFwd::kBlock) {
-    draw_boxes(a, seed, clip, mask, a.noise == MaskTokensFwd::kPerBlock ? words : nullptr);
+    draw_boxes(a, seed, clip, mask, a.noise == MaskTokensFwd::kPerBlock ? words : nullptr, boxes);
   } else if (a.strategy == MaskTokensFwd::kIid) {
-    draw_words(seed, clip, kStreamMask, cells, words);
+    draw_words(seed, clip, 0, kStreamMask, cells, words);
     for (int64_t i = 0; i < cells; ++i) {
       mask[i] = words[i] < a.amount;
     }
   } else {
-    draw_words(seed, clip, kStreamMask, plane, words);
+    draw_words(seed, clip, 0, kStreamMask, plane, words);
     mark_smallest(words, plane, static_cast<int64_t>(a.amount), mask);
     for (int t = 1; t < a.T; ++t) {
       memcpy(mask + t * plane, mask, plane);
@@ -119,7 +141,7 @@ int64_t replace(const MaskTokensFwd& a,
                 T* __restrict__ inputs) {     // (cells,)
   const T pad = static_cast<T>(a.pad_token), mask_token = static_cast<T>(a.mask_token);
   const bool has_pad = a.has_pad && static_cast<int64_t>(pad) == a.pad_token;
-  int64_t count = 0;
+  int32_t count = 0;
   for (int64_t i = 0; i < cells; ++i) {
     const uint8_t masked = mask[i] & static_cast<uint8_t>(!(has_pad & (tokens[i] == pad)));
     mask[i] = masked;
@@ -136,32 +158,45 @@ int64_t replace(const MaskTokensFwd& a,
   return count;
 }
 
+// Words that one thread needs: decisions or keys, noise, boxes.
+int64_t scratch_size(const MaskTokensFwd& a) {
+  return 3 * static_cast<int64_t>(a.T) * a.H * a.W + 8 * static_cast<int64_t>(a.num_blocks);
+}
+
 template <class T>
-int64_t mask_clip(const MaskTokensFwd& a, int64_t b, uint32_t* scratch) { // scratch (3 * cells,)
+int64_t mask_clip(const MaskTokensFwd& a, int64_t b, uint32_t* scratch) {
   const int64_t cells = static_cast<int64_t>(a.T) * a.H * a.W;
   const uint64_t seed = static_cast<uint64_t>(*a.seed);
   const uint32_t clip = static_cast<uint32_t>(b) + a.clip_offset;
   uint8_t* const mask = a.mask + b * cells;
-  draw_mask(a, seed, clip, mask, scratch);
+  draw_mask(a, seed, clip, mask, scratch, scratch + 3 * cells);
   uint32_t* const noise = a.noise == MaskTokensFwd::kNone ? nullptr : scratch + cells;
   if (noise != nullptr) {
-    draw_words(seed, clip, kStreamNoise, 2 * cells, noise);
+    draw_words(seed, clip, 0, kStreamNoise, 2 * cells, noise);
   }
   return replace(a, cells, static_cast<const T*>(a.tokens) + b * cells,
                  a.noise == MaskTokensFwd::kPerBlock ? scratch : nullptr, noise, mask,
                  static_cast<T*>(a.inputs) + b * cells);
 }
 
-// Rows of the clip's masked tokens, eight mask bytes at a time where none is set.
-void write_positions(const uint8_t* mask, int64_t cells, int64_t first_row, int32_t* out) {
-  for (int64_t i = 0; i < cells; ++i) {
-    uint64_t eight = 1;
-    if (i + 8 <= cells) {
-      memcpy(&eight, mask + i, 8);
+// Rows of the clip's masked tokens. Eight mask bytes at a time: none set is the common case, and
+// otherwise every row is stored and the next one overwrites it if its token is not masked.
+void write_positions(const uint8_t* mask, // (cells,)
+                     int64_t cells,
+                     int64_t first_row,
+                     int32_t* out,         // room for end - out rows, all of which are written
+                     const int32_t* end) { // other threads write from here on
+  int64_t i = 0;
+  for (; i + 8 <= cells && out + 8 <= end; i += 8) {
+    uint64_t eight;
+    memcpy(&eight, mask + i, 8);
+    for (int64_t n = i; eight != 0 && n < i + 8; ++n) {
+      *out = static_cast<int32_t>(first_row + n);
+      out += mask[n];
     }
-    if (eight == 0) {
-      i += 7;
-    } else if (mask[i]) {
+  }
+  for (; out < end; ++i) {
+    if (mask[i]) {
       *out++ = static_cast<int32_t>(first_row + i);
     }
   }
@@ -171,13 +206,13 @@ template <class T>
 bool mask_clips(const MaskTokensFwd& a) {
   const int64_t cells = static_cast<int64_t>(a.T) * a.H * a.W, total = a.B * cells;
   const int threads = a.num_threads < 1 ? 1 : a.num_threads;
-  Scratch<uint32_t> scratch(threads * 3 * cells);
+  Scratch<uint32_t> scratch(threads * scratch_size(a));
   Scratch<int64_t> offsets(a.B + 1); // of each clip's first position
   if (scratch.data == nullptr || offsets.data == nullptr) {
     return false;
   }
   parallel_for(a.B, total, threads, [&](int64_t b) {
-    offsets.data[b + 1] = mask_clip<T>(a, b, scratch.data + thread_index() * 3 * cells);
+    offsets.data[b + 1] = mask_clip<T>(a, b, scratch.data + thread_index() * scratch_size(a));
   });
   offsets.data[0] = 0;
   for (int64_t b = 0; b < a.B; ++b) {
@@ -187,10 +222,11 @@ bool mask_clips(const MaskTokensFwd& a) {
   *a.count = static_cast<int32_t>(count);
   parallel_for(a.B, total, threads, [&](int64_t b) {
     const int64_t first_row = b * (cells + a.row_offset) + a.row_offset;
-    write_positions(a.mask + b * cells, cells, first_row, a.positions + offsets.data[b]);
+    write_positions(a.mask + b * cells, cells, first_row, a.positions + offsets.data[b],
+                    a.positions + offsets.data[b + 1]);
     const int64_t tail = b * cells < count ? count : b * cells;
-    for (int64_t i = tail; i < (b + 1) * cells; ++i) {
-      a.positions[i] = -1;
+    if (tail < (b + 1) * cells) {
+      memset(a.positions + tail, 0xFF, ((b + 1) * cells - tail) * sizeof(int32_t)); // -1
     }
   });
   return true;
