@@ -1,0 +1,123 @@
+"""Presets, files and overrides fill the configuration; everything else is a clear error."""
+
+import dataclasses
+
+import pytest
+
+from vimpac.errors import UsageError
+from vimpac.train.config import BatchConfig, OptimConfig, PretrainConfig
+from vimpac.train.optim import lr_at
+from vimpac.train.overrides import load_config, presets, to_yaml
+
+
+def _load(*overrides: str, source: str | None = None) -> PretrainConfig:
+    return load_config(PretrainConfig, source, overrides)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_legal_and_survives_yaml(name, tmp_path):
+    config = _load(source=name)
+    config.check()
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert _load(source=str(file)) == config
+    assert config.model.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "warmup", "contrastive"),
+    [("small", 1e-3, 0.1, 128), ("base", 1e-3, 0.1, 128), ("large_half", 3e-4, 0.05, 128)],
+)
+def test_presets_hold_the_numbers_of_the_paper(name, lr, warmup, contrastive):
+    config = _load(source=name)
+    assert (config.optim.lr, config.optim.warmup) == (lr, warmup)
+    assert (config.batch.videos, config.batch.contrastive) == (1024, contrastive)
+    assert (config.optim.betas, config.optim.weight_decay) == ((0.9, 0.98), 0.05)
+    assert (config.clips.frames, config.mask.blocks) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("optim.lr=3e-4", 3e-4),  # YAML itself reads this as a text
+        ("optim.steps=null", None),
+        ("optim.steps=12", 12),
+        ("optim.betas=[0.8, 1]", (0.8, 1.0)),
+        ("run.tensorboard=false", False),
+        ("compile=none", "none"),
+        ("data=runs/a=b", "runs/a=b"),
+        ("out=2024", "2024"),
+        ("model.layout=T,H|W", "T,H|W"),
+        ("clips.max_distance=10", 10.0),
+    ],
+)
+def test_override_gets_the_declared_type(word, value):
+    target = _load(word)
+    for name in word.partition("=")[0].split("."):
+        target = getattr(target, name)
+    assert target == value
+    assert type(target) is type(value)
+
+
+def test_later_words_win_over_the_preset():
+    config = _load("optim.lr=1", "optim.lr=2", source="small")
+    assert config.optim.lr == 2.0
+    assert config.optim.warmup == 0.1
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.lrate=1", "unknown key 'optim.lrate'.*did you mean 'optim.lr'"),
+        ("lr=1", "did you mean 'optim.lr'"),
+        ("optim.warmpu=1", "did you mean 'optim.warmup'"),
+        ("optim=1", "a section with the keys optim.lr, "),
+        ("optim.lr=fast", "optim.lr must be a number, not 'fast'"),
+        ("optim.lr=null", "optim.lr must be a number, not None"),
+        ("optim.steps=1.5", "optim.steps must be a whole number or null, not 1.5"),
+        ("optim.betas=0.9", r"optim.betas must be \[a number, a number\], not 0.9"),
+        ("precision=fp16", "precision must be bf16 or fp32, not 'fp16'"),
+        ("run.tensorboard=3", "run.tensorboard must be true or false, not 3"),
+        ("small", "'small' is not of the form key=value"),
+    ],
+)
+def test_wrong_word_is_named_with_its_mend(word, message):
+    with pytest.raises(UsageError, match=message):
+        _load(word)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("optim: {lrate: 1}", "unknown key 'optim.lrate'"), ("a: [", "is no YAML"), ("3", "keys and")],
+)
+def test_wrong_file_is_named(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=f"mine.yaml.*{message}|{message}.*mine.yaml"):
+        _load(source=str(file))
+
+
+def test_missing_preset_lists_the_presets():
+    with pytest.raises(UsageError, match="no such file; presets: base, large_half, small, tiny"):
+        _load(source="smal")
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "message"),
+    [
+        (BatchConfig(videos=96, contrastive=64), 1, "batch.videos=96 must be a multiple"),
+        (BatchConfig(videos=64, contrastive=64), 3, "does not divide among 3 processes"),
+        (BatchConfig(videos=64, contrastive=64, micro=24), 2, "must divide the 32 videos"),
+        (BatchConfig(videos=0), 1, "batch.videos=0 must be positive"),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused(batch, world, message):
+    with pytest.raises(UsageError, match=message):
+        PretrainConfig(batch=batch).check(world)
+
+
+def test_learning_rate_rises_in_a_line_then_falls_in_a_line():
+    config = OptimConfig(lr=1.0, warmup=0.2)
+    rates = [lr_at(step, 10, config) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, *(k / 8 for k in range(7, 0, -1))])
+    assert lr_at(0, 10, dataclasses.replace(config, warmup=0.0)) == 1.0

@@ -1,0 +1,146 @@
+"""What can be set in a run. `vimpac.train.overrides` fills it from YAML and `key=value` words."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from vimpac.errors import UsageError
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The network: the paper's Table 3."""
+
+    name: str = "small"  # small | base | large_half | tiny
+    layout: str = "T,H|W"  # attention blocks: `,` in sequence, `|` in parallel
+    dropout: float = 0.1
+
+
+@dataclasses.dataclass
+class ClipConfig:
+    """What is read from the token store."""
+
+    frames: int = 5  # T
+    frame_stride: int = 1  # stored frames from one frame of a clip to the next
+    max_distance: float | None = None  # seconds between the two starts; null: unbounded
+    variant: int | None = None  # which stored variant; null: drawn per sample
+    workers: int = 2  # data-loading processes per rank; 0: load in the training process
+    prefetch: int = 4  # micro-batches that each worker keeps ready
+
+
+@dataclasses.dataclass
+class MaskConfig:
+    """What is hidden from the model (Sec. B.1)."""
+
+    strategy: Literal["block", "iid", "tube"] = "block"
+    blocks: int = 5  # boxes per clip (block)
+    ratio: float = 0.15  # share of tokens (iid, tube)
+    noise: tuple[float, float, float] | None = None  # BERT: [MASK] / random id / unchanged
+    noise_unit: Literal["block", "token"] = "token"
+
+
+@dataclasses.dataclass
+class BatchConfig:
+    """How many videos meet where; each gives two clips."""
+
+    videos: int = 1024  # per optimiser update, all ranks together
+    contrastive: int = 128  # that are told apart: 2 * contrastive - 1 candidates per clip
+    micro: int = 32  # largest part of a rank that is held in memory at once
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    """AdamW with a linear warm-up and a linear decay to zero (Table 4)."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float = 1.0  # largest norm of the gradient; 0: no clipping
+    warmup: float = 0.1  # share of the updates
+    epochs: float = 10.0
+    steps: int | None = None  # updates; null: from the epochs
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """Loss = token loss + alpha * gamma * contrastive loss, gamma = 0.2 (Sec. 3)."""
+
+    alpha: float = 1.0  # 0: no contrastive loss
+    temperature: float = 0.2
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """Bookkeeping; a checkpoint is also written after the last step."""
+
+    log_every: int = 10  # steps between lines of the log; the only host synchronisation
+    save_every: int = 500  # steps between checkpoints
+    keep: int = 3  # newest checkpoints that are kept
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass
+class PretrainConfig:
+    """A pre-training run."""
+
+    data: str = ""  # a token store: see `vimpac tokenize`
+    out: str = "runs/pretrain"
+    seed: int = 0
+    device: str = "auto"  # auto: cuda if there is one, else cpu
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: Literal["none", "default", "max-autotune"] = "none"
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
+    batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def check(self, world_size: int = 1) -> None:
+        """Finds the combinations that no single type rules out.
+
+        Args:
+            world_size: Number of processes.
+
+        Raises:
+            UsageError: A value is out of range or two values do not fit together.
+        """
+        batch, optim = self.batch, self.optim
+        positive = {
+            "batch.videos": batch.videos,
+            "batch.contrastive": batch.contrastive,
+            "batch.micro": batch.micro,
+            "clips.frames": self.clips.frames,
+            "clips.frame_stride": self.clips.frame_stride,
+            "optim.lr": optim.lr,
+            "optim.epochs": optim.epochs,
+            "optim.steps": 1 if optim.steps is None else optim.steps,
+            "loss.temperature": self.loss.temperature,
+            "run.log_every": self.run.log_every,
+            "run.save_every": self.run.save_every,
+            "run.keep": self.run.keep,
+        }
+        for key, value in positive.items():
+            if not value > 0:
+                raise UsageError(f"{key}={value} must be positive")
+        if not 0 <= optim.warmup <= 1:
+            raise UsageError(f"optim.warmup={optim.warmup} is a share: it lies in [0, 1]")
+        if batch.videos % batch.contrastive:
+            raise UsageError(
+                f"batch.videos={batch.videos} must be a multiple of "
+                f"batch.contrastive={batch.contrastive}"
+            )
+        part = batch.contrastive // world_size
+        if batch.contrastive % world_size:
+            raise UsageError(
+                f"batch.contrastive={batch.contrastive} does not divide among "
+                f"{world_size} processes"
+            )
+        if part % min(batch.micro, part):
+            raise UsageError(
+                f"batch.micro={batch.micro} must divide the {part} videos of a contrastive batch "
+                "on each process"
+            )

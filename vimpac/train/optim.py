@@ -1,0 +1,88 @@
+"""AdamW as the paper sets it: which parameters decay, and the learning rate over the updates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vimpac.train.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Splits the parameters by weight decay.
+
+    Weights of linear layers and token embeddings decay. Biases, norms, position tables and the
+    [CLS] vector do not: they set an origin or a scale, and pulling those to zero regularises
+    nothing.
+
+    Args:
+        model: The model.
+        weight_decay: Of the first group.
+
+    Returns:
+        Two groups for an optimiser, in the order of `named_parameters()`.
+    """
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        small = parameter.ndim < 2 or "position" in name or name.rpartition(".")[2] == "cls"
+        (keep if small else decay).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": keep, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, in one fused launch per group.
+
+    Args:
+        model: On the device where it will train.
+        config: The settings.
+
+    Returns:
+        The optimiser.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def lr_at(step: int, steps: int, config: OptimConfig) -> float:
+    """Learning rate of an update: up to `lr` in a line, then down to 0 in a line.
+
+    Args:
+        step: Updates done before this one.
+        steps: Updates in all.
+        config: The settings.
+
+    Returns:
+        The learning rate; never 0 for a step within the run.
+    """
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * max(steps - step, 0) / max(steps - warmup, 1)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Scales all gradients so that their common norm is at most `largest`.
+
+    Args:
+        model: After backward.
+        largest: The bound; 0 only measures.
+
+    Returns:
+        The norm before scaling, 0-d, on the device: reading it would wait for the GPU.
+    """
+    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if largest > 0:
+        nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm
