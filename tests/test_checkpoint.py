@@ -1,0 +1,104 @@
+"""A checkpoint is whole or absent, whenever the process dies and whatever the disk does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vimpac.errors import UsageError, VimpacError
+from vimpac.train import checkpoint as ckpt
+
+
+def _save(folder: Path, step: int, keep: int = 3) -> Path:
+    model = {"weight": torch.full((2, 3), float(step))}
+    return ckpt.save_checkpoint(
+        folder, step, model=model, state={"step": step}, config="seed: 0\n", keep=keep
+    )
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    model, state = ckpt.load_checkpoint(_save(tmp_path, 7))
+    assert torch.equal(model["weight"], torch.full((2, 3), 7.0))
+    assert state == {"step": 7}
+    assert (tmp_path / "step-00000007" / ckpt.CONFIG).read_text() == "seed: 0\n"
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (5, 10, 200):
+        _save(tmp_path, step, keep=2)
+    assert [p.name for p in ckpt.list_checkpoints(tmp_path)] == ["step-00000010", "step-00000200"]
+    assert ckpt.find_checkpoint("auto", tmp_path) == tmp_path / "step-00000200"
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    _save(tmp_path, 5)
+    path = _save(tmp_path, 5)
+    assert ckpt.list_checkpoints(tmp_path) == [path]
+
+
+def test_half_written_one_is_never_chosen_and_cleaned_up(tmp_path):
+    good = _save(tmp_path, 5)
+    half = tmp_path / ".tmp-step-00000009"
+    half.mkdir()
+    (half / ckpt.MODEL).write_bytes(b"half")
+    assert ckpt.find_checkpoint("auto", tmp_path) == good
+    _save(tmp_path, 10)
+    assert not half.exists()
+
+
+def test_kill_while_writing_leaves_the_one_before(tmp_path):
+    good = _save(tmp_path, 5)
+    code = f"""
+import os, signal, torch
+from pathlib import Path
+from vimpac.train import checkpoint
+torch.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the model's file is there by then
+checkpoint.save_checkpoint(Path({str(tmp_path)!r}), 9, model={{"w": torch.zeros(9)}}, state={{}},
+                           config="", keep=1)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / ".tmp-step-00000009" / ckpt.MODEL).is_file()
+    assert ckpt.find_checkpoint("auto", tmp_path) == good
+    assert ckpt.load_checkpoint(good)[1] == {"step": 5}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("write failed")])
+def test_full_disk_leaves_the_one_before_and_nothing_else(tmp_path, monkeypatch, error):
+    good = _save(tmp_path, 5)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises((OSError, VimpacError), match="No space|write failed.*intact"):
+        _save(tmp_path, 10)
+    assert os.listdir(tmp_path) == [good.name]
+
+
+@pytest.mark.parametrize("name", [ckpt.MODEL, ckpt.STATE])
+def test_damaged_file_is_named_with_its_mend(tmp_path, name):
+    path = _save(tmp_path, 5)
+    (path / name).write_bytes((path / name).read_bytes()[:20])
+    with pytest.raises(VimpacError, match="step-00000005 is damaged.*remove it"):
+        ckpt.load_checkpoint(path)
+
+
+def test_state_that_would_run_code_is_refused(tmp_path):
+    path = _save(tmp_path, 5)
+    torch.save({"step": Path}, path / ckpt.STATE)
+    with pytest.raises(VimpacError, match="damaged"):
+        ckpt.load_checkpoint(path)
+
+
+def test_starting_over_checkpoints_is_refused(tmp_path):
+    assert ckpt.find_checkpoint("none", tmp_path) is None
+    assert ckpt.find_checkpoint("auto", tmp_path) is None
+    _save(tmp_path, 5)
+    with pytest.raises(UsageError, match="--resume auto"):
+        ckpt.find_checkpoint("none", tmp_path)
+    with pytest.raises(UsageError, match="no model.safetensors and no state.pt"):
+        ckpt.find_checkpoint(str(tmp_path), tmp_path)

@@ -1,0 +1,129 @@
+"""What a run tells while it goes: JSON lines, TensorBoard and a live line in the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOG = "log.jsonl"
+
+# name in the record: (title, format) in the terminal
+COLUMNS = {
+    "loss": ("loss", ".3f"),
+    "mask_accuracy": ("mask acc", ".1%"),
+    "cl_loss": ("CL", ".3f"),
+    "lr": ("lr", ".1e"),
+    "videos_per_s": ("videos/s", ".1f"),
+    "data_wait": ("data wait", ".0%"),
+}
+
+
+class RunLog:
+    """Writes the records of the main process; on other processes it does nothing.
+
+    A resumed run drops the records after its checkpoint, so every step stands in the log once.
+
+    Args:
+        out: The run's directory.
+        steps: Steps of the whole run.
+        done: Steps done before.
+        active: Whether this process writes.
+        tensorboard: Whether to write TensorBoard events too.
+    """
+
+    def __init__(
+        self, out: Path, *, steps: int, done: int, active: bool, tensorboard: bool
+    ) -> None:
+        self._active = active
+        self._events: Any = None
+        self._progress: Progress | None = None
+        if not active:
+            return
+        self._console = Console(stderr=True, highlight=False)
+        path = out / LOG
+        kept = [r for r in read_log(path) if r["step"] <= done] if path.exists() else []
+        self._file = path.open("w", encoding="utf-8")
+        for record in kept:
+            self._write(record)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # imports for a second
+
+            self._events = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("", total=steps, completed=done, values="")
+            self._progress.start()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(self, step: int) -> None:
+        """Moves the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def record(self, record: dict[str, float]) -> None:
+        """Writes one record.
+
+        Args:
+            record: "step" and the values.
+        """
+        if not self._active:
+            return
+        self._write(record)
+        values = "  ".join(
+            f"{title} {record[name]:{form}}"
+            for name, (title, form) in COLUMNS.items()
+            if name in record
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], values=values)
+        else:
+            self.say(f"step {record['step']:>6}  {values}")
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, record["step"])
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._active:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if not self._active:
+            return
+        if self._progress is not None:
+            self._progress.stop()
+        if self._events is not None:
+            self._events.close()
+        self._file.close()
+
+    def _write(self, record: dict[str, float]) -> None:
+        print(json.dumps(record), file=self._file, flush=True)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The records of a run; a last line that a killed process left unfinished is dropped."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
