@@ -4,10 +4,128 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+namespace py = pybind11;
+using vimpac::ElementType;
+
+namespace {
+
+// Tensors travel as data pointers, 0 for one that is not there.
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+ElementType element_type(const std::string& dtype) {
+  if (dtype == "float32")
+    return ElementType::kFloat;
+  if (dtype == "float16")
+    return ElementType::kHalf;
+  if (dtype == "bfloat16")
+    return ElementType::kBFloat16;
+  throw py::value_error("the kernels take float32, float16 and bfloat16, not " + dtype);
+}
+
+void dropout_add_layer_norm_fwd(uintptr_t x,
+                                uintptr_t residual,
+                                uintptr_t weight,
+                                uintptr_t bias,
+                                uintptr_t linear_bias,
+                                uintptr_t seed,
+                                uintptr_t y,
+                                uintptr_t total,
+                                uintptr_t mean,
+                                uintptr_t rstd,
+                                const std::string& x_type,
+                                const std::string& residual_type,
+                                int64_t M,
+                                int D,
+                                int threshold,
+                                float eps,
+                                uintptr_t stream) {
+  vimpac::dropout_add_layer_norm_fwd(
+      {at<void>(x), at<void>(residual), at<float>(weight), at<float>(bias), at<float>(linear_bias),
+       at<int64_t>(seed), at<void>(y), at<void>(total), at<float>(mean), at<float>(rstd),
+       element_type(x_type), element_type(residual_type), M, D, threshold, eps},
+      at<void>(stream));
+}
+
+void dropout_add_layer_norm_bwd(uintptr_t dy,
+                                uintptr_t dtotal,
+                                uintptr_t total,
+                                uintptr_t mean,
+                                uintptr_t rstd,
+                                uintptr_t weight,
+                                uintptr_t seed,
+                                uintptr_t dx,
+                                uintptr_t dresidual,
+                                uintptr_t partial,
+                                uintptr_t dweight,
+                                uintptr_t dbias,
+                                uintptr_t dlinear_bias,
+                                const std::string& x_type,
+                                const std::string& residual_type,
+                                int64_t M,
+                                int D,
+                                int threshold,
+                                uintptr_t stream) {
+  vimpac::dropout_add_layer_norm_bwd(
+      {at<void>(dy), at<void>(dtotal), at<void>(total), at<float>(mean), at<float>(rstd),
+       at<float>(weight), at<int64_t>(seed), at<void>(dx), at<void>(dresidual), at<float>(partial),
+       at<float>(dweight), at<float>(dbias), at<float>(dlinear_bias), element_type(x_type),
+       element_type(residual_type), M, D, threshold},
+      at<void>(stream));
+}
+
+void linear_cross_entropy_fwd(uintptr_t z,
+                              uintptr_t bias,
+                              uintptr_t target,
+                              uintptr_t positions,
+                              uintptr_t count,
+                              uintptr_t row_scale,
+                              uintptr_t losses,
+                              uintptr_t counts,
+                              uintptr_t partial,
+                              uintptr_t dbias,
+                              const std::string& z_type,
+                              int64_t rows,
+                              int64_t first,
+                              int V,
+                              int stride,
+                              int64_t ignore_index,
+                              float label_smoothing,
+                              float z_loss,
+                              bool gradient,
+                              bool wide_targets,
+                              uintptr_t stream) {
+  vimpac::linear_cross_entropy_fwd(
+      {at<void>(z),
+       at<float>(bias),
+       at<void>(target),
+       at<int32_t>(positions),
+       at<int32_t>(count),
+       at<float>(row_scale),
+       at<float>(losses),
+       at<int32_t>(counts),
+       at<float>(partial),
+       at<float>(dbias),
+       element_type(z_type),
+       {rows, first, V, stride, ignore_index, label_smoothing, z_loss, gradient, wide_targets}},
+      at<void>(stream));
+}
+
+} // namespace
+
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of vimpac_kernels: raw pointers, sizes, strides and a stream.";
   vimpac::def_mask_tokens_fwd<uintptr_t, uintptr_t>(m, [](const vimpac::MaskTokensFwd& args,
                                                           uintptr_t state, uintptr_t stream) {
     vimpac::mask_tokens_fwd(args, reinterpret_cast<void*>(state), reinterpret_cast<void*>(stream));
   });
+  m.def("dropout_add_layer_norm_blocks", &vimpac::dropout_add_layer_norm_blocks);
+  m.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
+  m.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
+  m.def("linear_cross_entropy_blocks", &vimpac::linear_cross_entropy_blocks);
+  m.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);
 }

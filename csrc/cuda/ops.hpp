@@ -10,4 +10,75 @@ namespace vimpac {
 // state: (1 + B,) 64-bit words of scratch memory.
 void mask_tokens_fwd(const MaskTokensFwd& args, void* state, void* stream);
 
+enum class ElementType { kFloat, kHalf, kBFloat16 };
+
+struct DropoutAddLayerNormFwd {
+  const void* x;                     // (M, D) of x_type, 16-byte aligned, as every tensor here
+  const void* residual;              // (M, D) of residual_type
+  const float* weight;               // (D,)
+  const float* bias;                 // (D,)
+  const float* linear_bias;          // (D,) or null
+  const int64_t* seed;               // 0-d
+  void* y;                           // (M, D) of x_type
+  void* total;                       // (M, D) of residual_type; null, as mean and rstd: not wanted
+  float* mean;                       // (M,)
+  float* rstd;                       // (M,)
+  ElementType x_type, residual_type; // equal, or the residual is fp32
+  int64_t M;
+  int D;         // a multiple of 8, at most 8192
+  int threshold; // 16-bit decisions below it drop
+  float eps;
+};
+
+struct DropoutAddLayerNormBwd {
+  const void* dy;      // (M, D) of x_type
+  const void* dtotal;  // (M, D) of residual_type or null
+  const void* total;   // (M, D) of residual_type
+  const float* mean;   // (M,)
+  const float* rstd;   // (M,)
+  const float* weight; // (D,)
+  const int64_t* seed; // 0-d
+  void* dx;            // (M, D) of x_type
+  void* dresidual;     // (M, D) of residual_type
+  float* partial;      // (dropout_add_layer_norm_blocks(M, D), 3, D): scratch
+  float* dweight;      // (D,)
+  float* dbias;        // (D,)
+  float* dlinear_bias; // (D,) or null
+  ElementType x_type, residual_type;
+  int64_t M;
+  int D, threshold;
+};
+
+int dropout_add_layer_norm_blocks(int64_t M, int D);
+void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwd& args, void* stream);
+void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwd& args, void* stream);
+
+struct LinearCrossEntropyOptions {
+  int64_t rows;  // m: rows of this chunk of logits
+  int64_t first; // number of the chunk's first row among all predicted rows
+  int V, stride; // classes; columns of z, a multiple of 8, at most 10,240
+  int64_t ignore_index;
+  float label_smoothing, z_loss;
+  bool gradient;     // whether z becomes dz
+  bool wide_targets; // int64, not int32
+};
+
+struct LinearCrossEntropyFwd {
+  void* z;                  // (m, stride) of z_type, 16-byte aligned
+  const float* bias;        // (V,) or null
+  const void* target;       // (R,)
+  const int32_t* positions; // (M,) rows of target, or null
+  const int32_t* count;     // 0-d: predicted rows, or null
+  const float* row_scale;   // (M,) or null: factors of dz
+  float* losses;            // (M,)
+  int32_t* counts;          // hits and targets, added to
+  float* partial;           // (linear_cross_entropy_blocks(m), stride): scratch, or null
+  float* dbias;             // (V,), added to if partial is given
+  ElementType z_type;
+  LinearCrossEntropyOptions options;
+};
+
+int linear_cross_entropy_blocks(int64_t rows);
+void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args, void* stream);
+
 } // namespace vimpac

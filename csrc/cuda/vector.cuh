@@ -13,14 +13,14 @@ constexpr int kVector = 16 / static_cast<int>(sizeof(T)); // elements in one 16-
 template <class T>
 __device__ __forceinline__ void load16(T (&out)[kVector<T>], const T* p) {
   const uint4 bits = *reinterpret_cast<const uint4*>(p);
-  memcpy(out, &bits, sizeof(bits));
+  memcpy(static_cast<void*>(out), &bits, sizeof(bits));
 }
 
 // The same through the read-only cache: for memory that no thread of the launch writes.
 template <class T>
 __device__ __forceinline__ void load16_readonly(T (&out)[kVector<T>], const T* p) {
   const uint4 bits = __ldg(reinterpret_cast<const uint4*>(p));
-  memcpy(out, &bits, sizeof(bits));
+  memcpy(static_cast<void*>(out), &bits, sizeof(bits));
 }
 
 template <class T>
@@ -54,6 +54,33 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+constexpr int kChunk = 8; // neighbouring elements: one 16-byte access of a 16-bit type, two of fp32
+
+// Chunks to and from fp32; p is 16-byte aligned.
+template <class T>
+__device__ __forceinline__ void load_chunk(float (&out)[kChunk], const T* p) {
+#pragma unroll
+  for (int part = 0; part < kChunk / kVector<T>; ++part) {
+    T values[kVector<T>];
+    load16(values, p + part * kVector<T>);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i)
+      out[part * kVector<T> + i] = to_float(values[i]);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_chunk(T* p, const float (&in)[kChunk]) {
+#pragma unroll
+  for (int part = 0; part < kChunk / kVector<T>; ++part) {
+    T values[kVector<T>];
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i)
+      values[i] = from_float<T>(in[part * kVector<T> + i]);
+    store16(p + part * kVector<T>, values);
+  }
 }
 
 } // namespace vimpac
