@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vimpac_kernels import _library
+from vimpac_kernels._compiled.linear_cross_entropy import row_pass_cuda
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def forward(
     return _fwd(*tensors, row_scale, **asdict(options), needs=list(needs), impl=impl)
 
 
-BACKENDS: dict[str, Backend] = {}
+BACKENDS: dict[str, Backend] = {
+    "cuda": Backend(row_pass_cuda, None, chunk_bytes=4 << 30, padding=64, reads_count=False),
+}
 
 
 def _run_fwd(
@@ -188,6 +191,8 @@ def _padded(weight: Tensor, multiple: int) -> Tensor:
 
 def _accumulate(dweight: Tensor, dz: Tensor, x: Tensor, is_first: bool) -> None:
     """dweight (V, D) fp32 [+]= dz^T x, summed in fp32."""
+    if dz.device.type == "cpu":  # where a product cannot widen its result
+        dz, x = dz.float(), x.float()
     if dz.dtype != torch.float32:
         product = torch.mm(dz.T, x, out_dtype=torch.float32)
         dweight.copy_(product) if is_first else dweight.add_(product)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vimpac_kernels import _library, _philox, reference
+from vimpac_kernels._compiled import dropout_add_layer_norm as _compiled
 
 _NAME = "dropout_add_layer_norm"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -186,7 +187,9 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         )
 
 
-_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}  # forward, backward
+_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # forward, backward
+    "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
+}
 
 
 def _run_fwd(

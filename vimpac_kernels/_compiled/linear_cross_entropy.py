@@ -1,0 +1,49 @@
+"""Launchers of csrc/cuda/linear_cross_entropy.cu."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vimpac_kernels._library import cuda_stream, extension
+
+
+def row_pass_cuda(
+    z: Tensor,  # (m, stride) contiguous, stride a multiple of 8
+    V: int,
+    first: int,
+    bias: Tensor | None,  # (V,) fp32
+    target: Tensor,  # (R,) int32 or int64
+    positions: Tensor | None,  # (M,) int32
+    count: Tensor | None,  # 0-d int32
+    row_scale: Tensor | None,  # (M,) fp32
+    gradient: bool,
+    losses: Tensor,  # (M,) fp32
+    counts: Tensor,  # (2,) int32
+    dbias: Tensor,  # (V,) fp32, or empty: not wanted
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    """Finishes a chunk of logits; see `Backend` in vimpac_kernels/_linear_cross_entropy.py."""
+    module, (rows, stride) = extension("cuda"), z.shape
+    partial = None
+    if gradient and dbias.numel():
+        blocks = module.linear_cross_entropy_blocks(rows)
+        partial = torch.empty((blocks, stride), dtype=torch.float32, device=z.device)
+    tensors = (z, bias, target, positions, count, row_scale, losses, counts, partial, dbias)
+    module.linear_cross_entropy_fwd(
+        *(0 if t is None else t.data_ptr() for t in tensors),
+        str(z.dtype).removeprefix("torch."),
+        rows,
+        first,
+        V,
+        stride,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        gradient,
+        target.dtype == torch.int64,
+        cuda_stream(z),
+    )
