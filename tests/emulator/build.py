@@ -114,7 +114,8 @@ def build(target: str, sources: Iterable[Path], mode: str = "plain") -> Path:
     if not recipe.exists() or recipe.read_text() != text:
         recipe.write_text(text)
     command = [_tool("ninja") or "ninja", "-C", str(folder), "-f", recipe.name, target]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # not for compilers
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"the emulated kernels do not compile:\n{done.stdout}{done.stderr}")
     return folder / target

@@ -1,0 +1,59 @@
+"""What the CUDA kernel of mask_tokens alone can get wrong: blocks waiting on each other, limits."""
+
+import pytest
+import torch
+from emulator import build
+
+from vimpac_kernels import _library, mask_tokens
+
+pytestmark = pytest.mark.impls("cuda")
+PLANS = {
+    "block": {"num_blocks": 3, "noise": (0.5, 0.25, 0.25), "noise_unit": "block"},
+    "iid": {"ratio": 0.3, "noise": (0.8, 0.1, 0.1), "pad_token": 3, "row_offset": 1},
+    "tube": {"ratio": 0.4, "clip_offset": 7},
+}
+
+
+def equal(a, b):
+    return all(torch.equal(x.cpu(), y.cpu()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("grid", [(2, 4, 6), (3, 5, 7)], ids=["aligned", "ragged"])
+@pytest.mark.parametrize("strategy", PLANS)
+def test_bits_match_reference(strategy, grid, impl):
+    tokens = torch.randint(0, 10, (3, *grid))
+    plan = {"mask_token": 99, "strategy": strategy, "vocab_size": 50, "seed": 5, **PLANS[strategy]}
+    actual = mask_tokens(tokens.to(impl.device), impl=impl.name, **plan)
+    assert equal(actual, mask_tokens(tokens, impl="reference", **plan))
+
+
+def test_more_clips_than_a_look_back_window(impl):
+    tokens = torch.randint(0, 10, (100, 1, 3, 5))
+    plan = {"mask_token": 99, "seed": 2**40 + 1}
+    if impl.emulated:  # blocks of several threads of the system wait for each other
+        build.set_schedule(_library.extension("cuda"), seed=7, workers=4)
+    actual = mask_tokens(tokens.to(impl.device), impl=impl.name, **plan)
+    assert equal(actual, mask_tokens(tokens, impl="reference", **plan))
+
+
+def test_names_the_limit_of_a_clip(impl):
+    tokens = torch.zeros(1, 1, 1, 2**20, dtype=torch.int16, device=impl.device)
+    with pytest.raises(RuntimeError, match="mask_tokens: clips of 1048576 tokens"):
+        mask_tokens(tokens, mask_token=1, seed=1, impl=impl.name)
+
+
+def test_graph_replays_draw_from_the_seed_they_find(impl):
+    if impl.emulated:
+        pytest.skip("CUDA graphs need a device")
+    tokens = torch.randint(0, 10, (4, 5, 16, 16), device=impl.device)
+    seed = torch.tensor(1, device=impl.device)
+    mask_tokens(tokens, mask_token=99, seed=seed, impl=impl.name)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = mask_tokens(tokens, mask_token=99, seed=seed, impl=impl.name)
+    for value in (11, 12):
+        seed.fill_(value)
+        graph.replay()
+        expected = mask_tokens(tokens.cpu(), mask_token=99, seed=value, impl="reference")
+        assert equal(captured, expected)
