@@ -16,11 +16,14 @@ import sys
 
 from vimpac.errors import VimpacError
 
-COMMANDS: dict[str, tuple[str, str]] = {}  # name: (module, the line `vimpac --help` shows)
+COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --help` shows)
+    "tokenize": ("vimpac.commands.tokenize", "make a token store of video files"),
+    "store": ("vimpac.commands.store", "look at, check or convert token stores"),
+}
 
 EXTRAS = {  # optional package: what installs it
     "av": "vimpac-kernels[video]",
-    "rich": "vimpac-kernels[train]",
+    "rich": "vimpac-kernels[video]",
     "yaml": "vimpac-kernels[train]",
     "safetensors": "vimpac-kernels[train]",
     "tensorboard": "vimpac-kernels[train]",

@@ -220,7 +220,9 @@ class TokenStoreWriter:
             intact += 1
         while self._shard_frames[-1] > intact:
             self._shard_frames[-1] -= self.entries.pop().frames * len(meta.variants)
-        os.truncate(last, self._shard_frames[-1] * meta.frame_record.itemsize)
+        expected = self._shard_frames[-1] * meta.frame_record.itemsize
+        if last.stat().st_size != expected:
+            os.truncate(last, expected)
         for file in self._partial.glob("shard-*.bin"):
             if file not in shards:
                 file.unlink()

@@ -1,0 +1,95 @@
+"""`vimpac tokenize VIDEOS... --out STORE`: video files to a token store.
+
+Exit codes: 0 the store is whole (videos that could not be read are listed and recorded in it),
+1 failure or no readable video, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+from vimpac.errors import UsageError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declares the command."""
+    parser = subparsers.add_parser(
+        "tokenize",
+        help="make a token store of video files",
+        description="Makes a token store of video files. Killed or failed, the same command "
+        "again continues. Videos that cannot be read are listed and recorded in the store.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, or directories of them")
+    parser.add_argument("--out", required=True, type=Path, help="where the store is to be")
+    parser.add_argument("--fps", default="2", help="frames per second of video time")
+    parser.add_argument("--size", default=128, type=int, help="side of the square crop in pixels")
+    parser.add_argument("--tokenizer", default="patch", help="patch (built in) or dalle")
+    parser.add_argument("--weights", type=Path, help="the tokenizer's weights")
+    parser.add_argument("--device", default="cpu", help="where the tokenizer computes")
+    parser.add_argument(
+        "--variants",
+        default="pretrain",
+        help="pretrain (centre crop), finetune (12: 2 scales x 3 crops x flip), "
+        "finetune-noflip (6), or names such as 1.25x-topleft-flip,1x-center",
+    )
+    parser.add_argument("--workers", default=os.cpu_count() or 1, type=int, help="processes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the store and prints what is in it."""
+    from rich.console import Console
+
+    from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
+    from vimpac.data.variants import parse_variants
+    from vimpac.data.video import find_videos
+
+    try:
+        fps = Fraction(args.fps)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--fps {args.fps} is no number: give e.g. 2 or 30000/1001") from None
+    settings = TokenizeSettings(
+        fps=fps,
+        size=args.size,
+        variants=parse_variants(args.variants),
+        tokenizer=args.tokenizer,
+        weights=args.weights,
+        device=args.device,
+    )
+    videos = find_videos(args.videos)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with _progress(console) as progress:
+        task = progress.add_task("tokenizing", total=len(videos))
+
+        def report(done: int, problem: str) -> None:
+            if problem:
+                console.print(f"skipped {problem}", markup=False)
+            progress.update(task, completed=done)
+
+        workers = min(args.workers, len(videos))
+        store = tokenize_videos(videos, args.out, settings, workers=workers, report=report)
+    frames = int(store.frames.sum())
+    print(f"{args.out}: {len(store)} videos, {frames} frames, {frames / store.meta.fps:.0f} s")
+    if store.skipped:
+        print(f"{len(store.skipped)} of {len(videos)} videos could not be read:", file=sys.stderr)
+        for name, reason in store.skipped:
+            print(f"  {name}: {reason}", file=sys.stderr)
+    return 0
+
+
+def _progress(console):  # type: ignore[no-untyped-def]  # rich is optional, so untyped here
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(),
+        console=console,
+    )

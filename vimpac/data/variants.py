@@ -1,0 +1,110 @@
+"""Resize, crop and flip: the views of a frame that are tokenised (paper, Sec. B)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+
+from vimpac.errors import UsageError
+
+CROPS = {"topleft": 0, "center": 1, "bottomright": 2}  # halves of the margin to cut off before
+SCALES = ("1x", "1.25x")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One view: the shorter side is resized to `scale` * S, then an S x S crop is cut.
+
+    Attributes:
+        scale: Shorter side over S, at least 1.
+        crop: One of `CROPS`.
+        flip: Whether it is mirrored left to right.
+    """
+
+    scale: float = 1.0
+    crop: str = "center"
+    flip: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.scale:g}x-{self.crop}" + ("-flip" if self.flip else "")
+
+
+def parse_variants(text: str) -> tuple[Variant, ...]:
+    """Reads a list of variants.
+
+    Args:
+        text: `pretrain` (one centre crop), `finetune` (the paper's 12), `finetune-noflip` (its 6
+            for data where left and right differ), or names such as `1.25x-topleft-flip`,
+            separated by commas.
+
+    Returns:
+        The variants.
+
+    Raises:
+        UsageError: A name is not of that form, or given twice.
+    """
+    presets = {
+        "pretrain": (Variant(),),
+        "finetune": _product((False, True)),
+        "finetune-noflip": _product((False,)),
+    }
+    if text in presets:
+        return presets[text]
+    variants = tuple(_parse(name) for name in text.split(","))
+    if len(set(variants)) < len(variants):
+        raise UsageError(f"--variants {text}: one is given twice")
+    return variants
+
+
+def _product(flips: tuple[bool, ...]) -> tuple[Variant, ...]:
+    scales = [float(scale[:-1]) for scale in SCALES]
+    return tuple(Variant(s, c, f) for s in scales for c in CROPS for f in flips)
+
+
+def _parse(name: str) -> Variant:
+    scale, _, rest = name.partition("-")
+    crop, _, flip = rest.partition("-")
+    try:
+        if scale.endswith("x") and 1 <= float(scale[:-1]) <= 16 and crop in CROPS:
+            if flip in ("", "flip"):
+                return Variant(float(scale[:-1]), crop, bool(flip))
+    except ValueError:
+        pass
+    raise UsageError(
+        f"unknown variant '{name}': pretrain, finetune, finetune-noflip, or SCALEx-CROP[-flip] "
+        f"with a crop of {', '.join(CROPS)}"
+    )
+
+
+def views(frame: av.VideoFrame, size: int, variants: Sequence[Variant]) -> np.ndarray:
+    """Makes the views of one frame.
+
+    Args:
+        frame: A decoded frame; its display rotation is applied.
+        size: Side S of the views in pixels.
+        variants: Which views.
+
+    Returns:
+        RGB (variants, 3, S, S) uint8.
+    """
+    resized: dict[float, np.ndarray] = {}
+    out = np.empty((len(variants), 3, size, size), np.uint8)
+    for view, variant in zip(out, variants, strict=True):
+        if variant.scale not in resized:
+            resized[variant.scale] = _resize(frame, round(variant.scale * size))
+        image = resized[variant.scale]
+        y, x = (CROPS[variant.crop] * (side - size) // 2 for side in image.shape[:2])
+        crop = image[y : y + size, x : x + size]
+        view[:] = (crop[:, ::-1] if variant.flip else crop).transpose(2, 0, 1)
+    return out
+
+
+def _resize(frame: av.VideoFrame, shorter: int) -> np.ndarray:
+    """RGB (H, W, 3) uint8 with the aspect ratio kept and the shorter side as given; bicubic."""
+    short = min(frame.width, frame.height)
+    width, height = (side * shorter // short for side in (frame.width, frame.height))
+    image = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    return np.rot90(image, frame.rotation // 90)
