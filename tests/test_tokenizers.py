@@ -51,10 +51,7 @@ def test_every_patch_id_survives_its_own_picture():
     again = tokenizer.encode(tokenizer.decode(ids))
     middle = ((ids >> 9) >= 5) & ((ids >> 9) <= 10) & (((ids >> 4) & 31) < 17)
     faint = (ids & 15) < 9
-    assert (again == ids)[middle & faint].float().mean() > 0.9
-    assert torch.equal(tokenizer.encode(tokenizer.decode(again)), again) or (
-        (tokenizer.encode(tokenizer.decode(again)) == again).float().mean() > 0.9
-    )
+    assert (again == ids)[middle & faint].all()
 
 
 def test_patch_ids_do_not_depend_on_the_batch_or_threads(frames):

@@ -11,8 +11,13 @@ import os
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vimpac.errors import UsageError
+
+if TYPE_CHECKING:  # optional at run time
+    from rich.console import Console
+    from rich.progress import Progress
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -81,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(console):  # type: ignore[no-untyped-def]  # rich is optional, so untyped here
+def _progress(console: Console) -> Progress:
+    """A bar with the count, the time gone and the time left."""
     from rich import progress
 
     return progress.Progress(
