@@ -12,6 +12,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -76,6 +77,48 @@ void run(bool (*const (&kernels)[3])(const Args&), const Args& args) {
 #define VIMPAC_EACH_ISA(op) {vimpac::portable::op, nullptr, nullptr}
 #endif
 
+template <bool kBackward>
+void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the forward
+                     uintptr_t qkv,     // (B, S, 3, N, Dh), unit last stride
+                     uintptr_t padding, // (B, T, H, W) bool, or 0
+                     uintptr_t seed,    // 0-d int64, or 0
+                     uintptr_t result,  // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh)
+                     int dtype,
+                     std::array<int64_t, 5> shape, // of qkv
+                     std::array<int64_t, 5> strides,
+                     std::array<int64_t, 3> grid,
+                     const std::vector<int>& axes,
+                     float scale,
+                     uint32_t threshold,
+                     float keep_scale,
+                     int num_threads) {
+  using Args = vimpac::AxialAttention;
+  Args args{};
+  args.qkv = pointer<const void>(qkv);
+  args.dout = pointer<const void>(dout);
+  args.result = pointer<void>(result);
+  args.padding = pointer<const uint8_t>(padding);
+  args.seed = pointer<const int64_t>(seed);
+  args.dtype = static_cast<Args::DType>(dtype);
+  args.B = shape[0];
+  std::copy(grid.begin(), grid.end(), args.grid);
+  args.N = shape[3];
+  args.Dh = shape[4];
+  std::copy(strides.begin(), strides.begin() + 4, args.strides);
+  args.has_cls = shape[1] != grid[0] * grid[1] * grid[2];
+  args.num_axes = static_cast<int>(std::min<size_t>(axes.size(), 3));
+  std::copy(axes.begin(), axes.begin() + args.num_axes, args.axes);
+  args.scale = scale;
+  args.threshold = threshold;
+  args.keep_scale = keep_scale;
+  args.num_threads = num_threads;
+  if constexpr (kBackward) {
+    run<Args>(VIMPAC_EACH_ISA(axial_attention_bwd), args);
+  } else {
+    run<Args>(VIMPAC_EACH_ISA(axial_attention_fwd), args);
+  }
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C_cpu, module) {
@@ -87,4 +130,6 @@ PYBIND11_MODULE(_C_cpu, module) {
     args.num_threads = num_threads;
     run<vimpac::MaskTokensFwd>(VIMPAC_EACH_ISA(mask_tokens_fwd), args);
   });
+  module.def("axial_attention_fwd", &axial_attention<false>);
+  module.def("axial_attention_bwd", &axial_attention<true>);
 }

@@ -2,61 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from vimpac_kernels import _philox
 from vimpac_kernels._library import extension
 
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
+_DTYPE_IDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def _call(
+def launch_cpu_fwd(
     qkv: Tensor,  # (B, S, 3, N, Dh)
-    padding: Tensor | None,  # (B, T, H, W) bool
+    key_padding_mask: Tensor | None,  # (B, T, H, W) bool
     seed: Tensor | None,  # 0-d int64
     grid: list[int],
     axes: str,
     scale: float,
     threshold: int,
-) -> dict[str, Any]:
-    """The arguments that every kernel takes."""
-    batch, rows, _, heads, head_dim = qkv.shape
-    return {
-        "qkv": qkv.data_ptr(),
-        "padding": 0 if padding is None else padding.data_ptr(),
-        "seed": 0 if seed is None else seed.data_ptr(),
-        "dtype": str(qkv.dtype).removeprefix("torch."),
-        "batch": batch,
-        "grid": tuple(grid),
-        "heads": heads,
-        "head_dim": head_dim,
-        "has_cls": rows == grid[0] * grid[1] * grid[2] + 1,
-        "strides": qkv.stride()[:4],
-        "axes": [_AXIS_IDS[name] for name in axes.split("|")],
-        "scale": scale,
-        "threshold": threshold,
-    }
-
-
-def launch_cpu_fwd(qkv: Tensor, *rest: Any) -> Tensor:
-    """(B, S, 3, N, Dh) -> (B, S, N, Dh); arguments as in `_call`."""
+) -> Tensor:  # (B, S, N, Dh)
+    """Runs the forward."""
     B, S, _, N, Dh = qkv.shape
     out = qkv.new_empty((B, S, N, Dh))
-    extension("cpu").axial_attention_fwd(
-        out=out.data_ptr(), num_threads=torch.get_num_threads(), **_call(qkv, *rest)
-    )
+    _run_cpu("fwd", None, qkv, key_padding_mask, seed, out, grid, axes, scale, threshold)
     return out
 
 
-def launch_cpu_bwd(dout: Tensor, qkv: Tensor, *rest: Any) -> Tensor:
-    """(B, S, N, Dh), (B, S, 3, N, Dh) -> dqkv (B, S, 3, N, Dh); arguments as in `_call`."""
+def launch_cpu_bwd(
+    dout: Tensor,  # (B, S, N, Dh)
+    qkv: Tensor,  # (B, S, 3, N, Dh)
+    key_padding_mask: Tensor | None,  # (B, T, H, W) bool
+    seed: Tensor | None,  # 0-d int64
+    grid: list[int],
+    axes: str,
+    scale: float,
+    threshold: int,
+) -> Tensor:  # (B, S, 3, N, Dh)
+    """Runs the backward."""
     dqkv = qkv.new_empty(qkv.shape)
-    extension("cpu").axial_attention_bwd(
-        dout=dout.data_ptr(),
-        dqkv=dqkv.data_ptr(),
-        num_threads=torch.get_num_threads(),
-        **_call(qkv, *rest),
-    )
+    _run_cpu("bwd", dout, qkv, key_padding_mask, seed, dqkv, grid, axes, scale, threshold)
     return dqkv
+
+
+def _run_cpu(
+    direction: str,
+    dout: Tensor | None,
+    qkv: Tensor,
+    key_padding_mask: Tensor | None,
+    seed: Tensor | None,
+    result: Tensor,
+    grid: list[int],
+    axes: str,
+    scale: float,
+    threshold: int,
+) -> None:
+    kernel = getattr(extension("cpu"), f"axial_attention_{direction}")
+    tensors = (dout, qkv, key_padding_mask, seed, result)
+    kernel(
+        *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+        _DTYPE_IDS[qkv.dtype],
+        qkv.shape,
+        qkv.stride(),
+        grid,
+        [_AXIS_IDS[name] for name in axes.split("|")],
+        scale,
+        threshold,
+        _philox.dropout_scale(threshold),
+        torch.get_num_threads(),
+    )

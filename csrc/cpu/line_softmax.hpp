@@ -1,0 +1,94 @@
+// Softmax of one line's scores, its dropout and its gradient, on transposed matrices: row = key,
+// lane = query, so that every reduction over the keys is lane by lane. Matrices are (keys, ld), ld
+// being a multiple of kWidth; lanes beyond the queries hold numbers that nobody uses.
+#pragma once
+
+#include "cpu/vec_io.hpp"
+
+namespace vimpac {
+namespace {
+
+// Replaces scores by probabilities. Hidden keys get 0; a query without any key gets 0 everywhere.
+inline void softmax_keys(float* p,              // (keys, ld) scores
+                         const uint8_t* hidden, // (keys,) or null
+                         int64_t keys,
+                         int64_t ld) {
+  for (int64_t i = 0; i < ld; i += kWidth) {
+    VecF top = broadcast(-__builtin_inff());
+    for (int64_t j = 0; j < keys; ++j) {
+      if (hidden == nullptr || !hidden[j]) {
+        top = max(top, load(p + j * ld + i));
+      }
+    }
+    VecF sum{};
+    for (int64_t j = 0; j < keys; ++j) {
+      VecF e{};
+      if (hidden == nullptr || !hidden[j]) {
+        e = exp(load(p + j * ld + i) - top);
+        sum += e;
+      }
+      store(p + j * ld + i, e);
+    }
+    const VecF inverse = sum == 0.0f ? VecF{} : 1.0f / sum;
+    for (int64_t j = 0; j < keys; ++j) {
+      store(p + j * ld + i, load(p + j * ld + i) * inverse);
+    }
+  }
+}
+
+// Which elements stay: decision (query i, key j) is number j % 8 of the call (j / 8, i, line,
+// last).
+struct Dropout {
+  uint64_t seed;
+  uint32_t threshold; // a 16-bit decision below it drops
+  float keep_scale;
+};
+
+// dropped = p where kept, times keep_scale; 0 elsewhere. `dropped` may be `p`.
+inline void drop(const Dropout& dropout,
+                 uint32_t line,
+                 uint32_t last,
+                 const float* p, // (keys, ld)
+                 int64_t keys,
+                 int64_t ld,
+                 float* dropped) { // (keys, ld)
+  for (int64_t i = 0; i < ld; i += kWidth) {
+    const VecU query = as_uint(iota()) + static_cast<uint32_t>(i);
+    for (int64_t first = 0; first < keys; first += 8) {
+      const Philox4<VecU> bits = philox4x32_10<VecU>(
+          {broadcast(static_cast<uint32_t>(first / 8)), query, broadcast(line), broadcast(last)},
+          dropout.seed);
+      const VecU words[4] = {bits.x, bits.y, bits.z, bits.w};
+      const int64_t count = keys - first < 8 ? keys - first : 8;
+      for (int64_t j = 0; j < count; ++j) {
+        const VecU decision = j % 2 ? words[j / 2] >> 16 : words[j / 2] & 0xFFFFu;
+        const int64_t at = (first + j) * ld + i;
+        store(dropped + at,
+              decision >= dropout.threshold ? load(p + at) * dropout.keep_scale : VecF{});
+      }
+    }
+  }
+}
+
+// ds = dropped * dp - p * delta with delta = sum over the keys of dropped * dp, in the place of dp.
+inline void softmax_keys_backward(const float* p,       // (keys, ld)
+                                  const float* dropped, // (keys, ld), p itself without dropout
+                                  int64_t keys,
+                                  int64_t ld,
+                                  float* dp) { // (keys, ld)
+  for (int64_t i = 0; i < ld; i += kWidth) {
+    VecF delta{};
+    for (int64_t j = 0; j < keys; ++j) {
+      const VecF product = load(dropped + j * ld + i) * load(dp + j * ld + i);
+      delta += product;
+      store(dp + j * ld + i, product);
+    }
+    for (int64_t j = 0; j < keys; ++j) {
+      const float* from = p + j * ld + i;
+      store(dp + j * ld + i, load(dp + j * ld + i) - load(from) * delta);
+    }
+  }
+}
+
+} // namespace
+} // namespace vimpac
