@@ -116,6 +116,7 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path, workers, moment):
         (["--size", "30"], 2, "multiple of 8"),
         (["--tokenizer", "none"], 2, "unknown tokenizer 'none'"),
         (["--tokenizer", "dalle"], 2, "download https://"),
+        (["--device", "none"], 2, "device 'none' cannot be used"),
         (["--variants", "4"], 2, "unknown variant '4'"),
         (["missing.mp4"], 1, "missing.mp4 does not exist"),
     ],

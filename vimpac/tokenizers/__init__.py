@@ -46,9 +46,14 @@ def get_tokenizer(
         The tokenizer.
 
     Raises:
-        UsageError: An unknown name, or weights where there are none.
+        UsageError: An unknown name or device, or weights where there are none.
         VimpacError: The weights are missing or do not fit.
     """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"device '{device}' cannot be used ({reason}): give e.g. cpu") from error
     if name == "patch":
         from vimpac.tokenizers.patch import PatchTokenizer
 
