@@ -21,6 +21,7 @@ WORDS_OUT = {  # by wrapper
     ),
     **dict.fromkeys(("ldmatrix_x2", "ldmatrix_x2_trans", "cp_async_4"), 64),
     **dict.fromkeys(("ldmatrix_x1", "ldmatrix_x1_trans", "pack_bf16", "pack_fp16"), 32),
+    "transpose_8x8": 32,
     "cp_async_16": 256,
 }
 COPY = "cp.async.{}.shared.global [r], [rd], {}, r;"
@@ -34,6 +35,7 @@ PTX = {
     "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {r,r}, [r];",
     "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {r,r,r,r}, [r];",
     *(COPY.format(cache, size) for cache, size in (("ca", 4), ("ca", 8), ("cg", 16))),
+    "movmatrix.sync.aligned.m8n8.trans.b16 r, r;",
     "cp.async.commit_group;",
     "cp.async.wait_group 0;",
     "cp.async.wait_group 1;",
@@ -99,6 +101,12 @@ def test_ldmatrix_distributes_the_documented_elements(count, transpose):
     expected = matrices.reshape(count, 32, 2).transpose(0, 1)  # lane 4 g + t: row g, columns 2 t
     actual = run(emulated(), name, inputs(name)).view(torch.int16)
     assert torch.equal(actual.view(32, count, 2), expected)
+
+
+def test_transpose_8x8_exchanges_rows_and_columns():
+    words = inputs("transpose_8x8")[:32]
+    expected = words.view(torch.int16).view(8, 8).mT.reshape(64)
+    assert torch.equal(run(emulated(), "transpose_8x8", words).view(torch.int16), expected)
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])

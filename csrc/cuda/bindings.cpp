@@ -3,8 +3,10 @@
 #include "ops.hpp"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
+#include <utility>
 
 namespace py = pybind11;
 using vimpac::ElementType;
@@ -115,6 +117,37 @@ void linear_cross_entropy_fwd(uintptr_t z,
       at<void>(stream));
 }
 
+vimpac::AxialArguments axial_arguments(uintptr_t dout,
+                                       uintptr_t qkv,
+                                       uintptr_t padding,
+                                       uintptr_t seed,
+                                       uintptr_t result,
+                                       const std::string& dtype,
+                                       std::array<int64_t, 5> shape, // of qkv
+                                       std::array<int64_t, 5> strides,
+                                       std::array<int, 3> grid,
+                                       std::vector<int> axes,
+                                       float scale,
+                                       unsigned threshold) {
+  vimpac::AxialArguments args{};
+  args.qkv = at<const void>(qkv), args.dout = at<const void>(dout);
+  args.result = at<void>(result);
+  args.padding = at<const uint8_t>(padding), args.seed = at<const int64_t>(seed);
+  args.dtype = element_type(dtype);
+  args.batch = static_cast<int>(shape[0]), args.grid = grid;
+  args.heads = static_cast<int>(shape[3]), args.head_dim = static_cast<int>(shape[4]);
+  args.strides = {strides[0], strides[1], strides[2], strides[3]};
+  args.has_cls = shape[1] != int64_t{grid[0]} * grid[1] * grid[2];
+  args.axes = std::move(axes), args.scale = scale, args.threshold = threshold;
+  return args;
+}
+
+template <void (*kOp)(const vimpac::AxialArguments&, void*)>
+void run_axial(vimpac::AxialArguments args, uintptr_t workspace, uintptr_t stream) {
+  args.workspace = at<float>(workspace);
+  kOp(args, at<void>(stream));
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C_cuda, m) {
@@ -128,4 +161,10 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
   m.def("linear_cross_entropy_blocks", &vimpac::linear_cross_entropy_blocks);
   m.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);
+  py::class_<vimpac::AxialArguments>(m, "AxialArguments", py::module_local())
+      .def(py::init(&axial_arguments))
+      .def("workspace", &vimpac::axial_attention_workspace, py::arg("parts"),
+           "fp32 elements of scratch memory: 1 part in the forward, 3 in the backward");
+  m.def("axial_attention_fwd", &run_axial<vimpac::axial_attention_fwd>);
+  m.def("axial_attention_bwd", &run_axial<vimpac::axial_attention_bwd>);
 }

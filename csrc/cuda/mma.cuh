@@ -81,6 +81,14 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&out)[N], const void* row) {
                  : "memory");
 }
 
+// Transposes a matrix of 8 x 8 16-bit elements held by a warp: lane 4 g + t passes row g, columns 2
+// t and 2 t + 1, and receives rows 2 t and 2 t + 1 of column g.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // Starts a copy of Bytes = 4, 8 or 16 aligned bytes from global to shared memory; zeros when
 // invalid (src is then not read). Part of the open group until cp_async_commit.
 template <int Bytes>

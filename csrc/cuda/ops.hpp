@@ -2,6 +2,9 @@
 // stream as void*. Each op's are defined in <op>.cu and bound in bindings.cpp; none of them
 // synchronizes.
 #pragma once
+#include <array>
+#include <cstdint>
+#include <vector>
 
 #include "mask_tokens.hpp"
 
@@ -80,5 +83,28 @@ struct LinearCrossEntropyFwd {
 
 int linear_cross_entropy_blocks(int64_t rows);
 void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args, void* stream);
+
+struct AxialArguments {
+  const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride, rows aligned to 16 bytes
+  const void* dout;       // (B, S, N, Dh) of dtype, contiguous; backward only
+  void* result;           // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh), contiguous
+  float* workspace;       // of axial_attention_workspace elements
+  const uint8_t* padding; // (B, T, H, W), 1 = never a key; null if there is none
+  const int64_t* seed;    // 0-d, on the device; null without dropout
+  ElementType dtype;
+  int batch;
+  std::array<int, 3> grid; // T, H, W
+  int heads, head_dim;
+  std::array<int64_t, 4> strides; // of qkv
+  bool has_cls;                   // S = has_cls + T*H*W
+  std::vector<int> axes;          // of each group of heads: 0 T, 1 H, 2 W
+  float scale;
+  unsigned threshold; // a 16-bit decision below it drops; 0: no dropout
+};
+
+void axial_attention_fwd(const AxialArguments& call, void* stream);
+void axial_attention_bwd(const AxialArguments& call, void* stream);
+// fp32 elements of scratch memory that a forward (parts = 1) or backward (parts = 3) needs.
+int64_t axial_attention_workspace(const AxialArguments& call, int parts);
 
 } // namespace vimpac

@@ -98,6 +98,23 @@ void ldmatrix(uint32_t (&out)[N], const void* row, EMULATOR_HERE) {
   emulator::collective("ldmatrix", ~0u, mine, combine, here);
 }
 
+inline uint32_t transpose_8x8(uint32_t x, EMULATOR_HERE) {
+  struct Operand {
+    uint16_t in[2];
+    uint32_t out;
+  } mine{{static_cast<uint16_t>(x), static_cast<uint16_t>(x >> 16)}, 0};
+  const auto combine = [](Operand** lanes) {
+    for (int lane = 0; lane < 32; ++lane) {
+      const int column = lane / 4, row = lane % 4 * 2;
+      const uint32_t low = lanes[4 * row + column / 2]->in[column % 2];
+      const uint32_t high = lanes[4 * row + 4 + column / 2]->in[column % 2];
+      lanes[lane]->out = low | high << 16;
+    }
+  };
+  emulator::collective("transpose_8x8", ~0u, mine, combine, here);
+  return mine.out;
+}
+
 // The copy takes place when it is waited for; until then the destination reads as NaN. Copies go
 // word by word, since sanitizers do not see what the compiler makes of a short memcpy.
 template <int Bytes>

@@ -38,6 +38,12 @@ __global__ void ldmatrix_kernel(const uint32_t* __restrict__ in, uint32_t* __res
     out[N * lane + i] = r[i];
 }
 
+// in and out: (32,) words.
+__global__ void transpose_kernel(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
+  const int lane = static_cast<int>(threadIdx.x);
+  out[lane] = transpose_8x8(in[lane]);
+}
+
 // in and out: (2, 32, Bytes / 4) words, copied in two groups; the odd lanes' copies are invalid.
 template <int Bytes>
 __global__ void cp_async_kernel(const uint32_t* __restrict__ in, uint32_t* __restrict__ out) {
@@ -79,6 +85,7 @@ const Wrapper kWrappers[] = {
     {"ldmatrix_x1_trans", ldmatrix_kernel<true, 1>},
     {"ldmatrix_x2_trans", ldmatrix_kernel<true, 2>},
     {"ldmatrix_x4_trans", ldmatrix_kernel<true, 4>},
+    {"transpose_8x8", transpose_kernel},
     {"cp_async_4", cp_async_kernel<4>},
     {"cp_async_8", cp_async_kernel<8>},
     {"cp_async_16", cp_async_kernel<16>},

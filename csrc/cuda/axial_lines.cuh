@@ -1,0 +1,117 @@
+// Which token is where in the lines of an axis, and which warp owns which lines.
+//
+// A line is its L tokens followed by [CLS] if there is one: `keys` rows, each a query and a key. A
+// tile is as many whole lines of one clip as fit its rows. A unit is what one warp works on: one
+// head and a chunk of consecutive tiles of one axis; heads run fastest, so that the warps of a
+// block read whole token rows between them. All axes of a call share one range of units.
+#pragma once
+#include "ops.hpp"
+#include "platform.cuh"
+
+namespace vimpac {
+
+struct AxialAxis {
+  int id;             // 0 T, 1 H, 2 W: part of the dropout counter
+  int length;         // tokens of a line
+  int keys;           // rows of a line
+  int lines;          // of a clip
+  int inner;          // tokens from one token of a line to the next
+  int first_head;     // of the axis' group of heads
+  int lines_per_tile; // whole lines only
+  int chunks;         // of a clip and head
+  unsigned first_unit;
+
+  // Number in the clip of token i of a line; lines are numbered as reference.to_lines orders them.
+  __host__ __device__ int token(int line, int i) const {
+    return (line / inner * length + i) * inner + line % inner;
+  }
+};
+
+struct AxialProblem {
+  int clips, tokens, heads, head_dim, num_axes, group_heads, tiles_per_chunk;
+  bool has_cls;
+  unsigned units;
+  float scale;
+  unsigned threshold;     // a 16-bit dropout decision below it drops; 0: no dropout
+  const uint8_t* padding; // (B, T, H, W), or null
+  const int64_t* seed;    // read on the device, iff threshold > 0
+  int64_t clip_stride, row_stride, part_stride, head_stride; // of qkv (B, S, 3, N, Dh), in elements
+  AxialAxis axes[3];
+
+  __host__ __device__ int rows() const { return tokens + has_cls; }
+  // Offset of a clip and head in a contiguous (B, S, parts, N, Dh), whose rows are
+  // parts * heads * head_dim apart.
+  __host__ __device__ int64_t offset(int clip, int head, int parts) const {
+    return (int64_t{clip} * rows() * parts * heads + head) * head_dim;
+  }
+  __host__ __device__ int64_t qkv_offset(int clip, int head) const {
+    return clip * clip_stride + head * head_stride;
+  }
+};
+
+struct AxialUnit {
+  int axis, clip, chunk, head; // head counts over all groups
+};
+
+__host__ __device__ inline AxialUnit find_unit(const AxialProblem& p, unsigned unit) {
+  int a = 0;
+  while (a + 1 < p.num_axes && unit >= p.axes[a + 1].first_unit)
+    ++a;
+  const unsigned local = unit - p.axes[a].first_unit, heads = unsigned(p.group_heads);
+  const unsigned rest = local / heads, chunks = unsigned(p.axes[a].chunks);
+  return {a, int(rest / chunks), int(rest % chunks), p.axes[a].first_head + int(local % heads)};
+}
+
+// The unit of chunk 0; chunk i of the same clip and head is i * group_heads further.
+__host__ __device__ inline unsigned
+first_unit(const AxialProblem& p, int axis, int clip, int head) {
+  const AxialAxis& x = p.axes[axis];
+  return x.first_unit + unsigned(clip) * unsigned(x.chunks) * unsigned(p.group_heads) +
+         unsigned(head - x.first_head);
+}
+
+inline int divide_up(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+// Fills in everything but pointers. `tile_rows` is the number of rows of a tile.
+inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
+  constexpr int kEnoughUnits = 8192; // keep every SM busy before a warp gets a second tile
+  constexpr int kMostTiles = 8;      // of a warp: the partial sums then cost under 1 % of the bytes
+  AxialProblem p{};
+  const auto [T, H, W] = call.grid;
+  p.clips = call.batch, p.tokens = T * H * W, p.heads = call.heads, p.head_dim = call.head_dim;
+  p.num_axes = int(call.axes.size()), p.group_heads = call.heads / p.num_axes;
+  p.has_cls = call.has_cls, p.scale = call.scale, p.threshold = call.threshold;
+  p.clip_stride = call.strides[0], p.row_stride = call.strides[1];
+  p.part_stride = call.strides[2], p.head_stride = call.strides[3];
+  p.padding = call.padding, p.seed = call.seed;
+  int64_t tiles = 0; // of a clip and of one head of every group
+  for (int a = 0; a < p.num_axes; ++a) {
+    AxialAxis& axis = p.axes[a];
+    axis.id = call.axes[a], axis.first_head = a * p.group_heads;
+    axis.length = axis.id == 0 ? T : axis.id == 1 ? H : W;
+    axis.inner = axis.id == 0 ? H * W : axis.id == 1 ? W : 1;
+    axis.keys = axis.length + p.has_cls;
+    axis.lines = p.tokens / axis.length;
+    axis.lines_per_tile = tile_rows / axis.keys;
+    tiles += divide_up(axis.lines, axis.lines_per_tile);
+  }
+  p.tiles_per_chunk = 1;
+  while (p.tiles_per_chunk < kMostTiles &&
+         tiles * p.clips * p.group_heads >= 2 * p.tiles_per_chunk * kEnoughUnits)
+    p.tiles_per_chunk *= 2;
+  uint64_t units = 0;
+  for (int a = 0; a < p.num_axes; ++a) {
+    AxialAxis& axis = p.axes[a];
+    axis.chunks = divide_up(axis.lines, axis.lines_per_tile * p.tiles_per_chunk);
+    axis.first_unit = unsigned(units);
+    units += uint64_t(p.clips) * uint64_t(axis.chunks) * uint64_t(p.group_heads);
+  }
+  if (units >= 1u << 31)
+    throw std::invalid_argument("axial_attention: more lines than one launch takes");
+  p.units = unsigned(units);
+  return p;
+}
+
+} // namespace vimpac

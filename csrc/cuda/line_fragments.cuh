@@ -1,0 +1,154 @@
+// Rows of a tile as matrix fragments, loaded and stored 16 bytes at a time without shared memory.
+//
+// The rows of a tile come in octets, their elements in blocks of 32. A Chunk is what lane 4 g + c
+// holds of one octet and block: elements 8 c .. 8 c + 7 of row g. The order in which a product
+// contracts is free, so words 2 s and 2 s + 1 of a chunk serve as they are as the two halves of
+// step s of a 16-wide contraction over the elements, for both operands. Transposed in place
+// (word i becomes rows 2 c and 2 c + 1 of element 8 (g / 2) + 2 i + g % 2), a chunk is the operand
+// of a contraction over the rows, whose result, fp32 d[4][4], is again in the order of a chunk:
+// element 8 c + 2 i + e of row g is d[i][e], of row g + 8 d[i][2 + e].
+#pragma once
+#include "mma.cuh"
+#include "vector.cuh"
+
+namespace vimpac {
+
+struct Chunk {
+  uint32_t w[4];
+};
+
+// The 16 x 16 operand of a product: quarters (row, column) in the order (0,0) (1,0) (0,1) (1,1).
+struct Fragment {
+  uint32_t w[4];
+};
+
+__device__ __forceinline__ Chunk transpose(const Chunk& x) {
+  return {transpose_8x8(x.w[0]), transpose_8x8(x.w[1]), transpose_8x8(x.w[2]),
+          transpose_8x8(x.w[3])};
+}
+
+__device__ __forceinline__ Fragment transpose(const Fragment& x) {
+  return {transpose_8x8(x.w[0]), transpose_8x8(x.w[2]), transpose_8x8(x.w[1]),
+          transpose_8x8(x.w[3])};
+}
+
+// One of q, k, v, dout for the rows of a tile. With kHeld it is loaded once into registers;
+// otherwise every use loads it again, which the L1 cache serves.
+template <class T, int kOctets, int kBlocks, bool kHeld>
+class Operand {
+  static constexpr int kHeldOctets = kHeld ? kOctets : 1;
+  const T* base_; // element 8 c of row 0
+  int64_t stride_;
+  const int* rows_; // of this lane: entry 8 o, row of the sequence or -1
+  Chunk held_[kHeldOctets][kBlocks];
+
+  __device__ __forceinline__ Chunk read(int octet, int block) const {
+    const int row = rows_[8 * octet];
+    Chunk chunk{};
+    if (row >= 0)
+      load16_readonly(chunk.w,
+                      reinterpret_cast<const uint32_t*>(base_ + row * stride_ + 32 * block));
+    return chunk;
+  }
+
+public:
+  __device__ __forceinline__ Operand(const T* base, int64_t stride, const int* rows)
+      : base_(base + threadIdx.x % 4 * 8), stride_(stride), rows_(rows + threadIdx.x % 32 / 4) {}
+
+  __device__ __forceinline__ void load() {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o)
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b)
+          held_[o][b] = read(o, b);
+    }
+  }
+
+  // Octets past the last are zero.
+  __device__ __forceinline__ Chunk operator()(int octet, int block) const {
+    if constexpr (kHeld)
+      return octet < kOctets ? held_[octet < kOctets ? octet : 0][block] : Chunk{};
+    else
+      return read(octet, block);
+  }
+
+  // For a contraction over the rows.
+  __device__ __forceinline__ Chunk columns(int octet, int block) const {
+    if (kHeld && octet >= kOctets)
+      return Chunk{};
+    return transpose((*this)(octet, block));
+  }
+};
+
+// d += (rows of octets a0 and a1) (rows of octet b)^T over a block of 32 elements.
+template <class T>
+__device__ __forceinline__ void
+multiply_rows(float (&d)[4], const Chunk& a0, const Chunk& a1, const Chunk& b) {
+#pragma unroll
+  for (int s = 0; s < 2; ++s)
+    mma_m16n8k16<T>(d, {a0.w[2 * s], a1.w[2 * s], a0.w[2 * s + 1], a1.w[2 * s + 1]},
+                    {b.w[2 * s], b.w[2 * s + 1]}, d);
+}
+
+// d += weights (16 x 16) times 16 rows, given as the columns of their two octets.
+template <class T>
+__device__ __forceinline__ void
+multiply_columns(float (&d)[4][4], const Fragment& weights, const Chunk& low, const Chunk& high) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    mma_m16n8k16<T>(d[i], weights.w, {low.w[i], high.w[i]}, d[i]);
+}
+
+// Columns 16 j .. 16 j + 15 of fp32 weights, rounded to T.
+template <class T, int kOctets>
+__device__ __forceinline__ Fragment round_weights(const float (&x)[kOctets][4], int j) {
+  Fragment f{};
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    if (2 * j + half < kOctets) {
+      f.w[2 * half] = pack<T>(x[2 * j + half][0], x[2 * j + half][1]);
+      f.w[2 * half + 1] = pack<T>(x[2 * j + half][2], x[2 * j + half][3]);
+    }
+  return f;
+}
+
+// Where a kernel's result goes: token rows to memory, [CLS] rows of this warp's lines to fp32 sums.
+// Each group of four lanes adds to a row of its own, so that nothing needs to be ordered.
+template <class T>
+class RowSink {
+  T* base_; // element 8 c of row 0
+  int64_t stride_;
+  const int* rows_;
+  float* sums_; // (8, Dh) of this warp, at element 8 c of row g; null without [CLS]
+
+public:
+  __device__ __forceinline__
+  RowSink(T* base, int64_t stride, const int* rows, float* sums, int head_dim)
+      : base_(base + threadIdx.x % 4 * 8), stride_(stride), rows_(rows + threadIdx.x % 32 / 4),
+        sums_(sums == nullptr ? nullptr
+                              : sums + threadIdx.x % 32 / 4 * head_dim + threadIdx.x % 4 * 8) {}
+
+  // Rows of octets 2 m and 2 m + 1, one block.
+  __device__ __forceinline__ void store(const float (&d)[4][4], int m, int block) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = rows_[8 * (2 * m + half)];
+      if (row == 0 && sums_ != nullptr) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            sums_[32 * block + 2 * i + e] += d[i][2 * half + e];
+      } else if (row >= 0) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          words[i] = pack<T>(d[i][2 * half], d[i][2 * half + 1]);
+        store16(reinterpret_cast<uint32_t*>(base_ + row * stride_ + 32 * block), words);
+      }
+    }
+  }
+};
+
+} // namespace vimpac
