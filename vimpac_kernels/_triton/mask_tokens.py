@@ -8,6 +8,9 @@ promise, and a cleared workspace for them to talk through, which is a second lau
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -168,7 +171,7 @@ def compact_kernel(
         tl.store(count, end)
 
 
-def launch_mask_tokens_fwd(
+def _launches(
     tokens: Tensor,  # (B, T, H, W)
     seed: Tensor,  # 0-d int64
     inputs: Tensor,  # (B, T, H, W)
@@ -188,8 +191,8 @@ def launch_mask_tokens_fwd(
     vocab_size: int,
     clip_offset: int,
     row_offset: int,
-) -> None:
-    """Launches both kernels; the numbers are `_Numbers` of vimpac_kernels/mask_tokens.py."""
+) -> Iterator[tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
+    """Both launches as (kernel, programs, arguments, constants)."""
     B, T, H, W = shape
     cells = T * H * W
     size = max(4, min(1024, triton.next_power_of_2(cells)))
@@ -198,12 +201,52 @@ def launch_mask_tokens_fwd(
     counts = torch.empty(programs, dtype=torch.int32, device=tokens.device)
     warps = 4 if size >= 512 else 1
     flags = mask.view(torch.int8)
-    mask_tokens_fwd_kernel[(programs,)](
+    drawn = (
         tokens, seed, inputs, flags, counts, T, H, W, *max_block, amount, mask_token,
-        pad_token or 0, *noise_below, vocab_size, clip_offset, STRATEGY=strategy,
-        NUM_BLOCKS=num_blocks, NOISE=noise, HAS_PAD=pad_token is not None, CELLS=size, PLANE=plane,
-        INDEX_BITS=plane.bit_length() - 1, num_warps=warps,
+        pad_token or 0, *noise_below, vocab_size, clip_offset,
     )  # fmt: skip
-    compact_kernel[(programs,)](
-        flags, counts, positions, count, cells, programs, row_offset, CELLS=size, num_warps=warps
-    )
+    constants = {
+        "STRATEGY": strategy,
+        "NUM_BLOCKS": num_blocks,
+        "NOISE": noise,
+        "HAS_PAD": pad_token is not None,
+        "CELLS": size,
+        "PLANE": plane,
+        "INDEX_BITS": plane.bit_length() - 1,
+        "num_warps": warps,
+    }
+    yield mask_tokens_fwd_kernel, programs, drawn, constants
+    compacted = (flags, counts, positions, count, cells, programs, row_offset)
+    yield compact_kernel, programs, compacted, {"CELLS": size, "num_warps": warps}
+
+
+def launch_mask_tokens_fwd(*arguments: Any) -> None:
+    """Launches both kernels: tensors, then `_Numbers` of vimpac_kernels/mask_tokens.py."""
+    for kernel, programs, operands, constants in _launches(*arguments):
+        kernel[(programs,)](*operands, **constants)
+
+
+def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Kernels with the arguments of real calls on meta tensors, for the static report."""
+    grid = (2, 5, 16, 16)
+    tokens = torch.empty(grid, dtype=torch.int64, device="meta")
+    mask = torch.empty(grid, dtype=torch.bool, device="meta")
+    positions = torch.empty(tokens.numel(), dtype=torch.int32, device="meta")
+    tensors = (tokens, tokens.sum(), tokens, mask, positions, positions.sum(dtype=torch.int32))
+    for strategy, noise in ((0, 2), (1, 1), (2, 0)):
+        amount = (0, 2**31, 128)[strategy]
+        plan: tuple[Any, ...] = (
+            3,
+            grid,
+            strategy,
+            5,
+            (3, 8, 8),
+            amount,
+            99,
+            None,
+            noise,
+            (2**31, 2**32 - 1),
+            98,
+        )
+        for kernel, _, operands, constants in _launches(*tensors, *plan, 0, 1):
+            yield kernel, operands, constants

@@ -1,0 +1,216 @@
+"""A static report on every GPU kernel, without a GPU: `python benchmarks/kernel_report.py`.
+
+Compiles csrc/cuda/*.cu with nvcc and every Triton kernel exactly as a launch would, for sm_80,
+sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and counts of
+the instructions that matter. Exits with 1 on a spill or where a kernel lacks what EXPECTED asks.
+
+    Triton   each module of vimpac_kernels/_triton offers `report_cases()`, which yields (kernel,
+             arguments, keyword arguments) of real calls with meta tensors; the kernel's own
+             `warmup` then specialises as a launch does.
+    CUDA     a cubin knows launch bounds but no launch: LAUNCHES names the threads and the shared
+             memory of a usual one, for the occupancy.
+
+A spill shows as stack bytes and as STL and LDL instructions. HMMA, HGMMA and UTCMMA are the
+tensor-core products of sm_80, sm_90a and sm_100, LDG.128 loads of 16 bytes or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib
+import itertools
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cubins
+from cubins import Kernel
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
+COLUMNS = "kernel | arch | regs | spills | shared | warps | occupancy | MMA | LDG.128 | LDG"
+
+# (backend, pattern of names, what it must contain). Every pattern must match some kernel.
+EXPECTED = (
+    ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", "LDG.128"),
+    ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128"),
+    ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128"),
+    ("triton", "axial_attention_?wd_kernel bf16 *", "MMA"),
+)
+# CUDA kernel -> threads and bytes of dynamic shared memory of a usual launch.
+LAUNCHES = {
+    "add_blocks_kernel": (512, 0),
+    "dropout_add_layer_norm_fwd_kernel<*>": (128, 16),
+    "dropout_add_layer_norm_bwd_kernel<*>": (128, 16),
+    "linear_cross_entropy_fwd_kernel<*>": (544, 240),  # 8,197 columns
+    "mask_tokens_fwd_kernel<*>": (256, 560),  # (5, 16, 16) tokens, 5 blocks
+}
+
+
+def cuda_kernels() -> Iterator[Kernel]:
+    """The kernels of csrc/cuda for every architecture."""
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_one(job: tuple[Path, int]) -> list[Kernel]:
+            source, architecture = job
+            cubin = Path(folder) / f"{source.stem}.{architecture}.cubin"
+            includes = [f"-I{ROOT / 'csrc'}", f"-I{source.parent}"]
+            target = f"-arch={ARCHITECTURES[architecture]}"
+            command = ["nvcc", "-std=c++17", "-O3", *includes, target, "-cubin", str(source)]
+            subprocess.run([*command, "-o", str(cubin)], check=True)
+            return cubins.read(cubin, architecture)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for kernels in pool.map(compile_one, itertools.product(sources, ARCHITECTURES)):
+                for kernel in kernels:
+                    for pattern, (threads, shared) in LAUNCHES.items():
+                        if fnmatch.fnmatchcase(kernel.name, pattern):
+                            kernel.warps, kernel.dynamic_shared = threads // 32, shared
+                    yield kernel
+
+
+def offline_driver() -> Any:
+    """A Triton driver for a GPU that is not there; `architecture` chooses it."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import DriverBase
+
+    class OfflineDriver(DriverBase):
+        """Answers what Triton asks before it would launch."""
+
+        architecture = 80
+
+        @classmethod
+        def is_active(cls) -> bool:
+            return True
+
+        def map_python_to_cpp_type(self, ty: str) -> str:
+            raise NotImplementedError
+
+        def get_benchmarker(self) -> Any:
+            raise NotImplementedError
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", self.architecture, 32)
+
+        def get_current_device(self) -> int:
+            return self.architecture  # a cache of kernels for each
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_active_torch_device(self) -> torch.device:
+            return torch.device("meta")
+
+    driver = OfflineDriver()
+    triton.runtime.driver.set_active(driver)
+    return driver
+
+
+def _label(name: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> str:
+    """`<kernel> <dtype of the first tensor> <its constants>`."""
+    dtype = next((str(a.dtype) for a in arguments if hasattr(a, "dtype")), "")
+    short = dtype.removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp")
+    chosen = [f"{k}={v}" for k, v in constants.items() if k.isupper() and not isinstance(v, bool)]
+    return " ".join([name, short, *chosen])
+
+
+def triton_kernels() -> Iterator[Kernel]:
+    """The kernels of vimpac_kernels/_triton for every architecture."""
+    import vimpac_kernels._triton as package
+
+    driver = offline_driver()
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        if not hasattr(module, "report_cases"):
+            if any(name.endswith("_kernel") for name in vars(module)):
+                sys.exit(f"error: {module.__name__} has kernels but no report_cases()")
+            continue
+        for architecture in ARCHITECTURES:
+            driver.architecture = architecture
+            for kernel, arguments, options in module.report_cases():
+                compiled = kernel.warmup(*arguments, grid=(1,), **options)
+                name = _label(kernel.__name__, arguments, options)
+                for one in compiled if isinstance(compiled, list) else [compiled]:
+                    yield _read_triton(one, name, architecture)
+
+
+def _read_triton(compiled: Any, name: str, architecture: int) -> Kernel:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        (kernel,) = cubins.read(Path(file.name), architecture)
+    kernel.name, kernel.warps = name, compiled.metadata.num_warps
+    kernel.static_shared, kernel.dynamic_shared = 0, compiled.metadata.shared
+    return kernel
+
+
+def _cells(kernel: Kernel) -> list[str]:
+    counts = kernel.counts
+    spills = f"{counts['STL']}/{counts['LDL']}" if kernel.spills else "none"
+    return [
+        kernel.name,
+        ARCHITECTURES[kernel.architecture],
+        str(kernel.registers),
+        spills,
+        str(kernel.shared),
+        str(kernel.warps),
+        f"{kernel.occupancy():.0%}",
+        str(kernel.matrix_products),
+        str(counts["LDG.128"]),
+        str(counts["LDG"]),
+    ]
+
+
+def problems(backend: str, kernels: list[Kernel]) -> list[str]:
+    """What is wrong with the kernels of a backend, one line each."""
+    found = [
+        f"{k.name} spills on {ARCHITECTURES[k.architecture]}: {k.stack} bytes of stack, "
+        f"{k.counts['STL']} STL, {k.counts['LDL']} LDL"
+        for k in kernels
+        if k.spills
+    ]
+    for _, pattern, wanted in (row for row in EXPECTED if row[0] == backend):
+        matching = [k for k in kernels if fnmatch.fnmatchcase(k.name, pattern)]
+        if not matching:
+            found.append(f"no kernel is named {pattern}: mend EXPECTED")
+        for k in matching:
+            if (k.matrix_products if wanted == "MMA" else k.counts[wanted]) == 0:
+                found.append(f"{k.name} has no {wanted} on {ARCHITECTURES[k.architecture]}")
+    return found
+
+
+def main() -> int:
+    """Prints one table per backend, then every problem; 1 if there is one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("backend", nargs="*", default=["cuda", "triton"])
+    backends = parser.parse_args().backend
+    found = []
+    for backend in backends:
+        if backend == "cuda" and shutil.which("nvcc") is None:
+            print("cuda: no nvcc here, its kernels are not reported")
+            continue
+        kernels = list(cuda_kernels() if backend == "cuda" else triton_kernels())
+        lines = [COLUMNS.split(" | "), *(_cells(kernel) for kernel in kernels)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        print(f"--- {backend}")
+        for line in lines:
+            print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+        found += problems(backend, kernels)
+    for problem in found:
+        print(f"error: {problem}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
