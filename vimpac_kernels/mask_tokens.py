@@ -254,7 +254,8 @@ def _run_triton(
 ) -> None:
     from vimpac_kernels._triton.mask_tokens import launch_mask_tokens_fwd
 
-    launch_mask_tokens_fwd(tokens, seed, *outputs, *numbers)
+    inputs, mask, positions, count = outputs
+    launch_mask_tokens_fwd(tokens, seed, inputs, mask, positions, count, *numbers)
 
 
 _KERNELS = {"cpu": _run_cpu, "cuda": _run_cuda, "triton": _run_triton}
