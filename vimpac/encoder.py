@@ -1,0 +1,223 @@
+"""The video encoder: tokens (B, T, H, W) -> hidden states (B, 1 + T*H*W, D), [CLS] in row 0.
+
+One buffer holds [CLS] and all tokens from the embedding to the heads, so that every Linear and
+every LayerNorm is one launch. A branch (attention block or MLP) returns its output projection
+without the bias; the bias, dropout, residual sum and LayerNorm are one op:
+
+    post-LN   x = LN(x + dropout(f(x) + bias))
+    pre-LN    s = s + dropout(f(y) + bias);  y = LN_next(s), the last LN being `final_norm`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vimpac.positions import Positions
+from vimpac.presets import EMBEDDING_ROWS, PAD_TOKEN, ModelConfig
+from vimpac_kernels import axial_attention, dropout_add_layer_norm
+
+LAYER_NORM_EPS = 1e-12
+
+
+class Attention(nn.Module):
+    """One attention block: packed q/k/v projection, axial attention, output projection, norm."""
+
+    def __init__(self, config: ModelConfig, axes: str) -> None:
+        super().__init__()
+        self.axes, self.heads, self.head_dim = axes, config.heads, config.head_dim
+        # SDPA serves joint axes; its dropout draws from PyTorch's generator and takes no seed.
+        self.joint = axes in ("HW", "THW")
+        inner = config.heads * config.head_dim
+        self.qkv = nn.Linear(config.width, 3 * inner)
+        self.out = nn.Linear(inner, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, S, D)
+        grid: tuple[int, int, int],
+        key_padding_mask: Tensor | None,  # (B, T, H, W) bool
+        dropout_p: float,
+        seed: Tensor | None,  # 0-d int64
+    ) -> Tensor:  # (B, S, D), without the bias of `out`
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
+        attended = axial_attention(
+            qkv,
+            grid,
+            self.axes,
+            key_padding_mask=key_padding_mask,
+            dropout_p=dropout_p,
+            seed=None if self.joint else seed,
+        )
+        return F.linear(attended.flatten(2), self.out.weight)
+
+    def extra_repr(self) -> str:
+        """The axes, for `print(model)`."""
+        return f"axes={self.axes!r}"
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, Linear, norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.mlp_width)
+        self.out = nn.Linear(config.mlp_width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, S, D)
+    ) -> Tensor:  # (B, S, D), without the bias of `out`
+        return F.linear(F.gelu(self.up(x)), self.out.weight)
+
+
+class Layer(nn.Module):
+    """The attention blocks of the layout, then the MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = nn.ModuleList(Attention(config, axes) for axes in config.layout.split(","))
+        self.mlp = MLP(config)
+
+    def branches(self) -> list[Attention | MLP]:
+        """The residual branches in order."""
+        return [*(cast(Attention, block) for block in self.attention), self.mlp]
+
+
+class VideoTokenEncoder(nn.Module):
+    """The backbone of VIMPAC.
+
+    Args:
+        config: Sizes, layout and options.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.width, self.prenorm, self.dropout = config.width, config.norm == "pre", config.dropout
+        self.token_embedding = nn.Embedding(EMBEDDING_ROWS, config.width)
+        self.cls_token = nn.Parameter(torch.empty(config.width))
+        self.positions = Positions(config.grid, config.width)
+        if not self.prenorm:
+            self.embedding_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        if self.prenorm:
+            self.final_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws Linear and Embedding weights from N(0, 0.02), biases 0, as BERT.
+
+        Pre-LN scales the output projections by 1 / sqrt(number of residual branches).
+        """
+        self.apply(init_bert)
+        nn.init.normal_(self.cls_token, std=0.02)
+        self.positions.reset_parameters()
+        if self.prenorm:
+            branches = self._branches()
+            for branch in branches:
+                nn.init.normal_(branch.out.weight, std=0.02 * len(branches) ** -0.5)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(T, H, W) of the input."""
+        return self.positions.grid
+
+    def forward(
+        self,
+        tokens: Tensor,  # (B, T, H, W) integer
+        *,
+        has_padding: bool = True,
+    ) -> Tensor:
+        """Encodes clips.
+
+        Args:
+            tokens: (B, T, H, W) ids below 8197, of any integer dtype.
+            has_padding: False promises that no clip holds PAD, which saves the padding mask.
+
+        Returns:
+            (B, 1 + T*H*W, D): [CLS], then the tokens in (t, h, w) order. Under autocast its dtype
+            is that of autocast.
+
+        Raises:
+            ValueError: If the shape or dtype of `tokens` does not fit.
+        """
+        self._check(tokens)
+        if tokens.dtype not in (torch.int32, torch.int64):
+            tokens = tokens.long()
+        padding = tokens == PAD_TOKEN if has_padding else None
+        x = self._embed(tokens)
+        branches = self._branches()
+        dropout_p = self.dropout if self.training else 0.0
+        seeds = self._seeds(2 * len(branches), x.device)
+        norms = [branch.norm for branch in branches]
+        stream = x
+        if self.prenorm:
+            x, norms = norms[0](stream), [*norms[1:], self.final_norm]
+        for i, (branch, norm) in enumerate(zip(branches, norms, strict=True)):
+            if isinstance(branch, Attention):
+                update = branch(x, self.grid, padding, dropout_p, seeds[2 * i])
+            else:
+                update = branch(x)
+            result = dropout_add_layer_norm(
+                update,
+                stream if self.prenorm else x,
+                norm.weight,
+                norm.bias,
+                linear_bias=branch.out.bias,
+                dropout_p=dropout_p,
+                eps=LAYER_NORM_EPS,
+                prenorm=self.prenorm,
+                seed=seeds[2 * i + 1],
+            )
+            x, stream = result if isinstance(result, tuple) else (result, x)
+        return x
+
+    def _seeds(self, number: int, device: torch.device) -> Sequence[Tensor | None]:
+        """Fresh 0-d seeds in one draw, which the ops read on the device; None without dropout."""
+        if not self.training or self.dropout == 0:
+            return (None,) * number
+        low, high = -(1 << 63), (1 << 63) - 1
+        return torch.randint(low, high, (number,), dtype=torch.int64, device=device).unbind()
+
+    def _branches(self) -> list[Attention | MLP]:
+        return [branch for layer in self.layers for branch in cast(Layer, layer).branches()]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Returns (B, 1 + T*H*W, D): embedding + position [, LayerNorm], dropout."""
+        positions = self.positions()
+        x = self.token_embedding(tokens.flatten(1)) + positions[1:]
+        cls = (self.cls_token + positions[0]).expand(len(tokens), 1, -1)
+        x = torch.cat((cls, x), dim=1)
+        if not self.prenorm:
+            x = self.embedding_norm(x)
+        x = F.dropout(x, self.dropout, self.training)
+        device = x.device.type
+        if not self.prenorm and torch.is_autocast_enabled(device):
+            # Post-LN rounds its stream at every LayerNorm anyway; pre-LN sums in fp32 to the end.
+            x = x.to(torch.get_autocast_dtype(device))
+        return x
+
+    def _check(self, tokens: Tensor) -> None:
+        if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
+            raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+        if tokens.dim() != 4 or tuple(tokens.shape[1:]) != self.grid:
+            raise ValueError(
+                f"tokens must be (B, T, H, W) with (T, H, W) = {self.grid}, got "
+                f"{tuple(tokens.shape)}; resize_grid changes the model's input shape"
+            )
+
+
+def init_bert(module: nn.Module) -> None:
+    """Draws a Linear or an Embedding from N(0, 0.02), with bias 0; resets a LayerNorm."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        module.reset_parameters()

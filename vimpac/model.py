@@ -1,0 +1,115 @@
+"""VIMPAC for pre-training: the encoder, its two heads and the sum of their losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vimpac.encoder import VideoTokenEncoder
+from vimpac.heads import ContrastiveHead, MaskedTokenHead
+from vimpac.objective import info_nce
+from vimpac.presets import ModelConfig, preset
+
+
+class PretrainingOutput(NamedTuple):
+    """What a forward of `Vimpac` returns; every tensor is 0-d and on the device."""
+
+    loss: Tensor  # mask_loss + alpha * contrastive_loss
+    mask_loss: Tensor  # mean cross-entropy over the masked tokens of this rank
+    accuracy: Tensor  # fraction of them predicted right
+    contrastive_loss: Tensor  # gamma * (loss_a + loss_b); 0 without a contrastive head
+
+
+class Vimpac(nn.Module):
+    """Masked token prediction and contrastive learning over one forward of the masked input.
+
+    Args:
+        config: Sizes, layout, options and loss weights.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = VideoTokenEncoder(config)
+        self.token_head = MaskedTokenHead(self.encoder.token_embedding)
+        self.contrastive_head = ContrastiveHead(config) if config.alpha else None
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Vimpac:
+        """Builds a named preset, for example `from_preset("small", grid=(5, 16, 16))`.
+
+        Args:
+            name: A key of `vimpac.presets.PRESETS`.
+            overrides: Fields of `ModelConfig`, such as `layout`, `grid` or `dropout`.
+
+        Returns:
+            The model with fresh weights, on the current default device.
+        """
+        return cls(preset(name, **overrides))
+
+    def resize_grid(
+        self, grid: tuple[int, int, int], optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        """Interpolates the positions (and Adam's moments of them) to another input shape.
+
+        Args:
+            grid: The new (T, H, W).
+            optimizer: The optimizer that trains this model, or None.
+        """
+        config = dataclasses.replace(self.config, grid=grid)  # checks the sizes
+        self.encoder.positions.resize_(config.grid, optimizer)
+        self.config = config
+
+    def forward(
+        self,
+        clips: Tensor,  # (B, 2, T, H, W) integer, or view-major (2B, T, H, W)
+        labels: Tensor,  # the shape of clips
+        *,
+        positions: Tensor | None = None,  # (capacity,) int32
+        count: Tensor | None = None,  # 0-d int32
+        max_masked: int | None = None,
+        has_padding: bool = True,
+    ) -> PretrainingOutput:
+        """The losses of masked clips.
+
+        Args:
+            clips: (B, 2, T, H, W) masked token ids, two clips per video; or `view_major(clips)`.
+            labels: Token ids of the same shape, -100 where nothing is to be predicted; with
+                `positions` they may be the ids of all tokens.
+            positions: Masked rows, from `mask_tokens(view_major(clips), row_offset=1)`.
+            count: How many positions count.
+            max_masked: Bound on the number of masked tokens (see `MaskedTokenHead`).
+            has_padding: False promises that no clip holds PAD.
+
+        Returns:
+            The losses and the accuracy.
+
+        Raises:
+            ValueError: If a shape does not fit.
+        """
+        if clips.dim() == 5:
+            clips, labels = view_major(clips), view_major(labels)
+        hidden = self.encoder(clips, has_padding=has_padding)
+        tokens = self.token_head(
+            hidden, labels, positions=positions, count=count, max_masked=max_masked
+        )
+        contrastive = torch.zeros((), device=hidden.device)
+        if self.contrastive_head is not None:
+            contrastive = info_nce(
+                self.contrastive_head(hidden[:, 0]),
+                self.config.temperature,
+                gamma=self.config.gamma,
+                contrastive_batch=self.config.contrastive_batch,
+            )
+        loss = tokens.loss + self.config.alpha * contrastive
+        return PretrainingOutput(loss, tokens.loss, tokens.accuracy, contrastive)
+
+
+def view_major(clips: Tensor) -> Tensor:
+    """(B, 2, T, H, W) -> (2B, T, H, W): all first clips, then all second clips."""
+    if clips.dim() != 5 or clips.shape[1] != 2:
+        raise ValueError(f"clips must be (B, 2, T, H, W), got {tuple(clips.shape)}")
+    return clips.transpose(0, 1).flatten(0, 1)
