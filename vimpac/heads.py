@@ -98,7 +98,7 @@ class MaskedTokenHead(nn.Module):
         row = torch.where(live, positions[:capacity], slot).long()
         masked = self.transform(hidden.flatten(0, 1).index_select(0, row))
         target = labels[row - row // rows - 1].long().masked_fill(~live, IGNORE_INDEX)
-        return linear_cross_entropy(
+        output = linear_cross_entropy(
             masked,
             self.weight,
             target,
@@ -108,6 +108,8 @@ class MaskedTokenHead(nn.Module):
             ignore_index=IGNORE_INDEX,
             return_stats=True,
         )
+        assert isinstance(output, LinearCrossEntropyOutput)
+        return output
 
 
 def _masked_rows(

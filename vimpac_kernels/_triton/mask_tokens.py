@@ -235,18 +235,7 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     tensors = (tokens, tokens.sum(), tokens, mask, positions, positions.sum(dtype=torch.int32))
     for strategy, noise in ((0, 2), (1, 1), (2, 0)):
         amount = (0, 2**31, 128)[strategy]
-        plan: tuple[Any, ...] = (
-            3,
-            grid,
-            strategy,
-            5,
-            (3, 8, 8),
-            amount,
-            99,
-            None,
-            noise,
-            (2**31, 2**32 - 1),
-            98,
-        )
-        for kernel, _, operands, constants in _launches(*tensors, *plan, 0, 1):
+        plan = (3, grid, strategy, 5, (3, 8, 8), amount, 99, None, noise, (2**31, 2**32 - 1), 98)
+        arguments: tuple[Any, ...] = (*tensors, *plan, 0, 1)
+        for kernel, _, operands, constants in _launches(*arguments):
             yield kernel, operands, constants
