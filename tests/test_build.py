@@ -1,0 +1,168 @@
+"""The build on a miniature source tree with a stand-in for nvcc: what is built, kept and said."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+BUILD = ROOT / "build" / f"ninja-{SUFFIX.strip('.').removesuffix('.so')}"
+
+MODULE = """
+#include <Python.h>
+static PyModuleDef definition = {{PyModuleDef_HEAD_INIT, "{name}", 0, -1, 0, 0, 0, 0, 0}};
+PyMODINIT_FUNC PyInit_{name}() {{ return PyModule_Create(&definition); }}
+"""
+NVCC = """#!/bin/sh
+case "$*" in
+  *--dryrun*) echo '#$ TOP={root}' >&2 ;;
+  *--list-gpu-arch*) echo compute_80; echo compute_90 ;;
+  *) echo 'kernel.cu(1): error: no such intrinsic'; exit 1 ;;
+esac
+"""
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="building needs Linux and g++"
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The real build code over one empty kernel; bindings without pybind11 compile in no time."""
+    tree = tmp_path / "source tree"  # a space, as in many home folders
+    shutil.copytree(ROOT / "build_support", tree / "build_support")
+    shutil.copy(ROOT / "setup.py", tree)
+    (tree / "vimpac_kernels").mkdir()
+    (tree / "csrc/cpu").mkdir(parents=True)
+    (tree / "csrc/cpu/bindings.cpp").write_text(MODULE.format(name="_C_cpu"))
+    (tree / "csrc/cpu/kernel.cpp").write_text(
+        "namespace VIMPAC_ISA { int answer() { return 42; } }"
+    )
+    return tree
+
+
+@pytest.fixture
+def broken_toolkit(tree: Path, tmp_path: Path) -> Path:
+    """A CUDA part in the tree, and a toolkit whose compiler finds an error in every kernel."""
+    (tree / "csrc/cuda").mkdir()
+    (tree / "csrc/cuda/bindings.cpp").write_text(MODULE.format(name="_C_cuda"))
+    (tree / "csrc/cuda/kernel.cu").write_text("")
+    toolkit = tmp_path / "toolkit"
+    for name in ("include/cuda_runtime.h", "lib64/libcudart_static.a", "bin/nvcc"):
+        (toolkit / name).parent.mkdir(parents=True, exist_ok=True)
+        (toolkit / name).write_text("")
+    (toolkit / "bin/nvcc").write_text(NVCC.format(root=toolkit))
+    (toolkit / "bin/nvcc").chmod(0o755)
+    return toolkit
+
+
+def _build(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "VIMPAC_KERNELS_CPU_ONLY")
+    }
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tree, env={**clean, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def _module(tree: Path, name: str) -> Path:
+    return tree / "vimpac_kernels" / (name + SUFFIX)
+
+
+def test_second_build_does_nothing(tree: Path) -> None:
+    """Neither objects nor the module are touched when nothing changed."""
+    first = _build(tree)
+    assert first.returncode == 0, first.stdout
+    before = _module(tree, "_C_cpu").stat()
+    second = _build(tree)
+    assert "no work to do" in second.stdout
+    after = _module(tree, "_C_cpu").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_failing_nvcc_leaves_the_cpu_module(tree: Path, broken_toolkit: Path) -> None:
+    """The compiler's words are shown, and what was installed before still works."""
+    assert _build(tree, VIMPAC_KERNELS_CPU_ONLY="1").returncode == 0
+    before = _module(tree, "_C_cpu").read_bytes()
+    (tree / "csrc/cpu/kernel.cpp").write_text("namespace VIMPAC_ISA { int answer() { return 1; } }")
+    failed = _build(tree, CUDA_HOME=str(broken_toolkit))
+    assert failed.returncode != 0
+    assert "no such intrinsic" in failed.stdout and "Traceback" not in failed.stdout
+    assert _module(tree, "_C_cpu").read_bytes() == before
+    assert not _module(tree, "_C_cuda").exists()
+
+
+def test_cpu_only_removes_the_cuda_module(tree: Path, broken_toolkit: Path) -> None:
+    """The switch leaves nvcc alone, and no stale CUDA module behind."""
+    _module(tree, "_C_cuda").write_text("stale")
+    result = _build(tree, CUDA_HOME=str(broken_toolkit), VIMPAC_KERNELS_CPU_ONLY="1")
+    assert result.returncode == 0, result.stdout
+    assert "CUDA kernels are left out: VIMPAC_KERNELS_CPU_ONLY=1" in result.stdout
+    assert _module(tree, "_C_cpu").exists() and not _module(tree, "_C_cuda").exists()
+
+
+def test_no_compiler_still_installs(tree: Path, tmp_path: Path) -> None:
+    """One line names the mend; the build itself succeeds with nothing compiled."""
+    result = _build(tree, PATH=str(tmp_path), CXX="")
+    assert result.returncode == 0, result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith("vimpac_kernels:")]
+    assert len(lines) == 1 and "install g++" in lines[0]
+    assert not _module(tree, "_C_cpu").exists()
+
+
+@pytest.fixture
+def toolchain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """build_support.toolchain of this checkout."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("build_support.toolchain")
+
+
+def test_missing_python_tools_are_named(
+    toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No ninja, no pybind11: the pip command to run."""
+    monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(toolchain.Missing, match="pip install pybind11"):
+        toolchain.find_pybind11()
+    with pytest.raises(toolchain.Missing, match="pip install ninja"):
+        toolchain.find_ninja()
+
+
+def test_architectures_follow_the_list(toolchain: ModuleType) -> None:
+    """Torch's notation; the default drops what nvcc does not know, an explicit list may not."""
+    flags = toolchain.gencode_flags
+    known = ["compute_80", "compute_90", "compute_120"]
+    assert flags("9.0a 12.0+PTX", known) == (
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    )
+    assert flags(None, ["compute_80"]) == ("-gencode=arch=compute_80,code=sm_80",)
+    with pytest.raises(toolchain.BuildError, match="does not know 10.0"):
+        flags("8.0;10.0", known)
+    with pytest.raises(toolchain.BuildError, match="'Hopper' is not like"):
+        flags("Hopper", known)
+
+
+def test_kernels_leave_no_weak_symbols() -> None:
+    """The linker merges weak symbols: one in an AVX-512 object could replace the portable one."""
+    objects = [o for o in BUILD.glob("cpu/*.o") if o.name != "bindings.o"]
+    if not objects or shutil.which("nm") is None:
+        pytest.skip(f"needs nm and the objects of an in-tree build in {BUILD}")
+    listing = subprocess.run(["nm", *map(str, objects)], stdout=subprocess.PIPE, text=True).stdout
+    weak = [line for line in listing.splitlines() if line[16:19] in (" W ", " V ", " u ")]
+    assert not weak
