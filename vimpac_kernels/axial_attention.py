@@ -173,7 +173,7 @@ def check_axes(axes: str, num_heads: int) -> None:
 _HALF = (torch.float16, torch.bfloat16)
 # What each kernel takes: dtypes, head dims (None: up to 256), tokens of a line.
 _LIMITS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None, int]] = {
-    "cuda": (_HALF, (32, 64, 128), 64),
+    "cuda": ((*_HALF, torch.float32), (32, 64, 128), 64),
     "triton": ((*_HALF, torch.float32), (16, 32, 64, 128), 64),
     "cpu": ((*_HALF, torch.float32), None, 256),
 }

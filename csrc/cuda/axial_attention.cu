@@ -20,90 +20,90 @@ namespace {
 template <int kOctets, int kBlocks>
 constexpr bool kHoldForward = kOctets * kBlocks <= 12;
 
-template <class T, int kOctets, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps)
-    axial_attention_fwd_kernel(AxialProblem p,
-                               const T* __restrict__ qkv,   // (B, S, 3, N, Dh), strided
-                               T* __restrict__ out,         // (B, S, N, Dh)
-                               float* __restrict__ partials // (units, Dh), with [CLS]
-    ) {
-  constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks;
-  constexpr bool kHeld = kHoldForward<kOctets, kBlocks>;
-  SharedArena arena;
-  const unsigned warp = threadIdx.x / 32, unit = blockIdx.x * kWarps + warp;
-  float* sums = arena.take<float>(p.has_cls ? kWarps * 8 * kDim : 0) + warp * 8 * kDim;
-  int* rows = arena.take<int>(kWarps * 16 * kTiles) + warp * 16 * kTiles;
-  if (unit >= p.units)
-    return;
-  const AxialUnit u = find_unit(p, unit);
-  const AxialAxis& axis = p.axes[u.axis];
-  if (p.has_cls)
-    clear_sums<1, kDim>(sums);
+// Blocks per SM that the registers must leave room for.
+template <int kOctets, int kBlocks>
+constexpr int kForwardBlocks = kOctets * kBlocks > 6 ? 2 : 3;
+constexpr bool kHeld = kHoldForward<kOctets, kBlocks>;
+SharedArena arena;
+const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
+const unsigned unit = blockIdx.x * warps + warp;
+float* sums = arena.take<float>(p.has_cls ? warps * 8 * kDim : 0) + warp * 8 * kDim;
+int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
+if (unit >= p.units)
+  return;
+const AxialUnit u = find_unit(p, unit);
+const AxialAxis& axis = p.axes[u.axis];
+if (p.has_cls)
+  clear_sums<1, kDim>(sums);
 
-  const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
-  const Operand<T, kOctets, kBlocks, false> q(q_base, p.row_stride, rows);
-  Operand<T, kOctets, kBlocks, kHeld> k(q_base + p.part_stride, p.row_stride, rows);
-  Operand<T, kOctets, kBlocks, kHeld> v(q_base + 2 * p.part_stride, p.row_stride, rows);
-  const RowSink<T> sink(out + p.offset(u.clip, u.head, 1), int64_t{p.heads} * kDim, rows,
-                        p.has_cls ? sums : nullptr, kDim);
-  const float keep_scale = 65536.0f / float(65536 - p.threshold);
+const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
+const Operand<T, kOctets, kBlocks, false> q(q_base, p.row_stride, rows);
+Operand<T, kOctets, kBlocks, kHeld> k(q_base + p.part_stride, p.row_stride, rows);
+Operand<T, kOctets, kBlocks, kHeld> v(q_base + 2 * p.part_stride, p.row_stride, rows);
+const RowSink<T> sink(out + p.offset(u.clip, u.head, 1),
+                      int64_t{p.heads} * kDim,
+                      rows,
+                      p.has_cls ? sums : nullptr,
+                      kDim);
+const float keep_scale = 65536.0f / float(65536 - p.threshold);
 
-  for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
-    if (t * axis.lines_per_tile >= axis.lines)
-      break;
-    const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, rows);
-    k.load();
-    v.load();
+for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
+  if (t * axis.lines_per_tile >= axis.lines)
+    break;
+  const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, rows);
+  k.load();
+  v.load();
 #pragma unroll(kHeld ? kTiles : 1)
-    for (int m = 0; m < kTiles; ++m) {
-      float s[kOctets][4] = {};
+  for (int m = 0; m < kTiles; ++m) {
+    if constexpr (!kHeld)
+      __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
+    float s[kOctets][4] = {};
 #pragma unroll
-      for (int b = 0; b < kBlocks; ++b) {
-        const Chunk low = q(2 * m, b), high = q(2 * m + 1, b);
+    for (int b = 0; b < kBlocks; ++b) {
+      const Chunk low = q(2 * m, b), high = q(2 * m + 1, b);
 #pragma unroll
-        for (int n = 0; n < kOctets; ++n)
-          multiply_rows<T>(s[n], low, high, k(n, b));
-      }
-      softmax(s, tile, m, p.scale * kLog2e);
-      if (p.threshold > 0) {
-        ColumnBits<kOctets> keep[2];
-        keep_bits(p, tile, u.head, m, keep);
-        drop(s, keep, keep_scale);
-      }
-      Fragment weights[kTiles];
+      for (int n = 0; n < kOctets; ++n)
+        multiply_rows<T>(s[n], low, high, k(n, b));
+    }
+    softmax(s, tile, m, p.scale * kLog2e);
+    if (p.threshold > 0) {
+      ColumnBits<kOctets> keep[2];
+      keep_bits(p, tile, u.head, m, keep);
+      drop(s, keep, keep_scale);
+    }
+    Fragment weights[kTiles];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+      weights[j] = round_weights<T>(s, j);
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      float o[4][4] = {};
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)
-        weights[j] = round_weights<T>(s, j);
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) {
-        float o[4][4] = {};
-#pragma unroll
-        for (int j = 0; j < kTiles; ++j)
-          multiply_columns<T>(o, weights[j], v.columns(2 * j, b), v.columns(2 * j + 1, b));
-        sink.store(o, m, b);
-      }
+        multiply_columns<T>(o, weights[j], v.columns(2 * j, b), v.columns(2 * j + 1, b));
+      sink.store(o, m, b);
     }
   }
-  if (p.has_cls)
-    write_sums<1, kDim>(sums, partials + int64_t{unit} * kDim);
+}
+if (p.has_cls)
+  write_sums<1, kDim>(sums, partials + int64_t{unit} * kDim);
 }
 
 } // namespace
 
 void axial_attention_fwd(const AxialArguments& call, void* stream) {
+  const Stream on = static_cast<Stream>(stream);
   if (call.dtype == ElementType::kFloat)
-    throw std::invalid_argument("axial_attention: fp32 is not built");
+    return axial_attention_fwd_fp32(call, on);
   dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
-    constexpr int kOctets = octets, kBlocks = blocks;
-    const AxialProblem p = plan_axes(call, 8 * kOctets);
-    check_workspace(call, p);
-    const size_t shared = kWarps * (size_t{p.has_cls} * 8 * 32 * kBlocks * sizeof(float) +
-                                    16 * tiles_of_16(kOctets) * sizeof(int));
-    launch(axial_attention_fwd_kernel<T, kOctets, kBlocks>, unit_blocks(p), dim3(32 * kWarps),
-           shared, static_cast<Stream>(stream), p, static_cast<const T*>(call.qkv),
-           static_cast<T*>(call.result), call.workspace);
-    launch_cls<T>(p, call, 1, static_cast<Stream>(stream));
+    constexpr int kTiles = tiles_of_16(octets);
+    const AxialProblem p = plan_axes(call, 8 * octets);
+    const size_t shared =
+        size_t{p.has_cls} * 8 * 32 * blocks * sizeof(float) + 16 * kTiles * sizeof(int);
+    launch_units(axial_attention_fwd_kernel<T, octets, blocks>, p, shared, on, p,
+                 static_cast<const T*>(call.qkv), static_cast<T*>(call.result), call.workspace);
+    launch_cls<T>(p, call, 1, on);
   });
 }
 

@@ -74,7 +74,7 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
 }
 
 template <class T, int kOctets, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, 2)
     axial_attention_bwd_kernel(AxialProblem p,
                                const T* __restrict__ dout,  // (B, S, N, Dh)
                                const T* __restrict__ qkv,   // (B, S, 3, N, Dh), strided
@@ -85,11 +85,12 @@ __global__ void __launch_bounds__(32 * kWarps)
   constexpr bool kHeld = kHoldBackward<kOctets, kBlocks>;
   using Rows = Operand<T, kOctets, kBlocks, kHeld>;
   SharedArena arena;
-  const unsigned warp = threadIdx.x / 32, unit = blockIdx.x * kWarps + warp;
-  const WeightStore<kTiles> weights(arena.take<uint4>(kWarps * WeightStore<kTiles>::kSize) +
+  const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const unsigned unit = blockIdx.x * warps + warp;
+  const WeightStore<kTiles> weights(arena.take<uint4>(warps * WeightStore<kTiles>::kSize) +
                                     warp * WeightStore<kTiles>::kSize);
-  float* sums = arena.take<float>(p.has_cls ? kWarps * 3 * kSums : 0) + warp * 3 * kSums;
-  int* rows = arena.take<int>(kWarps * 16 * kTiles) + warp * 16 * kTiles;
+  float* sums = arena.take<float>(p.has_cls ? warps * 3 * kSums : 0) + warp * 3 * kSums;
+  int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
   if (unit >= p.units)
     return;
   const AxialUnit u = find_unit(p, unit);
@@ -117,8 +118,10 @@ __global__ void __launch_bounds__(32 * kWarps)
     q.load(), k.load(), dy.load(), v.load();
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = 0; m < kTiles; ++m) {
+      if constexpr (!kHeld)
+        __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
       float s[kOctets][4] = {}, dp[kOctets][4] = {};
-#pragma unroll
+#pragma unroll(kHeld ? kBlocks : 1)
       for (int b = 0; b < kBlocks; ++b) {
         const Chunk q_low = q(2 * m, b), q_high = q(2 * m + 1, b);
         const Chunk dy_low = dy(2 * m, b), dy_high = dy(2 * m + 1, b);
@@ -136,7 +139,7 @@ __global__ void __launch_bounds__(32 * kWarps)
         weights.put(0, m, j, transpose(round_weights<T>(s, j)));
         weights.put(1, m, j, transpose(ds[j]));
       }
-#pragma unroll
+#pragma unroll(kHeld ? kBlocks : 1)
       for (int b = 0; b < kBlocks; ++b) {
         float d[4][4] = {};
 #pragma unroll
@@ -145,13 +148,15 @@ __global__ void __launch_bounds__(32 * kWarps)
         dq.store(d, m, b);
       }
     }
-#pragma unroll
+#pragma unroll(kHeld ? kBlocks : 1)
     for (int b = 0; b < kBlocks; ++b)
 #pragma unroll(kHeld ? kTiles : 1)
       for (int j = 0; j < kTiles; ++j) {
         float dk_sum[4][4] = {}, dv_sum[4][4] = {};
 #pragma unroll(kHeld ? kTiles : 1)
         for (int m = 0; m < kTiles; ++m) {
+          if constexpr (!kHeld)
+            __syncwarp();
           multiply_columns<T>(dv_sum, weights.get(0, m, j), dy.columns(2 * m, b),
                               dy.columns(2 * m + 1, b));
           multiply_columns<T>(dk_sum, weights.get(1, m, j), q.columns(2 * m, b),
@@ -168,20 +173,19 @@ __global__ void __launch_bounds__(32 * kWarps)
 } // namespace
 
 void axial_attention_bwd(const AxialArguments& call, void* stream) {
+  const Stream on = static_cast<Stream>(stream);
   if (call.dtype == ElementType::kFloat)
-    throw std::invalid_argument("axial_attention: fp32 is not built");
+    return axial_attention_bwd_fp32(call, on);
   dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
-    constexpr int kOctets = octets, kBlocks = blocks, kTiles = tiles_of_16(kOctets);
-    const AxialProblem p = plan_axes(call, 8 * kOctets);
-    check_workspace(call, p);
-    const size_t shared =
-        kWarps * (WeightStore<kTiles>::kSize * sizeof(uint4) + 16 * kTiles * sizeof(int) +
-                  size_t{p.has_cls} * 3 * 8 * 32 * kBlocks * sizeof(float));
-    launch(axial_attention_bwd_kernel<T, kOctets, kBlocks>, unit_blocks(p), dim3(32 * kWarps),
-           shared, static_cast<Stream>(stream), p, static_cast<const T*>(call.dout),
-           static_cast<const T*>(call.qkv), static_cast<T*>(call.result), call.workspace);
-    launch_cls<T>(p, call, 3, static_cast<Stream>(stream));
+    constexpr int kTiles = tiles_of_16(octets);
+    const AxialProblem p = plan_axes(call, 8 * octets);
+    const size_t shared = WeightStore<kTiles>::kSize * sizeof(uint4) + 16 * kTiles * sizeof(int) +
+                          size_t{p.has_cls} * 3 * 8 * 32 * blocks * sizeof(float);
+    launch_units(axial_attention_bwd_kernel<T, octets, blocks>, p, shared, on, p,
+                 static_cast<const T*>(call.dout), static_cast<const T*>(call.qkv),
+                 static_cast<T*>(call.result), call.workspace);
+    launch_cls<T>(p, call, 3, on);
   });
 }
 

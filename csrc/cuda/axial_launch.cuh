@@ -1,7 +1,9 @@
 // Sums over lines for row 0, [CLS]: within a warp, over the warps of a clip and head, and the
 // launches that all kernels of the op share.
 #pragma once
+#include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "axial_lines.cuh"
 #include "vector.cuh"
@@ -59,11 +61,6 @@ __global__ void axial_attention_cls_kernel(AxialProblem p,
   }
 }
 
-inline void check_workspace(const AxialArguments& call, const AxialProblem& p) {
-  if (p.has_cls && call.workspace == nullptr)
-    throw std::invalid_argument("axial_attention: [CLS] needs a workspace");
-}
-
 // The second stage of the sums over lines: row 0 of the result.
 template <class T>
 void launch_cls(const AxialProblem& p, const AxialArguments& call, int parts, Stream stream) {
@@ -73,8 +70,17 @@ void launch_cls(const AxialProblem& p, const AxialArguments& call, int parts, St
            parts, parts == 1);
 }
 
-inline dim3 unit_blocks(const AxialProblem& p) {
-  return dim3((p.units + kWarps - 1) / kWarps);
+// One warp per unit. `shared` bytes of each warp decide how many share a block.
+template <class... Params, class... Args>
+void launch_units(void (*kernel)(Params...),
+                  const AxialProblem& p,
+                  size_t shared,
+                  Stream stream,
+                  Args&&... args) {
+  constexpr size_t kMostShared = 99 * 1024; // of a block on sm_86, sm_89 and sm_120
+  const unsigned warps = unsigned(std::min<size_t>(kWarps, kMostShared / (shared + 64)));
+  launch(kernel, dim3((p.units + warps - 1) / warps), dim3(32 * warps), warps * shared, stream,
+         std::forward<Args>(args)...);
 }
 
 // Octets of a tile: that of the longest lines.
@@ -91,28 +97,38 @@ inline int tile_octets(const AxialArguments& call) {
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
-// Calls f(T{}, octets of a tile, blocks of 32 of a head) with compile-time constants.
+// Calls f(blocks of 32 of a head).
+template <class F>
+void dispatch_head_dim(const AxialArguments& call, F f) {
+  switch (call.head_dim) {
+  case 32:
+    return f(Constant<1>{});
+  case 64:
+    return f(Constant<2>{});
+  case 128:
+    return f(Constant<4>{});
+  }
+  throw std::invalid_argument("axial_attention: head dims are 32, 64 and 128");
+}
+
+// Calls f(T{}, octets of a tile, blocks of 32 of a head).
 template <class F>
 void dispatch_tile(const AxialArguments& call, F f) {
-  const auto blocks = [&](auto type, auto octets) {
-    switch (call.head_dim) {
-    case 32:
-      return f(type, octets, Constant<1>{});
-    case 64:
-      return f(type, octets, Constant<2>{});
-    case 128:
-      return f(type, octets, Constant<4>{});
-    }
-    throw std::invalid_argument("axial_attention: head dims are 32, 64 and 128");
-  };
-  const auto octets = [&](auto type) {
-    const int n = tile_octets(call);
-    return n == 3   ? blocks(type, Constant<3>{})
-           : n == 5 ? blocks(type, Constant<5>{})
-                    : blocks(type, Constant<9>{});
-  };
-  call.dtype == ElementType::kBFloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
+  dispatch_head_dim(call, [&](auto blocks) {
+    const auto octets = [&](auto type) {
+      const int n = tile_octets(call);
+      return n == 3   ? f(type, Constant<3>{}, blocks)
+             : n == 5 ? f(type, Constant<5>{}, blocks)
+                      : f(type, Constant<9>{}, blocks);
+    };
+    call.dtype == ElementType::kBFloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
+  });
 }
 
 } // namespace
+
+// In axial_attention_fp32.cu.
+void axial_attention_fwd_fp32(const AxialArguments& call, Stream stream);
+void axial_attention_bwd_fp32(const AxialArguments& call, Stream stream);
+
 } // namespace vimpac

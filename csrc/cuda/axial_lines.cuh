@@ -5,6 +5,9 @@
 // head and a chunk of consecutive tiles of one axis; heads run fastest, so that the warps of a
 // block read whole token rows between them. All axes of a call share one range of units.
 #pragma once
+#include <algorithm>
+#include <stdexcept>
+
 #include "ops.hpp"
 #include "platform.cuh"
 
@@ -29,6 +32,7 @@ struct AxialAxis {
 
 struct AxialProblem {
   int clips, tokens, heads, head_dim, num_axes, group_heads, tiles_per_chunk;
+  int longest; // rows of the longest lines
   bool has_cls;
   unsigned units;
   float scale;
@@ -43,6 +47,11 @@ struct AxialProblem {
   // parts * heads * head_dim apart.
   __host__ __device__ int64_t offset(int clip, int head, int parts) const {
     return (int64_t{clip} * rows() * parts * heads + head) * head_dim;
+  }
+  // First line of a chunk, of the clip.
+  __host__ __device__ int first_line(const AxialAxis& axis, int chunk) const {
+    const int line = chunk * tiles_per_chunk * axis.lines_per_tile;
+    return line < axis.lines ? line : axis.lines;
   }
   __host__ __device__ int64_t qkv_offset(int clip, int head) const {
     return clip * clip_stride + head * head_stride;
@@ -94,6 +103,7 @@ inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
     axis.inner = axis.id == 0 ? H * W : axis.id == 1 ? W : 1;
     axis.keys = axis.length + p.has_cls;
     axis.lines = p.tokens / axis.length;
+    p.longest = std::max(p.longest, axis.keys);
     axis.lines_per_tile = tile_rows / axis.keys;
     tiles += divide_up(axis.lines, axis.lines_per_tile);
   }
