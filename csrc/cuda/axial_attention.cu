@@ -23,70 +23,76 @@ constexpr bool kHoldForward = kOctets * kBlocks <= 12;
 // Blocks per SM that the registers must leave room for.
 template <int kOctets, int kBlocks>
 constexpr int kForwardBlocks = kOctets * kBlocks > 6 ? 2 : 3;
-constexpr bool kHeld = kHoldForward<kOctets, kBlocks>;
-SharedArena arena;
-const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
-const unsigned unit = blockIdx.x * warps + warp;
-float* sums = arena.take<float>(p.has_cls ? warps * 8 * kDim : 0) + warp * 8 * kDim;
-int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
-if (unit >= p.units)
-  return;
-const AxialUnit u = find_unit(p, unit);
-const AxialAxis& axis = p.axes[u.axis];
-if (p.has_cls)
-  clear_sums<1, kDim>(sums);
 
-const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
-const Operand<T, kOctets, kBlocks, false> q(q_base, p.row_stride, rows);
-Operand<T, kOctets, kBlocks, kHeld> k(q_base + p.part_stride, p.row_stride, rows);
-Operand<T, kOctets, kBlocks, kHeld> v(q_base + 2 * p.part_stride, p.row_stride, rows);
-const RowSink<T> sink(out + p.offset(u.clip, u.head, 1),
-                      int64_t{p.heads} * kDim,
-                      rows,
-                      p.has_cls ? sums : nullptr,
-                      kDim);
-const float keep_scale = 65536.0f / float(65536 - p.threshold);
+template <class T, int kOctets, int kBlocks>
+__global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<kOctets, kBlocks>)
+    axial_attention_fwd_kernel(AxialProblem p,
+                               const T* __restrict__ qkv,   // (B, S, 3, N, Dh), strided
+                               T* __restrict__ out,         // (B, S, N, Dh)
+                               float* __restrict__ partials // (units, Dh), with [CLS]
+    ) {
+  constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks;
+  constexpr bool kHeld = kHoldForward<kOctets, kBlocks>;
+  SharedArena arena;
+  const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const unsigned unit = blockIdx.x * warps + warp;
+  float* sums = arena.take<float>(p.has_cls ? warps * 8 * kDim : 0) + warp * 8 * kDim;
+  int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
+  if (unit >= p.units)
+    return;
+  const AxialUnit u = find_unit(p, unit);
+  const AxialAxis& axis = p.axes[u.axis];
+  if (p.has_cls)
+    clear_sums<1, kDim>(sums);
 
-for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
-  if (t * axis.lines_per_tile >= axis.lines)
-    break;
-  const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, rows);
-  k.load();
-  v.load();
+  const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
+  const Operand<T, kOctets, kBlocks, false> q(q_base, p.row_stride, rows);
+  Operand<T, kOctets, kBlocks, kHeld> k(q_base + p.part_stride, p.row_stride, rows);
+  Operand<T, kOctets, kBlocks, kHeld> v(q_base + 2 * p.part_stride, p.row_stride, rows);
+  const RowSink<T> sink(out + p.offset(u.clip, u.head, 1), int64_t{p.heads} * kDim, rows,
+                        p.has_cls ? sums : nullptr, kDim);
+  const float keep_scale = 65536.0f / float(65536 - p.threshold);
+
+  for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
+    if (t * axis.lines_per_tile >= axis.lines)
+      break;
+    const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, rows);
+    k.load();
+    v.load();
 #pragma unroll(kHeld ? kTiles : 1)
-  for (int m = 0; m < kTiles; ++m) {
-    if constexpr (!kHeld)
-      __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
-    float s[kOctets][4] = {};
+    for (int m = 0; m < kTiles; ++m) {
+      if constexpr (!kHeld)
+        __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
+      float s[kOctets][4] = {};
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      const Chunk low = q(2 * m, b), high = q(2 * m + 1, b);
+      for (int b = 0; b < kBlocks; ++b) {
+        const Chunk low = q(2 * m, b), high = q(2 * m + 1, b);
 #pragma unroll
-      for (int n = 0; n < kOctets; ++n)
-        multiply_rows<T>(s[n], low, high, k(n, b));
-    }
-    softmax(s, tile, m, p.scale * kLog2e);
-    if (p.threshold > 0) {
-      ColumnBits<kOctets> keep[2];
-      keep_bits(p, tile, u.head, m, keep);
-      drop(s, keep, keep_scale);
-    }
-    Fragment weights[kTiles];
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j)
-      weights[j] = round_weights<T>(s, j);
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      float o[4][4] = {};
+        for (int n = 0; n < kOctets; ++n)
+          multiply_rows<T>(s[n], low, high, k(n, b));
+      }
+      softmax(s, tile, m, p.scale * kLog2e);
+      if (p.threshold > 0) {
+        ColumnBits<kOctets> keep[2];
+        keep_bits(p, tile, u.head, m, keep);
+        drop(s, keep, keep_scale);
+      }
+      Fragment weights[kTiles];
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)
-        multiply_columns<T>(o, weights[j], v.columns(2 * j, b), v.columns(2 * j + 1, b));
-      sink.store(o, m, b);
+        weights[j] = round_weights<T>(s, j);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        float o[4][4] = {};
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j)
+          multiply_columns<T>(o, weights[j], v.columns(2 * j, b), v.columns(2 * j + 1, b));
+        sink.store(o, m, b);
+      }
     }
   }
-}
-if (p.has_cls)
-  write_sums<1, kDim>(sums, partials + int64_t{unit} * kDim);
+  if (p.has_cls)
+    write_sums<1, kDim>(sums, partials + int64_t{unit} * kDim);
 }
 
 } // namespace
