@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vimpac.model import PretrainingOutput, Vimpac, view_major
     from vimpac.objective import info_nce
     from vimpac.presets import MASK_TOKEN, PAD_TOKEN, PRESETS, ModelConfig, preset
+    from vimpac.released import export_released, load_released
 
 _HOME = {
     "ContrastiveHead": "heads",
@@ -26,7 +27,9 @@ _HOME = {
     "VideoClassifier": "heads",
     "VideoTokenEncoder": "encoder",
     "Vimpac": "model",
+    "export_released": "released",
     "info_nce": "objective",
+    "load_released": "released",
     "preset": "presets",
     "view_major": "model",
 }
@@ -42,7 +45,9 @@ __all__ = [
     "VideoClassifier",
     "VideoTokenEncoder",
     "Vimpac",
+    "export_released",
     "info_nce",
+    "load_released",
     "preset",
     "view_major",
 ]

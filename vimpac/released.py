@@ -1,0 +1,203 @@
+"""The released checkpoints' names <-> ours, exactly, in both directions.
+
+The released model keeps a query, a key and a value Linear per axis; ours is one packed Linear per
+block whose rows are (q | k | v) x (head groups in axis order) x heads x Dh. Everything else is a
+renaming, and two tied copies (`mlm_head.decoder.*`) that we do not store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vimpac.model import Vimpac
+from vimpac.presets import LAYOUTS, ModelConfig
+
+_PARTS = ("query", "key", "value")
+# Released copy -> the tensor it is tied to.
+_TIED = {
+    "mlm_head.decoder.weight": "backbone.embedding.weight",
+    "mlm_head.decoder.bias": "mlm_head.bias",
+}
+
+
+def load_released(
+    state_dict: Mapping[str, Tensor],
+    *,
+    layout: str,
+    num_heads: int,
+    norm: str = "post",
+) -> Vimpac:
+    """Builds our model from a released state dict; every size is read from the arrays.
+
+    Args:
+        state_dict: Released names -> tensors; a `module.` prefix of all names is dropped. Without
+            `cls_head.*` the model has no contrastive head.
+        layout: The layout the checkpoint was trained with, such as "T,H|W".
+        num_heads: Number of heads, which no array shows.
+        norm: "post" or "pre".
+
+    Returns:
+        The model, on the CPU, in training mode.
+
+    Raises:
+        ValueError: If a key is missing, unexpected, or of a shape that does not fit; it is named.
+    """
+    state = dict(state_dict)
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    config = _read_config(state, layout, num_heads, norm)
+    with torch.device("meta"):
+        model = Vimpac(config)
+    ours: dict[str, Tensor] = {}
+    used = set()
+    for name, sources in _names(config).items():
+        missing = [key for key in sources if key not in state]
+        if missing:
+            raise ValueError(f"the released checkpoint lacks {missing[0]!r} (layout {layout!r}?)")
+        used.update(sources)
+        parts = [state[key] for key in sources]
+        tensor = torch.cat([p.detach() for p in parts]) if len(parts) > 1 else parts[0].detach()
+        expected = model.state_dict()[name].shape
+        if tensor.shape != expected:
+            raise ValueError(
+                f"{sources[0]!r} gives {name} the shape {tuple(tensor.shape)}, expected "
+                f"{tuple(expected)}"
+            )
+        ours[name] = tensor.clone()
+    for copy, source in _TIED.items():
+        if copy in state and not torch.equal(state[copy], state[source]):
+            raise ValueError(f"{copy!r} differs from {source!r}; the model ties them")
+    unexpected = sorted(set(state) - used - set(_TIED))
+    if unexpected:
+        raise ValueError(f"the released checkpoint has the unexpected key {unexpected[0]!r}")
+    model.load_state_dict(ours, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    return model
+
+
+def export_released(model: Vimpac) -> dict[str, Tensor]:
+    """Returns the model's state dict under the released names, tied copies included.
+
+    Args:
+        model: Any `Vimpac`.
+
+    Returns:
+        Released names -> tensors, sharing memory with the model where the layout permits.
+    """
+    state = model.state_dict()
+    released: dict[str, Tensor] = {}
+    for name, targets in _names(model.config).items():
+        parts = state[name].chunk(len(targets)) if len(targets) > 1 else (state[name],)
+        released.update(zip(targets, parts, strict=True))
+    released.update({copy: released[source] for copy, source in _TIED.items()})
+    return released
+
+
+def _names(config: ModelConfig) -> dict[str, list[str]]:
+    """Our name -> the released names whose concatenation along dim 0 it is."""
+    pre = config.norm == "pre"
+    pairs = {
+        "encoder.token_embedding.weight": ["backbone.embedding.weight"],
+        "encoder.cls_token": ["backbone.cls_param"],
+        "token_head.bias": ["mlm_head.bias"],
+    }
+    for ours, theirs in (
+        ("cls", "cls_pos"),
+        ("time", "temporal_pos"),
+        ("height", "height_pos"),
+        ("width", "width_pos"),
+    ):
+        key = f"backbone.positional_embedding.{theirs}_embedding"
+        pairs[f"encoder.positions.{ours}"] = [key]
+    modules = {  # our module -> theirs; each has a weight and a bias
+        ("encoder.final_norm" if pre else "encoder.embedding_norm"): (
+            "backbone.ln_post" if pre else "backbone.ln_pre"
+        ),
+        "token_head.dense": "mlm_head.transform.0",
+        "token_head.norm": "mlm_head.transform.2",
+    }
+    for i in range(config.layers):
+        layer, block = f"encoder.layers.{i}", f"backbone.transformer.resblocks.{i}"
+        for j, axes in enumerate(config.layout.split(",")):
+            source = f"{block}.attention_blocks.{j}"
+            groups = range(axes.count("|") + 1)
+            for kind in ("weight", "bias"):
+                pairs[f"{layer}.attention.{j}.qkv.{kind}"] = [
+                    f"{source}.attentions.{g}.attention.{part}.{kind}"
+                    for part in _PARTS
+                    for g in groups
+                ]
+            output = source if pre else f"{source}.output"
+            modules[f"{layer}.attention.{j}.out"] = f"{output}.dense"
+            modules[f"{layer}.attention.{j}.norm"] = f"{output}.LayerNorm"
+        modules[f"{layer}.mlp.up"] = f"{block}.mlp.c_fc"
+        modules[f"{layer}.mlp.out"] = f"{block}.mlp.c_proj"
+        modules[f"{layer}.mlp.norm"] = f"{block}.ln"
+    if config.alpha:
+        _add_contrastive_names(config.contrastive_layers, modules, pairs)
+    for ours, theirs in modules.items():
+        for kind in ("weight", "bias"):
+            pairs[f"{ours}.{kind}"] = [f"{theirs}.{kind}"]
+    return pairs
+
+
+def _add_contrastive_names(
+    layers: int, modules: dict[str, str], pairs: dict[str, list[str]]
+) -> None:
+    for n in range(layers - 1):  # Linear, BatchNorm, ReLU take three numbers of ours
+        modules[f"contrastive_head.layers.{3 * n}"] = f"cls_head.mlp.linear_{n}"
+        modules[f"contrastive_head.layers.{3 * n + 1}"] = f"cls_head.mlp.bn_{n}"
+        for buffer in ("running_mean", "running_var", "num_batches_tracked"):
+            name = f"contrastive_head.layers.{3 * n + 1}.{buffer}"
+            pairs[name] = [f"cls_head.mlp.bn_{n}.{buffer}"]
+    last = f"cls_head.mlp.linear_{layers - 1}.weight"
+    pairs[f"contrastive_head.layers.{3 * (layers - 1)}.weight"] = [last]
+
+
+def _read_config(
+    state: Mapping[str, Tensor], layout: str, num_heads: int, norm: str
+) -> ModelConfig:
+    """Reads every size from the arrays."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+
+    def size(key: str, dim: int = 0) -> int:
+        if key not in state:
+            raise ValueError(f"the released checkpoint lacks {key!r}")
+        return state[key].shape[dim]
+
+    block = "backbone.transformer.resblocks"
+    layers = len({key.split(".")[3] for key in state if key.startswith(f"{block}.")})
+    groups = layout.split(",")[0].count("|") + 1
+    query = f"{block}.0.attention_blocks.0.attentions.0.attention.query.weight"
+    inner = groups * size(query)
+    if num_heads < 1 or inner % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide the attention width {inner}")
+    position = "backbone.positional_embedding.{}_pos_embedding"
+    contrastive: dict[str, int | float] = {"alpha": 0.0}
+    depth = sum(key.startswith("cls_head.mlp.linear_") and key.endswith("weight") for key in state)
+    if depth:
+        contrastive = {
+            "contrastive_layers": depth,
+            "contrastive_width": size("cls_head.mlp.linear_0.weight"),
+            "contrastive_dim": size(f"cls_head.mlp.linear_{depth - 1}.weight"),
+        }
+    return ModelConfig(
+        layers=layers,
+        width=size("backbone.embedding.weight", 1),
+        heads=num_heads,
+        head_dim=inner // num_heads,
+        mlp_width=size(f"{block}.0.mlp.c_fc.weight"),
+        layout=layout,
+        grid=(
+            size(position.format("temporal")),
+            size(position.format("height")),
+            size(position.format("width")),
+        ),
+        norm=norm,
+        **contrastive,  # type: ignore[arg-type]
+    )
