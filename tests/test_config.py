@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from vimpac import cli
 from vimpac.errors import UsageError
 from vimpac.train.config import BatchConfig, OptimConfig, PretrainConfig
 from vimpac.train.optim import lr_at
@@ -114,6 +115,16 @@ def test_missing_preset_lists_the_presets():
 def test_batches_that_do_not_divide_are_refused(batch, world, message):
     with pytest.raises(UsageError, match=message):
         PretrainConfig(batch=batch).check(world)
+
+
+def test_command_prints_the_resolved_configuration(capsys):
+    assert cli.main(["pretrain", "--config", "small", "--show", "optim.lr=0.5"]) == 0
+    assert "lr: 0.5" in capsys.readouterr().out
+
+
+def test_command_exits_with_2_for_a_wrong_key(capsys):
+    assert cli.main(["pretrain", "--config", "small", "optim.lrr=0.5"]) == 2
+    assert "did you mean 'optim.lr'" in capsys.readouterr().err
 
 
 def test_learning_rate_rises_in_a_line_then_falls_in_a_line():

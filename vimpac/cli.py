@@ -19,6 +19,7 @@ from vimpac.errors import VimpacError
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --help` shows)
     "tokenize": ("vimpac.commands.tokenize", "make a token store of video files"),
     "store": ("vimpac.commands.store", "look at, check or convert token stores"),
+    "pretrain": ("vimpac.commands.pretrain", "pre-train on a token store"),
 }
 
 EXTRAS = {  # optional package: what installs it

@@ -33,17 +33,25 @@ class RunLog:
         done: Steps done before.
         active: Whether this process writes.
         tensorboard: Whether to write TensorBoard events too.
+        quiet: Whether to print nothing.
     """
 
     def __init__(
-        self, out: Path, *, steps: int, done: int, active: bool, tensorboard: bool
+        self,
+        out: Path,
+        *,
+        steps: int,
+        done: int,
+        active: bool,
+        tensorboard: bool,
+        quiet: bool = False,
     ) -> None:
         self._active = active
         self._events: Any = None
         self._progress: Progress | None = None
         if not active:
             return
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
         path = out / LOG
         kept = [r for r in read_log(path) if r["step"] <= done] if path.exists() else []
         self._file = path.open("w", encoding="utf-8")
@@ -53,7 +61,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter  # imports for a second
 
             self._events = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             self._progress = Progress(
                 TextColumn("[bold]step"),
                 MofNCompleteColumn(),

@@ -1,0 +1,218 @@
+"""A run can be killed, moved to other ranks and to another shape, and stops when it breaks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vimpac import cli
+from vimpac.data.layout import StoreMeta
+from vimpac.data.store import TokenStoreWriter
+from vimpac.errors import UsageError, VimpacError
+from vimpac.train.checkpoint import list_checkpoints, load_checkpoint
+from vimpac.train.config import PretrainConfig
+from vimpac.train.distributed import World
+from vimpac.train.logging import read_log
+from vimpac.train.overrides import load_config
+from vimpac.train.trainer import Pretraining, open_store, pretrain
+
+SETTINGS = (
+    "model.dropout=0.1",
+    "clips.frames=2",
+    "batch.videos=8",
+    "batch.contrastive=4",
+    "batch.micro=2",
+    "optim.steps=20",
+    "run.log_every=1",
+    "run.save_every=5",
+    "run.tensorboard=false",
+    "device=cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny tensors: a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _make_store(path: Path, height: int = 4, frames: int = 6) -> Path:
+    """Sixteen videos, each with its own ten ids."""
+    rng = np.random.default_rng(0)
+    with TokenStoreWriter(path, StoreMeta("patch", 8192, height, 4, fps=2.0)) as writer:
+        for video in range(16):
+            writer.add(str(video), 100 * video + rng.integers(0, 10, (1, frames, height, 4)))
+        writer.finish()
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return _make_store(tmp_path_factory.mktemp("data") / "store")
+
+
+def _config(store: Path, out: Path, *more: str) -> PretrainConfig:
+    return load_config(PretrainConfig, "tiny", [*SETTINGS, f"data={store}", f"out={out}", *more])
+
+
+def _program(store: Path, out: Path, *more: str) -> list[str]:
+    words = ["pretrain", "--config", "tiny", *SETTINGS, f"data={store}", f"out={out}", *more]
+    return [sys.executable, "-m", "vimpac", *words]
+
+
+@pytest.fixture(scope="module")
+def whole_run(store, tmp_path_factory) -> Path:
+    """The run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(_program(store, out), check=True, env=environment, capture_output=True)
+    return out
+
+
+def _same(first: object, second: object) -> bool:
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(v, second[k]) for k, v in first.items())
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return first == second
+
+
+def _losses(out: Path) -> list[tuple[float, ...]]:
+    return [(r["mask_loss"], r["cl_loss"], r["grad_norm"]) for r in read_log(out / "log.jsonl")]
+
+
+def test_kill_and_resume_is_bit_exact(store, whole_run, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        _program(store, tmp_path), env=environment, stderr=subprocess.DEVNULL
+    )
+    log = tmp_path / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(read_log(log)) >= 12:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list_checkpoints(tmp_path / "checkpoints")[-1].name in (
+        "step-00000010",
+        "step-00000015",
+    )
+    resumed = _program(store, tmp_path, "--resume", "auto")
+    subprocess.run(resumed, check=True, env=environment, capture_output=True)
+    finals = [load_checkpoint(out / "checkpoints/step-00000020") for out in (whole_run, tmp_path)]
+    assert _same(finals[0], finals[1])
+    assert _losses(tmp_path) == _losses(whole_run)
+    assert [record["step"] for record in read_log(log)] == list(range(1, 21))
+
+
+def test_training_learns(whole_run):
+    records = read_log(whole_run / "log.jsonl")
+    assert records[-1]["mask_loss"] < records[0]["mask_loss"] - 1
+    assert all(0 <= r["mask_accuracy"] <= 1 and r["videos_per_s"] > 0 for r in records)
+    assert records[-1]["lr"] == pytest.approx(records[1]["lr"] / 18)
+
+
+def test_two_ranks_equal_one(store, whole_run, tmp_path):
+    words = _program(store, tmp_path)[1:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    losses = [np.array(_losses(out))[:, :2] for out in (tmp_path, whole_run)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def _gradients(store: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
+    run = Pretraining(
+        _config(store, out, *more), open_store(str(store)), World(torch.device("cpu"))
+    )
+    run.model.double()
+    run._gradients(iter(run.loader))
+    return {name: p.grad for name, p in run.model.named_parameters()}
+
+
+def test_cached_gradients_are_those_of_one_pass(store, tmp_path):
+    """With the same dropout, which depends on the micro-batch, they could not be compared."""
+    settings = ("model.dropout=0", "batch.videos=8", "batch.contrastive=8", "mask.strategy=tube")
+    one = _gradients(store, tmp_path, *settings, "batch.micro=8")
+    four = _gradients(store, tmp_path, *settings, "batch.micro=2")
+    for name, gradient in one.items():
+        torch.testing.assert_close(four[name], gradient, rtol=1e-5, atol=1e-8, msg=name)
+
+
+def test_resume_with_another_shape_interpolates(store, whole_run, tmp_path):
+    taller = _make_store(tmp_path / "taller", height=6, frames=8)
+    config = _config(taller, tmp_path / "run", "clips.frames=4", "optim.steps=21")
+    result = pretrain(config, resume=str(whole_run / "checkpoints/step-00000020"))
+    model, state = load_checkpoint(result.checkpoint)
+    assert result.step == 21
+    assert model["encoder.positions.height"].shape == (6, 128)
+    assert model["encoder.positions.time"].shape == (4, 128)
+    assert state["grid"] == [4, 6, 4]
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    store, tmp_path, monkeypatch, capsys
+):
+    step = torch.optim.AdamW.step
+
+    def poison(self: torch.optim.AdamW, *args: object) -> None:
+        step(self)
+        poison.calls += 1  # type: ignore[attr-defined]
+        if poison.calls == 7:  # type: ignore[attr-defined]
+            self.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    poison.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.optim.AdamW, "step", poison)
+    assert cli.main(_program(store, tmp_path)[3:]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss is not finite between steps 8 and 8" in error
+    assert "the last good checkpoint is" in error and "lower optim.lr" in error
+    (good,) = list_checkpoints(tmp_path / "checkpoints")
+    assert good.name == "step-00000005"
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(good)[0].values())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["data="], 2, "data= is missing"),
+        (["data=/nonexistent"], 1, "/nonexistent is no token store"),
+        (["model.layout=H,T"], 2, "layout must be one of"),
+        (["model.name=huge"], 2, "preset must be one of"),
+        (["device=tpu9"], 2, "device=tpu9"),
+        (["--resume", "/nonexistent"], 2, "is no checkpoint"),
+    ],
+)
+def test_wrong_setting_is_one_line(store, tmp_path, capsys, words, code, message):
+    assert cli.main([*_program(store, tmp_path / "run")[3:], *words]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_frame_stops_with_the_shards_name(tmp_path):
+    store = _make_store(tmp_path / "store")
+    shard = store / "shard-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[:] = bytes(byte ^ 1 for byte in data)
+    shard.write_bytes(data)
+    with pytest.raises(VimpacError, match=r"shard-00000\.bin"):
+        pretrain(_config(store, tmp_path / "run"))
+
+
+def test_checkpoint_of_another_model_is_refused(store, whole_run, tmp_path):
+    config = _config(store, tmp_path, "model.layout=THW")
+    with pytest.raises(UsageError, match="does not fit this configuration"):
+        pretrain(config, resume=str(whole_run / "checkpoints/step-00000020"))

@@ -1,0 +1,44 @@
+"""`vimpac pretrain`: pre-trains on a token store."""
+
+from __future__ import annotations
+
+import argparse
+
+from vimpac.train.config import PretrainConfig
+from vimpac.train.overrides import load_config, presets, to_yaml
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declares the arguments."""
+    parser = subparsers.add_parser(
+        "pretrain",
+        help="pre-train on a token store",
+        description="Pre-trains on a token store; start it with torchrun for several devices.",
+        epilog="example: vimpac pretrain --config small data=store out=runs/a optim.lr=5e-4",
+    )
+    parser.add_argument(
+        "--config", metavar="NAME|FILE", help=f"{', '.join(presets())}, or a YAML file"
+    )
+    parser.add_argument(
+        "--resume",
+        default="none",
+        metavar="auto|DIR",
+        help="continue from the run's newest checkpoint, or from a given one",
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, keys dotted")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    config = load_config(PretrainConfig, args.config, args.overrides)
+    if args.show:
+        print(to_yaml(config), end="")
+        return 0
+    from vimpac.train.trainer import pretrain  # torch: seconds that --show need not wait
+
+    result = pretrain(config, resume=args.resume)
+    print(f"step {result.step}: {result.checkpoint}")
+    return 0

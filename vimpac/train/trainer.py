@@ -1,0 +1,299 @@
+"""Pre-trains VIMPAC on a token store.
+
+    vimpac tokenize videos/ --out store
+    vimpac pretrain --config small data=store out=runs/small
+    vimpac pretrain --config small data=store out=runs/small --resume auto
+    torchrun --nproc-per-node 8 -m vimpac pretrain --config large_half data=store out=runs/large
+
+A run's directory holds config.yaml, log.jsonl, tensorboard/ and checkpoints/. Whatever is random
+is a function of the seed and of a number: the order of (seed, epoch), clips of (seed, sample),
+masks and dropout of (seed, clip). So a resumed run equals one that was never stopped, bit for
+bit on one kind of machine, and ranks only divide the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vimpac.data.clips import ClipDataset
+from vimpac.data.sampler import ResumableSampler
+from vimpac.data.store import TokenStore
+from vimpac.errors import UsageError, VimpacError
+from vimpac.model import Vimpac
+from vimpac.presets import NUM_TOKENS, PAD_TOKEN
+from vimpac.train import checkpoint as ckpt
+from vimpac.train.config import PretrainConfig
+from vimpac.train.distributed import World, join_world
+from vimpac.train.logging import RunLog
+from vimpac.train.optim import clip_gradients, lr_at, make_optimizer, set_lr
+from vimpac.train.overrides import to_yaml
+from vimpac.train.step import METRICS, PretrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        out: The run's directory.
+        step: Updates done.
+        checkpoint: The last checkpoint.
+        record: The last record of the log.
+    """
+
+    out: Path
+    step: int
+    checkpoint: Path
+    record: dict[str, float]
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    resume: str = "none",
+    stop: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+) -> Result:
+    """Runs a pre-training from its beginning or from a checkpoint to its end.
+
+    Args:
+        config: The run.
+        resume: "none", "auto" (the newest checkpoint, if any) or a checkpoint's directory.
+        stop: Asked after every step; true ends the run early, with a checkpoint. In one process.
+        quiet: Print nothing.
+
+    Returns:
+        Where the results are.
+
+    Raises:
+        UsageError: The configuration does not fit the store, the machine or the checkpoint.
+        VimpacError: The loss is not finite, or a file is damaged.
+    """
+    config.check()
+    store = open_store(config.data)
+    with join_world(config.device) as world:
+        config.check(world.size)
+        return Pretraining(config, store, world).run(resume, stop, quiet)
+
+
+def open_store(path: str) -> TokenStore:
+    """Opens a token store that the model can read.
+
+    Args:
+        path: The store's directory.
+
+    Returns:
+        The store.
+
+    Raises:
+        UsageError: No path was given, or the store has ids the model does not know.
+    """
+    if not path:
+        raise UsageError("data= is missing: give a token store (see `vimpac tokenize`)")
+    store = TokenStore(path)
+    if store.meta.vocab_size > NUM_TOKENS:
+        raise UsageError(
+            f"{path} has {store.meta.vocab_size} token ids, the model has {NUM_TOKENS}: "
+            "tokenise with another tokenizer"
+        )
+    if not len(store):
+        raise UsageError(f"{path} holds no video: tokenise some")
+    return store
+
+
+class Pretraining:
+    """A run in one process of the world.
+
+    Args:
+        config: The run.
+        store: The videos.
+        world: The processes.
+    """
+
+    def __init__(self, config: PretrainConfig, store: TokenStore, world: World) -> None:
+        self.config, self.world = config, world
+        self.out = Path(config.out)
+        self.grid = (config.clips.frames, store.meta.height, store.meta.width)
+        torch.manual_seed(config.seed)  # the same initial parameters on every rank
+        settings = {**dataclasses.asdict(config.model), **dataclasses.asdict(config.loss)}
+        try:
+            self.model = Vimpac.from_preset(**settings, grid=self.grid).to(world.device)
+        except ValueError as error:
+            raise UsageError(f"model: {error}") from None
+        self.optimizer = make_optimizer(self.model, config.optim)
+        span = (config.clips.frames - 1) * config.clips.frame_stride + 1
+        has_padding = int(store.frames.min()) < span
+        self.step = PretrainStep(self.model, config, world, has_padding=has_padding)
+        self.sampler = ResumableSampler(
+            len(store),
+            global_batch=config.batch.contrastive,
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.seed,
+        )
+        self.loader = self._make_loader(store)
+        epoch_steps = len(store) / config.batch.videos
+        self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
+        self.done = 0
+        self.wait = 0.0  # seconds since the last record in which the data was not ready
+
+    def run(self, resume: str, stop: Callable[[], bool], quiet: bool) -> Result:
+        """Trains to the end; see `pretrain`."""
+        path = ckpt.find_checkpoint(resume, self.out / "checkpoints")
+        if path is not None:
+            self._restore(path)
+        if self.world.is_main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        with RunLog(
+            self.out,
+            steps=self.steps,
+            done=self.done,
+            active=self.world.is_main,
+            tensorboard=self.config.run.tensorboard,
+            quiet=quiet,
+        ) as log:
+            log.say(self._headline(path))
+            return self._train(log, stop, path)
+
+    def _train(self, log: RunLog, stop: Callable[[], bool], path: Path | None) -> Result:
+        run, optim = self.config.run, self.config.optim
+        micro_batches = iter(self.loader)
+        sums = torch.zeros(len(METRICS) + 1, device=self.world.device)
+        since, start, record = self.done, time.perf_counter(), dict[str, float]()
+        while self.done < self.steps:
+            lr = lr_at(self.done, self.steps, optim)
+            set_lr(self.optimizer, lr)
+            metrics = self._gradients(micro_batches)
+            norm = clip_gradients(self.model, optim.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            sums += torch.cat([metrics, norm[None]])
+            self.done += 1
+            log.step(self.done)
+            last = self.done == self.steps or stop()
+            save = last or self.done % run.save_every == 0
+            if save or self.done % run.log_every == 0:
+                record = self._record(sums / (self.done - since), since, start, path)
+                record["lr"] = lr
+                log.record(record)
+                sums.zero_()
+                since, start, self.wait = self.done, time.perf_counter(), 0.0
+            if save:
+                path = self._save()
+            if last:
+                break
+        if path is None:
+            raise UsageError("optim.steps leaves nothing to do")
+        return Result(self.out, self.done, path, record)
+
+    def _gradients(self, micro_batches: Iterator[Tensor]) -> Tensor:
+        """Accumulates the gradients of one update; returns `METRICS`, (3,) on the device."""
+        step, world = self.step, self.world
+        metrics = torch.zeros(len(METRICS), device=world.device)
+        for group in range(step.groups):
+            first = self.sampler.position + world.rank * step.group_part
+            begin = time.perf_counter()
+            parts = [next(micro_batches) for _ in range(step.group_part // step.micro)]
+            self.wait += time.perf_counter() - begin
+            parts = [part.to(world.device, non_blocking=True) for part in parts]
+            metrics += step.group(parts, first, is_last=group + 1 == step.groups)
+            self.sampler.advance()
+        return metrics / step.groups
+
+    def _record(
+        self,
+        means: Tensor,  # METRICS and the gradient's norm, (4,)
+        since: int,
+        start: float,
+        path: Path | None,
+    ) -> dict[str, float]:
+        """The record of the steps after `since`; the one place that waits for the device."""
+        values = dict(zip((*METRICS, "grad_norm"), self.world.mean(means).tolist(), strict=True))
+        if not all(math.isfinite(value) for value in values.values()):
+            good = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+            raise VimpacError(
+                f"the loss is not finite between steps {since + 1} and {self.done} "
+                f"({', '.join(f'{k} {v:.4g}' for k, v in values.items())}); {good}; "
+                "lower optim.lr, or use precision=fp32"
+            )
+        seconds = time.perf_counter() - start
+        loss = values["mask_loss"] + self.config.loss.alpha * values["cl_loss"]
+        return {
+            "step": self.done,
+            "epoch": self.sampler.position / self.sampler.num_videos,
+            "loss": loss,
+            **values,
+            "videos_per_s": (self.done - since) * self.config.batch.videos / seconds,
+            "data_wait": self.wait / seconds,
+        }
+
+    def _make_loader(self, store: TokenStore) -> DataLoader:
+        clips = self.config.clips
+        dataset = ClipDataset(
+            store,
+            num_frames=clips.frames,
+            frame_stride=clips.frame_stride,
+            max_distance=clips.max_distance,
+            variant=clips.variant,
+            pad_token=PAD_TOKEN,
+            seed=self.config.seed,
+        )
+        return DataLoader(
+            dataset,
+            batch_size=self.step.micro,
+            sampler=self.sampler,
+            num_workers=clips.workers,
+            prefetch_factor=clips.prefetch if clips.workers else None,
+            pin_memory=self.world.device.type == "cuda",
+        )
+
+    def _headline(self, path: Path | None) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        begin = f"resumed from {path}" if path else "from the beginning"
+        return (
+            f"{self.config.model.name} {self.config.model.layout}, {parameters:,} parameters, "
+            f"grid {'x'.join(map(str, self.grid))}, {self.sampler.num_videos} videos, "
+            f"{self.steps} steps on {self.world.size} x {self.world.device.type}, {begin}"
+        )
+
+    def _save(self) -> Path:
+        """Writes a checkpoint on the main process; the others return at once."""
+        folder = self.out / "checkpoints"
+        if not self.world.is_main:
+            return folder / f"step-{self.done:08d}"
+        return ckpt.save_checkpoint(
+            folder,
+            self.done,
+            model=self.model.state_dict(),
+            state={
+                "step": self.done,
+                "optimizer": self.optimizer.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "grid": list(self.grid),
+            },
+            config=to_yaml(self.config),
+            keep=self.config.run.keep,
+        )
+
+    def _restore(self, path: Path) -> None:
+        """Continues from a checkpoint; positions of another grid are interpolated."""
+        model, state = ckpt.load_checkpoint(path)
+        try:
+            self.model.resize_grid(tuple(state["grid"]))
+            self.model.load_state_dict(model)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.model.resize_grid(self.grid, self.optimizer)
+            self.sampler.load_state_dict(state["sampler"])
+        except (RuntimeError, ValueError) as error:
+            line = " ".join(str(error).split())
+            raise UsageError(f"{path} does not fit this configuration: {line}") from error
+        self.done = state["step"]
