@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vimpac_kernels import _library
-from vimpac_kernels._compiled.linear_cross_entropy import row_pass_cuda
+from vimpac_kernels._compiled.linear_cross_entropy import row_pass_cpu, row_pass_cuda
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,9 @@ def forward(
 
 BACKENDS: dict[str, Backend] = {
     "cuda": Backend(row_pass_cuda, None, chunk_bytes=4 << 30, padding=64, reads_count=False),
+    # Few rows at a time, so that the logits stay in the last-level cache; fp32, because products of
+    # 16-bit floats would round each chunk of dweight.
+    "cpu": Backend(row_pass_cpu, torch.float32, chunk_bytes=24 << 20, padding=1, reads_count=True),
 }
 
 

@@ -1,8 +1,8 @@
 """y = LayerNorm(residual + dropout(x + linear_bias)), each direction in one pass over memory.
 
 The forward reads x and residual, writes y (and the sum, which it otherwise keeps for the backward);
-the backward reads dy and the sum and writes one gradient, or two if dropout makes them differ:
-3 units of (rows, D) each instead of 7.5. Statistics are fp32 and kept per row, dropout bits are
+the backward reads dy and the sum and writes dx and dresidual: 4 units of (rows, D) each instead of
+7.5. Statistics are fp32 and kept per row, dropout bits are
 recomputed from the seed, and dweight, dbias are summed in two ordered stages. Serves CPU (C++),
 CUDA and Triton; bound by bandwidth.
 """
@@ -189,6 +189,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
 
 _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # forward, backward
     "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
+    "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
 }
 
 

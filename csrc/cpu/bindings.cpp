@@ -119,6 +119,109 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   }
 }
 
+// Returns the first row whose target is out of range, or -1.
+int64_t linear_cross_entropy_fwd(uintptr_t z,                  // (m, stride) fp32
+                                 uintptr_t bias,               // (V,) fp32, or 0
+                                 uintptr_t target,             // (R,) int32 or int64
+                                 uintptr_t positions,          // (M,) int32, or 0
+                                 uintptr_t count,              // 0-d int32, or 0
+                                 uintptr_t row_scale,          // (M,) fp32, or 0
+                                 uintptr_t losses,             // (M,) fp32
+                                 uintptr_t counts,             // (2,) int32
+                                 uintptr_t dbias,              // (V,) fp32, or 0
+                                 std::array<int64_t, 5> sizes, // m, stride, V, first, R
+                                 bool wide_target,
+                                 bool gradient,
+                                 int64_t ignore_index,
+                                 float label_smoothing,
+                                 float z_loss,
+                                 int num_threads) {
+  using Args = vimpac::LinearCrossEntropyFwd;
+  int64_t invalid = -1;
+  Args args{};
+  args.z = pointer<float>(z);
+  args.bias = pointer<const float>(bias);
+  args.target = pointer<const void>(target);
+  args.positions = pointer<const int32_t>(positions);
+  args.count = pointer<const int32_t>(count);
+  args.row_scale = pointer<const float>(row_scale);
+  args.losses = pointer<float>(losses);
+  args.counts = pointer<int32_t>(counts);
+  args.dbias = pointer<float>(dbias);
+  args.invalid = &invalid;
+  args.m = sizes[0];
+  args.stride = sizes[1];
+  args.V = sizes[2];
+  args.first = sizes[3];
+  args.R = sizes[4];
+  args.wide_target = wide_target;
+  args.gradient = gradient;
+  args.ignore_index = ignore_index;
+  args.label_smoothing = label_smoothing;
+  args.z_loss = z_loss;
+  args.num_threads = num_threads;
+  run<Args>(VIMPAC_EACH_ISA(linear_cross_entropy_fwd), args);
+  return invalid;
+}
+
+vimpac::DropoutAddLayerNorm layer_norm_arguments(std::array<uintptr_t, 5> shared,
+                                                 std::array<int, 2> types,
+                                                 std::array<int64_t, 2> sizes, // rows, D
+                                                 uint32_t threshold,
+                                                 float keep_scale,
+                                                 int num_threads) {
+  vimpac::DropoutAddLayerNorm args{};
+  args.weight = pointer<const float>(shared[0]);
+  args.seed = pointer<const int64_t>(shared[1]);
+  args.total = pointer<void>(shared[2]);
+  args.mean = pointer<float>(shared[3]);
+  args.rstd = pointer<float>(shared[4]);
+  args.x_type = static_cast<vimpac::DropoutAddLayerNorm::DType>(types[0]);
+  args.residual_type = static_cast<vimpac::DropoutAddLayerNorm::DType>(types[1]);
+  args.rows = sizes[0];
+  args.D = sizes[1];
+  args.threshold = threshold;
+  args.keep_scale = keep_scale;
+  args.num_threads = num_threads;
+  return args;
+}
+
+void dropout_add_layer_norm_fwd(uintptr_t x,           // (rows, D)
+                                uintptr_t residual,    // (rows, D)
+                                uintptr_t bias,        // (D,) fp32
+                                uintptr_t linear_bias, // (D,) fp32, or 0
+                                uintptr_t y,           // (rows, D)
+                                float eps,
+                                const vimpac::DropoutAddLayerNorm& shared) {
+  vimpac::DropoutAddLayerNorm args = shared;
+  args.x = pointer<const void>(x);
+  args.residual = pointer<const void>(residual);
+  args.bias = pointer<const float>(bias);
+  args.linear_bias = pointer<const float>(linear_bias);
+  args.y = pointer<void>(y);
+  args.eps = eps;
+  run<vimpac::DropoutAddLayerNorm>(VIMPAC_EACH_ISA(dropout_add_layer_norm_fwd), args);
+}
+
+void dropout_add_layer_norm_bwd(uintptr_t dy,           // (rows, D)
+                                uintptr_t dtotal,       // (rows, D), or 0
+                                uintptr_t dx,           // (rows, D)
+                                uintptr_t dresidual,    // (rows, D)
+                                uintptr_t dweight,      // (D,) fp32
+                                uintptr_t dbias,        // (D,) fp32
+                                uintptr_t dlinear_bias, // (D,) fp32, or 0
+                                const vimpac::DropoutAddLayerNorm& shared) {
+  vimpac::DropoutAddLayerNorm args = shared;
+  args.dy = pointer<const void>(dy);
+  args.dtotal = pointer<const void>(dtotal);
+  args.dx = pointer<void>(dx);
+  args.dresidual = pointer<void>(dresidual);
+  args.dweight = pointer<float>(dweight);
+  args.dbias = pointer<float>(dbias);
+  args.dlinear_bias = pointer<float>(dlinear_bias);
+  run<vimpac::DropoutAddLayerNorm>(VIMPAC_EACH_ISA(dropout_add_layer_norm_bwd), args);
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C_cpu, module) {
@@ -132,4 +235,9 @@ PYBIND11_MODULE(_C_cpu, module) {
   });
   module.def("axial_attention_fwd", &axial_attention<false>);
   module.def("axial_attention_bwd", &axial_attention<true>);
+  module.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);
+  py::class_<vimpac::DropoutAddLayerNorm>(module, "DropoutAddLayerNorm", py::module_local())
+      .def(py::init(&layer_norm_arguments));
+  module.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
+  module.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
 }

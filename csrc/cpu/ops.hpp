@@ -28,11 +28,66 @@ struct AxialAttention {
   int num_threads;
 };
 
+// Predicted row i of M takes row positions[i] (or i) of the input; it is live if i < *count, and
+// counts unless its target is ignore_index. A call finishes rows first..first+m.
+struct LinearCrossEntropyFwd {
+  float* z;                 // (m, stride): x W^T in, dz out if `gradient`
+  const float* bias;        // (V,) or null
+  const void* target;       // (R,), int64 if `wide_target`, otherwise int32
+  const int32_t* positions; // (M,) or null
+  const int32_t* count;     // 0-d or null: all of M
+  const float* row_scale;   // (M,) factor of each row's dz, or null
+  float* losses;            // (M,)
+  int32_t* counts;          // (2,) hits, targets: added to
+  float* dbias;             // (V,) added to, or null
+  int64_t* invalid;         // 0-d, -1: becomes the first row whose target is outside [0, V)
+  int64_t m, first, V, stride, R;
+  bool wide_target, gradient;
+  int64_t ignore_index;
+  float label_smoothing, z_loss;
+  int num_threads;
+};
+
+//   total = residual + dropout(x + linear_bias),  y = (total - mean) * rstd * weight + bias
+//   h = (total - mean) * rstd,  g = dy * weight
+//   dresidual = dtotal + rstd * (g - mean(g) - h * mean(g * h)),  dx = dropout(dresidual)
+// All tensors are contiguous.
+struct DropoutAddLayerNorm {
+  enum DType { kFloat32, kBfloat16, kFloat16 } x_type, residual_type;
+  int64_t rows, D;
+  const float* weight; // (D,)
+  const int64_t* seed; // 0-d
+  uint32_t threshold;  // a 16-bit decision below it drops; 0: no dropout
+  float keep_scale;    // of kept elements
+  int num_threads;
+  float* mean; // (rows,) read by the backward; null in a forward that keeps nothing
+  float* rstd; // (rows,)
+  void* total; // (rows, D) of residual_type; null like mean
+  // Forward
+  const void* x;            // (rows, D) of x_type
+  const void* residual;     // (rows, D) of residual_type
+  const float* bias;        // (D,)
+  const float* linear_bias; // (D,) or null
+  float eps;
+  void* y; // (rows, D) of x_type
+  // Backward
+  const void* dy;      // (rows, D) of x_type
+  const void* dtotal;  // (rows, D) of residual_type, or null
+  void* dx;            // (rows, D) of x_type
+  void* dresidual;     // (rows, D) of residual_type
+  float* dweight;      // (D,)
+  float* dbias;        // (D,)
+  float* dlinear_bias; // (D,) or null
+};
+
 #define VIMPAC_DECLARE_CPU_OPS(isa)                                                                \
   namespace isa {                                                                                  \
   bool mask_tokens_fwd(const MaskTokensFwd& args);                                                 \
   bool axial_attention_fwd(const AxialAttention& args);                                            \
   bool axial_attention_bwd(const AxialAttention& args);                                            \
+  bool linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args);                                \
+  bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args);                                \
+  bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args);                                \
   }
 
 VIMPAC_DECLARE_CPU_OPS(portable)

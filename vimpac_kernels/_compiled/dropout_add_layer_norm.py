@@ -1,11 +1,16 @@
-"""Launchers of csrc/cuda/dropout_add_layer_norm.cu."""
+"""Launchers of csrc/cpu/dropout_add_layer_norm.cpp and csrc/cuda/dropout_add_layer_norm.cu."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vimpac_kernels import _philox
 from vimpac_kernels._library import cuda_stream, extension
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the CPU kernel's
 
 
 def launch_cuda_fwd(
@@ -57,6 +62,60 @@ def launch_cuda_bwd(
     outputs = (dx, dresidual, partial, dweight, dbias, dlinear_bias)
     module.dropout_add_layer_norm_bwd(
         *map(_pointer, (*inputs, *outputs)), *types_and_sizes, threshold, cuda_stream(dy)
+    )
+
+
+def launch_cpu_fwd(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    linear_bias: Tensor | None,
+    seed: Tensor,
+    threshold: int,
+    eps: float,
+    y: Tensor,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> None:
+    """As `launch_cuda_fwd`."""
+    shared = _shared((weight, seed, total, mean, rstd), x, residual, threshold)
+    pointers = map(_pointer, (x, residual, bias, linear_bias, y))
+    extension("cpu").dropout_add_layer_norm_fwd(*pointers, eps, shared)
+
+
+def launch_cpu_bwd(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    seed: Tensor,
+    threshold: int,
+    dx: Tensor,
+    dresidual: Tensor,
+    dweight: Tensor,
+    dbias: Tensor,
+    dlinear_bias: Tensor,
+) -> None:
+    """As `launch_cuda_bwd`."""
+    shared = _shared((weight, seed, total, mean, rstd), dx, total, threshold)
+    pointers = map(_pointer, (dy, dtotal, dx, dresidual, dweight, dbias, dlinear_bias))
+    extension("cpu").dropout_add_layer_norm_bwd(*pointers, shared)
+
+
+def _shared(tensors: tuple[Tensor, ...], x: Tensor, residual: Tensor, threshold: int) -> Any:
+    """What forward and backward on the CPU have in common."""
+    D = x.shape[-1]
+    return extension("cpu").DropoutAddLayerNorm(
+        [_pointer(t) for t in tensors],
+        [_DTYPES.index(t.dtype) for t in (x, residual)],
+        (x.numel() // D, D),
+        threshold,
+        _philox.dropout_scale(threshold),
+        torch.get_num_threads(),
     )
 
 

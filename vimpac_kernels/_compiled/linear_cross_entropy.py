@@ -1,4 +1,4 @@
-"""Launchers of csrc/cuda/linear_cross_entropy.cu."""
+"""Launchers of csrc/cpu/linear_cross_entropy.cpp and csrc/cuda/linear_cross_entropy.cu."""
 
 from __future__ import annotations
 
@@ -47,3 +47,39 @@ def row_pass_cuda(
         target.dtype == torch.int64,
         cuda_stream(z),
     )
+
+
+def row_pass_cpu(
+    z: Tensor,  # (m, V) fp32, contiguous
+    V: int,
+    first: int,
+    bias: Tensor | None,  # (V,) fp32
+    target: Tensor,  # (R,) int32 or int64
+    positions: Tensor | None,  # (M,) int32
+    count: Tensor | None,  # 0-d int32
+    row_scale: Tensor | None,  # (M,) fp32
+    gradient: bool,
+    losses: Tensor,  # (M,) fp32
+    counts: Tensor,  # (2,) int32
+    dbias: Tensor,  # (V,) fp32, or empty: not wanted
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    """As `row_pass_cuda`; raises IndexError for a target outside [0, V)."""
+    tensors = (z, bias, target, positions, count, row_scale, losses, counts)
+    invalid = extension("cpu").linear_cross_entropy_fwd(
+        *(0 if t is None else t.data_ptr() for t in tensors),
+        dbias.data_ptr() if dbias.numel() and gradient else 0,
+        (*z.shape, V, first, target.numel()),
+        target.dtype == torch.int64,
+        gradient,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        torch.get_num_threads(),
+    )
+    if invalid >= 0:
+        row = invalid if positions is None else int(positions[invalid])
+        raise IndexError(f"target {int(target[row])} is outside [0, {V})")

@@ -1,0 +1,248 @@
+// dropout_add_layer_norm on the CPU. A thread owns chunks of rows. A row of the sum is kept in fp32
+// in the core's own cache while it is walked twice more (variance, then y), so main memory is read
+// and written once per direction. Bound by bandwidth, with dropout by Philox. The sums over rows
+// (dweight, dbias, dlinear_bias) keep one partial per chunk, added in the order of the chunks.
+#include "cpu/ops.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/vec.hpp"
+#include "cpu/vec_io.hpp"
+
+#include <math.h>
+
+namespace vimpac::VIMPAC_ISA {
+namespace {
+
+using Args = DropoutAddLayerNorm;
+
+constexpr uint32_t kStreamResidual = 1u << 24;
+constexpr int64_t kMaxChunks = 64, kMinChunkRows = 16;
+
+// f(i, n) for the vectors of a row of D: n = kWidth but at the end.
+template <class F>
+VIMPAC_INLINE void for_each_vector(int64_t D, const F& f) {
+  int64_t i = 0;
+  for (; i + kWidth <= D; i += kWidth) {
+    f(i, kWidth);
+  }
+  if (i < D) {
+    f(i, static_cast<int>(D - i));
+  }
+}
+
+// factors[e] = keep_scale where element e of the row is kept, 0 where it is dropped. A Philox call
+// decides eight elements, 16 bits each, so a vector of calls decides 8 * kWidth; `factors` has room
+// for a whole number of vectors.
+void draw_factors(const Args& a, int64_t row, float* __restrict__ factors) {
+  const VecU low = broadcast(static_cast<uint32_t>(row));
+  const VecU high = broadcast(static_cast<uint32_t>(row >> 32));
+  const uint64_t seed = static_cast<uint64_t>(*a.seed);
+  for (int64_t first = 0; first < a.D; first += 8 * kWidth) {
+    const VecU group = as_uint(iota()) + static_cast<uint32_t>(first / 8);
+    const Philox4<VecU> drawn =
+        philox4x32_10<VecU>({group, low, high, broadcast(kStreamResidual)}, seed);
+    uint32_t words[4][kWidth];
+    memcpy(words, &drawn, sizeof words);
+    float* const out = factors + first;
+    for (int i = 0; i < kWidth; ++i) {
+      for (int w = 0; w < 4; ++w) {
+        out[8 * i + 2 * w] = (words[w][i] & 0xFFFFu) >= a.threshold ? a.keep_scale : 0.0f;
+        out[8 * i + 2 * w + 1] = (words[w][i] >> 16) >= a.threshold ? a.keep_scale : 0.0f;
+      }
+    }
+  }
+}
+
+int64_t padded_width(int64_t D) {
+  return (D + 8 * kWidth - 1) / (8 * kWidth) * (8 * kWidth);
+}
+
+// One row forward; `total` and `factors` are scratch rows.
+template <class X, class R>
+void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* factors) {
+  const int64_t D = a.D, at = row * D;
+  const X* const x = static_cast<const X*>(a.x) + at;
+  const R* const residual = static_cast<const R*>(a.residual) + at;
+  R* const kept = a.total == nullptr ? nullptr : static_cast<R*>(a.total) + at;
+  if (a.threshold > 0) {
+    draw_factors(a, row, factors);
+  }
+  VecF sum{};
+  for_each_vector(D, [&](int64_t i, int n) {
+    VecF branch = load_n(x + i, n);
+    if (a.linear_bias != nullptr) {
+      branch = branch + load_n(a.linear_bias + i, n);
+    }
+    if (a.threshold > 0) {
+      branch = branch * load_n(factors + i, n);
+    }
+    const VecF t = load_n(residual + i, n) + branch;
+    store_n(total + i, t, n);
+    sum = sum + t;
+    if (kept != nullptr) {
+      store_n(kept + i, t, n);
+    }
+  });
+  const float mean = reduce_add(sum) / static_cast<float>(D);
+  VecF squares{};
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF d = load_n(total + i, n) - mean;
+    squares = squares + (n == kWidth ? d * d : (iota() < n ? d * d : VecF{}));
+  });
+  const float rstd = 1.0f / sqrtf(reduce_add(squares) / static_cast<float>(D) + a.eps);
+  X* const y = static_cast<X*>(a.y) + at;
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF h = (load_n(total + i, n) - mean) * rstd;
+    store_n(y + i, fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n)), n);
+  });
+  if (a.mean != nullptr) {
+    a.mean[row] = mean;
+    a.rstd[row] = rstd;
+  }
+}
+
+// A chunk's sums over its rows, each (D,).
+struct Partials {
+  float* dweight;
+  float* dbias;
+  float* dlinear_bias;
+};
+
+// One row backward; `g`, `h` and `factors` are scratch rows.
+template <class X, class R>
+void backward_row(const Args& a,
+                  int64_t row,
+                  float* __restrict__ g,
+                  float* __restrict__ h,
+                  float* factors,
+                  const Partials& sums) {
+  const int64_t D = a.D, at = row * D;
+  const X* const dy = static_cast<const X*>(a.dy) + at;
+  const R* const total = static_cast<const R*>(a.total) + at;
+  const R* const dtotal = a.dtotal == nullptr ? nullptr : static_cast<const R*>(a.dtotal) + at;
+  const float mean = a.mean[row], rstd = a.rstd[row];
+  VecF sum_g{}, sum_gh{};
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF d = load_n(dy + i, n);
+    const VecF hi = (load_n(total + i, n) - mean) * rstd;
+    const VecF gi = d * load_n(a.weight + i, n);
+    store_n(sums.dweight + i, fmadd(d, hi, load_n(sums.dweight + i, n)), n);
+    store_n(sums.dbias + i, load_n(sums.dbias + i, n) + d, n);
+    store_n(g + i, gi, n);
+    store_n(h + i, hi, n);
+    sum_g = sum_g + gi;
+    sum_gh = fmadd(gi, hi, sum_gh);
+  });
+  if (a.threshold > 0) {
+    draw_factors(a, row, factors);
+  }
+  const float mean_g = reduce_add(sum_g) / static_cast<float>(D);
+  const float mean_gh = reduce_add(sum_gh) / static_cast<float>(D);
+  X* const dx = static_cast<X*>(a.dx) + at;
+  R* const dresidual = static_cast<R*>(a.dresidual) + at;
+  for_each_vector(D, [&](int64_t i, int n) {
+    VecF d = (load_n(g + i, n) - mean_g - load_n(h + i, n) * mean_gh) * rstd;
+    if (dtotal != nullptr) {
+      d = d + load_n(dtotal + i, n);
+    }
+    store_n(dresidual + i, d, n);
+    if (a.threshold > 0) {
+      d = d * load_n(factors + i, n);
+    }
+    store_n(dx + i, d, n);
+    if (sums.dlinear_bias != nullptr) {
+      store_n(sums.dlinear_bias + i, load_n(sums.dlinear_bias + i, n) + d, n);
+    }
+  });
+}
+
+// Chunks of rows; their number does not depend on the threads'.
+struct Chunks {
+  explicit Chunks(int64_t rows)
+      : rows(rows),
+        size(rows / kMaxChunks + 1 > kMinChunkRows ? rows / kMaxChunks + 1 : kMinChunkRows),
+        count((rows + size - 1) / size) {}
+  int64_t begin(int64_t chunk) const { return chunk * size; }
+  int64_t end(int64_t chunk) const { return chunk + 1 < count ? (chunk + 1) * size : rows; }
+
+  const int64_t rows, size, count;
+};
+
+template <class X, class R>
+bool forward(const Args& a) {
+  const Chunks chunks(a.rows);
+  const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
+  Scratch<float> scratch(threads * 2 * width);
+  if (scratch.data == nullptr) {
+    return false;
+  }
+  parallel_for(chunks.count, 4 * a.rows * a.D, a.num_threads, [&](int64_t chunk) {
+    float* const own = scratch.data + thread_index() * 2 * width;
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      forward_row<X, R>(a, row, own, own + width);
+    }
+  });
+  return true;
+}
+
+template <class X, class R>
+bool backward(const Args& a) {
+  const Chunks chunks(a.rows);
+  const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
+  Scratch<float> scratch(threads * 3 * width);
+  Scratch<float> partials(chunks.count * 3 * a.D);
+  if (scratch.data == nullptr || partials.data == nullptr) {
+    return false;
+  }
+  parallel_for(chunks.count, 4 * a.rows * a.D, a.num_threads, [&](int64_t chunk) {
+    float* const own = scratch.data + thread_index() * 3 * width;
+    float* const sums = partials.data + chunk * 3 * a.D;
+    memset(sums, 0, 3 * a.D * sizeof(float));
+    float* const linear = a.dlinear_bias == nullptr ? nullptr : sums + 2 * a.D;
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      backward_row<X, R>(a, row, own, own + width, own + 2 * width, {sums, sums + a.D, linear});
+    }
+  });
+  float* const outputs[3] = {a.dweight, a.dbias, a.dlinear_bias};
+  for (int k = 0; k < 3 && outputs[k] != nullptr; ++k) {
+    for_each_vector(a.D, [&](int64_t i, int n) {
+      VecF sum{};
+      for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+        sum = sum + load_n(partials.data + (chunk * 3 + k) * a.D + i, n);
+      }
+      store_n(outputs[k] + i, sum, n);
+    });
+  }
+  return true;
+}
+
+template <class X>
+bool run_for(const Args& a, bool is_backward) {
+  if (a.residual_type == Args::kFloat32) {
+    return is_backward ? backward<X, float>(a) : forward<X, float>(a);
+  }
+  return is_backward ? backward<X, X>(a) : forward<X, X>(a);
+}
+
+bool run(const Args& a, bool is_backward) {
+  switch (a.x_type) {
+  case Args::kFloat32:
+    return run_for<float>(a, is_backward);
+  case Args::kBfloat16:
+    return run_for<Bf16>(a, is_backward);
+  case Args::kFloat16:
+    break;
+  }
+  return run_for<Half>(a, is_backward);
+}
+
+} // namespace
+
+bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args) {
+  return run(args, false);
+}
+
+bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args) {
+  return run(args, true);
+}
+
+} // namespace vimpac::VIMPAC_ISA

@@ -1,0 +1,193 @@
+// The row pass of linear_cross_entropy on the CPU: logits become the loss and their own gradient.
+// A thread owns blocks of kBlockRows rows; a row of V logits is walked three times while it stays
+// in the core's own cache: + bias, maximum and sum of z; exp and its sum; dz and the bias gradient.
+// So main memory is read and written once. Bound by exp. The column sums of dz (dbias) keep one
+// partial per block of rows, added in the order of the blocks.
+#include "cpu/ops.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/vec.hpp"
+#include "cpu/vec_io.hpp"
+
+#include <math.h>
+
+namespace vimpac::VIMPAC_ISA {
+namespace {
+
+constexpr int64_t kBlockRows = 64;
+
+// f(i, n) for the vectors of a row of V: n = kWidth but at the end.
+template <class F>
+VIMPAC_INLINE void for_each_vector(int64_t V, const F& f) {
+  int64_t i = 0;
+  for (; i + kWidth <= V; i += kWidth) {
+    f(i, kWidth);
+  }
+  if (i < V) {
+    f(i, static_cast<int>(V - i));
+  }
+}
+
+struct RowSums {
+  float max, sum_z;
+};
+
+// Adds the bias in place. A NaN among the logits shows in sum_z.
+RowSums add_bias(float* __restrict__ z, const float* __restrict__ bias, int64_t V) {
+  VecF highest = broadcast(-INFINITY), sum{};
+  for_each_vector(V, [&](int64_t i, int n) {
+    VecF x = load_n(z + i, n);
+    if (bias != nullptr) {
+      x = x + load_n(bias + i, n);
+      store_n(z + i, x, n);
+    }
+    sum = sum + x;
+    highest = max(n == kWidth ? x : (iota() < n ? x : broadcast(-INFINITY)), highest);
+  });
+  return {reduce_max(highest), reduce_add(sum)};
+}
+
+// sum exp(z - max); with `keep` the exponentials replace z.
+template <bool keep>
+float sum_exp(float* z, int64_t V, float max) {
+  VecF sum{};
+  for_each_vector(V, [&](int64_t i, int n) {
+    const VecF e = exp(load_n(z + i, n) - max);
+    sum = sum + (n == kWidth ? e : (iota() < n ? e : VecF{}));
+    if (keep) {
+      store_n(z + i, e, n);
+    }
+  });
+  return reduce_add(sum);
+}
+
+// e -> dz = factor * e - shift - at_target * [column == target]; dbias += dz unless null.
+void finish_row(float* __restrict__ z,
+                float* __restrict__ dbias,
+                int64_t V,
+                float factor,
+                float shift,
+                int64_t target,
+                float at_target) {
+  const VecF factors = broadcast(factor), shifts = broadcast(-shift);
+  for_each_vector(V, [&](int64_t i, int n) {
+    const VecF dz = fmadd(load_n(z + i, n), factors, shifts);
+    store_n(z + i, dz, n);
+    if (dbias != nullptr) {
+      store_n(dbias + i, load_n(dbias + i, n) + dz, n);
+    }
+  });
+  z[target] -= at_target;
+  if (dbias != nullptr) {
+    dbias[target] -= at_target;
+  }
+}
+
+// Whether `target` is the first of the largest logits.
+bool is_first_maximum(const float* z, int64_t target, float max) {
+  if (z[target] != max) {
+    return false;
+  }
+  for (int64_t i = 0; i < target; ++i) {
+    if (z[i] == max) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// What a block of rows adds up.
+struct Block {
+  int64_t invalid; // its first row whose target or position is out of range, or -1
+  int32_t hits, targets;
+};
+
+// Loss of a row that counts; z becomes dz.
+float counted_row(const LinearCrossEntropyFwd& a,
+                  float* z, // (V,)
+                  int64_t row,
+                  int64_t target,
+                  float* dbias, // (V,) or null
+                  Block& block) {
+  const RowSums sums = add_bias(z, a.bias, a.V);
+  const float z_target = z[target], smoothing = a.label_smoothing;
+  block.hits += is_first_maximum(z, target, sums.max);
+  float sum = a.gradient ? sum_exp<true>(z, a.V, sums.max) : sum_exp<false>(z, a.V, sums.max);
+  if (!(sums.max < INFINITY && sums.max > -INFINITY) || sums.sum_z != sums.sum_z) {
+    sum = NAN;
+  }
+  const float lse = sums.max + logf(sum);
+  const float classes = static_cast<float>(a.V);
+  float loss = (lse - z_target) + a.z_loss * lse * lse;
+  if (smoothing != 0.0f) {
+    loss += smoothing * (z_target - sums.sum_z / classes);
+  }
+  if (a.gradient) {
+    const float scale = a.row_scale == nullptr ? 1.0f : a.row_scale[row];
+    finish_row(z, dbias, a.V, scale * (1 + 2 * a.z_loss * lse) / sum, scale * smoothing / classes,
+               target, scale * (1 - smoothing));
+  }
+  return loss;
+}
+
+Block run_block(const LinearCrossEntropyFwd& a,
+                int64_t begin, // rows of this call
+                int64_t end,
+                float* dbias) { // (V,) or null
+  Block block = {-1, 0, 0};
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = a.first + i;
+    float* const z = a.z + i * a.stride;
+    const bool live = a.count == nullptr || row < *a.count;
+    const int64_t source = !live ? 0 : a.positions == nullptr ? row : a.positions[row];
+    int64_t target = a.ignore_index;
+    if (live && source >= 0 && source < a.R) {
+      target = a.wide_target ? static_cast<const int64_t*>(a.target)[source]
+                             : static_cast<const int32_t*>(a.target)[source];
+    }
+    const bool counts = target != a.ignore_index, inside = target >= 0 && target < a.V;
+    block.targets += counts;
+    if (counts && inside) {
+      a.losses[row] = counted_row(a, z, row, target, dbias, block);
+      continue;
+    }
+    a.losses[row] = counts ? NAN : 0.0f;
+    block.invalid = counts && block.invalid < 0 ? row : block.invalid;
+    if (a.gradient) {
+      memset(z, 0, a.V * sizeof(float));
+    }
+  }
+  return block;
+}
+
+} // namespace
+
+bool linear_cross_entropy_fwd(const LinearCrossEntropyFwd& a) {
+  const int64_t count = (a.m + kBlockRows - 1) / kBlockRows;
+  Scratch<Block> blocks(count);
+  Scratch<float> partials(a.dbias == nullptr ? 0 : count * a.V);
+  if (blocks.data == nullptr || partials.data == nullptr) {
+    return false;
+  }
+  parallel_for(count, 3 * a.m * a.V, a.num_threads, [&](int64_t b) {
+    float* const dbias = a.dbias == nullptr ? nullptr : partials.data + b * a.V;
+    if (dbias != nullptr) {
+      memset(dbias, 0, a.V * sizeof(float));
+    }
+    const int64_t end = (b + 1) * kBlockRows;
+    blocks.data[b] = run_block(a, b * kBlockRows, end < a.m ? end : a.m, dbias);
+  });
+  for (int64_t b = 0; b < count; ++b) {
+    const Block& block = blocks.data[b];
+    a.counts[0] += block.hits;
+    a.counts[1] += block.targets;
+    *a.invalid = *a.invalid < 0 ? block.invalid : *a.invalid;
+    if (a.dbias != nullptr) {
+      for_each_vector(a.V, [&](int64_t i, int n) {
+        store_n(a.dbias + i, load_n(a.dbias + i, n) + load_n(partials.data + b * a.V + i, n), n);
+      });
+    }
+  }
+  return true;
+}
+
+} // namespace vimpac::VIMPAC_ISA
