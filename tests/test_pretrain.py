@@ -124,13 +124,16 @@ def test_training_learns(whole_run):
     assert records[-1]["lr"] == pytest.approx(records[1]["lr"] / 18)
 
 
-def test_two_ranks_equal_one(store, whole_run, tmp_path):
-    words = _program(store, tmp_path)[1:]
+def test_two_ranks_equal_one(store, tmp_path):
+    """At a rate at which rounding, which differs in the sums over ranks, stays rounding."""
+    gentle = ("optim.steps=10", "optim.lr=3e-4")
+    pretrain(_config(store, tmp_path / "one", *gentle))
+    words = _program(store, tmp_path / "two", *gentle)[1:]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True)
-    losses = [np.array(_losses(out))[:, :2] for out in (tmp_path, whole_run)]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    losses = [np.array(_losses(tmp_path / name))[:, :2] for name in ("one", "two")]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def _gradients(store: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
