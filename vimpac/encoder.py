@@ -198,7 +198,7 @@ class VideoTokenEncoder(nn.Module):
             x = self.embedding_norm(x)
         x = F.dropout(x, self.dropout, self.training)
         device = x.device.type
-        if not self.prenorm and torch.is_autocast_enabled(device):
+        if not self.prenorm and device != "meta" and torch.is_autocast_enabled(device):
             # Post-LN rounds its stream at every LayerNorm anyway; pre-LN sums in fp32 to the end.
             x = x.to(torch.get_autocast_dtype(device))
         return x

@@ -7,6 +7,7 @@ one rank holding the whole batch.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -54,7 +55,7 @@ def info_nce(
             f"contrastive_batch={batch} must divide the {world * videos} videos of a step "
             f"({videos} on each of {world} ranks): change the videos per rank or the setting"
         )
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features.device):
         z = F.normalize(features.float(), dim=-1)
         candidates = gather(z, group).view(world, 2, videos, -1).transpose(0, 1)
         similarity = z @ candidates.flatten(0, 2).mT / temperature  # (2B, 2 * world * videos)
@@ -138,6 +139,13 @@ class BatchNorm(nn.BatchNorm1d):
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var, self.momentum)
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    # The meta device knows no autocast.
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _world(group: dist.ProcessGroup | None) -> int:
