@@ -40,6 +40,9 @@ COLUMNS = "kernel | arch | regs | spills | shared | warps | occupancy | MMA | LD
 
 # (backend, pattern of names, what it must contain). Every pattern must match some kernel.
 EXPECTED = (
+    ("cuda", "axial_attention_?wd_kernel<*>", "MMA"),
+    ("cuda", "axial_attention_?wd_kernel<*>", "LDG.128"),
+    ("cuda", "axial_attention_?wd_fp32_kernel<*>", "LDG.128"),
     ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", "LDG.128"),
     ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128"),
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128"),
@@ -48,6 +51,11 @@ EXPECTED = (
 # CUDA kernel -> threads and bytes of dynamic shared memory of a usual launch.
 LAUNCHES = {
     "add_blocks_kernel": (512, 0),
+    "axial_attention_cls_kernel<*>": (128, 0),
+    "axial_attention_fwd_kernel<*, 3, 2>": (128, 8704),  # lines up to 23, head dim 64
+    "axial_attention_bwd_kernel<*, 3, 2>": (128, 41472),
+    "axial_attention_fwd_kernel<*, 5, 2>": (128, 8960),  # lines up to 39
+    "axial_attention_bwd_kernel<*, 5, 2>": (128, 62208),
     "dropout_add_layer_norm_fwd_kernel<*>": (128, 16),
     "dropout_add_layer_norm_bwd_kernel<*>": (128, 16),
     "linear_cross_entropy_fwd_kernel<*>": (544, 240),  # 8,197 columns

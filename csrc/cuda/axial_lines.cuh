@@ -85,7 +85,7 @@ inline int divide_up(int a, int b) {
 
 // Fills in everything but pointers. `tile_rows` is the number of rows of a tile.
 inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
-  constexpr int kEnoughUnits = 8192; // keep every SM busy before a warp gets a second tile
+  constexpr int kEnoughUnits = 4096; // keep every SM busy before a warp gets a second tile
   constexpr int kMostTiles = 8;      // of a warp: the partial sums then cost under 1 % of the bytes
   AxialProblem p{};
   const auto [T, H, W] = call.grid;
