@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac.cls_per_line import attend_per_line, count_lines, mean_cls, repeat_cls
 from vimpac.positions import Positions
 from vimpac.presets import EMBEDDING_ROWS, PAD_TOKEN, ModelConfig
 from vimpac_kernels import axial_attention, dropout_add_layer_norm
@@ -32,6 +33,7 @@ class Attention(nn.Module):
         self.axes, self.heads, self.head_dim = axes, config.heads, config.head_dim
         # SDPA serves joint axes; its dropout draws from PyTorch's generator and takes no seed.
         self.joint = axes in ("HW", "THW")
+        self.per_line = config.cls == "paper"
         inner = config.heads * config.head_dim
         self.qkv = nn.Linear(config.width, 3 * inner)
         self.out = nn.Linear(inner, config.width)
@@ -44,9 +46,9 @@ class Attention(nn.Module):
         key_padding_mask: Tensor | None,  # (B, T, H, W) bool
         dropout_p: float,
         seed: Tensor | None,  # 0-d int64
-    ) -> Tensor:  # (B, S, D), without the bias of `out`
+    ) -> Tensor:  # (B, S - 1 + cls_rows(grid), D), without the bias of `out`
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
-        attended = axial_attention(
+        attended = (attend_per_line if self.per_line else axial_attention)(
             qkv,
             grid,
             self.axes,
@@ -55,6 +57,10 @@ class Attention(nn.Module):
             seed=None if self.joint else seed,
         )
         return F.linear(attended.flatten(2), self.out.weight)
+
+    def cls_rows(self, grid: tuple[int, int, int]) -> int:
+        """Rows that stand for [CLS] in the output: 1, or one per line as in the paper's text."""
+        return count_lines(grid, self.axes) if self.per_line else 1
 
     def extra_repr(self) -> str:
         """The axes, for `print(model)`."""
@@ -103,7 +109,7 @@ class VideoTokenEncoder(nn.Module):
         self.token_embedding = nn.Embedding(EMBEDDING_ROWS, config.width)
         self.cls_token = nn.Parameter(torch.empty(config.width))
         self.positions = Positions(config.grid, config.width)
-        if not self.prenorm:
+        if not self.prenorm:  # as released: pre-LN normalises in the first branch
             self.embedding_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         if self.prenorm:
@@ -156,17 +162,19 @@ class VideoTokenEncoder(nn.Module):
         dropout_p = self.dropout if self.training else 0.0
         seeds = self._seeds(2 * len(branches), x.device)
         norms = [branch.norm for branch in branches]
-        stream = x
+        stream = x  # of pre-LN: the sum; x is what the next branch reads
         if self.prenorm:
             x, norms = norms[0](stream), [*norms[1:], self.final_norm]
         for i, (branch, norm) in enumerate(zip(branches, norms, strict=True)):
             if isinstance(branch, Attention):
                 update = branch(x, self.grid, padding, dropout_p, seeds[2 * i])
+                cls_rows = branch.cls_rows(self.grid)
             else:
-                update = branch(x)
+                update, cls_rows = branch(x), 1
+            residual = stream if self.prenorm else x
             result = dropout_add_layer_norm(
                 update,
-                stream if self.prenorm else x,
+                residual if cls_rows == 1 else repeat_cls(residual, cls_rows),
                 norm.weight,
                 norm.bias,
                 linear_bias=branch.out.bias,
@@ -175,8 +183,19 @@ class VideoTokenEncoder(nn.Module):
                 prenorm=self.prenorm,
                 seed=seeds[2 * i + 1],
             )
-            x, stream = result if isinstance(result, tuple) else (result, x)
+            x, stream = result if isinstance(result, tuple) else (result, result)
+            if cls_rows > 1:
+                x, stream = self._merge_cls(x, stream, cls_rows, norm)
         return x
+
+    def _merge_cls(
+        self, x: Tensor, stream: Tensor, cls_rows: int, norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """Averages [CLS] after the whole block; pre-LN: the sum, whose norm is then taken anew."""
+        stream = mean_cls(stream, cls_rows)
+        if not self.prenorm:
+            return stream, stream
+        return torch.cat((norm(stream[:, :1]).to(x.dtype), x[:, cls_rows:]), dim=1), stream
 
     def _seeds(self, number: int, device: torch.device) -> Sequence[Tensor | None]:
         """Fresh 0-d seeds in one draw, which the ops read on the device; None without dropout."""

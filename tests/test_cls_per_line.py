@@ -1,0 +1,98 @@
+"""[CLS] as in the paper's text, against loops over lines and copies."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vimpac import PAD_TOKEN, Vimpac, preset
+from vimpac.encoder import VideoTokenEncoder
+
+GRID = (2, 3, 4)
+
+
+def _lines(axis: str) -> list[list[int]]:
+    """Token numbers of each line."""
+    number = torch.arange(24).view(GRID)
+    return {
+        "T": number.permute(1, 2, 0).reshape(-1, 2),
+        "H": number.permute(0, 2, 1).reshape(-1, 3),
+        "W": number.reshape(-1, 4),
+        "HW": number.reshape(2, -1),
+        "THW": number.reshape(1, -1),
+    }[axis].tolist()
+
+
+def _block(block, x: torch.Tensor, residual: torch.Tensor, padding: torch.Tensor):
+    """Sums of one clip, before any mean: [CLS] per line, (lines, D), and tokens, (24, D)."""
+    q, k, v = (
+        part.unflatten(-1, (block.heads, block.head_dim)) for part in block.qkv(x).chunk(3, dim=-1)
+    )  # (25, N, Dh)
+
+    def attend(query: int, line: list[int]) -> torch.Tensor:
+        keys = [1 + n for n in line if not padding[n]]
+        if not keys:
+            return torch.zeros(block.heads * block.head_dim)
+        p = (torch.einsum("nd,knd->nk", q[query], k[keys]) * block.head_dim**-0.5).softmax(-1)
+        return torch.einsum("nk,knd->nd", p, v[keys]).flatten()
+
+    tokens = {n: attend(1 + n, line) for line in _lines(block.axes) for n in line}
+    cls = torch.stack([attend(0, line) for line in _lines(block.axes)])
+    tokens = torch.stack([tokens[n] for n in range(24)])
+    return residual[:1] + block.out(cls), residual[1:] + block.out(tokens)
+
+
+def _encode(encoder: VideoTokenEncoder, clip: torch.Tensor, prenorm: bool) -> torch.Tensor:
+    """The encoder for one clip, (25, D)."""
+    padding = (clip == PAD_TOKEN).flatten().tolist()
+    stream = encoder._embed(clip[None])[0]
+    for layer in encoder.layers:
+        for block in layer.attention:
+            x = block.norm(stream) if prenorm else stream
+            cls, tokens = _block(block, x, stream, padding)
+            if not prenorm:
+                cls, tokens = block.norm(cls), block.norm(tokens)
+            stream = torch.cat((cls.mean(0, keepdim=True), tokens))
+        mlp = layer.mlp
+        x = mlp.norm(stream) if prenorm else stream
+        stream = stream + mlp.out(F.gelu(mlp.up(x)))
+        stream = stream if prenorm else mlp.norm(stream)
+    return encoder.final_norm(stream) if prenorm else stream
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("layout", ["T,H,W", "T,HW", "THW"])
+def test_encoder_equals_loops_over_lines(layout, norm):
+    torch.manual_seed(0)
+    config = preset(
+        "tiny",
+        width=32,
+        heads=2,
+        head_dim=16,
+        mlp_width=32,
+        layout=layout,
+        norm=norm,
+        grid=GRID,
+        cls="paper",
+    )
+    encoder = VideoTokenEncoder(config).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    clips = torch.randint(0, 8192, (2, *GRID))
+    clips[0, 1] = PAD_TOKEN  # whole lines of W without a key
+    with torch.no_grad():
+        expected = torch.stack([_encode(encoder, clip, norm == "pre") for clip in clips])
+        torch.testing.assert_close(encoder(clips), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_trains_with_dropout():
+    torch.manual_seed(0)
+    model = Vimpac.from_preset("tiny", layout="T,H,W", grid=GRID, cls="paper")
+    clips = torch.randint(0, 8192, (2, 2, *GRID))
+    model(clips, clips).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("layout", ["T,H|W", "T|H|W"])
+def test_parallel_axes_are_refused(layout):
+    with pytest.raises(ValueError, match=r"cls='paper'.*layout without '|'"):
+        preset("tiny", layout=layout, cls="paper")
