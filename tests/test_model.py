@@ -238,3 +238,8 @@ def test_rejects_bad_input():
             torch.zeros(1, *GRID, dtype=torch.long),
             count=torch.tensor(1),
         )
+
+
+def test_preset_takes_every_setting_by_name():
+    model = Vimpac.from_preset(name="tiny", layout="THW", grid=GRID, cls="paper")
+    assert (model.config.layout, model.config.cls) == ("THW", "paper")

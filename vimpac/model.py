@@ -38,7 +38,7 @@ class Vimpac(nn.Module):
         self.contrastive_head = ContrastiveHead(config) if config.alpha else None
 
     @classmethod
-    def from_preset(cls, name: str, /, **overrides: Any) -> Vimpac:
+    def from_preset(cls, /, name: str, **overrides: Any) -> Vimpac:
         """Builds a named preset, for example `from_preset("small", grid=(5, 16, 16))`.
 
         Args:
