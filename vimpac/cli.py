@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
     "tokenize": ("vimpac.commands.tokenize", "make a token store of video files"),
     "store": ("vimpac.commands.store", "look at, check or convert token stores"),
     "pretrain": ("vimpac.commands.pretrain", "pre-train on a token store"),
+    "demo": ("vimpac.commands.demo", "see it work on two real videos, in a minute or two"),
     "doctor": ("vimpac.commands.doctor", "what runs on this machine, and why"),
 }
 

@@ -1,0 +1,45 @@
+"""`vimpac demo`: tokenises two real videos, pre-trains a tiny model and paints its predictions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declares the arguments."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="see it work on two real videos, in a minute or two",
+        description="Tokenises two real videos (or yours), pre-trains a tiny model on the CPU and "
+        "paints what it predicts. Exit code 1 if a loss did not fall below chance.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("videos", nargs="*", help="video files instead of the two samples")
+    parser.add_argument("--out", default="vimpac-demo", type=Path, help="directory of the results")
+    parser.add_argument("--seconds", default=60.0, type=float, help="time for the training")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the demo and says what came of it."""
+    from vimpac.demo import run_demo  # torch: seconds that --help need not wait
+
+    outcome = run_demo(args.out, seconds=args.seconds, videos=args.videos)
+    print(
+        f"\ntoken loss        {outcome.mask_loss:6.3f}   chance {outcome.mask_chance:.3f}\n"
+        f"contrastive loss  {outcome.cl_loss:6.3f}   chance {outcome.cl_chance:.3f}\n\n"
+        f"picture      {outcome.picture}\n"
+        f"run          {outcome.run} (config.yaml, log.jsonl, tensorboard/, checkpoints/)\n"
+        f"token store  {args.out / 'videos'}\n"
+    )
+    if not outcome.learned:
+        print("vimpac: a loss did not fall below chance: give it more --seconds", file=sys.stderr)
+        return 1
+    print(
+        "Next, on your videos:\n"
+        "  vimpac tokenize VIDEOS... --out store\n"
+        "  vimpac pretrain --config small data=store out=runs/small\n"
+        f"  tensorboard --logdir {outcome.run}"
+    )
+    return 0
