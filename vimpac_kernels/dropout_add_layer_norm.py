@@ -9,6 +9,7 @@ CUDA and Triton; bound by bandwidth.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -187,9 +188,18 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         )
 
 
+def _triton(direction: str) -> Callable[..., None]:
+    def launch(*arguments: Any) -> None:  # imports late: it takes a while, and needs triton
+        module = importlib.import_module("vimpac_kernels._triton.dropout_add_layer_norm")
+        getattr(module, f"launch_triton_{direction}")(*arguments)
+
+    return launch
+
+
 _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # forward, backward
     "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
     "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
+    "triton": (_triton("fwd"), _triton("bwd")),
 }
 
 
