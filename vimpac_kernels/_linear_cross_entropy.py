@@ -7,6 +7,7 @@ together with the gradient of the loss, so nothing has to be counted beforehand.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -127,11 +128,18 @@ def forward(
     return _fwd(*tensors, row_scale, **asdict(options), needs=list(needs), impl=impl)
 
 
+def _row_pass_triton(*arguments: Any, **options: Any) -> None:
+    # Imported late: it takes a while, and needs triton.
+    module = importlib.import_module("vimpac_kernels._triton.linear_cross_entropy")
+    module.row_pass_triton(*arguments, **options)
+
+
 BACKENDS: dict[str, Backend] = {
     "cuda": Backend(row_pass_cuda, None, chunk_bytes=4 << 30, padding=64, reads_count=False),
     # Few rows at a time, so that the logits stay in the last-level cache; fp32, because products of
     # 16-bit floats would round each chunk of dweight.
     "cpu": Backend(row_pass_cpu, torch.float32, chunk_bytes=24 << 20, padding=1, reads_count=True),
+    "triton": Backend(_row_pass_triton, None, chunk_bytes=4 << 30, padding=64, reads_count=False),
 }
 
 
