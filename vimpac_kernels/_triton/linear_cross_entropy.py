@@ -80,7 +80,7 @@ def linear_cross_entropy_fwd_kernel(
     column = tl.arange(0, PIECE)
     sums = ()
     for _ in tl.static_range(PIECES):
-        sums = sums + (tl.zeros((PIECE,), tl.float32),)
+        sums = sums + (tl.zeros((PIECE,), tl.float32),)  # type: ignore[assignment]
     hits, targets = 0, 0
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         number = first + row
@@ -102,7 +102,7 @@ def linear_cross_entropy_fwd_kernel(
             x = ()
             tops = tl.full((PIECE,), float("-inf"), tl.float32)
             for i in tl.static_range(PIECES):
-                x = x + (_load_piece(at, bias, column + i * PIECE, i * PIECE, V, STRIDE),)
+                x = x + (_load_piece(at, bias, column + i * PIECE, i * PIECE, V, STRIDE),)  # type: ignore[assignment]
                 tops = tl.maximum(tops, x[i])
             top = tl.max(tops, 0)
             if label_logit == top:  # a hit, unless a column before it is as large
@@ -120,11 +120,11 @@ def linear_cross_entropy_fwd_kernel(
             e = ()
             totals = tl.zeros((PIECE,), tl.float32)
             for i in tl.static_range(PIECES):
-                e = e + (tl.exp(x[i] - top),)
+                e = e + (tl.exp(x[i] - top),)  # type: ignore[assignment]
                 totals += e[i]
             total = tl.sum(totals, 0)
             lse = top + tl.log(total)
-            loss = lse - (1.0 - smoothing) * label_logit - smoothing * mean + z_loss * lse * lse
+            loss = lse - label_logit + smoothing * (label_logit - mean) + z_loss * lse * lse
             tl.store(losses + number, loss)
             if GRADIENT:
                 factor = 1.0
@@ -139,7 +139,7 @@ def linear_cross_entropy_fwd_kernel(
                     if i * PIECE + PIECE > V:
                         dz = tl.where(here < V, dz, 0.0)
                     _store_piece(at, dz, here, i * PIECE, STRIDE)
-                    new_sums = new_sums + (sums[i] + dz,)
+                    new_sums = new_sums + (sums[i] + dz,)  # type: ignore[assignment]
                 sums = new_sums
         else:
             tl.store(losses + number, tl.where(counted, float("nan"), 0.0))
