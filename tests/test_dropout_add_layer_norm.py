@@ -1,0 +1,151 @@
+"""dropout_add_layer_norm against the reference in fp64, on every backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import assert_close
+from torch import Tensor
+
+import vimpac_kernels
+from vimpac_kernels import dropout_add_layer_norm, reference
+
+# rows, D, dtype of x, dtype of residual, dropout, linear bias, sum returned
+CASES = {
+    "one-row": (1, 8, torch.float32, torch.float32, 0.0, False, False),
+    "ragged-fp32": (13, 72, torch.float32, torch.float32, 0.3, True, True),
+    "small-model-bf16": (37, 512, torch.bfloat16, torch.bfloat16, 0.1, True, False),
+    "prenorm-bf16-fp32": (9, 256, torch.bfloat16, torch.float32, 0.1, True, True),
+    "fp16": (5, 128, torch.float16, torch.float16, 0.1, False, False),
+    "wide": (3, 1544, torch.float32, torch.float32, 0.1, True, False),
+}
+
+
+def _inputs(case: tuple, device: str) -> dict[str, Tensor | None]:
+    rows, D, x_type, residual_type, _, has_linear_bias, _ = case
+    generator = torch.Generator().manual_seed(rows * D)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).to(device)
+
+    return {
+        "x": draw(rows, D, dtype=x_type),
+        "residual": draw(rows, D, dtype=residual_type),
+        "weight": draw(D),
+        "bias": draw(D),
+        "linear_bias": draw(D) if has_linear_bias else None,
+    }
+
+
+def _run(function, tensors: dict, case: tuple, dtype: torch.dtype | None = None, **kwargs):
+    """Outputs and gradients, all in fp64 if `dtype` is."""
+    leaves = {
+        name: t if t is None else t.detach().to(dtype or t.dtype).requires_grad_()
+        for name, t in tensors.items()
+    }
+    out = function(
+        **leaves, dropout_p=case[4], prenorm=case[6], seed=1234567890123, eps=1e-12, **kwargs
+    )
+    outputs = out if isinstance(out, tuple) else (out,)
+    loss = sum(
+        (o * torch.linspace(-1, 1, o.numel(), device=o.device).view(o.shape).to(o.dtype)).sum()
+        for o in outputs
+    )
+    loss.backward()
+    return [*outputs, *(t.grad for t in leaves.values() if t is not None)]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_backward_match_reference(impl, name: str) -> None:
+    case = CASES[name]
+    tensors = _inputs(case, impl.device)
+    truth = _run(reference.dropout_add_layer_norm, tensors, case, torch.float64)
+    same = _run(reference.dropout_add_layer_norm, tensors, case)
+    actual = _run(dropout_add_layer_norm, tensors, case, impl=impl.name)
+    for y, t, r in zip(actual, truth, same, strict=True):
+        assert_close(y, t, r)
+
+
+def test_drops_the_elements_of_the_reference(impl) -> None:
+    """With x = 1 and a residual of 0 the sum shows every decision."""
+    x = torch.ones(11, 136, device=impl.device)
+    zeros, ones = torch.zeros(136, device=impl.device), torch.ones(136, device=impl.device)
+    arguments = (x, torch.zeros_like(x), ones, zeros)
+    options = dict(dropout_p=0.25, prenorm=True, seed=99)
+    _, total = dropout_add_layer_norm(*arguments, **options, impl=impl.name)
+    _, expected = reference.dropout_add_layer_norm(*arguments, **options)
+    assert torch.equal(total, expected)
+    assert 0.2 < (total == 0).float().mean() < 0.3
+
+
+def test_repeats_bit_for_bit(impl) -> None:
+    case = CASES["small-model-bf16"]
+    tensors = _inputs(case, impl.device)
+    first, second = (_run(dropout_add_layer_norm, tensors, case, impl=impl.name) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_empty_batch_gives_empty_output_and_zero_gradients(impl) -> None:
+    case = (0, 16, torch.float32, torch.float32, 0.0, True, False)
+    y, *grads = _run(dropout_add_layer_norm, _inputs(case, impl.device), case, impl=impl.name)
+    assert y.shape == (0, 16)
+    assert all(not g.any() for g in grads)
+
+
+def test_gradcheck() -> None:
+    tensors = [torch.randn(*s, dtype=torch.float64) for s in ((2, 8), (2, 8), (8,), (8,), (8,))]
+
+    def function(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, linear_bias: Tensor):
+        return dropout_add_layer_norm(
+            x, residual, weight, bias, linear_bias=linear_bias, dropout_p=0.2, seed=3, prenorm=True
+        )
+
+    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors])
+
+
+def test_fullgraph_compile_equals_eager() -> None:
+    x, residual = torch.randn(2, 3, 16, 32).unbind()
+    weight, bias = torch.randn(2, 32).unbind()
+
+    def function(x: Tensor, residual: Tensor) -> Tensor:
+        return dropout_add_layer_norm(x, residual, weight, bias, dropout_p=0.1, seed=5)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, residual), function(x, residual))
+
+
+def test_noncontiguous_input_is_read_right(impl) -> None:
+    x = torch.randn(32, 24, device=impl.device).T  # (24, 32)
+    residual, weight, bias = torch.zeros_like(x), torch.ones(32), torch.zeros(32)
+    arguments = (residual, weight.to(impl.device), bias.to(impl.device))
+    y = dropout_add_layer_norm(x, *arguments, impl=impl.name)
+    expected = dropout_add_layer_norm(x.contiguous(), *arguments, impl="reference")
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"residual": torch.zeros(2, 9)}, ValueError, "alike"),
+        ({"weight": torch.ones(9)}, ValueError, "weight must be"),
+        ({"x": torch.zeros(2, 8, dtype=torch.int32)}, TypeError, "x must be"),
+        ({"dropout_p": 1.0}, ValueError, "dropout_p must be in"),
+        ({"eps": -1.0}, ValueError, "eps must be"),
+        ({"impl": "fastest"}, ValueError, "impl must be"),
+    ],
+    ids=["residual", "weight", "dtype", "dropout", "eps", "impl"],
+)
+def test_rejects_what_does_not_fit(change: dict, error: type, message: str) -> None:
+    arguments = {
+        "x": torch.zeros(2, 8),
+        "residual": torch.zeros(2, 8),
+        "weight": torch.ones(8),
+        "bias": torch.zeros(8),
+    }
+    with pytest.raises(error, match=message):
+        dropout_add_layer_norm(**(arguments | change))
+
+
+def test_is_available_everywhere() -> None:
+    assert "reference" in vimpac_kernels.available_impls("dropout_add_layer_norm")
