@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vimpac.objective import info_nce
     from vimpac.presets import MASK_TOKEN, PAD_TOKEN, PRESETS, ModelConfig, preset
     from vimpac.released import export_released, load_released
+    from vimpac.saved import load_model, save_model
 
 _HOME = {
     "ContrastiveHead": "heads",
@@ -29,8 +30,10 @@ _HOME = {
     "Vimpac": "model",
     "export_released": "released",
     "info_nce": "objective",
+    "load_model": "saved",
     "load_released": "released",
     "preset": "presets",
+    "save_model": "saved",
     "view_major": "model",
 }
 
@@ -47,8 +50,10 @@ __all__ = [
     "Vimpac",
     "export_released",
     "info_nce",
+    "load_model",
     "load_released",
     "preset",
+    "save_model",
     "view_major",
 ]
 

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
     "pretrain": ("vimpac.commands.pretrain", "pre-train on a token store"),
     "demo": ("vimpac.commands.demo", "see it work on two real videos, in a minute or two"),
     "doctor": ("vimpac.commands.doctor", "what runs on this machine, and why"),
+    "convert": ("vimpac.commands.convert", "convert a released checkpoint"),
 }
 
 EXTRAS = {  # optional package: what installs it
