@@ -14,13 +14,13 @@ from vimpac_kernels.reference import MaskedTokens
 MASK = 8196
 DTYPES = (torch.int16, torch.uint16, torch.int32, torch.int64)
 GRIDS = {
-    "vimpac": (3, 5, 16, 16),
-    "several programs per clip": (2, 3, 20, 40),
-    "ragged": (4, 3, 7, 5),
-    "one token": (2, 1, 1, 1),
-    "T=1": (3, 1, 6, 9),
-    "H=1": (2, 4, 1, 9),
-    "W=1": (2, 5, 7, 1),
+    "vimpac": (2, 5, 16, 16),
+    "several programs per clip": (1, 3, 20, 40),
+    "ragged": (2, 3, 7, 5),
+    "one token": (1, 1, 1, 1),
+    "T=1": (1, 1, 6, 9),
+    "H=1": (1, 4, 1, 9),
+    "W=1": (1, 5, 7, 1),
     "no clip": (0, 2, 3, 4),
 }
 STRATEGIES = {
@@ -142,8 +142,8 @@ def test_table_2_is_drawn_alike(impl, grid: tuple[int, int, int]) -> None:
     """The first clips of every cell have the bits of the backend whose ratios are measured."""
     if "cpu" not in vimpac_kernels.available_impls("mask_tokens"):
         pytest.skip("the C++ extension is not built")
-    tokens = torch.zeros((2, *grid), dtype=torch.int16)
-    for num_blocks in range(4, 9):
+    tokens = torch.zeros((1, *grid), dtype=torch.int16)
+    for num_blocks in (4, 8):  # those between are the first boxes of the 8
         options = {"mask_token": 1, "num_blocks": num_blocks, "seed": 5}
         own = mask_tokens(tokens.to(impl.device), impl=impl.name, **options)
         _assert_same(own, mask_tokens(tokens, impl="cpu", **options))
@@ -165,13 +165,13 @@ def test_fields_agree_with_each_other(impl) -> None:
 
 def test_clips_seeds_and_blocks_differ(impl) -> None:
     """No two clips share a mask, nor do two seeds; clip_offset continues the same stream."""
-    tokens = torch.zeros((8, 5, 16, 16), dtype=torch.int32, device=impl.device)
+    tokens = torch.zeros((4, 5, 16, 16), dtype=torch.int32, device=impl.device)
     masks = [
         mask_tokens(tokens, mask_token=1, seed=s, clip_offset=o, impl=impl.name).mask.flatten(1)
-        for s, o in ((1, 0), (2, 0), (1, 4))
+        for s, o in ((1, 0), (2, 0), (1, 2))
     ]
-    assert torch.unique(torch.cat(masks[:2]), dim=0).shape[0] == 16
-    assert torch.equal(masks[0][4:], masks[2][:4])
+    assert torch.unique(torch.cat(masks[:2]), dim=0).shape[0] == 8
+    assert torch.equal(masks[0][2:], masks[2][:2])
     blocks = [
         mask_tokens(tokens, mask_token=1, seed=1, num_blocks=n, impl=impl.name).mask
         for n in (1, 2, 3)
@@ -214,10 +214,11 @@ def _assert_uniform(counts: torch.Tensor) -> None:
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom), counts  # five standard deviations
 
 
+@pytest.mark.impls("reference", "cpu")
 @pytest.mark.parametrize("unit", ["token", "block"])
 def test_noise_has_its_probabilities(impl, unit: str) -> None:
     """Among masked tokens 80 % become the mask token, 10 % random ids, 10 % stay."""
-    clips = {"reference": 512, "cpu": 8192}.get(impl.name, 64)
+    clips = 512 if impl.name == "reference" else 8192
     tokens = torch.full((clips, 5, 16, 16), 99, dtype=torch.int32, device=impl.device)
     out = mask_tokens(
         tokens, mask_token=MASK, noise=(0.8, 0.1, 0.1), noise_unit=unit, vocab_size=50, seed=1,
