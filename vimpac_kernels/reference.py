@@ -196,9 +196,10 @@ def dropout_add_layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`vimpac_kernels.dropout_add_layer_norm`: y = LN(residual + dropout(x + linear_bias)).
 
-    y has the dtype of x; the sum, returned beside y if `prenorm`, that of residual. Both are
-    rounded from one fp32 sum. Dropout decision of (row, column): counter (column // 8, row low
-    word, row high word, stream), rows being counted over all leading dimensions.
+    y has the dtype of x; the sum, returned beside y if `prenorm`, that of residual, to which it is
+    rounded before the LayerNorm reads it, as a sum of two tensors is (kernels keep that rounding
+    out of y, and meet it in the backward). Dropout decision of (row, column): counter (column // 8,
+    row low word, row high word, stream), rows being counted over all leading dimensions.
     """
     high = accumulation_dtype(residual.dtype if x.dtype != torch.float64 else x.dtype)
     branch = x.to(high) if linear_bias is None else x.to(high) + linear_bias.to(high)
@@ -209,9 +210,9 @@ def dropout_add_layer_norm(
         threshold = _philox.dropout_threshold(dropout_p)
         keep = keep_mask(seed, threshold, columns, row, row >> 32, last)  # (rows, D)
         branch = branch * keep.view(x.shape) * _philox.dropout_scale(threshold)
-    total = residual.to(high) + branch
-    y = F.layer_norm(total, total.shape[-1:], weight.to(high), bias.to(high), eps).to(x.dtype)
-    return (y, total.to(residual.dtype)) if prenorm else y
+    total = (residual.to(high) + branch).to(residual.dtype)
+    y = F.layer_norm(total.to(high), total.shape[-1:], weight.to(high), bias.to(high), eps)
+    return (y.to(x.dtype), total) if prenorm else y.to(x.dtype)
 
 
 def mask_tokens(
