@@ -1,7 +1,7 @@
 """Runs the tests of interpreted Triton kernels in one child process and reports them as its own.
 
 TRITON_INTERPRET is read when a kernel is decorated, so interpreted and compiled kernels cannot
-share a process. The first such test to run starts a child pytest with all of them; each then
+share a process. A child pytest runs all of the interpreted ones beside the others; each then
 reports the outcome that it had there, with the child's own traceback.
 """
 
@@ -41,11 +41,47 @@ class Child:
 
 
 class Parent:
-    """Plugin of the parent: each interpreted test reports its outcome in the child."""
+    """Plugin of the parent: each interpreted test reports its outcome in the child.
+
+    The child starts with the run and interprets while the parent runs all other tests.
+    """
 
     def __init__(self) -> None:
+        self.child: subprocess.Popen[str] | None = None
+        self.folder = tempfile.TemporaryDirectory()
         self.outcomes: dict[str, dict[str, str]] | None = None
         self.log = ""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Puts interpreted tests last, when the child has had the most time."""
+        items.sort(key=is_interpreted)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Starts the child, if there is something to interpret."""
+        items = [item for item in session.items if is_interpreted(item)]
+        if not items or session.config.option.collectonly:
+            return
+        folder = Path(self.folder.name)
+        (folder / "tests.txt").write_text("".join(item.nodeid + "\n" for item in items))
+        (folder / "report.jsonl").touch()
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        with (folder / "log.txt").open("w") as log:
+            self.child = subprocess.Popen(
+                [*command, f"{OPTION}={folder / 'report.jsonl'}", f"@{folder / 'tests.txt'}"],
+                cwd=session.config.rootpath,
+                env={**os.environ, "TRITON_INTERPRET": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
+    def pytest_sessionfinish(self) -> None:
+        """Leaves no child behind when the run is cut short."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+        self.folder.cleanup()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
@@ -53,7 +89,7 @@ class Parent:
         if not is_interpreted(pyfuncitem):
             return None
         if self.outcomes is None:
-            self.outcomes = self._run([i for i in pyfuncitem.session.items if is_interpreted(i)])
+            self.outcomes = self._wait()
         found = self.outcomes.get(pyfuncitem.nodeid)
         if found is None:
             pytest.fail(f"the interpreting process did not reach it:\n{self.log}", pytrace=False)
@@ -63,22 +99,12 @@ class Parent:
             pytest.fail(found["text"], pytrace=False)
         return True
 
-    def _run(self, items: list[pytest.Item]) -> dict[str, dict[str, str]]:
-        with tempfile.TemporaryDirectory() as folder:
-            tests, report = Path(folder) / "tests.txt", Path(folder) / "report.jsonl"
-            tests.write_text("".join(item.nodeid + "\n" for item in items))
-            report.touch()
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-            done = subprocess.run(
-                [*command, f"{OPTION}={report}", f"@{tests}"],
-                cwd=items[0].config.rootpath,
-                env={**os.environ, "TRITON_INTERPRET": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            self.log = done.stdout[-4000:]
-            lines = [json.loads(line) for line in report.read_text().splitlines()]
+    def _wait(self) -> dict[str, dict[str, str]]:
+        assert self.child is not None
+        self.child.wait()
+        folder = Path(self.folder.name)
+        self.log = (folder / "log.txt").read_text()[-4000:]
+        lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
         outcomes: dict[str, dict[str, str]] = {}
         for line in lines:  # a failure in any phase counts
             if outcomes.get(line["test"], {}).get("outcome") != "failed":
