@@ -42,7 +42,6 @@ WARPS = {
     (64, 4): (8, 16),
 }
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
-_LOG2E = 1.4426950408889634
 
 
 @triton.jit
@@ -172,7 +171,6 @@ def axial_attention_bwd_kernel(
     else:
         delta = tl.sum(p * dp, 1)
     ds = p * (dp - delta[:, None])
-    factor = scale * 0.6931471805599453  # scale carries log2(e)
     low = ds.to(q.dtype)
     dq = dot(low, k, PRECISION)
     dk = dot(tl.trans(low), q, PRECISION)
@@ -183,8 +181,8 @@ def axial_attention_bwd_kernel(
         dv += dropped_row[:, None] * do_cls[None, :]
         ds_lines = tl.sum(ds_self, 0)
         weight = tl.sum(tl.where(exists, dropped_self, 0.0), 0)
-        dq_cls = (tl.sum(ds_row[:, None] * k.to(tl.float32), 0) + ds_lines * k_cls) * factor
-        dk_cls = (tl.sum(ds_column[:, None] * q.to(tl.float32), 0) + ds_lines * q_cls) * factor
+        dq_cls = (tl.sum(ds_row[:, None] * k.to(tl.float32), 0) + ds_lines * k_cls) * scale
+        dk_cls = (tl.sum(ds_column[:, None] * q.to(tl.float32), 0) + ds_lines * q_cls) * scale
         dv_cls = tl.sum(dropped_column[:, None] * do.to(tl.float32), 0) + weight * do_cls
         at = partial + ((clip * N + head).to(tl.int64) * slots + tile) * (3 * D) + d
         tl.store(at, dq_cls)
@@ -192,8 +190,8 @@ def axial_attention_bwd_kernel(
         tl.store(at + 2 * D, dv_cls)
     at = dqkv + (clip.to(tl.int64) * S * 3 * N + head) * D
     at += (token + first)[:, None] * (3 * N * D) + d[None, :]
-    tl.store(at, (dq * factor).to(dqkv.dtype.element_ty), mask=live[:, None])
-    tl.store(at + N * D, (dk * factor).to(dqkv.dtype.element_ty), mask=live[:, None])
+    tl.store(at, (dq * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
+    tl.store(at + N * D, (dk * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
     tl.store(at + 2 * N * D, dv.to(dqkv.dtype.element_ty), mask=live[:, None])
 
 
@@ -248,7 +246,7 @@ def _launch_arguments(
     heads = N // len(names)
     scalars = [B, *grid, N, heads, *padded_tiles, max(tiles)]
     scalars += [qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(3)]
-    scalars += [scale * _LOG2E, threshold, 65536 / (65536 - threshold)]
+    scalars += [scale, threshold, 65536 / (65536 - threshold)]
     constants = {
         "AXES": sum(_AXIS_IDS[name] << 2 * i for i, name in enumerate(names)),
         "HAS_CLS": tokens + 1 == S,

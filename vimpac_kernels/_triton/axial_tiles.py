@@ -5,6 +5,8 @@ import triton.language as tl
 
 from vimpac_kernels._triton.philox import keep_each, keep_rows
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
@@ -77,7 +79,7 @@ def probabilities(
     else:
         column = tl.zeros_like(top) - float("inf")
         top = tl.where(top == -float("inf"), 0.0, top)
-    p, p_column = tl.exp2(s - top[:, None]), tl.exp2(column - top)
+    p, p_column = tl.exp2((s - top[:, None]) * LOG2E), tl.exp2((column - top) * LOG2E)
     total = tl.sum(p, 1) + p_column
     inverse = tl.where(total > 0, 1.0 / total, 0.0)
     p, p_column = p * inverse[:, None], p_column * inverse
@@ -86,7 +88,7 @@ def probabilities(
         s_row = tl.where(own, s_row[None, :], -float("inf"))
         s_self = tl.sum(q_cls * k_cls, 0) * scale
         row_top = tl.maximum(tl.max(s_row, 1), s_self)
-        row, self = tl.exp2(s_row - row_top[:, None]), tl.exp2(s_self - row_top)
+        row, self = tl.exp2((s_row - row_top[:, None]) * LOG2E), tl.exp2((s_self - row_top) * LOG2E)
         row_inverse = 1.0 / (tl.sum(row, 1) + self)
         row, self = row * row_inverse[:, None], self * row_inverse
     else:
