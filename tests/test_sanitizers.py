@@ -1,6 +1,7 @@
 """The emulated CUDA kernels under AddressSanitizer, UBSan and ThreadSanitizer.
 
 A child process runs every test that is marked `sanitize`, with the sanitizer's runtime loaded.
+g++ needs minutes for the axial kernels in these modes, so it takes `pytest --sanitizers`.
 """
 
 import re
@@ -14,7 +15,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
-def test_emulated_kernels_are_clean(mode):
+def test_emulated_kernels_are_clean(mode, request):
+    if not request.config.getoption("--sanitizers"):
+        pytest.skip("compiling the kernels under a sanitizer takes minutes: pytest --sanitizers")
     selection = [
         "-m",
         "sanitize and not gpu",
