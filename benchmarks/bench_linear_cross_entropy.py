@@ -1,0 +1,162 @@
+"""linear_cross_entropy against eager, autocast, torch.compile, torch's own, Liger, CCE and fla.
+
+    pytest benchmarks/bench_linear_cross_entropy.py --benchmark-only
+
+Loss and all gradients over 8,197 classes. An implementation may make its gradients in the forward,
+so only the sum of both times compares. The error of the weight's gradient against fp64 is in the
+benchmark's extra_info.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import common
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import vimpac_kernels
+
+SHAPES = {  # M, D
+    "cpu": ((512, 512), (2000, 512), (8192, 512)),
+    "cuda": ((5000, 512), (23_760, 512), (122_880, 1024)),
+}
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of dweight, relative to its largest
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # input, weight, bias, target
+
+
+def eager(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    """The two operators that everyone starts from."""
+    return F.cross_entropy(F.linear(x, weight, bias), target)
+
+
+def autocast(loss: Loss) -> Loss:
+    """`loss` on fp32 tensors under bf16 autocast."""
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return loss(x, weight, bias, target)
+
+    return run
+
+
+def ours(impl: str) -> Loss:
+    """One implementation of this package."""
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        loss = vimpac_kernels.linear_cross_entropy(x, weight, target, linear_bias=bias, impl=impl)
+        assert isinstance(loss, Tensor)
+        return loss
+
+    return run
+
+
+def torch_chunked() -> Loss:
+    """PyTorch's own operator, torch >= 2.13."""
+    if not hasattr(F, "linear_cross_entropy"):
+        pytest.skip(f"torch {torch.__version__} has no linear_cross_entropy")
+    return lambda x, weight, bias, target: F.linear_cross_entropy(
+        x, weight, target, linear_bias=bias
+    )
+
+
+def liger() -> Loss:
+    """Liger-Kernel."""
+    module = pytest.importorskip("liger_kernel.transformers")
+    loss = module.LigerFusedLinearCrossEntropyLoss()
+    return lambda x, weight, bias, target: loss(weight, x, target, bias)
+
+
+def cut_cross_entropy() -> Loss:
+    """Apple's cut-cross-entropy."""
+    module = pytest.importorskip("cut_cross_entropy")
+    return lambda x, weight, bias, target: module.linear_cross_entropy(x, weight, target, bias=bias)
+
+
+def fla() -> Loss:
+    """flash-linear-attention's module."""
+    module = pytest.importorskip("fla.modules")
+    loss = module.FusedLinearCrossEntropyLoss()
+    return lambda x, weight, bias, target: loss(x, target, weight, bias)
+
+
+OTHERS: dict[str, Callable[[], Loss]] = {
+    "eager": lambda: eager,
+    "eager autocast": lambda: autocast(eager),
+    "torch.compile": lambda: torch.compile(eager),
+    "torch": torch_chunked,
+    "liger": liger,
+    "cut-cross-entropy": cut_cross_entropy,
+    "fla": fla,
+}
+
+
+def _tensors(rows: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    x = torch.randn(rows, width, device=device)
+    weight = torch.randn(common.VOCABULARY, width, device=device) * 2 / width**0.5
+    bias = torch.randn(common.VOCABULARY, device=device)
+    leaves = (t.to(dtype).requires_grad_() for t in (x, weight, bias))
+    return *leaves, torch.randint(common.VOCABULARY, (rows,), device=device)
+
+
+@functools.cache
+def _true_weight_gradient(
+    rows: int, width: int, dtype: torch.dtype, device: str
+) -> tuple[Tensor, Tensor]:
+    """Loss and dweight in fp64, in pieces of 1,024 rows."""
+    x, weight, bias, target = (t.detach() for t in _tensors(rows, width, dtype, device))
+    weight = weight.double().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for piece, labels in zip(x.double().split(1024), target.split(1024), strict=True):
+        loss = F.cross_entropy(F.linear(piece, weight, bias.double()), labels, reduction="sum")
+        (loss / rows).backward()
+        total += loss.detach() / rows
+    assert weight.grad is not None
+    return total, weight.grad
+
+
+@pytest.mark.parametrize(("rows", "width"), SHAPES[common.default_device()])
+@pytest.mark.parametrize(
+    "name", ["cuda", "triton", "cpu", "cuda autocast", "triton autocast", "cpu autocast", *OTHERS]
+)
+def test_linear_cross_entropy(bench, name: str, rows: int, width: int) -> None:
+    """Times one candidate with a mean over random targets."""
+    impl, cast = name.removesuffix(" autocast"), name.endswith(" autocast")
+    if name in OTHERS:
+        loss = OTHERS[name]()
+    elif impl in common.impls("linear_cross_entropy", bench.device):
+        loss = autocast(ours(impl)) if cast else ours(impl)
+    else:
+        pytest.skip(f"linear_cross_entropy has no {impl} implementation for {bench.device} here")
+    dtype = torch.float32 if cast else DTYPE[bench.device]
+    *leaves, target = _tensors(rows, width, dtype, bench.device)
+    forward = functools.partial(loss, *leaves, target)
+    if name == "torch.compile":
+        try:
+            forward()
+        except Exception as error:  # whatever a missing or broken compiler raises
+            pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+
+    def check() -> None:
+        true_loss, truth = _true_weight_gradient(rows, width, dtype, bench.device)
+        value = forward()
+        (gradient,) = torch.autograd.grad(value, leaves[1])
+        error = ((gradient.double() - truth).abs().max() / truth.abs().max()).item()
+        bench.benchmark.extra_info["dweight_error"] = error
+        assert error < LARGEST_ERROR[torch.bfloat16 if cast else dtype]
+        assert abs(value.item() - true_loss.item()) < 1e-2 * true_loss.item()
+
+    bench(
+        "linear_cross_entropy",
+        f"M{rows} D{width} V{common.VOCABULARY} {str(dtype).removeprefix('torch.')}",
+        name,
+        forward,
+        check=check,
+        inputs=leaves,
+        flops=sum(common.linear_cross_entropy_flops(rows, width, common.VOCABULARY)),
+    )
