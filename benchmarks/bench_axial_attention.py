@@ -1,0 +1,230 @@
+"""axial_attention against dense attention and every other way to the same result.
+
+    pytest benchmarks/bench_axial_attention.py --benchmark-only
+
+Each candidate is checked against the reference first (the dense one computes something else and is
+checked against dense attention). GB/s are of the ideal traffic, 4 units forward and 7 backward;
+% of ceiling is the ratio to the copy floor.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Callable
+
+import common
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vimpac_kernels import axial_attention
+
+Candidate = Callable[[Tensor, tuple[int, int, int], str], Tensor]
+AXES = ("T", "H|W")
+OURS = ("cuda", "triton", "cpu", "reference")
+DENSE = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+ORDER = {"T": (0, 2, 3, 1), "H": (0, 1, 3, 2), "W": (0, 1, 2, 3)}  # of (B, T, H, W), line last
+
+
+def with_cls_lines(qkv: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
+    """(B, S, 3, n, Dh) -> (B, lines, L + 1, 3, n, Dh): [CLS], then the tokens, of every line."""
+    x = qkv[:, 1:].unflatten(1, grid).permute(*ORDER[axis], 4, 5, 6).flatten(1, 2)
+    cls = qkv[:, None, :1].expand(-1, x.shape[1], -1, -1, -1, -1)
+    return torch.cat((cls, x), dim=2)
+
+
+def from_cls_lines(y: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
+    """The inverse, [CLS] averaged: (B, lines, L + 1, n, Dh) -> (B, S, n, Dh)."""
+    order = ORDER[axis]
+    sizes = [grid[i - 1] for i in order[1:]]
+    tokens = y[:, :, 1:].unflatten(1, sizes[:2]).permute(*(order.index(i) for i in range(4)), 4, 5)
+    return torch.cat((y[:, :, :1].mean(1), tokens.flatten(1, 3)), dim=1)
+
+
+def each_axis(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Candidate:
+    """Copies lines together, attends with q, k, v (M, n, L + 1, Dh), copies back."""
+
+    def run(qkv: Tensor, grid: tuple[int, int, int], axes: str) -> Tensor:
+        outputs = []
+        for part, axis in zip(qkv.chunk(axes.count("|") + 1, dim=3), axes.split("|"), strict=True):
+            x = with_cls_lines(part, grid, axis)
+            q, k, v = x.flatten(0, 1).permute(2, 0, 3, 1, 4)
+            y = attend(q, k, v).transpose(1, 2).unflatten(0, x.shape[:2])
+            outputs.append(from_cls_lines(y, grid, axis))
+        return torch.cat(outputs, dim=2)
+
+    return run
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula as the released code writes it."""
+    return torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1) @ v
+
+
+@functools.cache
+def _line_mask(
+    grid: tuple[int, int, int], axis: str, device: str
+) -> tuple[object, Callable[..., Tensor]]:
+    """FlexAttention's block mask of one axis over the whole sequence, [CLS] as a key of all."""
+    flex = importlib.import_module("torch.nn.attention.flex_attention")
+    token = torch.arange(math.prod(grid), device=device)
+    _, H, W = grid
+    t, h, w = token // (H * W), token // W % H, token % W
+    line = {"T": h * W + w, "H": t * W + w, "W": t * H + h}[axis]
+    line = F.pad(line + 1, (1, 0))
+
+    def same_line(b: Tensor, n: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (line[i] == line[j]) | (j == 0)
+
+    S = len(line)
+    return flex.create_block_mask(same_line, None, None, S, S, device=device), flex.flex_attention
+
+
+@functools.cache
+def _compiled_flex(device: str) -> Callable[..., Tensor]:
+    flex = importlib.import_module("torch.nn.attention.flex_attention")
+    return torch.compile(flex.flex_attention)
+
+
+def flex_attention(qkv: Tensor, grid: tuple[int, int, int], axes: str) -> Tensor:
+    """One masked attention over 1 + T*H*W tokens; [CLS]'s own row, a mean over lines, apart."""
+    outputs = []
+    for part, axis in zip(qkv.chunk(axes.count("|") + 1, dim=3), axes.split("|"), strict=True):
+        mask, _ = _line_mask(grid, axis, qkv.device.type)
+        q, k, v = part.permute(2, 0, 3, 1, 4)
+        tokens = _compiled_flex(qkv.device.type)(q, k, v, block_mask=mask).transpose(1, 2)
+        lines = with_cls_lines(part, grid, axis)
+        q, k, v = lines.permute(3, 0, 1, 4, 2, 5)  # (B, lines, n, L + 1, Dh)
+        cls = eager_attention(q[..., :1, :], k, v).mean(1).transpose(1, 2)
+        outputs.append(torch.cat((cls, tokens[:, 1:]), dim=1))
+    return torch.cat(outputs, dim=2)
+
+
+def natten_without_cls(qkv: Tensor, grid: tuple[int, int, int], axes: str) -> Tensor:
+    """Dilated neighbourhood attention: a line is every H*W-th, W-th or single token. No [CLS]."""
+    natten = importlib.import_module("natten")
+    T, H, W = grid
+    outputs = []
+    for part, axis in zip(qkv.chunk(axes.count("|") + 1, dim=3), axes.split("|"), strict=True):
+        x = part[:, 1:] if axis == "T" else part[:, 1:].unflatten(1, (T, H * W)).flatten(0, 1)
+        if axis == "W":
+            x = x.unflatten(1, (H, W)).flatten(0, 1)
+        length, dilation = {"T": (T, H * W), "H": (H, W), "W": (W, 1)}[axis]
+        y = natten.na1d(*x.unbind(2), kernel_size=length, dilation=dilation)
+        outputs.append(y.reshape(qkv.shape[0], -1, *y.shape[2:]))
+    return F.pad(torch.cat(outputs, dim=2), (0, 0, 0, 0, 1, 0))
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """flash-attn's own kernel."""
+    flash = importlib.import_module("flash_attn").flash_attn_func
+    return flash(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+@functools.cache
+def _compiled_eager() -> Candidate:
+    return torch.compile(each_axis(eager_attention), dynamic=False)
+
+
+OTHERS: dict[str, Candidate] = {
+    "permute + SDPA": each_axis(F.scaled_dot_product_attention),
+    "eager formula": each_axis(eager_attention),
+    "compiled formula": lambda *args: _compiled_eager()(*args),
+    "FlexAttention": flex_attention,
+    "NATTEN na1d, no [CLS]": natten_without_cls,
+    "permute + flash-attn": each_axis(flash_attention),
+}
+NEEDS = {"NATTEN na1d, no [CLS]": "natten", "permute + flash-attn": "flash_attn"}
+
+
+def _inputs(bench, shape: common.Shape, dtype: torch.dtype) -> tuple[Tensor, tuple[int, int, int]]:
+    grid = (shape.T, shape.H, shape.W)
+    torch.manual_seed(0)
+    size = (shape.B, 1 + shape.cells, 3, shape.N, shape.Dh)
+    return torch.randn(size, device=bench.device, dtype=dtype, requires_grad=True), grid
+
+
+def _near(actual: Tensor, truth: Tensor) -> None:
+    tolerance = {torch.float32: 1e-4}.get(actual.dtype, 4e-2)
+    torch.testing.assert_close(actual.float(), truth.float(), atol=tolerance, rtol=tolerance)
+
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+shapes = pytest.mark.parametrize(
+    "shape", common.SHAPES[common.default_device()], ids=lambda shape: shape.label
+)
+
+
+@shapes
+@dtypes
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("name", [*OURS, *OTHERS])
+def test_axial_attention(bench, name: str, axes: str, dtype: torch.dtype, shape) -> None:
+    """Times one candidate, forward and backward."""
+    if name in OURS and name not in common.impls("axial_attention", bench.device):
+        pytest.skip(f"axial_attention has no {name} implementation for {bench.device} here")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    if name == "FlexAttention" and bench.device == "cpu":
+        pytest.skip("FlexAttention has no backward on the CPU")
+    qkv, grid = _inputs(bench, shape, dtype)
+    run = OTHERS.get(name) or functools.partial(axial_attention, impl=name)
+
+    def check() -> None:
+        truth = axial_attention(qkv.detach(), grid, axes, impl="reference")
+        if name == "NATTEN na1d, no [CLS]":
+            truth = axial_attention(qkv.detach()[:, 1:], grid, axes, impl="reference")
+            truth = F.pad(truth, (0, 0, 0, 0, 1, 0))
+        _near(run(qkv.detach(), grid, axes), truth)
+
+    bench(
+        "axial_attention",
+        f"{shape.label} {axes} {str(dtype).removeprefix('torch.')}",
+        name,
+        lambda: run(qkv, grid, axes),
+        check=check,
+        inputs=(qkv,),
+        moved_bytes=sum(common.axial_attention_bytes(shape, qkv.element_size())),
+    )
+
+
+@shapes
+@dtypes
+@pytest.mark.parametrize("name", ["ours", *DENSE])
+def test_layer_against_dense(bench, name: str, dtype: torch.dtype, shape) -> None:
+    """Times a layer, T then H|W, and dense attention over the same tokens."""
+    qkv, grid = _inputs(bench, shape, dtype)
+
+    def layer() -> Tensor:
+        frames = axial_attention(qkv, grid, "T")
+        return frames + axial_attention(qkv, grid, "H|W")
+
+    def dense() -> Tensor:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    def check() -> None:
+        axes = ("T", "H|W") if name == "ours" else ("THW",)
+        truth = sum(axial_attention(qkv.detach(), grid, a, impl="reference") for a in axes)
+        _near(run().detach(), truth)
+
+    run = layer if name == "ours" else dense
+    try:
+        with torch.no_grad():
+            run()
+    except RuntimeError as error:
+        pytest.skip(f"{name} does not run here: {str(error).splitlines()[0]}")
+    bench(
+        "axial_attention_layer",
+        f"{shape.label} {str(dtype).removeprefix('torch.')}",
+        name if name == "ours" else f"dense SDPA {name.lower()}",
+        run,
+        check=check,
+        inputs=(qkv,),
+        moved_bytes=2 * sum(common.axial_attention_bytes(shape, qkv.element_size())),
+    )
