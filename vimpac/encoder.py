@@ -11,11 +11,13 @@ without the bias; the bias, dropout, residual sum and LayerNorm are one op:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vimpac.cls_per_line import attend_per_line, count_lines, mean_cls, repeat_cls
 from vimpac.positions import Positions
@@ -88,6 +90,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.prenorm, self.dropout = config.norm == "pre", config.dropout
         self.attention = nn.ModuleList(Attention(config, axes) for axes in config.layout.split(","))
         self.mlp = MLP(config)
 
@@ -95,13 +98,66 @@ class Layer(nn.Module):
         """The residual branches in order."""
         return [*(cast(Attention, block) for block in self.attention), self.mlp]
 
+    @property
+    def draws_from_generator(self) -> bool:
+        """Whether some dropout in here takes no seed."""
+        return any(block.joint or block.per_line for block in cast(list[Attention], self.attention))
+
+    def forward(
+        self,
+        x: Tensor,  # (B, S, D), what the first branch reads
+        stream: Tensor,  # (B, S, D), the residual; post-LN: x
+        norms: Sequence[nn.LayerNorm],  # after each branch
+        grid: tuple[int, int, int],
+        key_padding_mask: Tensor | None,  # (B, T, H, W) bool
+        seeds: Tensor | None,  # (branches, 2) int64, of the probabilities and of the output
+    ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer
+        dropout_p = self.dropout if self.training else 0.0
+        for i, (branch, norm) in enumerate(zip(self.branches(), norms, strict=True)):
+            inner, outer = (None, None) if seeds is None else seeds[i].unbind()
+            if isinstance(branch, Attention):
+                update = branch(x, grid, key_padding_mask, dropout_p, inner)
+                cls_rows = branch.cls_rows(grid)
+            else:
+                update, cls_rows = branch(x), 1
+            result = dropout_add_layer_norm(
+                update,
+                stream if cls_rows == 1 else repeat_cls(stream, cls_rows),
+                norm.weight,
+                norm.bias,
+                linear_bias=branch.out.bias,
+                dropout_p=dropout_p,
+                eps=LAYER_NORM_EPS,
+                prenorm=self.prenorm,
+                seed=outer,
+            )
+            x, stream = result if isinstance(result, tuple) else (result, result)
+            if cls_rows > 1:
+                x, stream = self._merge_cls(x, stream, cls_rows, norm)
+        return x, stream
+
+    def _merge_cls(
+        self, x: Tensor, stream: Tensor, cls_rows: int, norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """Averages [CLS] after the whole block; pre-LN: the sum, whose norm is then taken anew."""
+        stream = mean_cls(stream, cls_rows)
+        if not self.prenorm:
+            return stream, stream
+        return torch.cat((norm(stream[:, :1]).to(x.dtype), x[:, cls_rows:]), dim=1), stream
+
 
 class VideoTokenEncoder(nn.Module):
     """The backbone of VIMPAC.
 
     Args:
         config: Sizes, layout and options.
+
+    Attributes:
+        activation_checkpointing: Keep only what enters a layer, and run the layer again in
+            backward, with the same dropout; gradients are the same bits.
     """
+
+    activation_checkpointing = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -158,51 +214,33 @@ class VideoTokenEncoder(nn.Module):
             tokens = tokens.long()
         padding = tokens == PAD_TOKEN if has_padding else None
         x = self._embed(tokens)
-        branches = self._branches()
-        dropout_p = self.dropout if self.training else 0.0
-        seeds = self._seeds(2 * len(branches), x.device)
-        norms = [branch.norm for branch in branches]
+        layers = [cast(Layer, layer) for layer in self.layers]
+        norms = [branch.norm for branch in self._branches()]
         stream = x  # of pre-LN: the sum; x is what the next branch reads
         if self.prenorm:
             x, norms = norms[0](stream), [*norms[1:], self.final_norm]
-        for i, (branch, norm) in enumerate(zip(branches, norms, strict=True)):
-            if isinstance(branch, Attention):
-                update = branch(x, self.grid, padding, dropout_p, seeds[2 * i])
-                cls_rows = branch.cls_rows(self.grid)
-            else:
-                update, cls_rows = branch(x), 1
-            residual = stream if self.prenorm else x
-            result = dropout_add_layer_norm(
-                update,
-                residual if cls_rows == 1 else repeat_cls(residual, cls_rows),
-                norm.weight,
-                norm.bias,
-                linear_bias=branch.out.bias,
-                dropout_p=dropout_p,
-                eps=LAYER_NORM_EPS,
-                prenorm=self.prenorm,
-                seed=seeds[2 * i + 1],
-            )
-            x, stream = result if isinstance(result, tuple) else (result, result)
-            if cls_rows > 1:
-                x, stream = self._merge_cls(x, stream, cls_rows, norm)
+        per_layer = len(norms) // len(layers)
+        seeds = self._seeds(len(layers), per_layer, x.device)
+        for i, layer in enumerate(layers):
+            run = partial(self._recomputed, layer) if self.activation_checkpointing else layer
+            own = norms[i * per_layer : (i + 1) * per_layer]
+            x, stream = run(x, stream, own, self.grid, padding, seeds and seeds[i])
         return x
 
-    def _merge_cls(
-        self, x: Tensor, stream: Tensor, cls_rows: int, norm: nn.LayerNorm
-    ) -> tuple[Tensor, Tensor]:
-        """Averages [CLS] after the whole block; pre-LN: the sum, whose norm is then taken anew."""
-        stream = mean_cls(stream, cls_rows)
-        if not self.prenorm:
-            return stream, stream
-        return torch.cat((norm(stream[:, :1]).to(x.dtype), x[:, cls_rows:]), dim=1), stream
+    def _recomputed(self, layer: Layer, *arguments: Any) -> tuple[Tensor, Tensor]:
+        # Most dropout follows the seeds among the arguments; the rest, the generator.
+        draws = self.training and self.dropout > 0 and layer.draws_from_generator
+        return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=draws)
 
-    def _seeds(self, number: int, device: torch.device) -> Sequence[Tensor | None]:
-        """Fresh 0-d seeds in one draw, which the ops read on the device; None without dropout."""
+    def _seeds(
+        self, layers: int, branches: int, device: torch.device
+    ) -> Sequence[Tensor] | None:  # (branches, 2) int64 per layer
+        """Fresh seeds in one draw, which the ops read on the device; None without dropout."""
         if not self.training or self.dropout == 0:
-            return (None,) * number
+            return None
         low, high = -(1 << 63), (1 << 63) - 1
-        return torch.randint(low, high, (number,), dtype=torch.int64, device=device).unbind()
+        shape = (layers, branches, 2)
+        return torch.randint(low, high, shape, dtype=torch.int64, device=device).unbind()
 
     def _branches(self) -> list[Attention | MLP]:
         return [branch for layer in self.layers for branch in cast(Layer, layer).branches()]

@@ -91,6 +91,7 @@ class PretrainConfig:
     device: str = "auto"  # auto: cuda if there is one, else cpu
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: Literal["none", "default", "max-autotune"] = "none"
+    activation_checkpointing: bool = False  # keep a layer's input only, run it again in backward
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)

@@ -83,6 +83,7 @@ class PretrainStep:
         self.group_part = config.batch.contrastive // world.size  # videos of a group on a rank
         self.micro = min(config.batch.micro, self.group_part)
         self._has_padding = has_padding
+        model.encoder.activation_checkpointing = config.activation_checkpointing
         self._forward: Any = MaskedTokenModel(model)
         if config.compile != "none":
             mode = None if config.compile == "default" else config.compile
