@@ -1,0 +1,46 @@
+"""The random words: Random123's published answers, and the same words under torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vimpac_kernels import _philox
+
+
+@pytest.mark.parametrize(
+    ("counter", "seed", "words"),
+    [
+        ((0, 0, 0, 0), 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((-1, -1, -1, -1), -1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0_A4093822,
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+    ids=["zeros", "ones", "digits of pi"],
+)
+def test_words_are_the_published_ones(counter: tuple, seed: int, words: tuple) -> None:
+    drawn = _philox.philox(torch.tensor(seed), *(torch.tensor(c) for c in counter))
+    assert tuple(drawn.tolist()) == words
+
+
+def test_seed_wraps_to_64_bits() -> None:
+    cpu = torch.device("cpu")
+    assert _philox.as_seed(2**64 - 1, cpu) == -1
+    assert _philox.as_seed(2**63, cpu) == -(2**63)
+
+
+def test_compiled_decisions_are_the_eager_ones() -> None:
+    """With the broadcast of heads and queries for which Inductor's own words differ."""
+    weights = torch.ones(2, 2, 3, 3)
+
+    def drop(weights: Tensor) -> Tensor:
+        seed = _philox.as_seed(3, weights.device)
+        line, head = torch.arange(2).view(2, 1, 1), torch.arange(2).view(2, 1)
+        counters = torch.broadcast_tensors(torch.arange(3), line, head)
+        return weights * _philox.keep_mask(seed, 13107, 3, *counters)
+
+    assert torch.equal(torch.compile(drop, fullgraph=True)(weights), drop(weights))
