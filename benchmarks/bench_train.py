@@ -2,116 +2,153 @@
 
     pytest benchmarks/bench_train.py --benchmark-only
 
-Table 13 of the paper compares layouts, Table 14 input sizes, both in videos per second of the
-small model; their ratios stand beside ours. `released` is the step of benchmarks/released_step.py,
-`released + compile` the same under torch.compile. A CPU takes one video and the smaller inputs.
+`released` is the step of benchmarks/released_step.py, `released + compile` the same under
+torch.compile; layout `THW` is the dense baseline, ours through SDPA, released with its
+probabilities in memory. report.py sets the ratios of the paper's Tables 13 and 14 beside ours. A
+CPU takes one video at a time, the smaller inputs and, unless `--full` is given, two rounds and no
+compiler, which takes minutes of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import common
+import phases
 import pytest
+import report
 import torch
 from released_step import ReleasedModel, copy_weights, released_inputs
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import vimpac_kernels
 from vimpac import Vimpac
-from vimpac.presets import MASK_TOKEN, PAD_TOKEN, preset
+from vimpac.data.clips import ClipDataset
+from vimpac.data.layout import StoreMeta
+from vimpac.data.sampler import ResumableSampler
+from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN, ModelConfig, preset
 
 GPU = common.default_device() == "cuda"
-# Layout -> videos per second in Table 13; (T, tokens per side) -> in Table 14; one V100, 2021.
-TABLE_13 = {"THW": 12.6, "T,HW": 20.0, "T,H,W": 26.4, "T,H|W": 32.0}
-TABLE_14 = {(5, 16): 32.0, (10, 16): 16.5, (5, 32): 8.4, (10, 32): 4.4}
 VIDEOS = 32 if GPU else 1
-SIZES = list(TABLE_14) if GPU else list(TABLE_14)[:2]
-BLOCKS = {(5, 16): 5, (10, 16): 6, (5, 32): 6, (10, 32): 7}  # about 15 % masked
-ROUNDS = 20 if GPU else 3
+BLOCKS = {(5, 8): 4, (5, 16): 5, (10, 16): 6, (5, 32): 6, (10, 32): 7}  # about 15 % masked
+Size = tuple[int, int]  # T, tokens per side
+Step = Callable[[Tensor], None]  # of clips (2 * VIDEOS, T, H, W)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One step to time."""
+
+    impl: str
+    layout: str = "T,H|W"
+    size: Size = (5, 16)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The small model of this case."""
+        T, side = self.size
+        return preset("small", layout=self.layout, grid=(T, side, side))
+
+    def __str__(self) -> str:
+        return f"{self.impl}-{self.layout}-T{self.size[0]}-S{8 * self.size[1]}"
+
+
+SIZES: tuple[Size, ...] = ((5, 16), (10, 16), (5, 32), (10, 32)) if GPU else ((5, 8), (5, 16))
+CASES = (
+    *(Case(impl, size=size) for impl in ("released", "ours") for size in SIZES),
+    *(Case("ours", "THW", size) for size in SIZES),
+    *(() if GPU else (Case("ours", size=(10, 16)),)),
+    Case("released + compile"),
+    Case("released", "THW"),
+    Case("ours", "T,HW"),
+    Case("ours", "T,H,W"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepRow:
-    """One line of the table of steps."""
+    """A timed step."""
 
-    table: str
-    shape: str
     impl: str
+    layout: str
+    frames: int
+    side: int
+    videos: int
     step_ms: float
     videos_per_s: float
     model_tflop_per_s: float
     mfu_percent: float
     peak_mib: float
-    ratio: float  # to the first row of its table
-    paper_ratio: float | None
+    phases: dict[str, float] | None  # milliseconds, of the steps that are taken apart
 
 
 _rows: list[StepRow] = []
 
 
-def _clips(size: tuple[int, int], device: str) -> Tensor:
-    T, side = size
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 8192, (2 * VIDEOS, T, side, side), generator=generator)
-    return ids.to(device)
+def _loss(case: Case, device: str) -> tuple[torch.nn.Module, Callable[[Tensor], Tensor]]:
+    """The model and the function that masks clips and gives their loss."""
+    if case.impl != "ours":
+        released = ReleasedModel(case.config).to(device)
+        run = torch.compile(released) if case.impl.endswith("compile") else released
 
+        def released_loss(tokens: Tensor) -> Tensor:
+            with phases.phase("masks"):
+                inputs = released_inputs(tokens)
+            return run(*inputs)
 
-def _ours(layout: str, size: tuple[int, int], device: str) -> tuple[Vimpac, Callable[[], Tensor]]:
-    model = Vimpac.from_preset("small", layout=layout, grid=(size[0], size[1], size[1])).to(device)
-    tokens = _clips(size, device)
-    capacity = int(0.25 * tokens.numel())  # masks cover about 15 %
+        return released, released_loss
+    model = Vimpac(case.config).to(device)
 
-    def loss() -> Tensor:
-        masked = vimpac_kernels.mask_tokens(
-            tokens,
-            mask_token=MASK_TOKEN,
-            num_blocks=BLOCKS[size],
-            pad_token=PAD_TOKEN,
-            row_offset=1,
-        )
+    def loss(tokens: Tensor) -> Tensor:
+        with phases.phase("masks"):
+            masked = vimpac_kernels.mask_tokens(
+                tokens,
+                mask_token=MASK_TOKEN,
+                num_blocks=BLOCKS[case.size],
+                pad_token=PAD_TOKEN,
+                row_offset=1,
+            )
         return model(
             masked.inputs,
             tokens,
             positions=masked.positions,
             count=masked.count,
-            max_masked=capacity,
+            max_masked=int(0.25 * tokens.numel()) if GPU else None,  # masks cover about 15 %
             has_padding=False,
         ).loss
 
     return model, loss
 
 
-def _released(
-    layout: str, size: tuple[int, int], device: str, compiled: bool
-) -> tuple[ReleasedModel, Callable[[], Tensor]]:
-    config = preset("small", layout=layout, grid=(size[0], size[1], size[1]))
-    model = ReleasedModel(config).to(device)
-    run = torch.compile(model) if compiled else model
-    tokens = _clips(size, device)
-    return model, lambda: run(*released_inputs(tokens))
-
-
-def _step(model: torch.nn.Module, loss: Callable[[], Tensor], device: str) -> Callable[[], None]:
-    """Forward, backward and update; bf16 autocast on a GPU, fp32 on a CPU."""
+def _make_step(case: Case, device: str) -> Step:
+    """Masks, forward, backward and update; bf16 autocast on a GPU, fp32 on a CPU."""
+    model, loss = _loss(case, device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes its state, which is no memory of a step
+    optimizer.zero_grad()
 
-    def step() -> None:
+    def step(tokens: Tensor) -> None:
         with torch.autocast(device, torch.bfloat16, enabled=GPU):
-            value = loss()
+            value = loss(tokens)
         value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        with phases.phase("optimiser"):
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
 
 
-def model_flops(size: tuple[int, int], layout: str) -> float:
+def model_flops(size: Size, layout: str) -> float:
     """Arithmetic of one step that the model calls for: 3 x forward, masked rows in the token head.
 
     Per token and layer: 4 D^2 per attention block and 2 D * 4D for the MLP, a multiply-add being
@@ -130,112 +167,90 @@ def model_flops(size: tuple[int, int], layout: str) -> float:
     return 3 * tokens * (2 * weights + layers * attention + 2 * head)
 
 
-def _time(step: Callable[[], None], device: str) -> float:
-    """Median milliseconds of a step, after two."""
-    times = []
-    for i in range(ROUNDS + 2):
-        start = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if i >= 2:
-            times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+def _batches(store: Path, size: Size) -> Iterator[Tensor]:
+    """Clips as the trainer reads them: from a token store, by two worker processes."""
+    T, side = size
+    ids = torch.randint(0, NUM_TOKENS, (1, 4 * T, side, side)).numpy()
+    with TokenStoreWriter(store, StoreMeta("patch", NUM_TOKENS, side, side, fps=2.0)) as writer:
+        for video in range(VIDEOS):
+            writer.add(str(video), ids)
+        writer.finish()
+    dataset = ClipDataset(TokenStore(store), num_frames=T)
+    sampler = ResumableSampler(VIDEOS, global_batch=VIDEOS)
+    loader = DataLoader(dataset, batch_size=VIDEOS, sampler=sampler, num_workers=2, pin_memory=GPU)
+    return iter(loader)
 
 
-def _measure(
-    benchmark,
-    table: str,
-    shape: str,
-    impl: str,
-    model: torch.nn.Module,
-    loss: Callable[[], Tensor],
-    flops: float,
-    paper_ratio: float | None = None,
-) -> StepRow:
-    device = common.default_device()
-    step = _step(model, loss, device)
-    milliseconds = _time(step, device)
-    rate = flops / milliseconds / 1e9
-    first = next((row.step_ms for row in _rows if row.table == table), milliseconds)
-    row = StepRow(
-        table,
-        shape,
-        impl,
-        milliseconds,
-        VIDEOS / milliseconds * 1e3,
-        rate,
-        100 * rate / common.ceilings(device)["gemm_tflop_per_s"],
-        common.peak_mib(step, device),
-        first / milliseconds,
-        paper_ratio,
-    )
-    _rows.append(row)
-    benchmark.extra_info.update(dataclasses.asdict(row))
-    benchmark.pedantic(step, rounds=1)
-    return row
+def _phases(case: Case, step: Step, device: str, store: Path) -> dict[str, float]:
+    batches = _batches(store, case.size)
+    next(batches)  # the workers have started
+
+    def whole() -> None:
+        with phases.phase("data wait"):
+            clips = next(batches)
+        step(clips.flatten(0, 1).to(device, non_blocking=True))
+
+    return phases.breakdown(whole, device)
 
 
-def test_steps_agree() -> None:
+@functools.cache
+def _check_agreement() -> None:
     """The released step and ours give one loss on the same weights, masks and no dropout."""
     model = Vimpac.from_preset("tiny", grid=(3, 4, 4), dropout=0.0)
     baseline = ReleasedModel(model.config)
     copy_weights(model, baseline)
-    tokens = torch.randint(0, 8192, (4, 3, 4, 4))
+    tokens = torch.randint(0, NUM_TOKENS, (4, 3, 4, 4))
     inputs, labels = released_inputs(tokens)
     ours = model(inputs, labels).loss
     torch.testing.assert_close(ours, baseline(inputs, labels), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("impl", ["released", "released + compile", "ours"])
-def test_against_the_released_step(benchmark, impl: str) -> None:
-    """The default layout: eager re-expression of the released step, compiled, and ours."""
-    size, layout, device = (5, 16), "T,H|W", common.default_device()
-    if impl == "ours":
-        model, loss = _ours(layout, size, device)
-    elif impl == "released + compile" and not GPU:
-        pytest.skip("compiling the step takes minutes of a CPU run")
-    else:
-        model, loss = _released(layout, size, device, compiled=impl != "released")
-    shape = f"{layout} T5 S128"
-    _measure(benchmark, "step", shape, impl, model, loss, model_flops(size, layout))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_step(benchmark: Any, request: pytest.FixtureRequest, case: Case, tmp_path: Path) -> None:
+    """Times one step, and takes the steps that are compared apart."""
+    full = GPU or request.config.getoption("--full")
+    if case.impl.endswith("compile") and not full:
+        pytest.skip("compiling the step takes minutes of a CPU run: give --full")
+    _check_agreement()
+    device = common.default_device()
+    step = _make_step(case, device)
+    T, side = case.size
+    tokens = torch.randint(0, NUM_TOKENS, (2 * VIDEOS, T, side, side)).to(device)
 
+    def run() -> None:
+        step(tokens)
+        if GPU:
+            torch.cuda.synchronize()
 
-@pytest.mark.parametrize("impl", ["materialised 2021", "sdpa", "T,HW", "T,H,W", "T,H|W"])
-def test_layouts(benchmark, impl: str) -> None:
-    """Table 13: layouts at T=5, S=128; the dense baseline with SDPA and as in 2021."""
-    size, device = (5, 16), common.default_device()
-    layout = "THW" if impl in ("materialised 2021", "sdpa") else impl
-    if impl == "materialised 2021":
-        model, loss = _released("THW", size, device, compiled=False)
-    else:
-        model, loss = _ours(layout, size, device)
-    paper = TABLE_13[layout] / TABLE_13["THW"]
-    flops = model_flops(size, layout)
-    _measure(benchmark, "Table 13", layout, impl, model, loss, flops, paper)
-
-
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"T{size[0]}-S{8 * size[1]}")
-def test_input_sizes(benchmark, size: tuple[int, int]) -> None:
-    """Table 14: frames and resolutions of the default layout."""
-    model, loss = _ours("T,H|W", size, common.default_device())
-    paper = TABLE_14[size] / TABLE_14[5, 16]
-    flops = model_flops(size, "T,H|W")
-    shape = f"T{size[0]} S{8 * size[1]}"
-    _measure(benchmark, "Table 14", shape, "ours", model, loss, flops, paper)
+    for _ in range(3 if full else 0):
+        run()
+    peak_mib = common.peak_mib(run, device)  # in the short form also the warm-up
+    benchmark.pedantic(run, rounds=20 if GPU else 5 if full else 2)
+    milliseconds = benchmark.stats.stats.median * 1e3
+    taken_apart = case in (Case("released"), Case("ours"))
+    rate = model_flops(case.size, case.layout) / milliseconds / 1e9
+    row = StepRow(
+        impl=case.impl,
+        layout=case.layout,
+        frames=T,
+        side=side,
+        videos=VIDEOS,
+        step_ms=milliseconds,
+        videos_per_s=VIDEOS / milliseconds * 1e3,
+        model_tflop_per_s=rate,
+        mfu_percent=100 * rate / common.ceilings(device)["gemm_tflop_per_s"],
+        peak_mib=peak_mib,
+        phases=_phases(case, step, device, tmp_path / "store") if taken_apart else None,
+    )
+    _rows.append(row)
+    benchmark.extra_info.update(dataclasses.asdict(row))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _report(request: pytest.FixtureRequest):
+def _report() -> Iterator[None]:
     """Prints and writes the table when the last step has been timed."""
     yield
-    if not _rows:
-        return
-    lines = ["table | shape | impl | step ms | videos/s | TFLOP/s | MFU % | MiB | ratio | paper"]
-    for row in _rows:
-        *names, step, videos, rate, mfu, peak, ratio = dataclasses.astuple(row)[:-1]
-        paper = "-" if row.paper_ratio is None else f"{row.paper_ratio:.2f}"
-        numbers = (f"{step:.1f}", f"{videos:.2f}", f"{rate:.3g}", f"{mfu:.1f}", f"{peak:.0f}")
-        lines.append(" | ".join((*names, *numbers, f"{ratio:.2f}", paper)))
-    print("\n" + "\n".join(lines))
-    common.write_results("train", common.default_device(), _rows)
+    if _rows:
+        rows = [dataclasses.asdict(row) for row in _rows]
+        print("\n" + "\n".join([*report.step_table(rows), "", *report.phase_table(rows)]))
+        common.write_results("train", common.default_device(), _rows)

@@ -82,6 +82,11 @@ class Bench:
         )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option for what a run of a few minutes leaves out."""
+    parser.addoption("--full", action="store_true", help="more rounds, and the compiled baseline")
+
+
 @pytest.fixture
 def bench(benchmark: Any) -> Iterator[Bench]:
     """Times candidates; the tables are printed and written when the session ends."""

@@ -49,15 +49,22 @@ class LineAttention(nn.Module):
         lines = permuted.reshape(len(x), -1, length, x.shape[-1])
         first = cls[:, None, None].expand(-1, lines.shape[1], 1, -1)
         lines = torch.cat((first, lines), dim=2)  # (B, lines, 1 + L, D)
-        q, k, v = (
-            f(lines).unflatten(-1, (self.heads, -1)).transpose(2, 3)
-            for f in (self.query, self.key, self.value)
-        )  # (B, lines, heads, 1 + L, Dh)
+        q, k, v = (f.transpose(2, 3) for f in self.project(lines))  # (B, lines, heads, 1 + L, Dh)
         p = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         y = F.dropout(p, self.dropout, self.training) @ v
         y = y.transpose(2, 3).flatten(3)
         tokens = y[:, :, 1:].reshape(*sizes, -1)
         return y[:, :, 0].mean(1), tokens.permute([order.index(i) for i in range(5)])
+
+    def project(self, lines: Tensor) -> list[Tensor]:
+        """(B, lines, 1 + L, D) -> q, k, v, (B, lines, 1 + L, heads, Dh) each."""
+        linears = (self.query, self.key, self.value)
+        return [linear(lines).unflatten(-1, (self.heads, -1)) for linear in linears]
+
+
+def add_norm(norm: nn.LayerNorm, dropout: nn.Dropout, residual: Tensor, branch: Tensor) -> Tensor:
+    """The end of every block, three passes over memory."""
+    return norm(residual + dropout(branch))
 
 
 class Block(nn.Module):
@@ -78,8 +85,8 @@ class Block(nn.Module):
         outputs = [axis(cls, x) for axis in self.axes]
         cls_out = torch.cat([o[0] for o in outputs], -1)
         out = torch.cat([o[1] for o in outputs], -1)
-        cls = self.norm(cls + self.dropout(self.dense(cls_out)))
-        return cls, self.norm(x + self.dropout(self.dense(out)))
+        cls = add_norm(self.norm, self.dropout, cls, self.dense(cls_out))
+        return cls, add_norm(self.norm, self.dropout, x, self.dense(out))
 
 
 class FeedForward(nn.Module):
@@ -94,7 +101,9 @@ class FeedForward(nn.Module):
 
     def forward(self, cls: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D), (B, T, H, W, D) -> the same shapes."""
-        cls, x = (self.norm(h + self.dropout(self.down(F.gelu(self.up(h))))) for h in (cls, x))
+        cls, x = (
+            add_norm(self.norm, self.dropout, h, self.down(F.gelu(self.up(h)))) for h in (cls, x)
+        )
         return cls, x
 
 
@@ -123,25 +132,36 @@ class ReleasedModel(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """(2B, T, H, W) masked ids and labels, -100 where not masked -> the loss."""
-        t, h, w = self.positions
-        x = self.embedding(tokens) + t[:, None, None] + h[:, None] + w
-        x = self.dropout(self.norm(x))
-        cls = self.dropout(self.norm(self.cls)).expand(len(tokens), -1)
+        cls, x = self.embed(tokens)
         for block in self.blocks:
             cls, x = block(cls, x)
+        return self.token_loss(x, labels) + self.contrastive_loss(cls)
+
+    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(2B, T, H, W) ids -> [CLS] (2B, D) and x (2B, T, H, W, D)."""
+        t, h, w = self.positions
+        x = self.embedding(tokens) + t[:, None, None] + h[:, None] + w
+        cls = self.dropout(self.norm(self.cls)).expand(len(tokens), -1)
+        return cls, self.dropout(self.norm(x))
+
+    def token_loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """(2B, T, H, W, D), (2B, T, H, W) -> the mean over masked tokens, logits of all."""
         logits = F.linear(self.transform(x), self.embedding.weight, self.bias)
-        mask_loss = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+        return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+
+    def contrastive_loss(self, cls: Tensor) -> Tensor:
+        """(2B, D) -> InfoNCE of both views, times 0.2."""
         features = F.normalize(self.project(cls).float(), dim=-1)
         similarity = features @ features.T / 0.2
         similarity.fill_diagonal_(-math.inf)
         other = torch.arange(len(cls), device=cls.device).roll(len(cls) // 2)
-        return mask_loss + 0.2 * 2 * F.cross_entropy(similarity, other)
+        return 0.2 * 2 * F.cross_entropy(similarity, other)
 
 
 def released_inputs(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """(2B, T, H, W) ids -> masked ids and labels, by the Python loop over clips and boxes."""
-    inputs, mask = python_loop(tokens)
-    return inputs, tokens.masked_fill(~mask, -100)
+    inputs, mask = python_loop(tokens.long())
+    return inputs, tokens.long().masked_fill(~mask, -100)
 
 
 @torch.no_grad()

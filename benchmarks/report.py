@@ -28,7 +28,10 @@ REPLACES = {
     "dropout_add_layer_norm": "bias, dropout, residual sum, LayerNorm",
     "mask_tokens": "Python loop over clips and boxes, or torch / NumPy",
 }
-BLUE, GREY = "#1f77b4", "#9e9e9e"
+# Videos per second of the small model: layouts at T=5 S=128; (T, tokens per side) of the default.
+TABLE_13 = {"THW": 12.6, "T,HW": 20.0, "T,H,W": 26.4, "T,H|W": 32.0}
+TABLE_14 = {(5, 16): 32.0, (10, 16): 16.5, (5, 32): 8.4, (10, 32): 4.4}
+COLORS = ("#1f77b4", "#6baed6", "#757575", "#bdbdbd")
 
 
 def comparisons(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict, dict]]:
@@ -72,41 +75,104 @@ def op_table(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _step_name(row: dict[str, Any]) -> str:
+    """What was timed, for a Markdown cell; how the dense layout attends."""
+    dense = {"ours": "THW, SDPA", "released": "THW, probabilities in memory (2021)"}
+    layout = dense[row["impl"]] if row["layout"] == "THW" else row["layout"].replace("|", "\\|")
+    return f"{row['impl']}: {layout}, T={row['frames']} S={8 * row['side']}"
+
+
 def step_table(rows: list[dict[str, Any]]) -> list[str]:
-    """One Markdown row per timed training step."""
-    lines = ["| step | impl | videos/s | ratio | paper | peak MiB |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        paper = "-" if row["paper_ratio"] is None else f"{row['paper_ratio']:.2f}x"
-        name = f"{row['table']}: {row['shape']}"
-        lines.append(
-            f"| {name} | {row['impl']} | {row['videos_per_s']:.2f} | {row['ratio']:.2f}x | "
-            f"{paper} | {row['peak_mib']:.0f} |"
-        )
+    """Three groups of Markdown rows, each with its ratio to the first one that was timed."""
+    timed = {(r["impl"], r["layout"], r["frames"], r["side"]): r for r in rows}
+    impls = ("released", "released + compile", "ours")
+    dense = 1 / TABLE_13["THW"]
+    groups = {
+        "implementations": [((impl, "T,H|W", 5, 16), None) for impl in impls],
+        "layouts (Table 13)": [(("released", "THW", 5, 16), 1.0)]
+        + [(("ours", layout, 5, 16), rate * dense) for layout, rate in TABLE_13.items()],
+        "inputs (Table 14)": [
+            (("ours", "T,H|W", *size), rate / TABLE_14[5, 16]) for size, rate in TABLE_14.items()
+        ],
+    }
+    lines = [
+        "| compared | step | videos/s | ratio | paper, V100 | MFU | peak MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for title, keys in groups.items():
+        found = [(timed[key], paper) for key, paper in keys if key in timed]
+        for row, paper in found:
+            ratio = row["videos_per_s"] / found[0][0]["videos_per_s"]
+            lines.append(
+                f"| {title} | {_step_name(row)} | {row['videos_per_s']:.3g} | {ratio:.2f}x | "
+                f"{'-' if paper is None else f'{paper:.2f}x'} | {row['mfu_percent']:.0f} % | "
+                f"{row['peak_mib']:.0f} |"
+            )
+    return lines
+
+
+def phase_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Milliseconds of a step by phase, one column per step that was taken apart."""
+    apart = [row for row in rows if row["phases"]]
+    if not apart:
+        return []
+    lines = [
+        f"| phase, ms | {' | '.join(map(_step_name, apart))} |",
+        "|---" * (1 + len(apart)) + "|",
+    ]
+    for name in apart[0]["phases"]:
+        cells = [f"{row['phases'][name]:.1f}" for row in apart]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
 def plot_steps(rows: list[dict[str, Any]], device: str, path: Path) -> None:
-    """Bars: videos per second and peak memory of every timed step."""
-    labels = [f"{row['shape']}\n{row['impl']}" for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.42 * len(rows) + 1.4), sharey=True)
+    """Speed and memory against the tokens of a clip, and a step by phase."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+    lines = {
+        "ours": ("ours", "T,H|W"),
+        "ours, dense (SDPA)": ("ours", "THW"),
+        "released": ("released", "T,H|W"),
+        "released + compile": ("released + compile", "T,H|W"),
+    }
     for axis, key, title in (
         (axes[0], "videos_per_s", "videos per second"),
         (axes[1], "peak_mib", "peak MiB"),
     ):
-        colors = [
-            GREY if row["impl"] in ("released", "materialised 2021") else BLUE for row in rows
-        ]
-        bars = axis.barh(labels, [row[key] for row in rows], color=colors)
-        axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
-        axis.set_xlabel(title)
-        axis.margins(x=0.15)
+        for (label, series), color in zip(lines.items(), COLORS, strict=True):
+            here = [row for row in rows if (row["impl"], row["layout"]) == series]
+            points = sorted((r["frames"] * r["side"] ** 2, r[key]) for r in here)
+            axis.plot(
+                *zip(*points, strict=True), "o-", label=label, color=color
+            ) if points else None
+        axis.set(xlabel="tokens per clip", title=title, xscale="log", yscale="log")
+        axis.set_xticks(sorted({row["frames"] * row["side"] ** 2 for row in rows}))
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_formatter("{x:g}")
+            ticks.set_minor_formatter("{x:g}" if ticks is axis.yaxis else "")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].legend(fontsize=8)
+    _plot_phases(axes[2], [row for row in rows if row["phases"]])
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-    axes[0].invert_yaxis()
     figure.suptitle(f"One pre-training step, small model ({device})", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _plot_phases(axis: Any, rows: list[dict[str, Any]]) -> None:
+    """Stacked columns, one per step that was taken apart."""
+    bottom = [0.0] * len(rows)
+    labels = [row["impl"] for row in rows]
+    for i, name in enumerate(rows[0]["phases"] if rows else ()):
+        heights = [row["phases"][name] for row in rows]
+        axis.bar(labels, heights, 0.6, bottom=bottom, label=name, color=plt.get_cmap("tab20")(i))
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    axis.set_title("milliseconds by phase")
+    handles, names = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], names[::-1], fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def main() -> None:
@@ -124,7 +190,7 @@ def main() -> None:
             picture = f"docs/step-{file.stem}.png"
             plot_steps(results["train"]["rows"], environment["device"], ROOT / picture)
             parts.append("\n".join(step_table(results["train"]["rows"])) + "\n")
-            parts.append(f"![videos per second and memory of a step]({picture})\n")
+            parts.append(f"![speed, memory and phases of a step]({picture})\n")
     readme = ROOT / "README.md"
     text = "<!-- results -->\n" + "\n".join(parts) + "<!-- /results -->"
     pattern = r"<!-- results -->.*<!-- /results -->"

@@ -1,0 +1,64 @@
+"""What the benchmarks say about a step: whose time it is, and what it is divided by."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import phases
+import report
+
+
+class _SlowBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        time.sleep(0.05)
+        return grad
+
+
+def test_backward_counts_for_the_phase_of_its_forward():
+    x = torch.ones(4, requires_grad=True)
+
+    def step() -> None:
+        with phases.phase("embedding"):
+            y = x * 2
+        with phases.phase("MLP"):
+            y = _SlowBackward.apply(y)
+        with phases.phase("token head"):
+            loss = y.exp().sum()
+        loss.backward()
+
+    start = time.perf_counter()
+    milliseconds = phases.breakdown(step, "cpu")
+    wall_ms = (time.perf_counter() - start) * 1e3
+    assert set(milliseconds) == set(phases.PHASES)
+    assert milliseconds["MLP"] >= 50
+    assert milliseconds["embedding"] > 0 and milliseconds["token head"] > 0
+    assert sum(milliseconds.values()) <= wall_ms
+    assert milliseconds["MLP"] > 0.5 * sum(milliseconds.values())
+
+
+def test_step_is_compared_with_the_released_one_and_with_the_dense_layout():
+    def row(impl: str, layout: str, videos_per_s: float) -> dict:
+        size = {"frames": 5, "side": 16, "phases": None}
+        rates = {"videos_per_s": videos_per_s, "mfu_percent": 50.0, "peak_mib": 100.0}
+        return {"impl": impl, "layout": layout, **size, **rates}
+
+    rows = [row("ours", "T,H|W", 6.0), row("released", "T,H|W", 2.0), row("released", "THW", 1.5)]
+    cells = [line.split(" | ") for line in report.step_table(rows)[2:]]
+    ratios = [(line[0], line[1].split(":")[0], line[3]) for line in cells]
+    assert ratios == [
+        ("| implementations", "released", "1.00x"),
+        ("| implementations", "ours", "3.00x"),
+        ("| layouts (Table 13)", "released", "1.00x"),
+        ("| layouts (Table 13)", "ours", "4.00x"),
+        ("| inputs (Table 14)", "ours", "1.00x"),
+    ]
+    assert cells[3][4] == "2.54x"  # the paper
