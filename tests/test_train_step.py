@@ -64,7 +64,9 @@ def _make_step(*more: str) -> PretrainStep:
     config = load_config(PretrainConfig, "tiny", [*SETTINGS, *more])
     torch.manual_seed(0)
     return PretrainStep(
-        Vimpac.from_preset("tiny", grid=GRID, dropout=0.3), config, World(torch.device("cpu"))
+        Vimpac.from_preset("tiny", layers=1, grid=GRID, dropout=0.3),
+        config,
+        World(torch.device("cpu")),
     )
 
 
@@ -86,3 +88,17 @@ def test_step_with_activation_checkpointing_is_the_plain_step():
     step = _make_step("activation_checkpointing=true")
     assert step.model.encoder.activation_checkpointing
     _check_same(_group(step), _group(_make_step()), rtol=0, atol=0)
+
+
+def test_compiled_step_is_the_plain_step(monkeypatch):
+    """In one graph, and with the dropout of the pass that caches [CLS], which is not compiled."""
+    real, options = torch.compile, {}
+
+    def without_inductor(module: torch.nn.Module, *, fullgraph: bool, dynamic: bool, **more):
+        options.update(more["options"])
+        return real(module, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_inductor)
+    compiled = _group(_make_step("compile=max-autotune"))
+    assert options["fallback_random"] and options["max_autotune"]
+    _check_same(compiled, _group(_make_step()), rtol=1e-4, atol=1e-6)

@@ -86,8 +86,7 @@ class PretrainStep:
         model.encoder.activation_checkpointing = config.activation_checkpointing
         self._forward: Any = MaskedTokenModel(model)
         if config.compile != "none":
-            mode = None if config.compile == "default" else config.compile
-            self._forward = torch.compile(self._forward, mode=mode)
+            self._forward = _compile(self._forward, config.compile)
         if world.size > 1:
             self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
         # A tensor, so that a captured CUDA graph reads it at replay.
@@ -206,6 +205,16 @@ class PretrainStep:
     def _averaging(self, average: bool) -> AbstractContextManager:
         """Whether this backward pass averages the gradients over the ranks."""
         return nullcontext() if average or self.world.size == 1 else self._forward.no_sync()
+
+
+def _compile(module: nn.Module, mode: str) -> Any:
+    """Compiles a module whose dropout stays that of eager PyTorch.
+
+    The pass that caches [CLS] runs eagerly; with the compiler's own random numbers the pass that
+    is differentiated would drop other elements, and d[CLS] would be of another function.
+    """
+    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    return torch.compile(module, fullgraph=True, dynamic=False, options=options)
 
 
 def expected_ratio(mask: MaskConfig, grid: tuple[int, int, int]) -> float:
