@@ -170,10 +170,8 @@ def _run_fwd(
     x_all = input.reshape(-1, D)
     logits_dtype = backend.logits_dtype or dtype
     W = _padded(weight.to(dtype), backend.padding).to(logits_dtype)  # (Vp, D)
-    target, bias = (
-        target.reshape(-1).contiguous(),
-        None if bias is None else bias.float().contiguous(),
-    )
+    target = target.reshape(-1).contiguous()
+    bias = None if bias is None else bias.float().contiguous()
     positions = None if positions is None else positions.contiguous()
     row_scale = None if row_scale is None else row_scale.float().contiguous()
     chunk = max(1, min(M, backend.chunk_bytes // (W.shape[0] * logits_dtype.itemsize)))

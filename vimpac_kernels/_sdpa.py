@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vimpac_kernels.reference import accumulation_dtype, from_lines, to_lines
+from vimpac_kernels._lines import from_lines, to_lines
+from vimpac_kernels.reference import accumulation_dtype
 
 _MAX_BATCH = 65535  # CUDA's limit on the second and third dimension of a grid
 

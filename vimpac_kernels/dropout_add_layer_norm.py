@@ -2,9 +2,8 @@
 
 The forward reads x and residual, writes y (and the sum, which it otherwise keeps for the backward);
 the backward reads dy and the sum and writes dx and dresidual: 4 units of (rows, D) each instead of
-7.5. Statistics are fp32 and kept per row, dropout bits are
-recomputed from the seed, and dweight, dbias are summed in two ordered stages. Serves CPU (C++),
-CUDA and Triton; bound by bandwidth.
+7.5. Statistics are fp32 and kept per row, dropout bits are recomputed from the seed, and dweight,
+dbias are summed in two ordered stages. Serves CPU (C++), CUDA and Triton; bound by bandwidth.
 """
 
 from __future__ import annotations
@@ -71,16 +70,9 @@ def dropout_add_layer_norm(
         key = _philox.as_seed(seed, x.device)
     if chosen == "reference":
         return reference.dropout_add_layer_norm(
-            x,
-            residual,
-            weight,
-            bias,
-            linear_bias=linear_bias,
-            dropout_p=dropout_p,
-            eps=eps,
-            prenorm=prenorm,
-            seed=key,
-        )
+            x, residual, weight, bias, linear_bias=linear_bias, dropout_p=dropout_p, eps=eps,
+            prenorm=prenorm, seed=key,
+        )  # fmt: skip
     tensors = (x, residual, weight, bias, linear_bias, key)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         y, total = _DropoutAddLayerNorm.apply(*tensors, dropout_p, eps, prenorm, chosen)
@@ -224,18 +216,8 @@ def _run_fwd(
     return outputs
 
 
-def _fake_fwd(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    linear_bias: Tensor | None,
-    seed: Tensor,
-    dropout_p: float,
-    eps: float,
-    save: bool,
-    impl: str,
-) -> tuple[Tensor, ...]:
+def _fake_fwd(x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, save, _impl = rest
     shape = x.shape if save else (0,)
     rows = x.shape[:-1].numel() if save else 0
     return (

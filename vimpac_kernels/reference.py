@@ -15,16 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimpac_kernels import _philox
+from vimpac_kernels._lines import AXES, from_lines, to_lines
 from vimpac_kernels._philox import bounded, keep_mask, philox
-
-# Axis -> (id in the dropout counter, order of (B, T, H, W) with the line's axes last, how many).
-AXES = {
-    "T": (0, (0, 2, 3, 1), 1),
-    "H": (1, (0, 1, 3, 2), 1),
-    "W": (2, (0, 1, 2, 3), 1),
-    "HW": (3, (0, 1, 2, 3), 2),
-    "THW": (4, (0, 1, 2, 3), 3),
-}
 
 
 class MaskedTokens(NamedTuple):
@@ -47,22 +39,6 @@ class LinearCrossEntropyOutput(NamedTuple):
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of softmax, statistics and losses: fp64 for fp64, fp32 otherwise."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def to_lines(x: Tensor, axis: str) -> Tensor:
-    """(B, T, H, W, ...) -> (B, lines, L, ...): the lines of `axis`, in the order of their ids."""
-    _, order, joint = AXES[axis]
-    x = x.permute(*order, *range(4, x.dim()))
-    lines, length = math.prod(x.shape[1 : 4 - joint]), math.prod(x.shape[4 - joint : 4])
-    return x.reshape(x.shape[0], lines, length, *x.shape[4:])
-
-
-def from_lines(x: Tensor, axis: str, grid: tuple[int, int, int]) -> Tensor:
-    """The inverse of `to_lines`: (B, lines, L, ...) -> (B, T, H, W, ...)."""
-    order = AXES[axis][1]
-    sizes = (x.shape[0], *grid)
-    x = x.reshape(*(sizes[i] for i in order), *x.shape[3:])
-    return x.permute(*(order.index(i) for i in range(4)), *range(4, x.dim()))
 
 
 def axial_attention(
