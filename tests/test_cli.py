@@ -70,3 +70,12 @@ def test_module_runs_as_a_program():
 def test_help_imports_no_torch():
     code = "import sys, vimpac.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(capsys):
+    assert cli.main(["pretrain", "optim.lr=1", "--show", "seed=7"]) == 0
+    shown = capsys.readouterr().out
+    assert "lr: 1.0" in shown and "seed: 7" in shown
+    assert cli.main(["pretrain", "--show", "seed=7", "--resmue", "auto"]) == 2
+    assert cli.main(["doctor", "seed=7"]) == 2
+    assert capsys.readouterr().err.count("unrecognized arguments") == 2

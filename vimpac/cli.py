@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
     "tokenize": ("vimpac.commands.tokenize", "make a token store of video files"),
     "store": ("vimpac.commands.store", "look at, check or convert token stores"),
     "pretrain": ("vimpac.commands.pretrain", "pre-train on a token store"),
+    "finetune": ("vimpac.commands.finetune", "train a video classifier on a pre-trained encoder"),
     "demo": ("vimpac.commands.demo", "see it work on two real videos, in a minute or two"),
     "doctor": ("vimpac.commands.doctor", "what runs on this machine, and why"),
     "convert": ("vimpac.commands.convert", "convert a released checkpoint"),
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         name = next((a for a in argv if not a.startswith("-")), None)
-        args = _parser(name).parse_args(argv)
+        args = _parse(_parser(name), argv)
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except VimpacError as error:
         return _fail(str(error), error.exit_code)
@@ -68,6 +69,16 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except SystemExit as stop:  # argparse: --help or a wrong argument
         return stop.code if isinstance(stop.code, int) else 1
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parses the arguments; settings may also follow an option, where argparse stops."""
+    args, rest = parser.parse_known_args(argv)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

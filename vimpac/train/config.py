@@ -145,3 +145,43 @@ class PretrainConfig:
                 f"batch.micro={batch.micro} must divide the {part} videos of a contrastive batch "
                 "on each process"
             )
+
+
+@dataclasses.dataclass
+class FinetuneConfig:
+    """A classifier on a pre-trained encoder; the defaults are Table 4's for UCF101."""
+
+    data: str = ""  # a token store
+    labels: str = ""  # a CSV file with the columns video, class, split (train or test)
+    out: str = "runs/finetune"
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    batch: int = 128  # clips
+    test_clips: int = 10  # of every video, evenly spaced
+    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    optim: OptimConfig = dataclasses.field(
+        default_factory=lambda: OptimConfig(
+            lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01, epochs=50.0
+        )
+    )
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def check(self) -> None:
+        """Finds the values that no type rules out.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
+        positive = {
+            "batch": self.batch,
+            "test_clips": self.test_clips,
+            "clips.frames": self.clips.frames,
+            "clips.frame_stride": self.clips.frame_stride,
+            "optim.lr": self.optim.lr,
+            "optim.epochs": self.optim.epochs,
+            "run.log_every": self.run.log_every,
+        }
+        for key, value in positive.items():
+            if not value > 0:
+                raise UsageError(f"{key}={value} must be positive")

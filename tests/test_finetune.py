@@ -1,0 +1,185 @@
+"""A classifier learns on a checkpoint, probed or fine-tuned, and says what does not fit."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vimpac import VideoClassifier, Vimpac, cli, save_model
+from vimpac.data.layout import StoreMeta
+from vimpac.data.store import TokenStoreWriter
+from vimpac.train.config import FinetuneConfig, PretrainConfig
+from vimpac.train.finetune import finetune, fit_linear, load_encoder
+from vimpac.train.overrides import load_config
+from vimpac.train.trainer import pretrain
+
+SETTINGS = ("clips.frames=2", "precision=fp32", "device=cpu", "test_clips=3", "batch=8")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """Twelve videos of 1 to 6 frames; the even ones have ids below 10, the odd ones above 100."""
+    path = tmp_path_factory.mktemp("data") / "store"
+    rng = np.random.default_rng(0)
+    with TokenStoreWriter(path, StoreMeta("patch", 8192, 4, 4, fps=2.0)) as writer:
+        for video in range(12):
+            ids = 100 * (video % 2) + rng.integers(0, 10, (1, 1 + video // 2, 4, 4))
+            writer.add(f"{video}.mp4", ids)
+        writer.finish()
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(store, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "pretrain"
+    settings = [
+        f"data={store}",
+        f"out={out}",
+        "optim.steps=2",
+        "clips.frames=3",
+        "run.tensorboard=false",
+    ]
+    return pretrain(load_config(PretrainConfig, "tiny", settings), quiet=True).checkpoint
+
+
+def _lines() -> list[str]:
+    classes = ("low, even", "high")  # the first needs quotes
+    lines = [f'{i}.mp4,"{classes[i % 2]}",{"test" if i > 7 else "train"}' for i in range(12)]
+    return ["video,class,split", *lines, "unreadable.mp4,high,train"]
+
+
+@pytest.fixture
+def labels(tmp_path) -> Path:
+    return _write(tmp_path, _lines())
+
+
+def _write(folder: Path, lines: list[str]) -> Path:
+    file = folder / "labels.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def _config(store: Path, labels: Path, out: Path, *more: str) -> FinetuneConfig:
+    words = [*SETTINGS, f"data={store}", f"labels={labels}", f"out={out}", *more]
+    return load_config(FinetuneConfig, None, words)
+
+
+def test_probe_separates_classes_and_leaves_the_encoder(store, checkpoint, labels, tmp_path):
+    config = _config(store, labels, tmp_path / "run")
+    result = finetune(config, checkpoint, probe=True, quiet=True)
+    assert (result.clip_accuracy, result.video_accuracy) == (1.0, 1.0)
+    saved = load_file(result.checkpoint / "model.safetensors")
+    before = load_encoder(checkpoint)
+    before.positions.resize_((2, 4, 4))
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(saved[f"encoder.{name}"], tensor), name
+    assert saved["classifier.weight"].shape == (2, 128)
+    VideoClassifier(before, 2).load_state_dict(saved)
+
+
+def test_finetuning_learns_and_moves_the_encoder(store, checkpoint, labels, tmp_path):
+    more = ("optim.steps=30", "optim.lr=1e-3", "run.log_every=4")
+    config = _config(store, labels, tmp_path / "run", *more)
+    result = finetune(config, checkpoint, quiet=True)
+    assert result.video_accuracy == 1.0
+    saved = load_file(result.checkpoint / "model.safetensors")
+    before = load_encoder(checkpoint).state_dict()
+    assert not torch.equal(
+        saved["encoder.layers.0.mlp.up.weight"], before["layers.0.mlp.up.weight"]
+    )
+    assert result.checkpoint.name == "step-00000030"
+
+
+def test_command_probes_a_model_directory(store, labels, tmp_path, capsys):
+    save_model(Vimpac.from_preset("tiny", grid=(2, 4, 4)), tmp_path / "model")
+    words = [*SETTINGS, f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}"]
+    assert cli.main(["finetune", str(tmp_path / "model"), "--linear-probe", *words]) == 0
+    accuracy, folder = capsys.readouterr().out.splitlines()
+    assert accuracy == "clips 1.0000 videos 1.0000"
+    assert (Path(folder) / "model.safetensors").is_file()
+
+
+def test_linear_fit_is_the_regularised_optimum():
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + 5 * torch.randn(200, 4, generator=generator)
+    labels = (x[:, 0] + torch.randn(200, generator=generator) > 3).long()
+    weight, bias = fit_linear(x, labels, 2, 0.1)
+    scaled = (weight * x.double().std(0)).requires_grad_()
+    offset = (bias + weight @ x.double().mean(0)).requires_grad_()
+    logits = (x.double() - x.double().mean(0)) / x.double().std(0) @ scaled.T + offset
+    loss = torch.nn.functional.cross_entropy(logits, labels) + 0.05 * scaled.square().sum()
+    loss.backward()
+    assert scaled.grad.abs().max() < 1e-4 and offset.grad.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-2], "no line for '11.mp4' (1 videos have none)"),
+        (lambda lines: [*lines[:-2], "11.mp4,new,test"], "class 'new' of '11.mp4' is in no"),
+        (lambda lines: [*lines, "3.mp4,high,train"], "line 15: a second '3.mp4'"),
+        (lambda lines: [*lines, "x.mp4,high,val"], "line 15: no split 'val'"),
+        (lambda lines: [*lines, "x.mp4"], "line 15: no split 'None'"),
+        (lambda lines: lines[1:], "must begin with the line video,class,split"),
+        (
+            lambda lines: [line.replace("test", "train") for line in lines],
+            "has the split 'test'",
+        ),
+    ],
+)
+def test_wrong_labels_are_one_line(store, checkpoint, tmp_path, capsys, change, message):
+    labels = _write(tmp_path, change(_lines()))
+    words = [*SETTINGS, f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}"]
+    assert cli.main(["finetune", str(checkpoint), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["labels=/nonexistent.csv"], "labels=/nonexistent.csv: no such file"),
+        (["data="], "data= is missing"),
+        (["test_clips=0"], "test_clips=0 must be positive"),
+        (["mask.blocks=3"], "unknown key 'mask.blocks'"),
+    ],
+)
+def test_wrong_setting_is_one_line(store, checkpoint, labels, tmp_path, capsys, words, message):
+    settings = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
+    assert cli.main(["finetune", str(checkpoint), *settings, *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_absent_and_damaged_checkpoints_are_named(store, checkpoint, labels, tmp_path, capsys):
+    words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
+    assert cli.main(["finetune", "/nonexistent", *words]) == 2
+    assert "/nonexistent is no checkpoint: it has no model.safetensors" in capsys.readouterr().err
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    (copy / "model.safetensors").write_bytes(b"nothing")
+    assert cli.main(["finetune", str(copy), *words]) == 1
+    assert f"checkpoint {copy} is damaged" in capsys.readouterr().err
+    shutil.copy(checkpoint / "model.safetensors", copy)
+    settings = (copy / "config.yaml").read_text().replace("name: tiny", "name: small")
+    (copy / "config.yaml").write_text(settings)
+    assert cli.main(["finetune", str(copy), *words]) == 1
+    assert "does not hold the encoder it describes" in capsys.readouterr().err
+
+
+def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_path):
+    config = _config(store, labels, tmp_path / "run")
+    finetune(config, checkpoint, probe=True, quiet=True)
+    words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
+    assert cli.main(["finetune", str(checkpoint), "--linear-probe", *words]) == 2

@@ -1,0 +1,46 @@
+"""`vimpac finetune`: trains and tests a classifier of videos."""
+
+from __future__ import annotations
+
+import argparse
+
+from vimpac.train.config import FinetuneConfig
+from vimpac.train.overrides import load_config, to_yaml
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Declares the arguments."""
+    parser = subparsers.add_parser(
+        "finetune",
+        help="train a video classifier on a pre-trained encoder",
+        description="Trains and tests a video classifier on a pre-trained encoder.",
+        epilog="example: vimpac finetune runs/a/checkpoints/step-00012000 data=ucf labels=ucf.csv",
+    )
+    parser.add_argument("checkpoint", help="of `vimpac pretrain`, or a converted model")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file")
+    parser.add_argument(
+        "--linear-probe", action="store_true", help="train the classifier only, on frozen features"
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings, keys dotted; labels= is a CSV file with the columns video,class,split",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    config = load_config(FinetuneConfig, args.config, args.overrides)
+    if args.show:
+        print(to_yaml(config), end="")
+        return 0
+    from vimpac.train.finetune import finetune  # torch: seconds that --show need not wait
+
+    result = finetune(config, args.checkpoint, probe=args.linear_probe)
+    print(f"clips {result.clip_accuracy:.4f} videos {result.video_accuracy:.4f}")
+    print(result.checkpoint)
+    return 0

@@ -1,0 +1,275 @@
+"""Trains a classifier of videos on a pre-trained encoder, or on its frozen features.
+
+    vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv out=runs/ucf
+    vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv --linear-probe
+
+Fine-tuning draws a clip per video and step. A linear probe encodes `test_clips` clips of every
+training video once and fits a logistic regression to their [CLS]. Either is tested on `test_clips`
+evenly spaced clips per video, whose probabilities are averaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vimpac.data.clips import ClipDataset
+from vimpac.data.sampler import ResumableSampler
+from vimpac.encoder import VideoTokenEncoder
+from vimpac.errors import UsageError, VimpacError
+from vimpac.heads import VideoClassifier
+from vimpac.presets import PAD_TOKEN, preset
+from vimpac.saved import SETTINGS, load_model
+from vimpac.train import checkpoint as ckpt
+from vimpac.train.config import FinetuneConfig, PretrainConfig
+from vimpac.train.distributed import join_world
+from vimpac.train.labels import Split, read_labels
+from vimpac.train.logging import RunLog
+from vimpac.train.optim import clip_gradients, lr_at, make_optimizer, set_lr
+from vimpac.train.overrides import load_config, to_yaml
+from vimpac.train.trainer import open_store
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: its checkpoint, and the shares of test clips and videos that are right."""
+
+    checkpoint: Path
+    clip_accuracy: float
+    video_accuracy: float
+
+
+def finetune(
+    config: FinetuneConfig, checkpoint: str | Path, *, probe: bool = False, quiet: bool = False
+) -> Result:
+    """Trains a classifier and tests it, in one process.
+
+    Args:
+        config: The run.
+        checkpoint: Of a pre-training, or a model directory of `vimpac convert`.
+        probe: Whether to leave the encoder as it is.
+        quiet: Print nothing.
+
+    Returns:
+        The classifier's checkpoint and its accuracies.
+
+    Raises:
+        UsageError: The settings, labels, store and checkpoint do not fit together.
+        VimpacError: The loss is not finite, or a file is damaged.
+    """
+    config.check()
+    out = Path(config.out)
+    ckpt.find_checkpoint("none", out / "checkpoints")  # refuses to replace an earlier run
+    with join_world(config.device) as world:
+        run = Finetuning(config, load_encoder(Path(checkpoint)), world.device)
+        out.mkdir(parents=True, exist_ok=True)
+        with RunLog(
+            out, steps=run.steps, done=0, active=world.is_main, tensorboard=False, quiet=quiet
+        ) as log:
+            if probe:
+                run.fit_probe()
+            else:
+                run.train(log)
+            clip, video = run.test()
+            log.say(f"test accuracy: {clip:.1%} of clips, {video:.1%} of videos")
+        saved = ckpt.save_checkpoint(
+            out / "checkpoints",
+            0 if probe else run.steps,
+            model=run.model.state_dict(),
+            state={"classes": run.classes, "grid": list(run.model.encoder.grid)},
+            config=to_yaml(config),
+            keep=1,
+        )
+    return Result(saved, clip, video)
+
+
+def load_encoder(path: Path) -> VideoTokenEncoder:
+    """Reads the encoder of a pre-training's checkpoint or of a model directory.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        The encoder, on the CPU.
+
+    Raises:
+        UsageError: The directory is neither.
+        VimpacError: A file is damaged.
+    """
+    if (path / SETTINGS).is_file():
+        return load_model(path).encoder
+    missing = [name for name in (ckpt.MODEL, ckpt.CONFIG) if not (path / name).is_file()]
+    if missing:
+        raise UsageError(f"{path} is no checkpoint: it has no {' and no '.join(missing)}")
+    tensors, _ = ckpt.load_checkpoint(path)
+    settings = dataclasses.asdict(load_config(PretrainConfig, str(path / ckpt.CONFIG)).model)
+    state = {k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")}
+    try:
+        grid = tuple(len(state[f"positions.{axis}"]) for axis in ("time", "height", "width"))
+        encoder = VideoTokenEncoder(preset(**settings, grid=grid))
+        encoder.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise VimpacError(f"{path} does not hold the encoder it describes: {reason}") from None
+    return encoder
+
+
+class Finetuning:
+    """A classifier and its videos.
+
+    Args:
+        config: The run.
+        encoder: Where it starts from; its positions are interpolated to the clips' grid.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self, config: FinetuneConfig, encoder: VideoTokenEncoder, device: torch.device
+    ) -> None:
+        self.config, self.device = config, device
+        self.store = open_store(config.data)
+        self.classes, self.splits = read_labels(config.labels, self.store)
+        self.span = (config.clips.frames - 1) * config.clips.frame_stride + 1
+        self.has_padding = int(self.store.frames.min()) < self.span
+        meta = self.store.meta
+        encoder.positions.resize_((config.clips.frames, meta.height, meta.width), None)
+        torch.manual_seed(config.seed)
+        self.model = VideoClassifier(encoder, len(self.classes)).to(device)
+        epoch_steps = len(self.splits["train"].videos) / config.batch
+        self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
+
+    def train(self, log: RunLog) -> None:
+        """Trains the encoder and the classifier together."""
+        optim, every = self.config.optim, self.config.run.log_every
+        self.model.train()
+        optimizer = make_optimizer(self.model, optim)
+        losses: list[Tensor] = []
+        for step, (clips, labels) in enumerate(islice(self._train_batches(), self.steps), 1):
+            set_lr(optimizer, lr_at(step - 1, self.steps, optim))
+            loss = F.cross_entropy(self._logits(clips), labels.to(self.device))
+            loss.backward()
+            clip_gradients(self.model, optim.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+            log.step(step)
+            if step % every == 0 or step == self.steps:
+                mean = torch.stack(losses).mean().item()
+                losses.clear()
+                if not math.isfinite(mean):
+                    raise VimpacError(f"the loss is not finite by step {step}: lower optim.lr")
+                log.record({"step": step, "loss": mean})
+
+    @torch.no_grad()
+    def fit_probe(self) -> None:
+        """Fits the classifier to the frozen encoder's [CLS] of the training videos."""
+        classifier, split = self.model.eval().classifier, self.splits["train"]
+        features = torch.cat([self._cls(clips).cpu() for clips in self._test_clips(split)])
+        labels = torch.tensor(split.classes).repeat_interleave(self.config.test_clips)
+        decay = self.config.optim.weight_decay
+        weight, bias = fit_linear(features, labels, len(self.classes), decay)
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)
+
+    @torch.no_grad()
+    def test(self) -> tuple[float, float]:
+        """Accuracy over the clips and over the videos of the test split."""
+        self.model.eval()
+        split = self.splits["test"]
+        logits = torch.cat([self._logits(clips).cpu() for clips in self._test_clips(split)])
+        probabilities = logits.softmax(-1).unflatten(0, (-1, self.config.test_clips))
+        labels = torch.tensor(split.classes)
+        clips = (probabilities.argmax(-1) == labels[:, None]).float().mean()
+        videos = (probabilities.mean(1).argmax(-1) == labels).float().mean()
+        return clips.item(), videos.item()
+
+    def _cls(self, clips: Tensor) -> Tensor:
+        """(B, T, H, W) -> (B, D) fp32."""
+        enabled = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            hidden = self.model.encoder(clips.to(self.device), has_padding=self.has_padding)
+        return hidden[:, 0].float()
+
+    def _logits(self, clips: Tensor) -> Tensor:
+        """(B, T, H, W) -> (B, classes) fp32."""
+        return self.model.classifier(self._cls(clips))
+
+    def _train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Random clips (B, T, H, W) and their classes (B,), without end."""
+        config, split = self.config, self.splits["train"]
+        dataset = ClipDataset(
+            self.store,
+            num_frames=config.clips.frames,
+            clips_per_video=1,
+            frame_stride=config.clips.frame_stride,
+            variant=config.clips.variant,
+            seed=config.seed,
+        )
+        sampler = ResumableSampler(len(split.videos), global_batch=config.batch, seed=config.seed)
+        order = iter(sampler)
+        while True:
+            drawn = list(islice(order, config.batch))
+            clips = [dataset[sample, split.videos[i]][0] for sample, i in drawn]
+            yield torch.stack(clips), torch.tensor([split.classes[i] for _, i in drawn])
+
+    def _test_clips(self, split: Split) -> Iterator[Tensor]:
+        """`test_clips` evenly spaced clips of every video in turn, (videos * clips, T, H, W)."""
+        stride, variant = self.config.clips.frame_stride, self.config.clips.variant or 0
+        per_batch = math.ceil(self.config.batch / self.config.test_clips)
+        for i in range(0, len(split.videos), per_batch):
+            clips = []
+            for video in split.videos[i : i + per_batch]:
+                tokens = self.store.read(video, 0, self.store.num_frames(video), variant)
+                missing = max(self.span - len(tokens), 0)
+                tokens = np.pad(
+                    tokens.astype(np.int32),
+                    ((0, missing), (0, 0), (0, 0)),
+                    constant_values=PAD_TOKEN,
+                )
+                starts = np.linspace(0, len(tokens) - self.span, self.config.test_clips)
+                clips += [tokens[s : s + self.span : stride] for s in starts.round().astype(int)]
+            yield torch.from_numpy(np.stack(clips))
+
+
+def fit_linear(
+    features: Tensor,  # (M, D)
+    labels: Tensor,  # (M,)
+    classes: int,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor]:
+    """Logistic regression on standardised features, in fp64.
+
+    Args:
+        features: (M, D).
+        labels: (M,) integers.
+        classes: Their number.
+        weight_decay: Half of it times the squared norm of the weight is added to the loss.
+
+    Returns:
+        The weight (classes, D) and the bias (classes,) for the features as they are.
+    """
+    mean, std = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
+    x = (features - mean) / std
+    with torch.enable_grad():
+        weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
+        bias = x.new_zeros(classes, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+        def loss() -> float:
+            optimizer.zero_grad()
+            value = F.cross_entropy(F.linear(x, weight, bias), labels)
+            value = value + weight_decay / 2 * weight.square().sum()
+            value.backward()
+            return value.item()
+
+        optimizer.step(loss)
+    weight = weight.detach() / std
+    return weight, bias.detach() - weight @ mean
