@@ -117,6 +117,22 @@ def test_batches_that_do_not_divide_are_refused(batch, world, message):
         PretrainConfig(batch=batch).check(world)
 
 
+@pytest.mark.parametrize(
+    ("words", "world", "device", "message"),
+    [
+        ((), 1, "cpu", "graph=true records one CUDA device's step, but this run is on cpu"),
+        ((), 2, "cuda", "averaged over 2 processes"),
+        (("compile=max-autotune",), 1, "cuda", "take compile=default"),
+        (("model.layout=T,HW", "activation_checkpointing=true"), 1, "cuda", "joint axes"),
+    ],
+)
+def test_graph_that_cannot_be_recorded_is_refused(words, world, device, message):
+    config = _load("graph=true", *words)
+    with pytest.raises(UsageError, match=message):
+        config.check(world, device)
+    _load(*words).check(world, device)
+
+
 def test_command_prints_the_resolved_configuration(capsys):
     assert cli.main(["pretrain", "--config", "small", "--show", "optim.lr=0.5"]) == 0
     assert "lr: 0.5" in capsys.readouterr().out

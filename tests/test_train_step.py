@@ -1,11 +1,19 @@
 """The options of the training step change its speed and memory, never its gradients."""
 
+import contextlib
+from functools import partial
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from vimpac import Vimpac
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World
+from vimpac.train.graph import WARM_UP, Graphed
+from vimpac.train.optim import make_optimizer, update
 from vimpac.train.overrides import load_config
 from vimpac.train.step import PretrainStep
 
@@ -59,35 +67,32 @@ def test_activation_checkpointing_keeps_less_and_every_bit_of_the_gradients(layo
     assert kept < whole / 3
 
 
-def _make_step(*more: str) -> PretrainStep:
+def _make_step(*more: str, device: str = "cpu") -> PretrainStep:
     """A step whose groups are two micro-batches of two videos."""
     config = load_config(PretrainConfig, "tiny", [*SETTINGS, *more])
     torch.manual_seed(0)
-    return PretrainStep(
-        Vimpac.from_preset("tiny", layers=1, grid=GRID, dropout=0.3),
-        config,
-        World(torch.device("cpu")),
-    )
+    model = Vimpac.from_preset("tiny", layers=1, grid=GRID, dropout=0.3)
+    return PretrainStep(model.to(device), config, World(torch.device(device)))
 
 
-def _group(step: PretrainStep, number: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The metrics and the gradients of one group of videos."""
+def _group(step: PretrainStep, number: int = 0) -> torch.Tensor:
+    """The metrics of one group of videos; its gradients are added."""
     generator = torch.Generator().manual_seed(number)
     videos = torch.randint(0, 8192, (step.group_part, 2, *GRID), generator=generator)
-    step.model.zero_grad()
-    metrics = step.group(list(videos.split(step.micro)), step.group_part * number, is_last=True)
-    return metrics, [p.grad for p in step.model.parameters()]
+    if step.world.device.type == "cuda":
+        videos = videos.pin_memory().to(step.world.device, non_blocking=True)
+    return step.group(list(videos.split(step.micro)), step.group_part * number, is_last=True)
 
 
-def _check_same(ours: tuple, plain: tuple, **tolerance: float) -> None:
-    torch.testing.assert_close(ours[0], plain[0], **tolerance)
-    torch.testing.assert_close(ours[1], plain[1], **tolerance)
+def _gradients(step: PretrainStep) -> list[torch.Tensor]:
+    """The metrics and the gradients of one group."""
+    return [_group(step), *(p.grad for p in step.model.parameters())]
 
 
 def test_step_with_activation_checkpointing_is_the_plain_step():
     step = _make_step("activation_checkpointing=true")
     assert step.model.encoder.activation_checkpointing
-    _check_same(_group(step), _group(_make_step()), rtol=0, atol=0)
+    torch.testing.assert_close(_gradients(step), _gradients(_make_step()), rtol=0, atol=0)
 
 
 def test_compiled_step_is_the_plain_step(monkeypatch):
@@ -99,6 +104,123 @@ def test_compiled_step_is_the_plain_step(monkeypatch):
         return real(module, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")
 
     monkeypatch.setattr(torch, "compile", without_inductor)
-    compiled = _group(_make_step("compile=max-autotune"))
+    compiled = _gradients(_make_step("compile=max-autotune"))
     assert options["fallback_random"] and options["max_autotune"]
-    _check_same(compiled, _group(_make_step()), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(compiled, _gradients(_make_step()), rtol=1e-4, atol=1e-6)
+
+
+class _NoHostReads(TorchDispatchMode):
+    """Forbids what would wait for a GPU: values, or shapes that depend on values, on the host."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []  # every operator with its shapes and numbers
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.name().partition("::")[2].partition(".")[0]
+        masks = [x for x in arguments[1:2] if name == "index" for x in x if x is not None]
+        if name.startswith(self.FORBIDDEN) or any(x.dtype == torch.bool for x in masks):
+            raise AssertionError(f"{name} waits for the device")
+        numbers = tree_map_only(torch.Tensor, lambda x: tuple(x.shape), (arguments, keywords))
+        if function.namespace != "profiler":
+            self.calls.append(f"{name} {numbers}")
+        return function(*arguments, **(keywords or {}))
+
+
+class _NoHostReadsFromPython(TorchFunctionMode):
+    """The same for Python's own conversions, which read a CPU tensor without an operator."""
+
+    FORBIDDEN = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if getattr(function, "__name__", "") in self.FORBIDDEN:
+            raise AssertionError(f"{function.__name__} waits for the device")
+        return function(*arguments, **(keywords or {}))
+
+
+@contextlib.contextmanager
+def _no_host_reads():
+    with _NoHostReads() as mode, _NoHostReadsFromPython():
+        yield mode
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.tolist, bool, torch.nonzero])
+def test_no_host_reads_notices_them(read):
+    with pytest.raises(AssertionError, match="waits for the device"), _no_host_reads():
+        read(torch.ones(()))
+
+
+class _Replayed(Graphed):
+    """Where there is no device: replays run eagerly, read nothing and never change a number."""
+
+    def _warm_up(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self._function(*inputs)
+
+    def _record(self):
+        recorded: list[str] = []
+
+        def replay() -> torch.Tensor:
+            with _no_host_reads() as mode:
+                result = self._function(*self._inputs)
+            recorded.extend([] if recorded else mode.calls)
+            assert mode.calls == recorded
+            return result
+
+        return replay
+
+
+def _train(step: PretrainStep, graphed: type[Graphed] | None, updates: int) -> list[torch.Tensor]:
+    """The metrics and norms of updates, then the parameters."""
+    device = step.world.device
+    optimizer = make_optimizer(step.model, step.config.optim)
+    run = partial(update, step.model, optimizer, step.config.optim)
+    run = run if graphed is None else graphed(run)
+    results = []
+    for number in range(updates):
+        results += [_group(step, number), run(torch.full((), 1e-3 / (1 + number), device=device))]
+    return [*results, *step.model.parameters()]
+
+
+@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
+def test_graphed_step_is_the_plain_step(monkeypatch, micro):
+    """Fresh masks, dropout and learning rates reach it through its inputs and the generator."""
+    monkeypatch.setattr("vimpac.train.step.Graphed", _Replayed)
+    plain, graphed = (_make_step(f"batch.micro={micro}", f"graph={on}") for on in (False, True))
+    for step in (plain, graphed):
+        step._read_count = False
+    assert isinstance(graphed.learn, _Replayed)
+    updates = WARM_UP + 2
+    expected = _train(plain, None, updates)
+    torch.testing.assert_close(_train(graphed, _Replayed, updates), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
+def test_step_reads_nothing_on_the_host(micro):
+    step = _make_step(f"batch.micro={micro}")
+    step._read_count = False
+    optimizer = make_optimizer(step.model, step.config.optim)
+    with _no_host_reads() as mode:
+        _group(step)
+        update(step.model, optimizer, step.config.optim, torch.full((), 1e-3))
+    for seen in ("index_select", "embedding_dense_backward", "_foreach_norm", "_fused_adamw_"):
+        assert any(call.startswith(seen) for call in mode.calls), seen
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
+def test_captured_step_is_the_eager_step_and_neither_waits_for_the_device(micro):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    results = []
+    for graphed in (None, Graphed):
+        words = (f"batch.micro={micro}", f"graph={graphed is not None}")
+        step = _make_step(*words, device="cuda")
+        _train(step, graphed, 1)  # compiles kernels
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            results.append(_train(step, graphed, WARM_UP + 2))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)

@@ -91,6 +91,7 @@ class PretrainConfig:
     device: str = "auto"  # auto: cuda if there is one, else cpu
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: Literal["none", "default", "max-autotune"] = "none"
+    graph: bool = False  # replay CUDA graphs: pays where launching takes longer than computing
     activation_checkpointing: bool = False  # keep a layer's input only, run it again in backward
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
@@ -100,11 +101,12 @@ class PretrainConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
-    def check(self, world_size: int = 1) -> None:
+    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
         """Finds the combinations that no single type rules out.
 
         Args:
             world_size: Number of processes.
+            device_type: Where the run takes place.
 
         Raises:
             UsageError: A value is out of range or two values do not fit together.
@@ -134,6 +136,8 @@ class PretrainConfig:
                 f"batch.videos={batch.videos} must be a multiple of "
                 f"batch.contrastive={batch.contrastive}"
             )
+        if self.graph:
+            self._check_graph(world_size, device_type)
         part = batch.contrastive // world_size
         if batch.contrastive % world_size:
             raise UsageError(
@@ -145,6 +149,19 @@ class PretrainConfig:
                 f"batch.micro={batch.micro} must divide the {part} videos of a contrastive batch "
                 "on each process"
             )
+
+    def _check_graph(self, world_size: int, device_type: str) -> None:
+        reason = None
+        if device_type != "cuda":
+            reason = f"this run is on {device_type}"
+        elif world_size > 1:
+            reason = f"gradients are averaged over {world_size} processes"
+        elif self.compile == "max-autotune":
+            reason = "compile=max-autotune records graphs of its own: take compile=default"
+        elif self.activation_checkpointing and {"HW", "THW"} & {*self.model.layout.split(",")}:
+            reason = "joint axes draw dropout again for activation_checkpointing"
+        if reason:
+            raise UsageError(f"graph=true records one CUDA device's step, but {reason}")
 
 
 @dataclasses.dataclass

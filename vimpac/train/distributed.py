@@ -6,7 +6,7 @@ Everything works the same in a single process, where the collectives do nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values / self.size
+
+    def average_(self, tensors: Iterable[Tensor | None]) -> None:
+        """Replaces tensors by their means over the processes."""
+        if self.size > 1:
+            for tensor in tensors:
+                if tensor is not None:
+                    dist.all_reduce(tensor)
+                    tensor /= self.size
 
     def barrier(self) -> None:
         """Waits for all processes."""

@@ -33,7 +33,7 @@ from vimpac.train.config import FinetuneConfig, PretrainConfig
 from vimpac.train.distributed import join_world
 from vimpac.train.labels import Split, read_labels
 from vimpac.train.logging import RunLog
-from vimpac.train.optim import clip_gradients, lr_at, make_optimizer, set_lr
+from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import load_config, to_yaml
 from vimpac.train.trainer import open_store
 
@@ -153,12 +153,10 @@ class Finetuning:
         optimizer = make_optimizer(self.model, optim)
         losses: list[Tensor] = []
         for step, (clips, labels) in enumerate(islice(self._train_batches(), self.steps), 1):
-            set_lr(optimizer, lr_at(step - 1, self.steps, optim))
             loss = F.cross_entropy(self._logits(clips), labels.to(self.device))
             loss.backward()
-            clip_gradients(self.model, optim.clip)
-            optimizer.step()
-            optimizer.zero_grad()
+            lr = lr_at(step - 1, self.steps, optim)
+            update(self.model, optimizer, optim, torch.full((), lr, device=self.device))
             losses.append(loss.detach())
             log.step(step)
             if step % every == 0 or step == self.steps:

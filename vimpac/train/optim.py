@@ -66,10 +66,32 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
     return config.lr * max(steps - step, 0) / max(steps - warmup, 1)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every group the same learning rate."""
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: OptimConfig,
+    lr: Tensor,  # 0-d fp32 on the device
+) -> Tensor:
+    """Clips the gradients, makes one update with them and zeroes them where they are.
+
+    Nothing waits for the device and everything stays in place, so a CUDA graph can hold it.
+
+    Args:
+        model: After backward.
+        optimizer: From `make_optimizer`.
+        config: The settings.
+        lr: The learning rate; a graph reads it at replay.
+
+    Returns:
+        The norm before clipping, 0-d on the device.
+    """
+    norm = clip_gradients(model, config.clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
+        group["capturable"] = lr.is_cuda and torch.cuda.is_current_stream_capturing()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return norm
 
 
 def clip_gradients(model: nn.Module, largest: float) -> Tensor:

@@ -6,17 +6,20 @@ is one micro-batch, one backward pass does both losses. When it is more, the con
 needs all clips before the first backward pass can begin, so (the cached-gradient method):
 
 1. the encoder runs without gradients over every micro-batch and keeps the [CLS] vectors;
-2. the contrastive loss of all of them gives their gradients d[CLS];
+2. the contrastive loss of all of them gives the gradients of its head and d[CLS];
 3. each micro-batch runs again, same dropout, and its backward pass starts from the token loss
-   and from d[CLS]; the contrastive head's own part rides on the last of them.
+   and from d[CLS].
 
 The gradients are those of the loss over the whole group, at the memory of one micro-batch.
-On a GPU nothing in here waits for the device.
+On a GPU nothing in here waits for the device: masks are drawn there, two launches ahead of the
+pass that reads them on the same stream, and the host never learns how many tokens they hide.
+With `graph: true` steps 1 and 3 are CUDA graphs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,6 +33,7 @@ from vimpac.objective import info_nce
 from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
 from vimpac.train.config import MaskConfig, PretrainConfig
 from vimpac.train.distributed import World
+from vimpac.train.graph import Graphed
 from vimpac_kernels import MaskedTokens, mask_tokens
 
 DROPOUT = 3  # stream of `vimpac.data.random` beside its ORDER and CLIPS
@@ -38,15 +42,15 @@ METRICS = ("mask_loss", "mask_accuracy", "cl_loss")
 
 
 class MaskedTokenModel(nn.Module):
-    """What DistributedDataParallel wraps: the encoder and the token loss.
+    """What DistributedDataParallel wraps: everything but the contrastive head.
 
     Args:
-        model: The model; its contrastive head is a part, but runs outside of `forward`.
+        model: The model, whose encoder and token head become submodules.
     """
 
     def __init__(self, model: Vimpac) -> None:
         super().__init__()
-        self.model = model
+        self.encoder, self.token_head = model.encoder, model.token_head
 
     def forward(
         self,
@@ -58,8 +62,8 @@ class MaskedTokenModel(nn.Module):
         has_padding: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the token loss, its accuracy and the [CLS] vectors (B, D)."""
-        hidden = self.model.encoder(inputs, has_padding=has_padding)
-        tokens = self.model.token_head(
+        hidden = self.encoder(inputs, has_padding=has_padding)
+        tokens = self.token_head(
             hidden, labels, positions=positions, count=count, max_masked=max_masked
         )
         return tokens.loss, tokens.accuracy, hidden[:, 0]
@@ -82,6 +86,7 @@ class PretrainStep:
         self.groups = config.batch.videos // config.batch.contrastive
         self.group_part = config.batch.contrastive // world.size  # videos of a group on a rank
         self.micro = min(config.batch.micro, self.group_part)
+        self._weight = config.loss.alpha / self.groups  # of a group's contrastive loss
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
         self._forward: Any = MaskedTokenModel(model)
@@ -89,8 +94,12 @@ class PretrainStep:
             self._forward = _compile(self._forward, config.compile)
         if world.size > 1:
             self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
-        # A tensor, so that a captured CUDA graph reads it at replay.
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
+        self._read_count = world.device.type == "cpu"  # elsewhere it would wait for the device
+        self.encode: Callable[..., Tensor] = self._encode
+        self.learn: Callable[..., Tensor] = self._learn
+        if config.graph:
+            self.encode, self.learn = Graphed(self._encode), Graphed(self._learn)
 
     def group(
         self,
@@ -112,31 +121,22 @@ class PretrainStep:
         clips = [2 * (first_video + i * self.micro) for i in range(len(parts))]
         tokens = [part.flatten(0, 1) for part in parts]
         masked = [self._mask(part, clip) for part, clip in zip(tokens, clips, strict=True)]
-        contrast = self.model.contrastive_head is not None
-        cached = contrast and len(parts) > 1
-        cl_loss = torch.zeros((), device=self.world.device)
+        head = self.model.contrastive_head
+        cached = head is not None and len(parts) > 1
         if cached:
-            cls = self._cached_cls([part.inputs for part in masked], clips)
-            cl_loss = self._contrastive_loss(cls)
-            (gradient,) = torch.autograd.grad(cl_loss, cls, retain_graph=True)
-            d_cls = gradient.split(2 * self.micro)
-        weight = self.config.loss.alpha / self.groups
-        sums = torch.zeros(2, device=self.world.device)
-        for i, clip in enumerate(clips):
-            end = i + 1 == len(clips)
-            with self._averaging(is_last and end):
+            cl_loss, d_cls = self._contrast([part.inputs for part in masked], clips)
+        metrics = torch.zeros(len(METRICS), device=self.world.device)
+        for i, (part, clip) in enumerate(zip(masked, clips, strict=True)):
+            extra = d_cls[i : i + 1] if cached else ()
+            with self._averaging(is_last and i + 1 == len(clips)):
                 self._seed_dropout(clip)
-                loss, accuracy, cls = self._predict(masked[i], tokens[i])
-                total = loss / (self.groups * len(clips))
-                if cached:
-                    total = total + weight * (cls * d_cls[i]).sum()
-                elif contrast:
-                    cl_loss = self._contrastive_loss(cls)
-                if end:
-                    total = total + weight * cl_loss
-                total.backward()
-            sums += torch.stack((loss.detach(), accuracy.detach()))
-        return torch.cat((sums / len(clips), cl_loss.detach()[None]))
+                metrics += self.learn(part.inputs, part.positions, part.count, tokens[i], *extra)
+        metrics /= len(parts)
+        if cached:
+            metrics[2] += cl_loss
+        if is_last and head is not None:
+            self.world.average_(p.grad for p in head.parameters())
+        return metrics
 
     def _mask(self, tokens: Tensor, clip: int) -> MaskedTokens:
         """Masks clips (B, T, H, W) as the seed and the number of the clip say."""
@@ -156,33 +156,53 @@ class PretrainStep:
             row_offset=1,
         )
 
-    def _predict(
-        self,
-        masked: MaskedTokens,
-        tokens: Tensor,  # (B, T, H, W)
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The token loss, its accuracy and the [CLS] vectors (B, D) of one micro-batch."""
-        bound = None
-        if tokens.device.type != "cpu":  # elsewhere reading the count would wait for the device
-            clips, T, H, W = tokens.shape
-            # Six deviations of the mean over the clips, as a clip's share varies by about 0.1.
-            share = expected_ratio(self.config.mask, (T, H, W)) + 0.6 * clips**-0.5
-            bound = math.ceil(min(share, 1.0) * tokens.numel())
-        with self._autocast():
-            return self._forward(
-                masked.inputs, tokens, masked.positions, masked.count, bound, self._has_padding
-            )
-
     @torch.no_grad()
-    def _cached_cls(self, inputs: list[Tensor], clips: list[int]) -> Tensor:
-        """[CLS] of all micro-batches, (clips, D), at least fp32, a leaf that takes gradients."""
-        cls = []
+    def _encode(
+        self,
+        inputs: Tensor,  # (B, T, H, W), masked
+    ) -> Tensor:
+        """[CLS] of one micro-batch, (B, D), at least fp32."""
+        with self._autocast():
+            cls = self.model.encoder(inputs, has_padding=self._has_padding)[:, 0]
+        return cls.to(torch.promote_types(cls.dtype, torch.float32))
+
+    def _contrast(
+        self, inputs: list[Tensor], clips: list[int]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The contrastive loss of all micro-batches, 0-d, and its gradients d[CLS], (B, D) each."""
+        parts = []
         for part, clip in zip(inputs, clips, strict=True):
             self._seed_dropout(clip)
-            with self._autocast():
-                hidden = self.model.encoder(part, has_padding=self._has_padding)
-            cls.append(hidden[:, 0].to(torch.promote_types(hidden.dtype, torch.float32)))
-        return torch.cat(cls).requires_grad_()
+            parts.append(self.encode(part))
+        cls = torch.cat(parts).requires_grad_()
+        loss = self._contrastive_loss(cls)
+        (self._weight * loss).backward()
+        assert cls.grad is not None
+        return loss.detach(), cls.grad.split(len(parts[0]))
+
+    def _learn(
+        self,
+        inputs: Tensor,  # (B, T, H, W), masked
+        positions: Tensor,  # (B*T*H*W,) int32
+        count: Tensor,  # 0-d int32
+        tokens: Tensor,  # (B, T, H, W)
+        *d_cls: Tensor,  # (B, D); without it the contrastive loss is of this micro-batch
+    ) -> Tensor:
+        """Adds the gradients of one micro-batch; returns `METRICS`, (3,)."""
+        bound = None if self._read_count else max_masked(self.config.mask, tuple(tokens.shape))
+        with self._autocast():
+            loss, accuracy, cls = self._forward(
+                inputs, tokens, positions, count, bound, self._has_padding
+            )
+        cl_loss = torch.zeros_like(loss)
+        total = loss / (self.groups * (self.group_part // self.micro))
+        if d_cls:
+            total = total + (cls * d_cls[0]).sum()
+        elif self.model.contrastive_head is not None:
+            cl_loss = self._contrastive_loss(cls)
+            total = total + self._weight * cl_loss
+        total.backward()
+        return torch.stack((loss.detach(), accuracy.detach(), cl_loss.detach()))
 
     def _contrastive_loss(
         self,
@@ -215,6 +235,14 @@ def _compile(module: nn.Module, mode: str) -> Any:
     """
     options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
     return torch.compile(module, fullgraph=True, dynamic=False, options=options)
+
+
+def max_masked(mask: MaskConfig, shape: tuple[int, ...]) -> int:
+    """A bound on the masked tokens of clips (B, T, H, W) that the host knows beforehand."""
+    clips, *grid = shape
+    # Six deviations of the mean over the clips, as a clip's share varies by about 0.1.
+    share = expected_ratio(mask, (grid[0], grid[1], grid[2])) + 0.6 * clips**-0.5
+    return math.ceil(min(share, 1.0) * math.prod(shape))
 
 
 def expected_ratio(mask: MaskConfig, grid: tuple[int, int, int]) -> float:

@@ -17,6 +17,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,8 +33,9 @@ from vimpac.presets import NUM_TOKENS, PAD_TOKEN
 from vimpac.train import checkpoint as ckpt
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World, join_world
+from vimpac.train.graph import Graphed
 from vimpac.train.logging import RunLog
-from vimpac.train.optim import clip_gradients, lr_at, make_optimizer, set_lr
+from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import to_yaml
 from vimpac.train.step import METRICS, PretrainStep
 
@@ -80,7 +82,7 @@ def pretrain(
     config.check()
     store = open_store(config.data)
     with join_world(config.device) as world:
-        config.check(world.size)
+        config.check(world.size, world.device.type)
         return Pretraining(config, store, world).run(resume, stop, quiet)
 
 
@@ -129,6 +131,8 @@ class Pretraining:
         except ValueError as error:
             raise UsageError(f"model: {error}") from None
         self.optimizer = make_optimizer(self.model, config.optim)
+        make_update = partial(update, self.model, self.optimizer, config.optim)
+        self.update = Graphed(make_update) if config.graph else make_update
         span = (config.clips.frames - 1) * config.clips.frame_stride + 1
         has_padding = int(store.frames.min()) < span
         self.step = PretrainStep(self.model, config, world, has_padding=has_padding)
@@ -171,11 +175,8 @@ class Pretraining:
         since, start, record = self.done, time.perf_counter(), dict[str, float]()
         while self.done < self.steps:
             lr = lr_at(self.done, self.steps, optim)
-            set_lr(self.optimizer, lr)
             metrics = self._gradients(micro_batches)
-            norm = clip_gradients(self.model, optim.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            norm = self.update(torch.full((), lr, device=self.world.device))
             sums += torch.cat([metrics, norm[None]])
             self.done += 1
             log.step(self.done)
