@@ -64,7 +64,8 @@ LARGE = Shape("large", 16, 10, 32, 32, 16, 64)
 LARGE_HALF = Shape("large_half", 16, 10, 32, 32, 16, 32)
 PER_GPU = Shape("published batch", 2, 5, 16, 16, 8, 64)  # the paper's clips per GPU
 LAPTOP = Shape("small", 4, 5, 16, 16, 8, 64)
-SHAPES = {"cuda": (SMALL, LARGE, LARGE_HALF, PER_GPU), "cpu": (LAPTOP, PER_GPU)}
+LARGE_SLICE = Shape("large slice", 1, 10, 32, 32, 2, 64)  # one clip, 2 of its 16 heads
+SHAPES = {"cuda": (SMALL, LARGE, LARGE_HALF, PER_GPU), "cpu": (LAPTOP,)}
 
 
 def axial_attention_bytes(shape: Shape, itemsize: int) -> tuple[int, int]:
@@ -114,18 +115,39 @@ def impls(op: str, device: str) -> list[str]:
     return [i for i in vimpac_kernels.available_impls(op) if i not in other]
 
 
-def median_ms(run: Callable[[], Any], device: str, budget_s: float = 1.0) -> float:
-    """Median time of `run` in milliseconds: 3 warm-up calls, then 5 to 200 with cold caches."""
-    for _ in range(3):
-        run()
+def median_ms(
+    run: Callable[..., Any],
+    device: str,
+    *,
+    prepare: Callable[[], Any] | None = None,
+    budget_s: float = 0.5,
+) -> float:
+    """Median time of a call in milliseconds: up to 3 warm-up calls, 3 to 200 with cold caches.
+
+    Args:
+        run: What is timed.
+        device: "cpu" or "cuda".
+        prepare: Makes the argument of `run` before each call, untimed; None: there is none.
+        budget_s: Seconds after which no call starts that is not needed; warm-up has as many.
+    """
     flush = torch.empty(64 * 2**20 if device == "cuda" else 8 * 2**20, dtype=torch.int32)
     flush = flush.to(device)  # larger than the last-level cache of any GPU; a CPU's mid-level
-    times: list[float] = []
-    end = time.perf_counter() + budget_s
-    while len(times) < 5 or (len(times) < 200 and time.perf_counter() < end):
+    clock = _event_ms if device == "cuda" else _wall_ms
+
+    def once() -> float:
+        arguments = () if prepare is None else (prepare(),)
         flush.zero_()
-        times.append(_event_ms(run) if device == "cuda" else _wall_ms(run))
-    return statistics.median(times)
+        return clock(lambda: run(*arguments))
+
+    def repeat(least: int, most: int) -> list[float]:
+        times: list[float] = []
+        end = time.perf_counter() + budget_s
+        while len(times) < least or (len(times) < most and time.perf_counter() < end):
+            times.append(once())
+        return times
+
+    repeat(1, 3)
+    return statistics.median(repeat(3, 200))
 
 
 def _event_ms(run: Callable[[], Any]) -> float:

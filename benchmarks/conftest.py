@@ -11,7 +11,6 @@ import pytest
 import torch
 
 _rows: dict[str, list[common.Row]] = {}
-_failed: set[str] = set()
 
 
 @dataclass
@@ -69,17 +68,22 @@ class Bench:
             peak,
         )
         self.benchmark.extra_info.update(vars(row))
-        self.benchmark.pedantic(forward, rounds=3)
+        self.benchmark.pedantic(forward)
         _rows.setdefault(op, []).append(row)
         return row
 
     def _backward_ms(self, forward: Callable[[], Any], inputs: Sequence[torch.Tensor]) -> float:
-        out = forward()
-        out = out[0] if isinstance(out, tuple) else out
-        grad = torch.ones_like(out)
-        return common.median_ms(
-            lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True), self.device
-        )
+        # Every backward has its own graph: a compiled one may reuse what the forward saved.
+        def prepare() -> tuple[torch.Tensor, torch.Tensor]:
+            out = forward()
+            out = out[0] if isinstance(out, tuple) else out
+            return out, torch.ones_like(out)
+
+        def backward(outputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+            out, grad = outputs
+            torch.autograd.grad(out, inputs, grad)
+
+        return common.median_ms(backward, self.device, prepare=prepare)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
