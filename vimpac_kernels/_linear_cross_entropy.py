@@ -276,7 +276,7 @@ def _run_bwd(
         live = torch.arange(len(positions), device=index.device) < count
         index = torch.where(live, index, rows)
     full = dinput.new_zeros((rows + 1, dinput.shape[1]), dtype=dtype)
-    return full.index_copy_(0, index, _scaled(dinput, scale, dtype))[:rows].clone()
+    return full.index_copy_(0, index, _scaled(dinput, scale, dtype))[:rows]
 
 
 def _fake_bwd(
