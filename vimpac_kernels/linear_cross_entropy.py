@@ -52,7 +52,8 @@ def linear_cross_entropy(
         target: (...), int32 or int64 in [0, V), or `ignore_index`.
         linear_bias: (V,), dtype of `linear_weight`.
         positions: (capacity,) int32, distinct rows of the flattened input: only the rows
-            positions[:count] are predicted. `mask_tokens` returns it.
+            positions[:count] are predicted. `mask_tokens` returns it. A GPU multiplies all of
+            them, as it does not wait for the count: pass positions[:bound] where you know one.
         count: 0-d int32 on the device, read there; None takes all positions.
         reduction: "mean" over the targets that count, "sum", or "none": one loss per row.
         ignore_index: Targets equal to it do not count.
