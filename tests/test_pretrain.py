@@ -1,5 +1,6 @@
 """A run can be killed, moved to other ranks and to another shape, and stops when it breaks."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,12 +16,14 @@ from vimpac import cli
 from vimpac.data.layout import StoreMeta
 from vimpac.data.store import TokenStoreWriter
 from vimpac.errors import UsageError, VimpacError
+from vimpac.train.batches import open_store
 from vimpac.train.checkpoint import list_checkpoints, load_checkpoint
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World
 from vimpac.train.logging import read_log
 from vimpac.train.overrides import load_config
-from vimpac.train.trainer import Pretraining, open_store, pretrain
+from vimpac.train.stopping import Interrupted
+from vimpac.train.trainer import Pretraining, pretrain
 
 SETTINGS = (
     "model.dropout=0.1",
@@ -34,6 +37,7 @@ SETTINGS = (
     "run.tensorboard=false",
     "device=cpu",
 )
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +77,7 @@ def _program(store: Path, out: Path, *more: str) -> list[str]:
 def whole_run(store, tmp_path_factory) -> Path:
     """The run that nothing interrupts."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(_program(store, out), check=True, env=environment, capture_output=True)
+    subprocess.run(_program(store, out), check=True, env=ENVIRONMENT, capture_output=True)
     return out
 
 
@@ -92,17 +95,30 @@ def _losses(out: Path) -> list[tuple[float, ...]]:
     return [(r["mask_loss"], r["cl_loss"], r["grad_norm"]) for r in read_log(out / "log.jsonl")]
 
 
-def test_kill_and_resume_is_bit_exact(store, whole_run, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        _program(store, tmp_path), env=environment, stderr=subprocess.DEVNULL
-    )
-    log = tmp_path / "log.jsonl"
+def _start(*command: str) -> subprocess.Popen:
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(process: subprocess.Popen, log: Path, steps: int) -> None:
+    """Until so many steps stand in the log, or the process has ended."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(read_log(log)) >= 12:
+        if log.exists() and len(read_log(log)) >= steps:
             break
         time.sleep(0.005)
+
+
+def _check_same_run(out: Path, whole_run: Path) -> None:
+    """The parameters, losses and log are those of the run that nothing interrupted."""
+    finals = [load_checkpoint(folder / "checkpoints/step-00000020") for folder in (whole_run, out)]
+    assert _same(finals[0], finals[1])
+    assert _losses(out) == _losses(whole_run)
+    assert [record["step"] for record in read_log(out / "log.jsonl")] == list(range(1, 21))
+
+
+def test_kill_and_resume_is_bit_exact(store, whole_run, tmp_path):
+    process = _start(*_program(store, tmp_path))
+    _wait_for(process, tmp_path / "log.jsonl", 12)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list_checkpoints(tmp_path / "checkpoints")[-1].name in (
@@ -110,11 +126,61 @@ def test_kill_and_resume_is_bit_exact(store, whole_run, tmp_path):
         "step-00000015",
     )
     resumed = _program(store, tmp_path, "--resume", "auto")
-    subprocess.run(resumed, check=True, env=environment, capture_output=True)
-    finals = [load_checkpoint(out / "checkpoints/step-00000020") for out in (whole_run, tmp_path)]
-    assert _same(finals[0], finals[1])
-    assert _losses(tmp_path) == _losses(whole_run)
-    assert [record["step"] for record in read_log(log)] == list(range(1, 21))
+    subprocess.run(resumed, check=True, env=ENVIRONMENT, capture_output=True)
+    _check_same_run(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_run_after_the_step_and_resume_is_bit_exact(
+    store, whole_run, tmp_path, number
+):
+    before = signal.getsignal(number)
+
+    def interrupt() -> bool:
+        if len(read_log(tmp_path / "log.jsonl")) == 6:  # in the seventh step
+            signal.raise_signal(number)
+        return False
+
+    with pytest.raises(Interrupted) as error:
+        pretrain(_config(store, tmp_path), stop=interrupt)
+    last = tmp_path / "checkpoints/step-00000007"
+    message = f"stopped by {number.name} after step 7: {last} is written, --resume auto continues"
+    assert str(error.value) == message and error.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    pretrain(_config(store, tmp_path), resume="auto")
+    _check_same_run(tmp_path, whole_run)
+
+
+def _find_worker(marker: str, rank: int) -> int:
+    """The id of the process of a rank that torchrun started with an environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+            if {marker, f"RANK={rank}"} <= {*words}:
+                return int(folder.name)
+    raise AssertionError("the worker has gone")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monkeypatch, number):
+    """A killed one cannot answer: the other says where the last checkpoint is."""
+    monkeypatch.setitem(ENVIRONMENT, "VIMPAC_TEST", str(tmp_path))
+    words = _program(store, tmp_path, "optim.steps=100000")[1:]
+    process = _start(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words)
+    _wait_for(process, tmp_path / "log.jsonl", 7)
+    os.kill(_find_worker(f"VIMPAC_TEST={tmp_path}", rank=1), number)
+    start = time.monotonic()
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and time.monotonic() - start < 60
+    last = list_checkpoints(tmp_path / "checkpoints")[-1]
+    step = load_checkpoint(last)[1]["step"]
+    if number == signal.SIGKILL:
+        assert "process 0 lost contact with another one after step" in error
+        assert f"the last checkpoint is {last}, --resume auto continues" in error
+        assert step >= 5 and step % 5 == 0
+    else:
+        assert f"stopped by SIGTERM after step {step}: {last} is written" in error
+        assert step == read_log(tmp_path / "log.jsonl")[-1]["step"]
 
 
 def test_training_learns(whole_run):
@@ -130,8 +196,7 @@ def test_two_ranks_equal_one(store, tmp_path):
     pretrain(_config(store, tmp_path / "one", *gentle))
     words = _program(store, tmp_path / "two", *gentle)[1:]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
     losses = [np.array(_losses(tmp_path / name))[:, :2] for name in ("one", "two")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 

@@ -79,6 +79,7 @@ class RunConfig:
     save_every: int = 500  # steps between checkpoints
     keep: int = 3  # newest checkpoints that are kept
     tensorboard: bool = True
+    timeout: float = 300.0  # seconds after which a process that others wait for counts as dead
 
 
 @dataclasses.dataclass
@@ -125,6 +126,7 @@ class PretrainConfig:
             "run.log_every": self.run.log_every,
             "run.save_every": self.run.save_every,
             "run.keep": self.run.keep,
+            "run.timeout": self.run.timeout,
         }
         for key, value in positive.items():
             if not value > 0:

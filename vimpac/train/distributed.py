@@ -6,6 +6,7 @@ Everything works the same in a single process, where the collectives do nothing.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -43,18 +44,22 @@ class World:
                     dist.all_reduce(tensor)
                     tensor /= self.size
 
-    def barrier(self) -> None:
-        """Waits for all processes."""
-        if self.size > 1:
-            dist.barrier()
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values; hosts wait for each other, devices do not."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
 
 
 @contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str, timeout: float) -> Iterator[World]:
     """Joins the processes that torchrun started, if it did, and leaves them at the end.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:1".
+        timeout: Seconds after which a process that others wait for is taken for dead.
 
     Yields:
         This process's place and device.
@@ -70,11 +75,18 @@ def join_world(device: str) -> Iterator[World]:
     if not launched:
         yield World(chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield World(chosen, dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    # With a GPU, small tensors of the hosts still travel by gloo, past the queue of the device.
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    yield World(chosen, dist.get_rank(), dist.get_world_size())
+    # Not after an error: leaving waits for the others, one of which may be the cause.
+    dist.destroy_process_group()
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether an error of a collective says that another process is gone."""
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def _pick_device(device: str, local: int | None) -> torch.device:

@@ -29,13 +29,13 @@ from vimpac.heads import VideoClassifier
 from vimpac.presets import PAD_TOKEN, preset
 from vimpac.saved import SETTINGS, load_model
 from vimpac.train import checkpoint as ckpt
+from vimpac.train.batches import open_store
 from vimpac.train.config import FinetuneConfig, PretrainConfig
 from vimpac.train.distributed import join_world
 from vimpac.train.labels import Split, read_labels
 from vimpac.train.logging import RunLog
 from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import load_config, to_yaml
-from vimpac.train.trainer import open_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def finetune(
     config.check()
     out = Path(config.out)
     ckpt.find_checkpoint("none", out / "checkpoints")  # refuses to replace an earlier run
-    with join_world(config.device) as world:
+    with join_world(config.device, config.run.timeout) as world:
         run = Finetuning(config, load_encoder(Path(checkpoint)), world.device)
         out.mkdir(parents=True, exist_ok=True)
         with RunLog(

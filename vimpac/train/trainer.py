@@ -22,22 +22,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.model import Vimpac
-from vimpac.presets import NUM_TOKENS, PAD_TOKEN
 from vimpac.train import checkpoint as ckpt
+from vimpac.train.batches import make_loader, open_store
 from vimpac.train.config import PretrainConfig
-from vimpac.train.distributed import World, join_world
+from vimpac.train.distributed import World, join_world, lost_contact
 from vimpac.train.graph import Graphed
 from vimpac.train.logging import RunLog
 from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import to_yaml
 from vimpac.train.step import METRICS, PretrainStep
+from vimpac.train.stopping import Interrupted, catch_signals
+
+STOP = 1  # what `stop` asks for, among the numbers of signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def pretrain(
     Args:
         config: The run.
         resume: "none", "auto" (the newest checkpoint, if any) or a checkpoint's directory.
-        stop: Asked after every step; true ends the run early, with a checkpoint. In one process.
+        stop: Asked after every step; true ends the run early, with a checkpoint.
         quiet: Print nothing.
 
     Returns:
@@ -77,38 +78,14 @@ def pretrain(
 
     Raises:
         UsageError: The configuration does not fit the store, the machine or the checkpoint.
-        VimpacError: The loss is not finite, or a file is damaged.
+        Interrupted: SIGTERM or SIGINT came; a checkpoint was written after the step in hand.
+        VimpacError: The loss is not finite, a file is damaged, or another process was lost.
     """
     config.check()
     store = open_store(config.data)
-    with join_world(config.device) as world:
+    with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
         return Pretraining(config, store, world).run(resume, stop, quiet)
-
-
-def open_store(path: str) -> TokenStore:
-    """Opens a token store that the model can read.
-
-    Args:
-        path: The store's directory.
-
-    Returns:
-        The store.
-
-    Raises:
-        UsageError: No path was given, or the store has ids the model does not know.
-    """
-    if not path:
-        raise UsageError("data= is missing: give a token store (see `vimpac tokenize`)")
-    store = TokenStore(path)
-    if store.meta.vocab_size > NUM_TOKENS:
-        raise UsageError(
-            f"{path} has {store.meta.vocab_size} token ids, the model has {NUM_TOKENS}: "
-            "tokenise with another tokenizer"
-        )
-    if not len(store):
-        raise UsageError(f"{path} holds no video: tokenise some")
-    return store
 
 
 class Pretraining:
@@ -143,7 +120,7 @@ class Pretraining:
             world_size=world.size,
             seed=config.seed,
         )
-        self.loader = self._make_loader(store)
+        self.loader = make_loader(store, self.sampler, config, self.step.micro, world.device)
         epoch_steps = len(store) / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
         self.done = 0
@@ -157,21 +134,28 @@ class Pretraining:
         if self.world.is_main:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-        with RunLog(
+        log = RunLog(
             self.out,
             steps=self.steps,
             done=self.done,
             active=self.world.is_main,
             tensorboard=self.config.run.tensorboard,
             quiet=quiet,
-        ) as log:
+        )
+        with log, catch_signals() as caught:
             log.say(self._headline(path))
-            return self._train(log, stop, path)
+            try:
+                return self._train(log, lambda: max(STOP * stop(), caught()), path)
+            except RuntimeError as error:
+                if not lost_contact(error):
+                    raise
+                raise VimpacError(self._loss_of_contact(error)) from error
 
-    def _train(self, log: RunLog, stop: Callable[[], bool], path: Path | None) -> Result:
+    def _train(self, log: RunLog, asked: Callable[[], int], path: Path | None) -> Result:
         run, optim = self.config.run, self.config.optim
         micro_batches = iter(self.loader)
         sums = torch.zeros(len(METRICS) + 1, device=self.world.device)
+        request = 0
         since, start, record = self.done, time.perf_counter(), dict[str, float]()
         while self.done < self.steps:
             lr = lr_at(self.done, self.steps, optim)
@@ -180,7 +164,8 @@ class Pretraining:
             sums += torch.cat([metrics, norm[None]])
             self.done += 1
             log.step(self.done)
-            last = self.done == self.steps or stop()
+            request = self.world.largest(asked())
+            last = request > 0 or self.done == self.steps
             save = last or self.done % run.save_every == 0
             if save or self.done % run.log_every == 0:
                 record = self._record(sums / (self.done - since), since, start, path)
@@ -194,6 +179,9 @@ class Pretraining:
                 break
         if path is None:
             raise UsageError("optim.steps leaves nothing to do")
+        if request > STOP:
+            message = f"after step {self.done}: {path} is written, --resume auto continues"
+            raise Interrupted(request, message)
         return Result(self.out, self.done, path, record)
 
     def _gradients(self, micro_batches: Iterator[Tensor]) -> Tensor:
@@ -237,26 +225,6 @@ class Pretraining:
             "data_wait": self.wait / seconds,
         }
 
-    def _make_loader(self, store: TokenStore) -> DataLoader:
-        clips = self.config.clips
-        dataset = ClipDataset(
-            store,
-            num_frames=clips.frames,
-            frame_stride=clips.frame_stride,
-            max_distance=clips.max_distance,
-            variant=clips.variant,
-            pad_token=PAD_TOKEN,
-            seed=self.config.seed,
-        )
-        return DataLoader(
-            dataset,
-            batch_size=self.step.micro,
-            sampler=self.sampler,
-            num_workers=clips.workers,
-            prefetch_factor=clips.prefetch if clips.workers else None,
-            pin_memory=self.world.device.type == "cuda",
-        )
-
     def _headline(self, path: Path | None) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
         begin = f"resumed from {path}" if path else "from the beginning"
@@ -264,6 +232,14 @@ class Pretraining:
             f"{self.config.model.name} {self.config.model.layout}, {parameters:,} parameters, "
             f"grid {'x'.join(map(str, self.grid))}, {self.sampler.num_videos} videos, "
             f"{self.steps} steps on {self.world.size} x {self.world.device.type}, {begin}"
+        )
+
+    def _loss_of_contact(self, error: RuntimeError) -> str:
+        checkpoints = ckpt.list_checkpoints(self.out / "checkpoints")
+        last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint yet"
+        return (
+            f"process {self.world.rank} lost contact with another one after step {self.done}, "
+            f"which died or hangs ({str(error).splitlines()[0]}); {last}, --resume auto continues"
         )
 
     def _save(self) -> Path:

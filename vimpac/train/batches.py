@@ -1,0 +1,86 @@
+"""What a run reads: the token store, and micro-batches of it in the order of the sampler."""
+
+from __future__ import annotations
+
+import signal
+
+import torch
+from torch.utils.data import DataLoader
+
+from vimpac.data.clips import ClipDataset
+from vimpac.data.sampler import ResumableSampler
+from vimpac.data.store import TokenStore
+from vimpac.errors import UsageError
+from vimpac.presets import NUM_TOKENS, PAD_TOKEN
+from vimpac.train.config import PretrainConfig
+
+
+def open_store(path: str) -> TokenStore:
+    """Opens a token store that the model can read.
+
+    Args:
+        path: The store's directory.
+
+    Returns:
+        The store.
+
+    Raises:
+        UsageError: No path was given, or the store has ids the model does not know.
+    """
+    if not path:
+        raise UsageError("data= is missing: give a token store (see `vimpac tokenize`)")
+    store = TokenStore(path)
+    if store.meta.vocab_size > NUM_TOKENS:
+        raise UsageError(
+            f"{path} has {store.meta.vocab_size} token ids, the model has {NUM_TOKENS}: "
+            "tokenise with another tokenizer"
+        )
+    if not len(store):
+        raise UsageError(f"{path} holds no video: tokenise some")
+    return store
+
+
+def make_loader(
+    store: TokenStore,
+    sampler: ResumableSampler,
+    config: PretrainConfig,
+    micro: int,
+    device: torch.device,
+) -> DataLoader:
+    """Micro-batches (micro, 2, T, H, W) of two clips per video, without end, in pinned memory.
+
+    Args:
+        store: The videos.
+        sampler: Their order.
+        config: The run.
+        micro: Videos of a micro-batch.
+        device: Where they will go.
+
+    Returns:
+        The loader.
+    """
+    clips = config.clips
+    dataset = ClipDataset(
+        store,
+        num_frames=clips.frames,
+        frame_stride=clips.frame_stride,
+        max_distance=clips.max_distance,
+        variant=clips.variant,
+        pad_token=PAD_TOKEN,
+        seed=config.seed,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=micro,
+        sampler=sampler,
+        num_workers=clips.workers,
+        prefetch_factor=clips.prefetch if clips.workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_outlive_signals,
+    )
+
+
+def _outlive_signals(worker: int) -> None:
+    """A terminal or SLURM signals every process, but the step in hand still needs its data."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
