@@ -77,6 +77,8 @@ __global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<kOctets, kBlocks>)
         keep_bits(p, tile, u.head, m, keep);
         drop(s, keep, keep_scale);
       }
+      if (m == 0) // late, so that the scores hide the loads of v
+        v.turn();
       Fragment weights[kTiles];
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)

@@ -148,6 +148,7 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
         dq.store(d, m, b);
       }
     }
+    q.turn(), dy.turn();
 #pragma unroll(kHeld ? kBlocks : 1)
     for (int b = 0; b < kBlocks; ++b)
 #pragma unroll(kHeld ? kTiles : 1)

@@ -41,6 +41,7 @@ class Operand {
   int64_t stride_;
   const int* rows_; // of this lane: entry 8 o, row of the sequence or -1
   Chunk held_[kHeldOctets][kBlocks];
+  bool turned_ = false; // known when compiling: the loops over held operands are unrolled
 
   __device__ __forceinline__ Chunk read(int octet, int block) const {
     const int row = rows_[8 * octet];
@@ -62,6 +63,19 @@ public:
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b)
           held_[o][b] = read(o, b);
+      turned_ = false;
+    }
+  }
+
+  // Transposes what is held, once for all uses: from here on only columns() may be asked for.
+  __device__ __forceinline__ void turn() {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o)
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b)
+          held_[o][b] = transpose(held_[o][b]);
+      turned_ = true;
     }
   }
 
@@ -77,7 +91,8 @@ public:
   __device__ __forceinline__ Chunk columns(int octet, int block) const {
     if (kHeld && octet >= kOctets)
       return Chunk{};
-    return transpose((*this)(octet, block));
+    const Chunk chunk = (*this)(octet, block);
+    return turned_ ? chunk : transpose(chunk);
   }
 };
 
