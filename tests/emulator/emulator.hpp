@@ -17,6 +17,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#undef __forceinline__ // instrumented code is slow to compile: not a copy of it in every caller
+#define __forceinline__ inline
+#endif
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #undef __shared__
