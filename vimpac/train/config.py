@@ -92,6 +92,7 @@ class PretrainConfig:
     device: str = "auto"  # auto: cuda if there is one, else cpu
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: Literal["none", "default", "max-autotune"] = "none"
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds all parameters, or a share
     graph: bool = False  # replay CUDA graphs: pays where launching takes longer than computing
     activation_checkpointing: bool = False  # keep a layer's input only, run it again in backward
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -138,6 +139,8 @@ class PretrainConfig:
                 f"batch.videos={batch.videos} must be a multiple of "
                 f"batch.contrastive={batch.contrastive}"
             )
+        if self.parallel == "fsdp" and self.compile != "none":
+            raise UsageError("parallel=fsdp gathers parameters between layers: take compile=none")
         if self.graph:
             self._check_graph(world_size, device_type)
         part = batch.contrastive // world_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vimpac.train.config import OptimConfig
 
@@ -105,6 +106,8 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
         The norm before scaling, 0-d, on the device: reading it would wait for the GPU.
     """
     norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if largest > 0:
         nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
     return norm

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
 from vimpac.data.random import words
 from vimpac.model import Vimpac
@@ -34,6 +34,7 @@ from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
 from vimpac.train.config import MaskConfig, PretrainConfig
 from vimpac.train.distributed import World
 from vimpac.train.graph import Graphed
+from vimpac.train.parallel import averaging, parallelise
 from vimpac_kernels import MaskedTokens, mask_tokens
 
 DROPOUT = 3  # stream of `vimpac.data.random` beside its ORDER and CLIPS
@@ -42,7 +43,7 @@ METRICS = ("mask_loss", "mask_accuracy", "cl_loss")
 
 
 class MaskedTokenModel(nn.Module):
-    """What DistributedDataParallel wraps: everything but the contrastive head.
+    """What is made parallel as one module: everything but the contrastive head.
 
     Args:
         model: The model, whose encoder and token head become submodules.
@@ -66,7 +67,16 @@ class MaskedTokenModel(nn.Module):
         tokens = self.token_head(
             hidden, labels, positions=positions, count=count, max_masked=max_masked
         )
-        return tokens.loss, tokens.accuracy, hidden[:, 0]
+        # A copy: FSDP2 hooks what it returns, and a view of the hidden states could lose the hook.
+        return tokens.loss, tokens.accuracy, hidden[:, 0].clone()
+
+    def encode(
+        self,
+        inputs: Tensor,  # (B, T, H, W), masked
+        has_padding: bool,
+    ) -> Tensor:
+        """Returns the [CLS] vectors (B, D)."""
+        return self.encoder(inputs, has_padding=has_padding)[:, 0]
 
 
 class PretrainStep:
@@ -89,11 +99,14 @@ class PretrainStep:
         self._weight = config.loss.alpha / self.groups  # of a group's contrastive loss
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
-        self._forward: Any = MaskedTokenModel(model)
-        if config.compile != "none":
-            self._forward = _compile(self._forward, config.compile)
-        if world.size > 1:
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False)
+        self._module = MaskedTokenModel(model)
+        compiled = config.compile != "none"
+        self._forward = parallelise(
+            _compile(self._module, config.compile) if compiled else self._module,
+            model,
+            config,
+            world,
+        )
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
         self._read_count = world.device.type == "cpu"  # elsewhere it would wait for the device
         self.encode: Callable[..., Tensor] = self._encode
@@ -128,13 +141,13 @@ class PretrainStep:
         metrics = torch.zeros(len(METRICS), device=self.world.device)
         for i, (part, clip) in enumerate(zip(masked, clips, strict=True)):
             extra = d_cls[i : i + 1] if cached else ()
-            with self._averaging(is_last and i + 1 == len(clips)):
+            with averaging(self._forward, is_last and i + 1 == len(clips)):
                 self._seed_dropout(clip)
                 metrics += self.learn(part.inputs, part.positions, part.count, tokens[i], *extra)
         metrics /= len(parts)
         if cached:
             metrics[2] += cl_loss
-        if is_last and head is not None:
+        if is_last and head is not None and not isinstance(head, FSDPModule):
             self.world.average_(p.grad for p in head.parameters())
         return metrics
 
@@ -163,7 +176,7 @@ class PretrainStep:
     ) -> Tensor:
         """[CLS] of one micro-batch, (B, D), at least fp32."""
         with self._autocast():
-            cls = self.model.encoder(inputs, has_padding=self._has_padding)[:, 0]
+            cls = self._module.encode(inputs, self._has_padding)
         return cls.to(torch.promote_types(cls.dtype, torch.float32))
 
     def _contrast(
@@ -221,10 +234,6 @@ class PretrainStep:
     def _autocast(self) -> AbstractContextManager:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
-
-    def _averaging(self, average: bool) -> AbstractContextManager:
-        """Whether this backward pass averages the gradients over the ranks."""
-        return nullcontext() if average or self.world.size == 1 else self._forward.no_sync()
 
 
 def _compile(module: nn.Module, mode: str) -> Any:

@@ -35,6 +35,7 @@ from vimpac.train.graph import Graphed
 from vimpac.train.logging import RunLog
 from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import to_yaml
+from vimpac.train.parallel import load_whole, whole
 from vimpac.train.step import METRICS, PretrainStep
 from vimpac.train.stopping import Interrupted, catch_signals
 
@@ -85,7 +86,8 @@ def pretrain(
     store = open_store(config.data)
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
-        return Pretraining(config, store, world).run(resume, stop, quiet)
+        path = ckpt.find_checkpoint(resume, Path(config.out) / "checkpoints")
+        return Pretraining(config, store, world, path).run(stop, quiet)
 
 
 class Pretraining:
@@ -95,10 +97,13 @@ class Pretraining:
         config: The run.
         store: The videos.
         world: The processes.
+        path: The checkpoint to continue from, if any.
     """
 
-    def __init__(self, config: PretrainConfig, store: TokenStore, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(
+        self, config: PretrainConfig, store: TokenStore, world: World, path: Path | None = None
+    ) -> None:
+        self.config, self.world, self.path = config, world, path
         self.out = Path(config.out)
         self.grid = (config.clips.frames, store.meta.height, store.meta.width)
         torch.manual_seed(config.seed)  # the same initial parameters on every rank
@@ -107,12 +112,6 @@ class Pretraining:
             self.model = Vimpac.from_preset(**settings, grid=self.grid).to(world.device)
         except ValueError as error:
             raise UsageError(f"model: {error}") from None
-        self.optimizer = make_optimizer(self.model, config.optim)
-        make_update = partial(update, self.model, self.optimizer, config.optim)
-        self.update = Graphed(make_update) if config.graph else make_update
-        span = (config.clips.frames - 1) * config.clips.frame_stride + 1
-        has_padding = int(store.frames.min()) < span
-        self.step = PretrainStep(self.model, config, world, has_padding=has_padding)
         self.sampler = ResumableSampler(
             len(store),
             global_batch=config.batch.contrastive,
@@ -120,17 +119,26 @@ class Pretraining:
             world_size=world.size,
             seed=config.seed,
         )
-        self.loader = make_loader(store, self.sampler, config, self.step.micro, world.device)
         epoch_steps = len(store) / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
         self.done = 0
         self.wait = 0.0  # seconds since the last record in which the data was not ready
-
-    def run(self, resume: str, stop: Callable[[], bool], quiet: bool) -> Result:
-        """Trains to the end; see `pretrain`."""
-        path = ckpt.find_checkpoint(resume, self.out / "checkpoints")
+        self.optimizer = make_optimizer(self.model, config.optim)
         if path is not None:
             self._restore(path)
+        span = (config.clips.frames - 1) * config.clips.frame_stride + 1
+        has_padding = int(store.frames.min()) < span
+        loaded = self.optimizer.state_dict()
+        self.step = PretrainStep(self.model, config, world, has_padding=has_padding)
+        if config.parallel == "fsdp":  # the parameters are other ones now
+            self.optimizer = make_optimizer(self.model, config.optim)
+            load_whole(self.optimizer, loaded)
+        make_update = partial(update, self.model, self.optimizer, config.optim)
+        self.update = Graphed(make_update) if config.graph else make_update
+        self.loader = make_loader(store, self.sampler, config, self.step.micro, world.device)
+
+    def run(self, stop: Callable[[], bool], quiet: bool) -> Result:
+        """Trains to the end; see `pretrain`."""
         if self.world.is_main:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
@@ -143,15 +151,15 @@ class Pretraining:
             quiet=quiet,
         )
         with log, catch_signals() as caught:
-            log.say(self._headline(path))
+            log.say(self._headline())
             try:
-                return self._train(log, lambda: max(STOP * stop(), caught()), path)
+                return self._train(log, lambda: max(STOP * stop(), caught()))
             except RuntimeError as error:
                 if not lost_contact(error):
                     raise
                 raise VimpacError(self._loss_of_contact(error)) from error
 
-    def _train(self, log: RunLog, asked: Callable[[], int], path: Path | None) -> Result:
+    def _train(self, log: RunLog, asked: Callable[[], int]) -> Result:
         run, optim = self.config.run, self.config.optim
         micro_batches = iter(self.loader)
         sums = torch.zeros(len(METRICS) + 1, device=self.world.device)
@@ -168,21 +176,21 @@ class Pretraining:
             last = request > 0 or self.done == self.steps
             save = last or self.done % run.save_every == 0
             if save or self.done % run.log_every == 0:
-                record = self._record(sums / (self.done - since), since, start, path)
+                record = self._record(sums / (self.done - since), since, start)
                 record["lr"] = lr
                 log.record(record)
                 sums.zero_()
                 since, start, self.wait = self.done, time.perf_counter(), 0.0
             if save:
-                path = self._save()
+                self.path = self._save()
             if last:
                 break
-        if path is None:
+        if self.path is None:
             raise UsageError("optim.steps leaves nothing to do")
         if request > STOP:
-            message = f"after step {self.done}: {path} is written, --resume auto continues"
+            message = f"after step {self.done}: {self.path} is written, --resume auto continues"
             raise Interrupted(request, message)
-        return Result(self.out, self.done, path, record)
+        return Result(self.out, self.done, self.path, record)
 
     def _gradients(self, micro_batches: Iterator[Tensor]) -> Tensor:
         """Accumulates the gradients of one update; returns `METRICS`, (3,) on the device."""
@@ -203,12 +211,15 @@ class Pretraining:
         means: Tensor,  # METRICS and the gradient's norm, (4,)
         since: int,
         start: float,
-        path: Path | None,
     ) -> dict[str, float]:
         """The record of the steps after `since`; the one place that waits for the device."""
         values = dict(zip((*METRICS, "grad_norm"), self.world.mean(means).tolist(), strict=True))
         if not all(math.isfinite(value) for value in values.values()):
-            good = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+            good = (
+                f"the last good checkpoint is {self.path}"
+                if self.path
+                else "there is no checkpoint yet"
+            )
             raise VimpacError(
                 f"the loss is not finite between steps {since + 1} and {self.done} "
                 f"({', '.join(f'{k} {v:.4g}' for k, v in values.items())}); {good}; "
@@ -225,9 +236,9 @@ class Pretraining:
             "data_wait": self.wait / seconds,
         }
 
-    def _headline(self, path: Path | None) -> str:
+    def _headline(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
-        begin = f"resumed from {path}" if path else "from the beginning"
+        begin = f"resumed from {self.path}" if self.path else "from the beginning"
         return (
             f"{self.config.model.name} {self.config.model.layout}, {parameters:,} parameters, "
             f"grid {'x'.join(map(str, self.grid))}, {self.sampler.num_videos} videos, "
@@ -235,25 +246,26 @@ class Pretraining:
         )
 
     def _loss_of_contact(self, error: RuntimeError) -> str:
-        checkpoints = ckpt.list_checkpoints(self.out / "checkpoints")
-        last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint yet"
+        found = ckpt.list_checkpoints(self.out / "checkpoints")  # the main process may have died
+        last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
         return (
             f"process {self.world.rank} lost contact with another one after step {self.done}, "
             f"which died or hangs ({str(error).splitlines()[0]}); {last}, --resume auto continues"
         )
 
     def _save(self) -> Path:
-        """Writes a checkpoint on the main process; the others return at once."""
+        """Writes a checkpoint on the main process; the others only bring their shards."""
         folder = self.out / "checkpoints"
+        model, optimizer = whole(self.model.state_dict()), whole(self.optimizer.state_dict())
         if not self.world.is_main:
             return folder / f"step-{self.done:08d}"
         return ckpt.save_checkpoint(
             folder,
             self.done,
-            model=self.model.state_dict(),
+            model=model,
             state={
                 "step": self.done,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "sampler": self.sampler.state_dict(),
                 "grid": list(self.grid),
             },

@@ -1,0 +1,93 @@
+"""Several processes, one set of gradients: DDP holds all parameters in each, FSDP2 a share.
+
+Checkpoints do not show it: they hold whole tensors, so a run continues with another number of
+processes, or the other way round. To load one, the model is filled whole and then sharded.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+from vimpac.model import Vimpac
+from vimpac.train.config import PretrainConfig
+from vimpac.train.distributed import World
+
+
+def parallelise(module: nn.Module, model: Vimpac, config: PretrainConfig, world: World) -> Any:
+    """Makes backward average the gradients over the processes.
+
+    Args:
+        module: The encoder and the token head, with methods `forward` and `encode`.
+        model: The model they belong to; its contrastive head is called by itself.
+        config: The run.
+        world: The processes.
+
+    Returns:
+        What to call in place of `module`.
+    """
+    if world.size == 1:
+        return module
+    if config.parallel == "ddp":
+        return DistributedDataParallel(module, broadcast_buffers=False)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    policy = MixedPrecisionPolicy()
+    if config.precision == "bf16" and world.device.type == "cuda":
+        # Autocast computes the layers in bf16 anyway; embeddings and heads stay fp32, as without.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for layer in model.encoder.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh)
+    register_fsdp_forward_method(module, "encode")
+    if model.contrastive_head is not None:
+        fully_shard(model.contrastive_head, mesh=mesh)
+    return module
+
+
+def averaging(module: nn.Module, average: bool) -> AbstractContextManager:
+    """Whether the backward passes inside average the gradients, or keep them for later."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(average)
+    elif isinstance(module, DistributedDataParallel) and not average:
+        return module.no_sync()
+    return nullcontext()
+
+
+def whole(state: Any) -> Any:
+    """A state dict with whole tensors in place of shards; every process must call it."""
+    return tree_map(lambda x: x.full_tensor() if isinstance(x, DTensor) else x, state)
+
+
+def load_whole(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads an optimiser's whole state dict, of which each process keeps its shards.
+
+    Args:
+        optimizer: Of the sharded parameters.
+        state: From the `state_dict()` of an optimiser of the same parameters, before sharding.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def share(parameter: Tensor, value: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+            return value  # one process, or the number of updates
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(value, mesh, placements, src_data_rank=None)
+
+    shards = {
+        number: {name: share(parameters[number], x) for name, x in values.items()}
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": shards})
