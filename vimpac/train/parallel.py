@@ -42,7 +42,7 @@ def parallelise(module: nn.Module, model: Vimpac, config: PretrainConfig, world:
     if world.size == 1:
         return module
     if config.parallel == "ddp":
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        return DistributedDataParallel(module)
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy()
     if config.precision == "bf16" and world.device.type == "cuda":

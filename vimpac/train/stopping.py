@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT end a run after the step in hand; a second one ends it at once."""
+"""SIGTERM and SIGINT end a run after the step in hand; where one process runs, a second at once.
+
+Many processes get more than one, from the terminal or SLURM and again from torchrun, which also
+ends the slow ones: it kills what still runs after half a minute.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,11 @@ class Interrupted(VimpacError):
 
 
 @contextmanager
-def catch_signals() -> Iterator[Callable[[], int]]:
+def catch_signals(*, only_first: bool) -> Iterator[Callable[[], int]]:
     """Notes SIGTERM and SIGINT instead of dying of them.
+
+    Args:
+        only_first: Whether a second one does what it would do otherwise.
 
     Yields:
         A function that returns the number of the signal that came, or 0. Outside of the main
@@ -33,7 +40,8 @@ def catch_signals() -> Iterator[Callable[[], int]]:
 
     def note(number: int, _: object) -> None:
         caught[0] = number
-        restore()
+        if only_first:
+            restore()
 
     def restore() -> None:
         for one, handler in before.items():

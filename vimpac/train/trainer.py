@@ -150,7 +150,7 @@ class Pretraining:
             tensorboard=self.config.run.tensorboard,
             quiet=quiet,
         )
-        with log, catch_signals() as caught:
+        with log, catch_signals(only_first=self.world.size == 1) as caught:
             log.say(self._headline())
             try:
                 return self._train(log, lambda: max(STOP * stop(), caught()))
@@ -257,21 +257,24 @@ class Pretraining:
         """Writes a checkpoint on the main process; the others only bring their shards."""
         folder = self.out / "checkpoints"
         model, optimizer = whole(self.model.state_dict()), whole(self.optimizer.state_dict())
-        if not self.world.is_main:
-            return folder / f"step-{self.done:08d}"
-        return ckpt.save_checkpoint(
-            folder,
-            self.done,
-            model=model,
-            state={
+        path = folder / f"step-{self.done:08d}"
+        if self.world.is_main:
+            state = {
                 "step": self.done,
                 "optimizer": optimizer,
                 "sampler": self.sampler.state_dict(),
                 "grid": list(self.grid),
-            },
-            config=to_yaml(self.config),
-            keep=self.config.run.keep,
-        )
+            }
+            path = ckpt.save_checkpoint(
+                folder,
+                self.done,
+                model=model,
+                state=state,
+                config=to_yaml(self.config),
+                keep=self.config.run.keep,
+            )
+        self.world.largest(0)  # torchrun ends all processes with the first one: not before this
+        return path
 
     def _restore(self, path: Path) -> None:
         """Continues from a checkpoint; positions of another grid are interpolated."""
