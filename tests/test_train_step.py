@@ -155,8 +155,8 @@ def test_no_host_reads_notices_them(read):
 class _Replayed(Graphed):
     """Where there is no device: replays run eagerly, read nothing and never change a number."""
 
-    def _warm_up(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self._function(*inputs)
+    def _warm_up(self) -> torch.Tensor:
+        return self._function(*self._inputs)
 
     def _record(self):
         recorded: list[str] = []

@@ -34,22 +34,23 @@ class Graphed:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Returns what the function returns, in memory of the caller's own."""
-        self._calls += 1
-        if self._calls <= WARM_UP:
-            return self._warm_up(*inputs)
-        if self._replay is None:
+        if not self._inputs:
             self._inputs = [x.clone() for x in inputs]
-            self._replay = self._record()
         for static, x in zip(self._inputs, inputs, strict=True):
             static.copy_(x)
+        self._calls += 1
+        if self._calls <= WARM_UP:
+            return self._warm_up()
+        if self._replay is None:
+            self._replay = self._record()
         return self._replay().clone()
 
-    def _warm_up(self, *inputs: Tensor) -> Tensor:
+    def _warm_up(self) -> Tensor:
         """An eager call on a stream of its own, as the default stream cannot be recorded."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            result = self._function(*inputs)
+            result = self._function(*self._inputs)
         current.wait_stream(side)
         return result
 
