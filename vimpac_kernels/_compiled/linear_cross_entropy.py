@@ -7,6 +7,8 @@ from torch import Tensor
 
 from vimpac_kernels._library import cuda_stream, extension
 
+MAX_CLASSES_CUDA = 10_240  # a block of 640 threads holds a row, 16 logits each
+
 
 def row_pass_cuda(
     z: Tensor,  # (m, stride) contiguous, stride a multiple of 8
