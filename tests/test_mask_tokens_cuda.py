@@ -1,10 +1,13 @@
 """What the CUDA kernel of mask_tokens alone can get wrong: blocks waiting on each other, limits."""
 
+import importlib
+
 import pytest
 import torch
 from emulator import build
 
 from vimpac_kernels import _library, mask_tokens
+from vimpac_kernels._compiled.mask_tokens import shared_bytes, shared_limit
 
 pytestmark = pytest.mark.impls("cuda")
 PLANS = {
@@ -37,10 +40,27 @@ def test_more_clips_than_a_look_back_window(impl):
     assert equal(actual, mask_tokens(tokens, impl="reference", **plan))
 
 
-def test_names_the_limit_of_a_clip(impl):
-    tokens = torch.zeros(1, 1, 1, 2**20, dtype=torch.int16, device=impl.device)
-    with pytest.raises(RuntimeError, match="mask_tokens: clips of 1048576 tokens"):
-        mask_tokens(tokens, mask_token=1, seed=1, impl=impl.name)
+def test_a_clip_beyond_shared_memory_goes_elsewhere(impl):
+    most = shared_limit(torch.device(impl.device))
+    cells = (most - 48) // 16 * 16 * 4  # iid: a byte of shared memory for four tokens
+    options = {"mask_token": 1, "strategy": "iid", "ratio": 0.5, "seed": 1}
+    for T, name in ((cells, impl.name), (cells + 1, "auto")):
+        tokens = torch.zeros(1, T, 1, 1, dtype=torch.int16)
+        expected = mask_tokens(tokens, impl="reference", **options)
+        assert equal(mask_tokens(tokens.to(impl.device), impl=name, **options), expected)
+    with pytest.raises(RuntimeError, match=f"bytes of shared memory, a block has {most}"):
+        mask_tokens(tokens.to(impl.device), impl=impl.name, **options)
+
+
+@pytest.mark.parametrize("strategy", PLANS)
+def test_counts_shared_memory_as_the_kernel_does(strategy, impl, monkeypatch):
+    tokens = torch.zeros(1, 3, 1000, 777, dtype=torch.int16, device=impl.device)
+    plan = {"mask_token": 99, "strategy": strategy, "vocab_size": 50, "seed": 5, **PLANS[strategy]}
+    needed = shared_bytes(tokens.shape, strategy, plan.get("num_blocks", 5))
+    module = importlib.import_module("vimpac_kernels.mask_tokens")
+    monkeypatch.setattr(module, "_select", lambda *_: impl.name)
+    with pytest.raises(RuntimeError, match=f"need {needed} bytes of shared memory"):
+        mask_tokens(tokens, **plan)
 
 
 def test_graph_replays_draw_from_the_seed_they_find(impl):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _library, _philox, reference
+from vimpac_kernels._compiled.mask_tokens import shared_bytes, shared_limit
 from vimpac_kernels.reference import MaskedTokens
 
 STRATEGIES = ("block", "iid", "tube")
@@ -77,7 +78,7 @@ def mask_tokens(
         tokens, mask_token, strategy, num_blocks, ratio, pad_token, max_block, noise, noise_unit,
         vocab_size, clip_offset, row_offset,
     )  # fmt: skip
-    chosen = _select(impl, tokens)
+    chosen = _select(impl, tokens, strategy, num_blocks)
     device = tokens.device
     key = _philox.fresh_seed(device) if seed is None else _philox.as_seed(seed, device)
     if chosen == "reference":
@@ -158,13 +159,23 @@ def _check_noise(
         raise ValueError(f"noise needs a vocab_size in [1, 2^31), got {vocab_size}")
 
 
-def _select(impl: str, tokens: Tensor) -> str:
+def _select(impl: str, tokens: Tensor, strategy: str, num_blocks: int) -> str:
     device = tokens.device.type
+
+    def cuda_problem() -> str | None:
+        reason = _library.backend_problem("cuda", "mask_tokens", device)
+        if reason is None:
+            needed = shared_bytes(tokens.shape, strategy, num_blocks)
+            most = shared_limit(tokens.device)
+            if needed > most:
+                reason = f"a clip takes {needed} bytes of shared memory, a block has {most}"
+        return reason
+
     return _library.select(
         "mask_tokens",
         impl,
         [
-            ("cuda", lambda: _library.backend_problem("cuda", "mask_tokens", device)),
+            ("cuda", cuda_problem),
             ("triton", lambda: _library.backend_problem("triton", "mask_tokens", device)),
             ("cpu", lambda: _library.backend_problem("cpu", "mask_tokens", device)),
             ("reference", lambda: None),
