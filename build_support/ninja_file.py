@@ -83,7 +83,7 @@ class NinjaFile:
         flags = (
             f"-std=c++17 -O3 -I{_quote(self.root / 'csrc')} -ccbin {self.cxx}"
             f" -Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden -Werror=all-warnings"
-            f" -Xfatbin=-compress-all {' '.join(nvcc.gencode)}"
+            f" -Xfatbin=-compress-all --threads=0 {' '.join(nvcc.gencode)}"
         )
         for source in sorted(self.root.glob("csrc/cuda/*.cu")):
             objects.append(self._object("nvcc", source, f"cuda/{source.stem}.o", flags))
