@@ -2,8 +2,9 @@
 
     python benchmarks/report.py
 
-Rewrites what stands between the two `results` comments of README.md, and docs/*.png. An op's
-speed-up is against the fastest other candidate of the same shape, forward and backward together.
+Rewrites what stands between the `results` and the `learning` comments of README.md, and docs/*.png.
+An op's speed-up is against the fastest other candidate of the same shape, forward and backward
+together.
 """
 
 from __future__ import annotations
@@ -175,10 +176,57 @@ def _plot_phases(axis: Any, rows: list[dict[str, Any]]) -> None:
     axis.legend(handles[::-1], names[::-1], fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
+def learning_tables(results: dict[str, Any]) -> list[str]:
+    """Markdown: what linear probes read off [CLS], and what the losses came to."""
+    rows, chance = results["rows"], results["chance"]
+
+    def percent(values: list[float]) -> str:
+        low, high = 100 * min(values), 100 * max(values)
+        mean = 100 * sum(values) / len(values)
+        return f"{mean:.1f} %" + (f" ({low:.1f}-{high:.1f})" if len(values) > 1 else "")
+
+    def mean(mask: str, key: str) -> float:
+        return sum(row["training"][mask][key] for row in rows) / len(rows)
+
+    attributes = list(chance["probes"])
+    rule = "|---" * (1 + len(attributes)) + "|"
+    lines = [f"| linear probe on [CLS] | {' | '.join(attributes)} |", rule]
+    for name in rows[0]["probes"]:
+        cells = [percent([row["probes"][name][a] for row in rows]) for a in attributes]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    cells = [percent([chance["probes"][a]]) for a in attributes]
+    lines += [f"| chance | {' | '.join(cells)} |", ""]
+    lines += ["| masks | mask loss | mask accuracy | contrastive loss |", "|---|---|---|---|"]
+    for mask in rows[0]["training"]:
+        accuracy = percent([row["training"][mask]["mask_accuracy"] for row in rows])
+        losses = [f"{mean(mask, key):.2f}" for key in ("mask_loss", "cl_loss")]
+        lines.append(f"| {mask} | {losses[0]} | {accuracy} | {losses[1]} |")
+    commonest = percent([row["commonest"] for row in rows])
+    losses = [f"{chance[key]:.2f}" for key in ("mask_loss", "cl_loss")]
+    lines.append(f"| chance | {losses[0]} | {commonest}, the commonest token | {losses[1]} |")
+    environment, settings = results["environment"], results["settings"]
+    seeds = f"mean (lowest-highest) of {len(rows)} seeds" if len(rows) > 1 else "one seed"
+    minutes = sum(row["cpu_minutes"] for row in rows) / len(rows)
+    said = (
+        f"{settings['steps']} steps on {settings['videos']} videos; {seeds}, each "
+        f"{minutes:.0f} CPU minutes on {environment['device']}, {environment['date']}: "
+        f"`{results['command']}`"
+    )
+    return [*lines, "", said]
+
+
+def _fill(text: str, marker: str, content: list[str]) -> str:
+    """Replaces what stands between two comments."""
+    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    inner = "\n".join([begin, *content, end])
+    return re.sub(f"{begin}.*{end}", lambda _: inner, text, flags=re.DOTALL)
+
+
 def main() -> None:
     """Reads every result file, writes README.md and docs/*.png."""
     parts: list[str] = []
-    for file in sorted(RESULTS.glob("*.json")):
+    learning = RESULTS / "learning.json"
+    for file in sorted(set(RESULTS.glob("*.json")) - {learning}):
         results = json.loads(file.read_text())
         environment = next(iter(results.values()))["environment"]
         parts.append(
@@ -192,9 +240,10 @@ def main() -> None:
             parts.append("\n".join(step_table(results["train"]["rows"])) + "\n")
             parts.append(f"![speed, memory and phases of a step]({picture})\n")
     readme = ROOT / "README.md"
-    text = "<!-- results -->\n" + "\n".join(parts) + "<!-- /results -->"
-    pattern = r"<!-- results -->.*<!-- /results -->"
-    readme.write_text(re.sub(pattern, lambda _: text, readme.read_text(), flags=re.DOTALL))
+    text = _fill(readme.read_text(), "results", parts)
+    if learning.exists():
+        text = _fill(text, "learning", learning_tables(json.loads(learning.read_text())))
+    readme.write_text(text)
 
 
 if __name__ == "__main__":

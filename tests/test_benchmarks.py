@@ -4,10 +4,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import learning
 import phases
 import report
 
@@ -62,3 +65,19 @@ def test_step_is_compared_with_the_released_one_and_with_the_dense_layout():
         ("| inputs (Table 14)", "ours", "1.00x"),
     ]
     assert cells[3][4] == "2.54x"  # the paper
+
+
+def test_shapes_move_as_labelled():
+    rng, steps = np.random.default_rng(0), 0
+    for _ in range(10):
+        frames, classes = learning.draw_video(rng)
+        coloured = frames.max(1) > frames.min(1)  # the background is grey
+        speed = learning.SPEEDS[classes["speed"]]
+        angle = 2 * np.pi * int(classes["direction"]) / learning.DIRECTIONS
+        step = speed * np.sin(angle), speed * np.cos(angle)
+        for pair in zip(coloured[:-1], coloured[1:], strict=True):
+            pixels = [np.argwhere(mask) for mask in pair]
+            if all(0 < p.min() and p.max() < learning.SIDE - 1 for p in pixels):  # crosses no edge
+                assert pixels[1].mean(0) - pixels[0].mean(0) == pytest.approx(step, abs=0.5)
+                steps += 1
+    assert steps > 10
