@@ -1,9 +1,11 @@
 // axial_attention on the CPU. A task owns kTaskLines consecutive lines of one axis of one clip,
-// with all heads of the axis inside, so that a token row is consumed together. Per line and head:
-// gather q, k, v (and dout) into fp32 tiles, [CLS] being the last row; scores and softmax with
-// queries in lanes; products; scatter. q, k, v, dout are read once and the result is written once:
-// bound by memory. [CLS]'s sums over lines are kept per task and added in order, so that results
-// repeat whatever the number of threads.
+// with all heads of the axis inside, so that a token row is consumed together. Per line: gather
+// q, k, v (and dout) of a head into fp32 tiles, [CLS] being the last row; scores; softmax of
+// several heads at once, queries in lanes; products; scatter. What the next phase gathers is
+// fetched meanwhile. q, k, v, dout are read once and the result is written once: bound by memory.
+// [CLS]'s sums over lines are kept per task and added in order, so that results repeat whatever the
+// number of threads.
+#include "cpu/line_rows.hpp"
 #include "cpu/line_softmax.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
@@ -13,6 +15,7 @@ namespace vimpac::VIMPAC_ISA {
 namespace {
 
 constexpr int64_t kTaskLines = 8;
+constexpr int64_t kScores = 3072;             // floats of scores that stay in the first-level cache
 constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
 
 int64_t round_up(int64_t n, int64_t multiple) {
@@ -48,131 +51,125 @@ struct Problem {
   }
 };
 
-// Per-thread tiles, (capacity, width) and (capacity, ld) floats each, zeroed once.
+// Heads whose scores lie side by side: short lines alone would leave most lanes empty.
+int64_t heads_together(int64_t heads, int64_t keys) {
+  const int64_t packs = (heads * keys * keys + kScores - 1) / kScores;
+  return (heads + packs - 1) / packs;
+}
+
+// Row length of their scores; products are written in groups of four columns.
+int64_t score_columns(int64_t heads, int64_t keys) {
+  return round_up((heads - 1) * keys + round_up(keys, 4), kWidth);
+}
+
+// Per-thread tiles, zeroed once. The forward uses the first head's q and k for all.
 struct Tiles {
-  float *q, *k, *v, *dout, *scores, *dropped, *dp;
-  uint8_t* hidden;
+  float *v, *dout;              // (capacity, width)
+  float *q, *k;                 // (capacity, width) every 2 * size floats, one per head
+  float *scores, *dropped, *dp; // (keys, score_columns)
+  uint8_t* hidden;              // (keys,)
+  int64_t size;                 // capacity * width
 };
 
+// Room for the lines of every axis of a call.
 struct TileSizes {
-  int64_t rows, matrix; // floats
+  int64_t width, keys = 0, heads = 0, matrix = 0;
 
-  TileSizes(int64_t longest, int64_t width)
-      : rows(round_up(longest, 4) * width), matrix(longest * round_up(longest, kWidth)) {}
-  int64_t total() const { return 4 * rows + 3 * matrix + round_up(matrix, kLine); }
+  void fit(int64_t axis_heads, int64_t axis_keys) {
+    const int64_t together = heads_together(axis_heads, axis_keys);
+    const int64_t scores = axis_keys * score_columns(together, axis_keys);
+    keys = axis_keys > keys ? axis_keys : keys;
+    heads = together > heads ? together : heads;
+    matrix = scores > matrix ? scores : matrix;
+  }
+  int64_t tile() const { return round_up(keys, 4) * width; }
+  int64_t total() const { return (2 + 2 * heads) * tile() + 3 * matrix + round_up(keys, kLine); }
   Tiles carve(float* p) const {
-    float* const m = p + 4 * rows;
-    return {p, p + rows,   p + 2 * rows,   p + 3 * rows,
-            m, m + matrix, m + 2 * matrix, reinterpret_cast<uint8_t*>(m + 3 * matrix)};
+    float *const q = p + 2 * tile(), *const m = q + 2 * heads * tile();
+    uint8_t* const hidden = reinterpret_cast<uint8_t*>(m + 3 * matrix);
+    return {p, p + tile(), q, q + tile(), m, m + matrix, m + 2 * matrix, hidden, tile()};
   }
 };
 
-template <class T>
-VIMPAC_INLINE void gather_row(const T* from, int64_t head_dim, float scale, float* to) {
-  for (int64_t d = 0; d < head_dim; d += kWidth) {
-    const int64_t left = head_dim - d;
-    store(to + d, load_n(from + d, static_cast<int>(left < kWidth ? left : kWidth)) * scale);
-  }
-}
-
-template <class T>
-VIMPAC_INLINE void scatter_row(const float* from, int64_t head_dim, float scale, T* to) {
-  for (int64_t d = 0; d < head_dim; d += kWidth) {
-    const int64_t left = head_dim - d;
-    store_n(to + d, load(from + d) * scale, static_cast<int>(left < kWidth ? left : kWidth));
-  }
-}
-
-// tile[l] = scale * from[l * step], the next head's part of the row being fetched meanwhile.
-template <class T>
-void gather(const T* from,
-            int64_t step,
-            int64_t length,
-            int64_t head_dim,
-            int64_t width,
-            float scale,
-            float* tile) {
-  for (int64_t l = 0; l < length; ++l) {
-    gather_row(from + l * step, head_dim, scale, tile + l * width);
-  }
-}
-
-template <class T>
-void scatter(const float* tile,
-             int64_t step,
-             int64_t length,
-             int64_t head_dim,
-             int64_t width,
-             float scale,
-             T* to) {
-  for (int64_t l = 0; l < length; ++l) {
-    scatter_row(tile + l * width, head_dim, scale, to + l * step);
-  }
-}
-
-void accumulate(const float* row, int64_t width, float scale, float* sum) {
-  for (int64_t d = 0; d < width; d += kWidth) {
-    store(sum + d, fmadd(load(row + d), broadcast(scale), load(sum + d)));
-  }
-}
-
-// One line of one head: sizes and addresses that forward and backward share.
+// One line of some heads of its axis: sizes and addresses that forward and backward share. A head
+// is counted from the first of them.
 template <class T>
 struct Line {
   const Problem<T>& p;
   const Axis& axis;
-  int64_t b, line, head;
-  int64_t length, keys, ld, first_row;
+  int64_t b, line, first_head, heads;
+  int64_t length, keys, ld;
+  int64_t first_row, next_row; // of the line's first token and, if there is one, of the next line's
 
-  Line(const Problem<T>& p, const Axis& axis, int64_t b, int64_t line, int64_t head)
-      : p(p), axis(axis), b(b), line(line), head(head), length(axis.length),
-        keys(length + p.a.has_cls), ld(round_up(keys, kWidth)),
-        first_row(axis.first_token(line, p.a.grid[1], p.a.grid[2]) + p.a.has_cls) {}
+  Line(const Problem<T>& p, const Axis& axis, int64_t b, int64_t line, int64_t head, int64_t heads)
+      : p(p), axis(axis), b(b), line(line), first_head(head), heads(heads), length(axis.length),
+        keys(length + p.a.has_cls), ld(score_columns(heads, keys)), first_row(row_of(line)),
+        next_row(row_of(line + 1 < axis.lines ? line + 1 : line)) {}
+
+  int64_t row_of(int64_t other) const {
+    return axis.first_token(other, p.a.grid[1], p.a.grid[2]) + p.a.has_cls;
+  }
+  // q, k or v of the clip's first row.
+  const T* part_of(int part, int64_t head) const {
+    const int64_t* const strides = p.a.strides;
+    return p.qkv + b * strides[0] + part * strides[2] + (first_head + head) * strides[3];
+  }
+  const T* dout_of(int64_t head) const {
+    return p.dout + (b * p.rows() * p.a.N + first_head + head) * p.a.Dh;
+  }
 
   // q, k or v of every token and of [CLS] into a tile.
-  void gather_part(int part, float scale, float* tile) const {
-    const AxialAttention& a = p.a;
-    const T* const clip = p.qkv + b * a.strides[0] + part * a.strides[2] + head * a.strides[3];
-    gather(clip + first_row * a.strides[1], axis.token_step * a.strides[1], length, a.Dh, p.width,
-           scale, tile);
-    if (a.has_cls) {
-      gather_row(clip, a.Dh, scale, tile + length * p.width);
+  void gather_part(int part, int64_t head, float scale, float* tile) const {
+    const T* const clip = part_of(part, head);
+    const int64_t row = p.a.strides[1];
+    gather(clip + first_row * row, axis.token_step * row, length, p.a.Dh, p.width, scale, tile);
+    if (p.a.has_cls) {
+      gather_row(clip, p.a.Dh, scale, tile + length * p.width);
     }
   }
 
-  void gather_dout(float* tile) const {
-    const AxialAttention& a = p.a;
-    const int64_t row = a.N * a.Dh;
-    const T* const clip = p.dout + b * p.rows() * row + head * a.Dh;
-    gather(clip + first_row * row, axis.token_step * row, length, a.Dh, p.width, 1.0f, tile);
-    if (a.has_cls) {
-      gather_row(clip, a.Dh, 1.0f / axis.lines, tile + length * p.width);
+  void gather_dout(int64_t head, float* tile) const {
+    const T* const clip = dout_of(head);
+    const int64_t row = p.a.N * p.a.Dh;
+    gather(clip + first_row * row, axis.token_step * row, length, p.a.Dh, p.width, 1.0f, tile);
+    if (p.a.has_cls) {
+      gather_row(clip, p.a.Dh, 1.0f / axis.lines, tile + length * p.width);
     }
+  }
+
+  VIMPAC_INLINE void fetch_part(int part, int64_t head, int64_t from_row) const {
+    const int64_t row = p.a.strides[1];
+    fetch(part_of(part, head) + from_row * row, axis.token_step * row, length, p.a.Dh);
+  }
+
+  VIMPAC_INLINE void fetch_dout(int64_t head) const {
+    const int64_t row = p.a.N * p.a.Dh;
+    fetch(dout_of(head) + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
   // The tile's tokens to part `part` of `parts` of the result; its [CLS] row is added to a partial.
-  void scatter_part(const float* tile, int part, int parts, float scale, float* partial) const {
+  void scatter_part(
+      const float* tile, int64_t head, int part, int parts, float scale, float* partial) const {
     const AxialAttention& a = p.a;
     const int64_t row = parts * a.N * a.Dh;
-    T* const clip = p.result + b * p.rows() * row + (part * a.N + head) * a.Dh;
+    T* const clip = p.result + b * p.rows() * row + (part * a.N + first_head + head) * a.Dh;
     scatter(tile, axis.token_step * row, length, a.Dh, p.width, scale, clip + first_row * row);
     if (a.has_cls) {
       accumulate(tile + length * p.width, p.width, scale,
-                 partial + (part * axis.heads + head - axis.first_head) * p.width);
+                 partial + (part * axis.heads + first_head + head - axis.first_head) * p.width);
     }
   }
 
-  // Probabilities into t.scores, dropped ones into what is returned.
+  // Scores into probabilities; returns the dropped ones.
   const float* probabilities(const Tiles& t) const {
     const AxialAttention& a = p.a;
-    multiply_transposed(t.k, keys, t.q, keys, p.width, t.scores, ld);
     softmax_keys(t.scores, a.padding == nullptr ? nullptr : t.hidden, keys, ld);
     if (a.threshold == 0) {
       return t.scores;
     }
     const Dropout dropout{static_cast<uint64_t>(*a.seed), a.threshold, a.keep_scale};
     const uint32_t number = static_cast<uint32_t>(b * axis.lines + line);
-    const uint32_t last = static_cast<uint32_t>(head) | static_cast<uint32_t>(axis.id) << 16;
+    const uint32_t last = static_cast<uint32_t>(first_head) | static_cast<uint32_t>(axis.id) << 16;
     drop(dropout, number, last, t.scores, keys, ld, t.dropped);
     return t.dropped;
   }
@@ -188,31 +185,53 @@ struct Line {
 
 template <class T>
 void forward_line(const Line<T>& line, const Tiles& t, float* partial) {
-  line.gather_part(0, line.p.a.scale, t.q);
-  line.gather_part(1, 1.0f, t.k);
-  line.gather_part(2, 1.0f, t.v);
+  const int64_t keys = line.keys, ld = line.ld, width = line.p.width;
+  for (int64_t h = 0; h < line.heads; ++h) {
+    line.gather_part(0, h, line.p.a.scale, t.q);
+    line.gather_part(1, h, 1.0f, t.k);
+    line.fetch_part(2, h, line.first_row);
+    multiply_transposed(t.k, keys, t.q, keys, width, t.scores + h * keys, ld);
+  }
   const float* const p = line.probabilities(t);
-  multiply(p, 1, line.ld, line.keys, line.keys, t.v, line.p.width, t.q);
-  line.scatter_part(t.q, 0, 1, 1.0f, partial);
+  for (int64_t h = 0; h < line.heads; ++h) {
+    line.gather_part(2, h, 1.0f, t.v);
+    line.fetch_part(0, h, line.next_row);
+    line.fetch_part(1, h, line.next_row);
+    multiply(p + h * keys, 1, ld, keys, keys, t.v, width, t.q);
+    line.scatter_part(t.q, h, 0, 1, 1.0f, partial);
+  }
 }
 
 template <class T>
 void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
   const int64_t keys = line.keys, ld = line.ld, width = line.p.width;
   const float scale = line.p.a.scale;
-  line.gather_part(0, scale, t.q);
-  line.gather_part(1, 1.0f, t.k);
-  line.gather_part(2, 1.0f, t.v);
-  line.gather_dout(t.dout);
+  for (int64_t h = 0; h < line.heads; ++h) {
+    float *const q = t.q + 2 * h * t.size, *const k = t.k + 2 * h * t.size;
+    line.gather_part(0, h, scale, q);
+    line.gather_part(1, h, 1.0f, k);
+    line.fetch_part(2, h, line.first_row);
+    line.fetch_dout(h);
+    multiply_transposed(k, keys, q, keys, width, t.scores + h * keys, ld);
+  }
   const float* const dropped = line.probabilities(t);
-  multiply_transposed(t.v, keys, t.dout, keys, width, t.dp, ld);
-  multiply(dropped, ld, 1, keys, keys, t.dout, width, t.v); // v was read for the last time
-  line.scatter_part(t.v, 2, 3, 1.0f, partial);
+  for (int64_t h = 0; h < line.heads; ++h) {
+    line.gather_part(2, h, 1.0f, t.v);
+    line.gather_dout(h, t.dout);
+    multiply_transposed(t.v, keys, t.dout, keys, width, t.dp + h * keys, ld);
+    multiply(dropped + h * keys, ld, 1, keys, keys, t.dout, width, t.v); // v was read
+    line.scatter_part(t.v, h, 2, 3, 1.0f, partial);
+  }
   softmax_keys_backward(t.scores, dropped, keys, ld, t.dp);
-  multiply(t.dp, ld, 1, keys, keys, t.q, width, t.v); // q carries the scale
-  line.scatter_part(t.v, 1, 3, 1.0f, partial);
-  multiply(t.dp, 1, ld, keys, keys, t.k, width, t.v);
-  line.scatter_part(t.v, 0, 3, scale, partial);
+  for (int64_t h = 0; h < line.heads; ++h) {
+    const float* const ds = t.dp + h * keys;
+    line.fetch_part(0, h, line.next_row);
+    line.fetch_part(1, h, line.next_row);
+    multiply(ds, ld, 1, keys, keys, t.q + 2 * h * t.size, width, t.v); // q carries the scale
+    line.scatter_part(t.v, h, 1, 3, 1.0f, partial);
+    multiply(ds, 1, ld, keys, keys, t.k + 2 * h * t.size, width, t.v);
+    line.scatter_part(t.v, h, 0, 3, scale, partial);
+  }
 }
 
 template <class T>
@@ -227,9 +246,11 @@ void run_task(const Problem<T>& p, int64_t b, int64_t task, int parts, const Til
   float* const partial = p.partial(b, axis, chunk);
   memset(partial, 0, sizeof(float) * p.partial_stride);
   for (int64_t line = first; line < end; ++line) {
-    for (int64_t head = axis.first_head; head < axis.first_head + axis.heads; ++head) {
-      const Line<T> one(p, axis, b, line, head);
-      if (p.a.padding != nullptr && head == axis.first_head) {
+    const int64_t keys = axis.length + p.a.has_cls, together = heads_together(axis.heads, keys);
+    for (int64_t h = 0; h < axis.heads; h += together) {
+      const int64_t heads = h + together < axis.heads ? together : axis.heads - h;
+      const Line<T> one(p, axis, b, line, axis.first_head + h, heads);
+      if (p.a.padding != nullptr && h == 0) {
         one.read_padding(t.hidden);
       }
       parts == 1 ? forward_line(one, t, partial) : backward_line(one, t, partial);
@@ -259,18 +280,18 @@ void reduce_cls(const Problem<T>& p, int64_t b, int parts) {
 }
 
 template <class T>
-int64_t plan_axes(const AxialAttention& a, Problem<T>& p) {
+TileSizes plan_axes(const AxialAttention& a, Problem<T>& p) {
   const int64_t steps[] = {int64_t{1} * a.grid[1] * a.grid[2], a.grid[2], 1};
-  int64_t longest = 0;
+  TileSizes sizes{p.width};
   for (int g = 0; g < a.num_axes; ++g) {
     const int id = a.axes[g];
     const int64_t heads = a.N / a.num_axes, length = a.grid[id], lines = p.tokens / length;
     const int64_t tasks = (lines + kTaskLines - 1) / kTaskLines;
     p.axes[g] = {id, g * heads, heads, lines, length, steps[id], tasks, p.tasks};
     p.tasks += tasks;
-    longest = length > longest ? length : longest;
+    sizes.fit(heads, length + a.has_cls);
   }
-  return longest;
+  return sizes;
 }
 
 template <class T>
@@ -285,7 +306,7 @@ bool run(const AxialAttention& a, int parts) {
                round_up(a.Dh, kWidth),
                nullptr,
                0};
-  const TileSizes sizes(plan_axes(a, p) + a.has_cls, p.width);
+  const TileSizes sizes = plan_axes(a, p);
   p.partial_stride = parts * (a.N / a.num_axes) * p.width;
   const int threads = a.num_threads < 1 ? 1 : a.num_threads;
   const int64_t per_thread = round_up(sizes.total(), kLine);

@@ -1,6 +1,7 @@
 // Softmax of one line's scores, its dropout and its gradient, on transposed matrices: row = key,
-// lane = query, so that every reduction over the keys is lane by lane. Matrices are (keys, ld), ld
-// being a multiple of kWidth; lanes beyond the queries hold numbers that nobody uses.
+// lane = query, the queries of several heads side by side, so that every reduction over the keys is
+// lane by lane. Matrices are (keys, ld), ld being a multiple of kWidth; lanes beyond the queries of
+// the last head hold numbers that nobody uses.
 #pragma once
 
 #include "cpu/vec_io.hpp"
@@ -36,8 +37,8 @@ inline void softmax_keys(float* p,              // (keys, ld) scores
   }
 }
 
-// Which elements stay: decision (query i, key j) is number j % 8 of the call (j / 8, i, line,
-// last).
+// Which elements stay: decision (query i, key j) of a head is number j % 8 of the call
+// (j / 8, i, line, last), `last` being one larger for each following head.
 struct Dropout {
   uint64_t seed;
   uint32_t threshold; // a 16-bit decision below it drops
@@ -47,16 +48,25 @@ struct Dropout {
 // dropped = p where kept, times keep_scale; 0 elsewhere. `dropped` may be `p`.
 inline void drop(const Dropout& dropout,
                  uint32_t line,
-                 uint32_t last,
+                 uint32_t last,  // of the first head
                  const float* p, // (keys, ld)
                  int64_t keys,
                  int64_t ld,
                  float* dropped) { // (keys, ld)
+  uint32_t lane_query = 0;
   for (int64_t i = 0; i < ld; i += kWidth) {
-    const VecU query = as_uint(iota()) + static_cast<uint32_t>(i);
+    VecU query{}, head{};
+    for (int lane = 0; lane < kWidth; ++lane) {
+      query[lane] = lane_query;
+      head[lane] = last;
+      if (++lane_query == keys) {
+        lane_query = 0;
+        ++last;
+      }
+    }
     for (int64_t first = 0; first < keys; first += 8) {
       const Philox4<VecU> bits = philox4x32_10<VecU>(
-          {broadcast(static_cast<uint32_t>(first / 8)), query, broadcast(line), broadcast(last)},
+          {broadcast(static_cast<uint32_t>(first / 8)), query, broadcast(line), head},
           dropout.seed);
       const VecU words[4] = {bits.x, bits.y, bits.z, bits.w};
       const int64_t count = keys - first < 8 ? keys - first : 8;

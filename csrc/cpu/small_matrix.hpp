@@ -12,9 +12,10 @@
 namespace vimpac {
 namespace {
 
-// Rows of the register tile; its other side is 4. AVX-512 has twice the registers.
+// Rows of the register tile; its other side is 4. AVX-512 has twice the registers, and six rows are
+// a whole line of five frames and [CLS].
 #if defined(__AVX512F__)
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 6;
 #else
 constexpr int kTileRows = 2;
 #endif
@@ -54,7 +55,7 @@ VIMPAC_INLINE void multiply_transposed_tile(const float* a, // (kRows, width)
     for (int j = 0; j < 4; ++j) {
       right[j] = load(b + j * width + d);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const VecF left = load(a + i * width + d);
 #pragma GCC unroll 4
@@ -63,10 +64,46 @@ VIMPAC_INLINE void multiply_transposed_tile(const float* a, // (kRows, width)
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
     const Vec4 four = sum_lanes(sum[i]);
     memcpy(c + i * ldc, &four, sizeof four);
+  }
+}
+
+template <int kRows>
+struct Rows {};
+
+// body(Rows<n>, i) for the last rows - i rows, if they are n <= kRows.
+template <int kRows, class Body>
+VIMPAC_INLINE void last_tile(int64_t i, int64_t rows, const Body& body) {
+  if (i + kRows == rows) {
+    body(Rows<kRows>{}, i);
+  } else if constexpr (kRows > 1) {
+    last_tile<kRows - 1>(i, rows, body);
+  }
+}
+
+// body(Rows<n>, i) for every tile of n rows from row i on.
+template <class Body>
+VIMPAC_INLINE void each_tile(int64_t rows, const Body& body) {
+  int64_t i = 0;
+  for (; i + kTileRows <= rows; i += kTileRows) {
+    body(Rows<kTileRows>{}, i);
+  }
+  last_tile<kTileRows - 1>(i, rows, body);
+}
+
+template <int kRows>
+VIMPAC_INLINE void multiply_transposed_rows(Rows<kRows>,
+                                            const float* a, // (kRows, width)
+                                            const float* b, // (columns, width)
+                                            int64_t columns,
+                                            int64_t width,
+                                            float* c, // (kRows, round_up(columns, 4))
+                                            int64_t ldc) {
+  for (int64_t j = 0; j < columns; j += 4) {
+    multiply_transposed_tile<kRows>(a, b + j * width, width, c + j, ldc);
   }
 }
 
@@ -77,23 +114,9 @@ inline void multiply_transposed(const float* a, // (rows, width)
                                 int64_t width,
                                 float* c, // (rows, round_up(columns, 4))
                                 int64_t ldc) {
-  int64_t i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows) {
-    for (int64_t j = 0; j < columns; j += 4) {
-      multiply_transposed_tile<kTileRows>(a + i * width, b + j * width, width, c + i * ldc + j,
-                                          ldc);
-    }
-  }
-  for (; i + 2 <= rows; i += 2) {
-    for (int64_t j = 0; j < columns; j += 4) {
-      multiply_transposed_tile<2>(a + i * width, b + j * width, width, c + i * ldc + j, ldc);
-    }
-  }
-  for (; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; j += 4) {
-      multiply_transposed_tile<1>(a + i * width, b + j * width, width, c + i * ldc + j, ldc);
-    }
-  }
+  each_tile(rows, [&](auto count, int64_t i) {
+    multiply_transposed_rows(count, a + i * width, b, columns, width, c + i * ldc, ldc);
+  });
 }
 
 template <int kRows, int kVectors>
@@ -111,7 +134,7 @@ VIMPAC_INLINE void multiply_tile(const float* p,
     for (int v = 0; v < kVectors; ++v) {
       right[v] = load(b + j * width + v * kWidth);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const VecF factor = broadcast(p[i * row_step + j * sum_step]);
 #pragma GCC unroll 4
@@ -120,7 +143,7 @@ VIMPAC_INLINE void multiply_tile(const float* p,
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -130,7 +153,8 @@ VIMPAC_INLINE void multiply_tile(const float* p,
 }
 
 template <int kRows>
-VIMPAC_INLINE void multiply_rows(const float* p,
+VIMPAC_INLINE void multiply_rows(Rows<kRows>,
+                                 const float* p,
                                  int64_t row_step,
                                  int64_t sum_step,
                                  int64_t terms,
@@ -158,13 +182,9 @@ inline void multiply(const float* p,
                      const float* b, // (terms, width)
                      int64_t width,
                      float* c) { // (rows, width)
-  int64_t i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows) {
-    multiply_rows<kTileRows>(p + i * row_step, row_step, sum_step, terms, b, width, c + i * width);
-  }
-  for (; i < rows; ++i) {
-    multiply_rows<1>(p + i * row_step, row_step, sum_step, terms, b, width, c + i * width);
-  }
+  each_tile(rows, [&](auto count, int64_t i) {
+    multiply_rows(count, p + i * row_step, row_step, sum_step, terms, b, width, c + i * width);
+  });
 }
 
 } // namespace

@@ -1,0 +1,78 @@
+// Rows of a line between memory, in the tensor's type and `step` elements apart, and an fp32 tile
+// whose rows lie `width` floats apart: head_dim rounded up to whole vectors.
+#pragma once
+
+#include "cpu/vec_io.hpp"
+
+namespace vimpac {
+namespace {
+
+template <class T>
+VIMPAC_INLINE void gather_row(const T* from, int64_t head_dim, float scale, float* to) {
+  int64_t d = 0;
+  for (; d + kWidth <= head_dim; d += kWidth) {
+    store(to + d, load(from + d) * scale);
+  }
+  if (d < head_dim) {
+    store(to + d, load_n(from + d, static_cast<int>(head_dim - d)) * scale);
+  }
+}
+
+template <class T>
+VIMPAC_INLINE void scatter_row(const float* from, int64_t head_dim, float scale, T* to) {
+  int64_t d = 0;
+  for (; d + kWidth <= head_dim; d += kWidth) {
+    store(to + d, load(from + d) * scale);
+  }
+  if (d < head_dim) {
+    store_n(to + d, load(from + d) * scale, static_cast<int>(head_dim - d));
+  }
+}
+
+// tile[l] = scale * from[l * step]
+template <class T>
+void gather(const T* from,
+            int64_t step,
+            int64_t length,
+            int64_t head_dim,
+            int64_t width,
+            float scale,
+            float* tile) {
+  for (int64_t l = 0; l < length; ++l) {
+    gather_row(from + l * step, head_dim, scale, tile + l * width);
+  }
+}
+
+// Asks for what a later gather reads; the first-level cache is too small to hold it. Always
+// inlined, as is its caller: GCC sees no effect in a function of prefetches and drops calls of it.
+template <class T>
+VIMPAC_INLINE void fetch(const T* from, int64_t step, int64_t length, int64_t head_dim) {
+  constexpr int kSecondLevel = 2;
+  for (int64_t l = 0; l < length; ++l) {
+    for (int64_t d = 0; d < head_dim; d += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(from + l * step + d, 0, kSecondLevel);
+    }
+  }
+}
+
+template <class T>
+void scatter(const float* tile,
+             int64_t step,
+             int64_t length,
+             int64_t head_dim,
+             int64_t width,
+             float scale,
+             T* to) {
+  for (int64_t l = 0; l < length; ++l) {
+    scatter_row(tile + l * width, head_dim, scale, to + l * step);
+  }
+}
+
+inline void accumulate(const float* row, int64_t width, float scale, float* sum) {
+  for (int64_t d = 0; d < width; d += kWidth) {
+    store(sum + d, fmadd(load(row + d), broadcast(scale), load(sum + d)));
+  }
+}
+
+} // namespace
+} // namespace vimpac
