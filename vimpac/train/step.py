@@ -134,6 +134,9 @@ class PretrainStep:
         clips = [2 * (first_video + i * self.micro) for i in range(len(parts))]
         tokens = [part.flatten(0, 1) for part in parts]
         masked = [self._mask(part, clip) for part, clip in zip(tokens, clips, strict=True)]
+        counts = torch.stack([part.count for part in masked]).float()
+        # So that the token loss is the mean over the group's masked tokens, however it is divided.
+        shares = counts / self.world.mean(counts.mean()).clamp(min=1e-9)
         head = self.model.contrastive_head
         cached = head is not None and len(parts) > 1
         if cached:
@@ -143,7 +146,9 @@ class PretrainStep:
             extra = d_cls[i : i + 1] if cached else ()
             with averaging(self._forward, is_last and i + 1 == len(clips)):
                 self._seed_dropout(clip)
-                metrics += self.learn(part.inputs, part.positions, part.count, tokens[i], *extra)
+                metrics += self.learn(
+                    part.inputs, part.positions, part.count, tokens[i], shares[i], *extra
+                )
         metrics /= len(parts)
         if cached:
             metrics[2] += cl_loss
@@ -199,6 +204,7 @@ class PretrainStep:
         positions: Tensor,  # (B*T*H*W,) int32
         count: Tensor,  # 0-d int32
         tokens: Tensor,  # (B, T, H, W)
+        share: Tensor,  # 0-d, masked tokens in here over those of a mean micro-batch
         *d_cls: Tensor,  # (B, D); without it the contrastive loss is of this micro-batch
     ) -> Tensor:
         """Adds the gradients of one micro-batch; returns `METRICS`, (3,)."""
@@ -207,7 +213,7 @@ class PretrainStep:
             loss, accuracy, cls = self._forward(
                 inputs, tokens, positions, count, bound, self._has_padding
             )
-        cl_loss = torch.zeros_like(loss)
+        loss, accuracy, cl_loss = share * loss, share * accuracy, torch.zeros_like(loss)
         total = loss / (self.groups * (self.group_part // self.micro))
         if d_cls:
             total = total + (cls * d_cls[0]).sum()
