@@ -98,7 +98,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options that the tests' own child processes are given."""
     parser.addoption("--emulator-mode", default="plain", choices=list(build.FLAGS))
     parser.addoption(
-        "--sanitizers", action="store_true", help="also run emulated kernels under sanitizers"
+        "--sanitizers", action="store_true", help="also run emulated kernels under AddressSanitizer"
     )
     parser.addoption(
         triton_process.OPTION, metavar="FILE", help="run interpreted Triton tests here"

@@ -1,0 +1,22 @@
+"""What is the CUDA kernel's own in dropout_add_layer_norm: rows of several warps."""
+
+import pytest
+import torch
+from checks import assert_close
+
+from vimpac_kernels import dropout_add_layer_norm, reference
+
+pytestmark = pytest.mark.impls("cuda")
+
+
+@pytest.mark.sanitize
+def test_rows_of_several_warps_match_reference(impl):
+    """1,032 columns take two warps; the forward alone, as column sums take many more threads."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(3, 1032, generator=generator) for _ in range(2)]
+    tensors += [torch.randn(1032, generator=generator) for _ in range(2)]
+    moved = [t.to(impl.device) for t in tensors]
+    actual = dropout_add_layer_norm(*moved, dropout_p=0.2, seed=4, impl=impl.name)
+    eager = reference.dropout_add_layer_norm(*tensors, dropout_p=0.2, seed=4)
+    truth = reference.dropout_add_layer_norm(*(t.double() for t in tensors), dropout_p=0.2, seed=4)
+    assert_close(actual, truth, eager)
