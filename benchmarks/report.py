@@ -86,7 +86,7 @@ def _step_name(row: dict[str, Any]) -> str:
 def step_table(rows: list[dict[str, Any]]) -> list[str]:
     """Three groups of Markdown rows, each with its ratio to the first one that was timed."""
     timed = {(r["impl"], r["layout"], r["frames"], r["side"]): r for r in rows}
-    impls = ("released", "released + compile", "ours")
+    impls = ("released", "released + compile", "ours", "ours + compile")
     dense = 1 / TABLE_13["THW"]
     groups = {
         "implementations": [((impl, "T,H|W", 5, 16), None) for impl in impls],
