@@ -250,7 +250,7 @@ class Pretraining:
         last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
         return (
             f"process {self.world.rank} lost contact with another one after step {self.done}, "
-            f"which died or hangs ({str(error).splitlines()[0]}); {last}, --resume auto continues"
+            f"which died or hangs; {last}, --resume auto continues ({str(error).splitlines()[0]})"
         )
 
     def _save(self) -> Path:
