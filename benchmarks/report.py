@@ -22,9 +22,10 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-OURS = ("cuda", "triton", "cpu")
+OURS = ("cuda", "triton", "cpu", "ours")
 REPLACES = {
     "axial_attention": "permute + attention per axis",
+    "axial_attention_layer": "SDPA over all tokens of a clip (on a CPU: forward only)",
     "linear_cross_entropy": "`F.linear` + `F.cross_entropy`",
     "dropout_add_layer_norm": "bias, dropout, residual sum, LayerNorm",
     "mask_tokens": "Python loop over clips and boxes, or torch / NumPy",
@@ -143,9 +144,8 @@ def plot_steps(rows: list[dict[str, Any]], device: str, path: Path) -> None:
         for (label, series), color in zip(lines.items(), COLORS, strict=True):
             here = [row for row in rows if (row["impl"], row["layout"]) == series]
             points = sorted((r["frames"] * r["side"] ** 2, r[key]) for r in here)
-            axis.plot(
-                *zip(*points, strict=True), "o-", label=label, color=color
-            ) if points else None
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", label=label, color=color)
         axis.set(xlabel="tokens per clip", title=title, xscale="log", yscale="log")
         axis.set_xticks(sorted({row["frames"] * row["side"] ** 2 for row in rows}))
         for ticks in (axis.xaxis, axis.yaxis):
