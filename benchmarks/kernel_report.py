@@ -1,8 +1,9 @@
 """A static report on every GPU kernel, without a GPU: `python benchmarks/kernel_report.py`.
 
-Compiles csrc/cuda/*.cu with nvcc and every Triton kernel exactly as a launch would, for sm_80,
-sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and counts of
-the instructions that matter. Exits with 1 on a spill or where a kernel lacks what EXPECTED asks.
+Compiles csrc/cuda/*.cu as the default build does and every Triton kernel exactly as a launch does,
+for sm_80, sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and
+counts of the instructions that matter. Exits with 1 on a spill or where a kernel lacks what
+EXPECTED asks. What nvcc made of unchanged sources is kept in build/kernel_report.
 
     Triton   each module of vimpac_kernels/_triton offers `report_cases()`, which yields (kernel,
              arguments, keyword arguments) of real calls with meta tensors; the kernel's own
@@ -18,8 +19,8 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import importlib
-import itertools
 import os
 import pkgutil
 import shutil
@@ -36,6 +37,8 @@ from cubins import Kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
+CACHE = ROOT / "build" / "kernel_report"
+NVCC_FLAGS = ("-std=c++17", "-O3")
 COLUMNS = "kernel | arch | regs | spills | shared | warps | occupancy | MMA | LDG.128 | LDG"
 
 # (backend, pattern of names, what it must contain). Every pattern must match some kernel.
@@ -65,27 +68,44 @@ LAUNCHES = {
 }
 
 
-def cuda_kernels() -> Iterator[Kernel]:
+def cuda_kernels(architectures: list[int]) -> Iterator[Kernel]:
     """The kernels of csrc/cuda for every architecture."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    with tempfile.TemporaryDirectory() as folder:
-
-        def compile_one(job: tuple[Path, int]) -> list[Kernel]:
-            source, architecture = job
-            cubin = Path(folder) / f"{source.stem}.{architecture}.cubin"
-            includes = [f"-I{ROOT / 'csrc'}", f"-I{source.parent}"]
-            target = f"-arch={ARCHITECTURES[architecture]}"
-            command = ["nvcc", "-std=c++17", "-O3", *includes, target, "-cubin", str(source)]
-            subprocess.run([*command, "-o", str(cubin)], check=True)
-            return cubins.read(cubin, architecture)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for kernels in pool.map(compile_one, itertools.product(sources, ARCHITECTURES)):
-                for kernel in kernels:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for compiled in pool.map(lambda source: _compile(source, architectures), sources):
+            for cubin, architecture in compiled:
+                for kernel in cubins.read(cubin, architecture):
                     for pattern, (threads, shared) in LAUNCHES.items():
                         if fnmatch.fnmatchcase(kernel.name, pattern):
                             kernel.warps, kernel.dynamic_shared = threads // 32, shared
                     yield kernel
+
+
+def _compile(source: Path, architectures: list[int]) -> list[tuple[Path, int]]:
+    """One PTX for all architectures and a cubin for each, unless they are there already."""
+    headers = sorted([*source.parent.glob("*.*h*"), *source.parent.parent.glob("*.hpp")])
+    content = b"".join(path.read_bytes() for path in (source, *headers))
+    version = subprocess.run(["nvcc", "--version"], check=True, capture_output=True).stdout
+    key = hashlib.sha256(content + version + " ".join(NVCC_FLAGS).encode()).hexdigest()[:16]
+    for old in set(CACHE.glob(f"{source.stem}-*")) - set(CACHE.glob(f"{source.stem}-{key}*")):
+        old.unlink()
+
+    def make(target: Path, start: Path, *flags: str) -> Path:
+        if not target.exists():
+            partial = target.with_suffix(f".part{target.suffix}")
+            includes = [f"-I{ROOT / 'csrc'}", f"-I{source.parent}"]
+            command = ["nvcc", *NVCC_FLAGS, *includes, *flags, str(start), "-o", str(partial)]
+            subprocess.run(command, check=True)
+            partial.replace(target)
+        return target
+
+    ptx = make(CACHE / f"{source.stem}-{key}.ptx", source, "-ptx", "-arch=compute_80")
+    return [
+        (make(ptx.with_suffix(f".{name}.cubin"), ptx, "-cubin", f"-arch={name}"), architecture)
+        for architecture in architectures
+        for name in [ARCHITECTURES[architecture]]
+    ]
 
 
 def offline_driver() -> Any:
@@ -135,7 +155,7 @@ def _label(name: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> 
     return " ".join([name, short, *chosen])
 
 
-def triton_kernels() -> Iterator[Kernel]:
+def triton_kernels(architectures: list[int]) -> Iterator[Kernel]:
     """The kernels of vimpac_kernels/_triton for every architecture."""
     import vimpac_kernels._triton as package
 
@@ -146,7 +166,7 @@ def triton_kernels() -> Iterator[Kernel]:
             if any(name.endswith("_kernel") for name in vars(module)):
                 sys.exit(f"error: {module.__name__} has kernels but no report_cases()")
             continue
-        for architecture in ARCHITECTURES:
+        for architecture in architectures:
             driver.architecture = architecture
             for kernel, arguments, options in module.report_cases():
                 compiled = kernel.warmup(*arguments, grid=(1,), **options)
@@ -204,13 +224,15 @@ def main() -> int:
     """Prints one table per backend, then every problem; 1 if there is one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("backend", nargs="*", default=["cuda", "triton"])
-    backends = parser.parse_args().backend
+    parser.add_argument("--arch", type=int, choices=ARCHITECTURES, help="this one alone")
+    arguments = parser.parse_args()
+    architectures = [arguments.arch] if arguments.arch else list(ARCHITECTURES)
     found = []
-    for backend in backends:
+    for backend in arguments.backend:
         if backend == "cuda" and shutil.which("nvcc") is None:
             print("cuda: no nvcc here, its kernels are not reported")
             continue
-        kernels = list(cuda_kernels() if backend == "cuda" else triton_kernels())
+        kernels = list((cuda_kernels if backend == "cuda" else triton_kernels)(architectures))
         lines = [COLUMNS.split(" | "), *(_cells(kernel) for kernel in kernels)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         print(f"--- {backend}")
