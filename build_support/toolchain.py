@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CPU_ONLY_SWITCH = "VIMPAC_KERNELS_CPU_ONLY"
-# One for each generation: code for 8.0 runs on 8.6 and 8.9 too, 10.0 on 10.3, 12.0 on 12.1, the PTX
-# on what comes later. Every further one would cost a sixth of the whole build.
-DEFAULT_ARCH_LIST = "8.0;9.0a;10.0;12.0+PTX"
+# Without TORCH_CUDA_ARCH_LIST: one GPU of each generation, as code for sm_80 also runs on sm_86 and
+# sm_89, for sm_100 on sm_103, for sm_120 on sm_121. The kernels use nothing that sm_80 lacks, so
+# one virtual architecture serves all (its PTX takes half of nvcc's time) and later GPUs too.
+DEFAULT_GPUS = ("sm_80", "sm_90", "sm_100", "sm_120")
+DEFAULT_PTX = "compute_80"
 
 
 class Missing(Exception):
@@ -105,18 +107,19 @@ def gencode_flags(arch_list: str | None, known: list[str]) -> tuple[str, ...]:
         arch_list: TORCH_CUDA_ARCH_LIST; None or "" means the default, less what nvcc lacks.
         known: the output of `nvcc --list-gpu-arch`: compute_80, ...
     """
+    if not arch_list:
+        gpus = [gpu for gpu in DEFAULT_GPUS if gpu.replace("sm", "compute") in known]
+        return tuple(f"-gencode=arch={DEFAULT_PTX},code={code}" for code in (*gpus, DEFAULT_PTX))
     flags = []
-    for name in re.split(r"[;, ]+", (arch_list or DEFAULT_ARCH_LIST).strip()):
+    for name in re.split(r"[;, ]+", arch_list.strip()):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
         if match is None:
             raise BuildError(f"TORCH_CUDA_ARCH_LIST: {name!r} is not like 8.0, 9.0a or 12.0+PTX")
         major, minor, suffix, ptx = match.groups()
         if f"compute_{major}{minor}" not in known:
-            if arch_list:
-                raise BuildError(
-                    f"TORCH_CUDA_ARCH_LIST: nvcc does not know {name}, only {' '.join(known)}"
-                )
-            continue
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST: nvcc does not know {name}, only {' '.join(known)}"
+            )
         arch = f"{major}{minor}{suffix}"
         flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
         if ptx:

@@ -143,7 +143,7 @@ def test_missing_python_tools_are_named(
 
 
 def test_architectures_follow_the_list(toolchain: ModuleType) -> None:
-    """Torch's notation; the default drops what nvcc does not know, an explicit list may not."""
+    """Torch's notation; the default drops what nvcc does not know, a list may not."""
     flags = toolchain.gencode_flags
     known = ["compute_80", "compute_90", "compute_120"]
     assert flags("9.0a 12.0+PTX", known) == (
@@ -151,7 +151,10 @@ def test_architectures_follow_the_list(toolchain: ModuleType) -> None:
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     )
-    assert flags(None, ["compute_80"]) == ("-gencode=arch=compute_80,code=sm_80",)
+    assert flags(None, known) == tuple(
+        f"-gencode=arch=compute_80,code={code}"
+        for code in ("sm_80", "sm_90", "sm_120", "compute_80")
+    )
     with pytest.raises(toolchain.BuildError, match="does not know 10.0"):
         flags("8.0;10.0", known)
     with pytest.raises(toolchain.BuildError, match="'Hopper' is not like"):
