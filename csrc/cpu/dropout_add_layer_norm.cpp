@@ -29,6 +29,15 @@ VIMPAC_INLINE void for_each_vector(int64_t D, const F& f) {
   }
 }
 
+// Asks for an element of the next row, to be read or written: a row is too short for the processor
+// to see where it goes, and a store that waits for its line holds up those behind it. Inlined,
+// since GCC sees no effect in a function that only fetches and drops calls of it.
+template <class T>
+VIMPAC_INLINE void fetch(const T* next) {
+  constexpr int kSecondLevel = 2;
+  __builtin_prefetch(next, 0, kSecondLevel);
+}
+
 // factors[e] = keep_scale where element e of the row is kept, 0 where it is dropped. A Philox call
 // decides eight elements, 16 bits each, so a vector of calls decides 8 * kWidth; `factors` has room
 // for a whole number of vectors.
@@ -40,14 +49,21 @@ void draw_factors(const Args& a, int64_t row, float* __restrict__ factors) {
     const VecU group = as_uint(iota()) + static_cast<uint32_t>(first / 8);
     const Philox4<VecU> drawn =
         philox4x32_10<VecU>({group, low, high, broadcast(kStreamResidual)}, seed);
-    uint32_t words[4][kWidth];
-    memcpy(words, &drawn, sizeof words);
-    float* const out = factors + first;
+    // Lane by lane, the words of a call in memory are its decisions in order.
+    uint32_t words[kWidth][4];
     for (int i = 0; i < kWidth; ++i) {
-      for (int w = 0; w < 4; ++w) {
-        out[8 * i + 2 * w] = (words[w][i] & 0xFFFFu) >= a.threshold ? a.keep_scale : 0.0f;
-        out[8 * i + 2 * w + 1] = (words[w][i] >> 16) >= a.threshold ? a.keep_scale : 0.0f;
-      }
+      words[i][0] = drawn.x[i];
+      words[i][1] = drawn.y[i];
+      words[i][2] = drawn.z[i];
+      words[i][3] = drawn.w[i];
+    }
+    for (int i = 0; i < 8; ++i) {
+      VecBits decisions;
+      memcpy(&decisions, reinterpret_cast<const char*>(words) + i * sizeof decisions,
+             sizeof decisions);
+      const VecU decision = __builtin_convertvector(decisions, VecU);
+      store(factors + first + i * kWidth,
+            decision >= a.threshold ? broadcast(a.keep_scale) : VecF{});
     }
   }
 }
@@ -68,6 +84,8 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   }
   VecF sum{};
   for_each_vector(D, [&](int64_t i, int n) {
+    fetch(x + D + i);
+    fetch(residual + D + i);
     VecF branch = load_n(x + i, n);
     if (a.linear_bias != nullptr) {
       branch = branch + load_n(a.linear_bias + i, n);
@@ -79,6 +97,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
     store_n(total + i, t, n);
     sum = sum + t;
     if (kept != nullptr) {
+      fetch(kept + D + i);
       store_n(kept + i, t, n);
     }
   });
@@ -92,6 +111,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   X* const y = static_cast<X*>(a.y) + at;
   for_each_vector(D, [&](int64_t i, int n) {
     const VecF h = (load_n(total + i, n) - mean) * rstd;
+    fetch(y + D + i);
     store_n(y + i, fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n)), n);
   });
   if (a.mean != nullptr) {
@@ -122,6 +142,8 @@ void backward_row(const Args& a,
   const float mean = a.mean[row], rstd = a.rstd[row];
   VecF sum_g{}, sum_gh{};
   for_each_vector(D, [&](int64_t i, int n) {
+    fetch(dy + D + i);
+    fetch(total + D + i);
     const VecF d = load_n(dy + i, n);
     const VecF hi = (load_n(total + i, n) - mean) * rstd;
     const VecF gi = d * load_n(a.weight + i, n);
@@ -144,10 +166,12 @@ void backward_row(const Args& a,
     if (dtotal != nullptr) {
       d = d + load_n(dtotal + i, n);
     }
+    fetch(dresidual + D + i);
     store_n(dresidual + i, d, n);
     if (a.threshold > 0) {
       d = d * load_n(factors + i, n);
     }
+    fetch(dx + D + i);
     store_n(dx + i, d, n);
     if (sums.dlinear_bias != nullptr) {
       store_n(sums.dlinear_bias + i, load_n(sums.dlinear_bias + i, n) + d, n);
