@@ -147,6 +147,14 @@ struct Line {
     fetch(dout_of(head) + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
+  // Rows to be written: a store that waits for its cache line holds up those behind it.
+  VIMPAC_INLINE void fetch_result(int part, int64_t head, int parts) const {
+    const int64_t row = parts * p.a.N * p.a.Dh;
+    const T* const clip =
+        p.result + b * p.rows() * row + (part * p.a.N + first_head + head) * p.a.Dh;
+    fetch(clip + first_row * row, axis.token_step * row, length, p.a.Dh);
+  }
+
   // The tile's tokens to part `part` of `parts` of the result; its [CLS] row is added to a partial.
   void scatter_part(
       const float* tile, int64_t head, int part, int parts, float scale, float* partial) const {
@@ -190,6 +198,7 @@ void forward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.gather_part(0, h, line.p.a.scale, t.q);
     line.gather_part(1, h, 1.0f, t.k);
     line.fetch_part(2, h, line.first_row);
+    line.fetch_result(0, h, 1);
     multiply_transposed(t.k, keys, t.q, keys, width, t.scores + h * keys, ld);
   }
   const float* const p = line.probabilities(t);
@@ -212,12 +221,15 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.gather_part(1, h, 1.0f, k);
     line.fetch_part(2, h, line.first_row);
     line.fetch_dout(h);
+    line.fetch_result(2, h, 3);
     multiply_transposed(k, keys, q, keys, width, t.scores + h * keys, ld);
   }
   const float* const dropped = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
     line.gather_part(2, h, 1.0f, t.v);
     line.gather_dout(h, t.dout);
+    line.fetch_result(1, h, 3);
+    line.fetch_result(0, h, 3);
     multiply_transposed(t.v, keys, t.dout, keys, width, t.dp + h * keys, ld);
     multiply(dropped + h * keys, ld, 1, keys, keys, t.dout, width, t.v); // v was read
     line.scatter_part(t.v, h, 2, 3, 1.0f, partial);
