@@ -179,21 +179,38 @@ int64_t mask_clip(const MaskTokensFwd& a, int64_t b, uint32_t* scratch) {
                  static_cast<T*>(a.inputs) + b * cells);
 }
 
-// Rows of the clip's masked tokens. Eight mask bytes at a time: none set is the common case, and
-// otherwise every row is stored and the next one overwrites it if its token is not masked.
+// Stores the rows row, row + 1, ... of the masked ones among kWidth tokens side by side, and
+// anything behind them, kWidth rows in all; returns how many are masked.
+VIMPAC_INLINE int store_masked(const uint8_t* mask, // (kWidth,)
+                               int32_t row,
+                               int32_t* out) { // (kWidth,)
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask));
+  const __mmask16 masked = _mm_test_epi8_mask(bytes, bytes);
+  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(masked, (__m512i)(iota() + row)));
+  return __builtin_popcount(masked);
+#else
+  static_assert(kWidth == sizeof(uint64_t));
+  uint64_t all;
+  memcpy(&all, mask, sizeof all);
+  int count = 0;
+  for (int i = 0; all != 0 && i < kWidth; ++i) {
+    out[count] = row + i;
+    count += mask[i];
+  }
+  return count;
+#endif
+}
+
+// Rows of the clip's masked tokens.
 void write_positions(const uint8_t* mask, // (cells,)
                      int64_t cells,
                      int64_t first_row,
                      int32_t* out,         // room for end - out rows, all of which are written
                      const int32_t* end) { // other threads write from here on
   int64_t i = 0;
-  for (; i + 8 <= cells && out + 8 <= end; i += 8) {
-    uint64_t eight;
-    memcpy(&eight, mask + i, 8);
-    for (int64_t n = i; eight != 0 && n < i + 8; ++n) {
-      *out = static_cast<int32_t>(first_row + n);
-      out += mask[n];
-    }
+  for (; i + kWidth <= cells && out + kWidth <= end; i += kWidth) {
+    out += store_masked(mask + i, static_cast<int32_t>(first_row + i), out);
   }
   for (; out < end; ++i) {
     if (mask[i]) {
