@@ -160,8 +160,7 @@ class ReleasedModel(nn.Module):
 
 def released_inputs(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """(2B, T, H, W) ids -> masked ids and labels, by the Python loop over clips and boxes."""
-    inputs, mask = python_loop(tokens.long())
-    return inputs, tokens.long().masked_fill(~mask, -100)
+    return python_loop(tokens.long())
 
 
 @torch.no_grad()
