@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from vimpac import MASK_TOKEN, PAD_TOKEN, VideoClassifier, VideoTokenEncoder, Vimpac, preset
 from vimpac.positions import interpolate
-from vimpac_kernels import mask_tokens
+from vimpac_kernels import linear_cross_entropy, mask_tokens
 
 GRID = (2, 3, 4)
 LAYOUTS = ["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
@@ -70,6 +70,23 @@ def test_rows_by_labels_and_by_positions_agree():
     logits = model.token_head.logits(hidden[:, 1:][masked.mask.flatten(1)])
     torch.testing.assert_close(by_labels.loss, F.cross_entropy(logits, tokens[masked.mask]))
     assert model.token_head(hidden, tokens, **where, max_masked=2).num_targets == 2
+
+
+def test_masked_rows_come_in_few_sizes(monkeypatch):
+    """A process whose buffers differ in size at every step grows without end."""
+    model, rows = _tiny(), []
+
+    def watched(input, *arguments, **options):
+        rows.append(len(input))
+        return linear_cross_entropy(input, *arguments, **options)
+
+    monkeypatch.setattr("vimpac.heads.linear_cross_entropy", watched)
+    labels = torch.randint(0, 8192, (12, *GRID))
+    hidden = model.encoder(labels)
+    for ratio in (0.1, 0.11, 0.5, 1.0):
+        hide = torch.rand(labels.shape) < ratio
+        model.token_head(hidden, labels.masked_fill(~hide, -100))
+    assert rows == [128, 128, 256, labels.numel()]
 
 
 def test_no_masked_token_gives_zero():

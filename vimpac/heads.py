@@ -12,6 +12,7 @@ from vimpac.presets import EMBEDDING_ROWS, ModelConfig
 from vimpac_kernels import LinearCrossEntropyOutput, linear_cross_entropy
 
 IGNORE_INDEX = -100
+ROWS_STEP = 128
 
 
 class MaskedTokenHead(nn.Module):
@@ -67,7 +68,7 @@ class MaskedTokenHead(nn.Module):
                 that are masked, from `mask_tokens(..., row_offset=1)`; then labels may be all ids.
             count: 0-d int32 on the device: how many positions count.
             max_masked: Bound on the number of masked rows. None: on the CPU, where reading the
-                count is free, the exact number; elsewhere every token.
+                count is free, the number itself, rounded up to 128; elsewhere every token.
 
         Returns:
             (loss, accuracy, num_targets), 0-d and on the device.
@@ -90,7 +91,8 @@ class MaskedTokenHead(nn.Module):
         if max_masked is not None:
             capacity = min(capacity, max_masked)
         elif hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-            capacity = int(count)
+            # In steps: malloc keeps the memory of every size it has met, and counts differ always.
+            capacity = min(capacity, -(-int(count) // ROWS_STEP) * ROWS_STEP)
         slot = torch.arange(capacity, dtype=torch.int32, device=hidden.device)
         live = slot < count
         # A dead slot reads the row of its own number: with distinct rows the scatter in backward
