@@ -261,7 +261,7 @@ def environment(device: str) -> dict[str, str]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
-    git = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
         "device": device_name(device),

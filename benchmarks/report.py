@@ -205,10 +205,10 @@ def learning_tables(results: dict[str, Any]) -> list[str]:
     losses = [f"{chance[key]:.2f}" for key in ("mask_loss", "cl_loss")]
     lines.append(f"| chance | {losses[0]} | {commonest}, the commonest token | {losses[1]} |")
     environment, settings = results["environment"], results["settings"]
-    seeds = f"mean (lowest-highest) of {len(rows)} seeds" if len(rows) > 1 else "one seed"
+    seeds = f"mean (lowest-highest) of {len(rows)} seeds, each" if len(rows) > 1 else "one seed,"
     minutes = sum(row["cpu_minutes"] for row in rows) / len(rows)
     said = (
-        f"{settings['steps']} steps on {settings['videos']} videos; {seeds}, each "
+        f"{settings['steps']} steps on {settings['videos']} videos; {seeds} "
         f"{minutes:.0f} CPU minutes on {environment['device']}, {environment['date']}: "
         f"`{results['command']}`"
     )
