@@ -1,7 +1,6 @@
 """axial_attention against dense attention and every other way to the same result.
 
     pytest benchmarks/bench_axial_attention.py --benchmark-only
-    pytest benchmarks/bench_axial_attention.py --benchmark-only -k "not compiled"  # a CPU: a minute
 
 Each candidate is checked against the reference first (the dense one computes something else and is
 checked against dense attention). GB/s are of the ideal traffic, 4 units forward and 7 backward;

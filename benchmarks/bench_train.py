@@ -210,8 +210,6 @@ def _check_agreement() -> None:
 def test_step(benchmark: Any, request: pytest.FixtureRequest, case: Case, tmp_path: Path) -> None:
     """Times one step, and takes the steps that are compared apart."""
     full = GPU or request.config.getoption("--full")
-    if case.impl.endswith("compile") and not full:
-        pytest.skip("compiling the step takes minutes of a CPU run: give --full")
     _check_agreement()
     device = common.default_device()
     step = _make_step(case, device)

@@ -88,7 +88,17 @@ class Bench:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option for what a run of a few minutes leaves out."""
-    parser.addoption("--full", action="store_true", help="more rounds, and the compiled baseline")
+    parser.addoption("--full", action="store_true", help="every candidate, and more rounds")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is slow on a CPU: its compiler, 16-bit products, a step of ten frames."""
+    if common.default_device() == "cuda" or config.getoption("--full"):
+        return
+    for item in items:
+        for word in ("compile", "autocast", "-T10-"):
+            if word in item.name:
+                item.add_marker(pytest.mark.skip(reason=f"{word!r} is slow on a CPU: --full"))
 
 
 @pytest.fixture
