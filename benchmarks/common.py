@@ -284,5 +284,5 @@ def write_results(op: str, device: str, rows: Sequence[Row]) -> Path:
         "rows": [asdict(row) for row in rows],
     }
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
     return path

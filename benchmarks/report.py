@@ -19,6 +19,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -148,10 +149,11 @@ def plot_steps(rows: list[dict[str, Any]], device: str, path: Path) -> None:
                 axis.plot(*zip(*points, strict=True), "o-", label=label, color=color)
         axis.set(xlabel="tokens per clip", title=title, xscale="log", yscale="log")
         axis.set_xticks(sorted({row["frames"] * row["side"] ** 2 for row in rows}))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         for ticks in (axis.xaxis, axis.yaxis):
             ticks.set_major_formatter("{x:g}")
-            ticks.set_minor_formatter("{x:g}" if ticks is axis.yaxis else "")
-        axis.grid(alpha=0.3, which="both")
+            ticks.set_minor_formatter("")
+        axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     _plot_phases(axes[2], [row for row in rows if row["phases"]])
     for axis in axes:
