@@ -130,8 +130,9 @@ def _loss(case: Case, device: str) -> tuple[torch.nn.Module, Callable[[Tensor], 
 def _make_step(case: Case, device: str) -> Step:
     """Masks, forward, backward and update; bf16 autocast on a GPU, fp32 on a CPU."""
     model, loss = _loss(case, device)
+    fused = True if case.impl.startswith("ours") else None  # None: as PyTorch does by default
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+        model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=fused
     )
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
