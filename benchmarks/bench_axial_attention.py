@@ -167,8 +167,8 @@ LAYER_SHAPES = {"cuda": SHAPES, "cpu": (common.LAPTOP, common.LARGE_SLICE)}
 @pytest.mark.parametrize("name", [*OURS, *OTHERS])
 def test_axial_attention(bench, name: str, axes: str, dtype: torch.dtype, shape) -> None:
     """Times one candidate, forward and backward."""
-    if name in OURS and name not in common.impls("axial_attention", bench.device):
-        pytest.skip(f"axial_attention has no {name} implementation for {bench.device} here")
+    if name in OURS:
+        bench.require("axial_attention", name)
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     if name == "FlexAttention" and bench.device == "cpu":

@@ -72,6 +72,11 @@ class Bench:
         _rows.setdefault(op, []).append(row)
         return row
 
+    def require(self, op: str, impl: str) -> None:
+        """Skips the test where `impl` of `op` would be absent, interpreted or emulated."""
+        if impl not in common.impls(op, self.device):
+            pytest.skip(f"{op} has no {impl} implementation for {self.device} here")
+
     def _backward_ms(self, forward: Callable[[], Any], inputs: Sequence[torch.Tensor]) -> float:
         # Every backward has its own graph: a compiled one may reuse what the forward saved.
         def prepare() -> tuple[torch.Tensor, torch.Tensor]:
