@@ -94,6 +94,22 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
         yield chosen
 
 
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set that the C++ kernels use; that and the threads are put back."""
+    from vimpac_kernels import _library
+
+    module = _library.extension("cpu")
+    best, threads = module.cpu_capability(), torch.get_num_threads()
+    try:
+        module.set_cpu_capability(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))  # this processor lacks it
+    yield request.param
+    module.set_cpu_capability(best)
+    torch.set_num_threads(threads)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options that the tests' own child processes are given."""
     parser.addoption("--emulator-mode", default="plain", choices=list(build.FLAGS))
