@@ -67,6 +67,12 @@ def test_forward_and_backward_match_reference(impl, name: str) -> None:
         assert_close(y, t, r)
 
 
+@pytest.mark.impls("cpu")
+@pytest.mark.parametrize("name", ["ragged-fp32", "small-model-bf16", "fp16"])
+def test_instruction_sets_match_reference(impl, isa: str, name: str) -> None:
+    test_forward_and_backward_match_reference(impl, name)
+
+
 def test_drops_the_elements_of_the_reference(impl) -> None:
     """With x = 1 and a residual of 0 the sum shows every decision."""
     x = torch.ones(11, 136, device=impl.device)
