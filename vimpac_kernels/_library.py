@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -161,14 +162,20 @@ def define(name: str, schema: str, run: Callable, fake: Callable) -> Callable:
     Args:
         name: Operator name, `<op>_fwd` or `<op>_bwd`.
         schema: Its signature in PyTorch's schema language, without the name.
-        run: The implementation, on every device.
+        run: The implementation, on every device; that of its first argument is current in it.
         fake: Shapes and dtypes of the outputs, for torch.compile and meta tensors.
 
     Returns:
         The operator, callable from Python.
     """
+
+    @functools.wraps(run)
+    def run_on_device(*arguments: Any, **options: Any) -> Any:
+        with device_guard(arguments[0]):
+            return run(*arguments, **options)
+
     _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, run_on_device, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vimpac_kernels::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.vimpac_kernels, name).default
 

@@ -190,8 +190,7 @@ def _run(tokens: Tensor, seed: Tensor, *, impl: str, **plan: Any) -> tuple[Tenso
         outputs[3].zero_()
     else:
         numbers = _numbers(tokens, **plan)
-        with _library.device_guard(tokens):
-            _KERNELS[impl](tokens, seed, outputs, numbers)
+        _KERNELS[impl](tokens, seed, outputs, numbers)
     return outputs
 
 

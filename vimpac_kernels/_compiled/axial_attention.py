@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _philox
-from vimpac_kernels._library import cuda_stream, device_guard, extension
+from vimpac_kernels._library import cuda_stream, extension
 
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
 _DTYPE_IDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -119,21 +119,20 @@ def _run_cuda(
     module = extension("cuda")
     qkv, dout = _aligned(qkv), None if dout is None else _aligned(dout)
     tensors = (dout, qkv, key_padding_mask, seed, result)
-    with device_guard(qkv):
-        call = module.AxialArguments(
-            *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
-            str(qkv.dtype).removeprefix("torch."),
-            qkv.shape,
-            qkv.stride(),
-            grid,
-            [_AXIS_IDS[name] for name in axes.split("|")],
-            scale,
-            threshold,
-        )
-        floats = call.workspace(1 if dout is None else 3)
-        workspace = torch.empty(floats, dtype=torch.float32, device=qkv.device)
-        kernel = getattr(module, f"axial_attention_{direction}")
-        kernel(call, workspace.data_ptr(), cuda_stream(qkv))
+    call = module.AxialArguments(
+        *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+        str(qkv.dtype).removeprefix("torch."),
+        qkv.shape,
+        qkv.stride(),
+        grid,
+        [_AXIS_IDS[name] for name in axes.split("|")],
+        scale,
+        threshold,
+    )
+    floats = call.workspace(1 if dout is None else 3)
+    workspace = torch.empty(floats, dtype=torch.float32, device=qkv.device)
+    kernel = getattr(module, f"axial_attention_{direction}")
+    kernel(call, workspace.data_ptr(), cuda_stream(qkv))
 
 
 def _aligned(x: Tensor) -> Tensor:

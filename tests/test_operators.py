@@ -1,0 +1,54 @@
+"""What all private operators share: the device of their tensors is current while they run."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import Tensor
+
+from vimpac_kernels import (
+    _library,
+    axial_attention,
+    dropout_add_layer_norm,
+    linear_cross_entropy,
+    mask_tokens,
+)
+
+
+def run_every_operator(device: str, impl: str) -> list[Tensor]:
+    """Outputs and gradients of every op."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device).requires_grad_()
+
+    qkv, x, residual, weight = draw(2, 13, 3, 2, 32), draw(5, 16), draw(5, 16), draw(16)
+    classes, target = draw(9, 16), torch.arange(5, device=device)
+    tokens = torch.zeros(2, 2, 3, 4, dtype=torch.int64, device=device)
+    outputs = [
+        axial_attention(qkv, (2, 2, 3), "T|W", dropout_p=0.5, seed=1, impl=impl),
+        dropout_add_layer_norm(x, residual, weight, weight, dropout_p=0.5, seed=1, impl=impl),
+        linear_cross_entropy(x, classes, target, impl=impl),
+    ]
+    leaves = [qkv, x, residual, weight, classes]
+    gradients = torch.autograd.grad([y.sum() for y in outputs], leaves)
+    return [*outputs, *gradients, *mask_tokens(tokens, mask_token=1, seed=1, impl=impl)]
+
+
+def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
+    guarded = []
+    monkeypatch.setattr(
+        _library, "device_guard", lambda t: guarded.append(t) or contextlib.nullcontext()
+    )
+    run_every_operator("cpu", "cpu")
+    assert len(guarded) == 7  # three ops forward and backward, and mask_tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl_name", ["triton", "cuda"])
+def test_operators_run_on_a_device_that_is_not_current(impl_name):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    results = [run_every_operator(device, impl_name) for device in ("cuda:0", "cuda:1")]
+    for a, b in zip(*results, strict=True):
+        assert b.device.index == 1 and torch.equal(a.cpu(), b.cpu())
