@@ -20,3 +20,22 @@ def test_rows_of_several_warps_match_reference(impl):
     eager = reference.dropout_add_layer_norm(*tensors, dropout_p=0.2, seed=4)
     truth = reference.dropout_add_layer_norm(*(t.double() for t in tensors), dropout_p=0.2, seed=4)
     assert_close(actual, truth, eager)
+
+
+def test_tensors_off_16_bytes_are_copied(impl):
+    """Parameters and gradients may be views into a flat buffer, from any element of it on."""
+
+    def shifted(tensor):
+        return torch.cat((tensor.flatten()[:1], tensor.flatten()))[1:].view_as(tensor)
+
+    generator = torch.Generator().manual_seed(0)
+    rows, vectors = (torch.randn(n, 40, generator=generator) for n in (20, 3))
+    results = []
+    for place in (torch.clone, shifted):
+        tensors = (place(t.to(impl.device)) for t in (*rows.split(5), *vectors))
+        dy, dtotal, *leaves, linear_bias = tensors
+        leaves = [t.requires_grad_() for t in (*leaves, linear_bias)]
+        options = {"linear_bias": linear_bias, "prenorm": True, "impl": impl.name}
+        outputs = dropout_add_layer_norm(*leaves[:4], **options)
+        results.append((*outputs, *torch.autograd.grad(outputs, leaves, (dy, dtotal))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -28,8 +28,9 @@ def launch_cuda_fwd(
     rstd: Tensor,  # (M,) fp32
 ) -> None:
     """Fills y and, if wanted, total, mean and rstd."""
+    inputs = [_aligned(t) for t in (x, residual, weight, bias, linear_bias)]
     extension("cuda").dropout_add_layer_norm_fwd(
-        *map(_pointer, (x, residual, weight, bias, linear_bias, seed, y, total, mean, rstd)),
+        *map(_pointer, (*inputs, seed, y, total, mean, rstd)),
         *_types_and_sizes(x, residual),
         threshold,
         eps,
@@ -58,10 +59,10 @@ def launch_cuda_bwd(
     M, D = types_and_sizes[2:]
     blocks = module.dropout_add_layer_norm_blocks(M, D)
     partial = torch.empty((blocks, 3, D), dtype=torch.float32, device=dy.device)
-    inputs = (dy, dtotal, total, mean, rstd, weight, seed)
+    inputs = [_aligned(t) for t in (dy, dtotal, total, mean, rstd, weight)]
     outputs = (dx, dresidual, partial, dweight, dbias, dlinear_bias)
     module.dropout_add_layer_norm_bwd(
-        *map(_pointer, (*inputs, *outputs)), *types_and_sizes, threshold, cuda_stream(dy)
+        *map(_pointer, (*inputs, seed, *outputs)), *types_and_sizes, threshold, cuda_stream(dy)
     )
 
 
@@ -117,6 +118,11 @@ def _shared(tensors: tuple[Tensor, ...], x: Tensor, residual: Tensor, threshold:
         _philox.dropout_scale(threshold),
         torch.get_num_threads(),
     )
+
+
+def _aligned(tensor: Tensor | None) -> Tensor | None:
+    """`tensor`, copied if it does not start at the 16 bytes of a kernel's loads."""
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _pointer(tensor: Tensor | None) -> int:
