@@ -1,4 +1,4 @@
-"""What all private operators share: the device of their tensors is current while they run."""
+"""What all operators share: their tensors' device is current, and it can run the kernels."""
 
 import contextlib
 
@@ -52,3 +52,13 @@ def test_operators_run_on_a_device_that_is_not_current(impl_name):
     results = [run_every_operator(device, impl_name) for device in ("cuda:0", "cuda:1")]
     for a, b in zip(*results, strict=True):
         assert b.device.index == 1 and torch.equal(a.cpu(), b.cpu())
+
+
+@pytest.mark.parametrize("op", _library.OPS)
+def test_kernels_refuse_a_gpu_that_is_too_old(monkeypatch, op):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    reason = _library.backend_problem("triton", op, "cuda")
+    assert reason == "it needs compute capability 8.0, this GPU has 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    assert _library.backend_problem("triton", op, "cuda") is None

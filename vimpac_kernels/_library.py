@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")  # in the order of preference
+OLDEST_GPU = (8, 0)  # compute capability for which kernels are built, by Triton too
 OPS = ("axial_attention", "linear_cross_entropy", "mask_tokens", "dropout_add_layer_norm")
 
 _LIBRARY = torch.library.Library("vimpac_kernels", "DEF")
@@ -106,6 +107,11 @@ def backend_problem(impl: str, op: str, device_type: str) -> str | None:
     needed = kernel_device(impl)
     if device_type != needed:
         return f"it runs on {needed} tensors, these are on {device_type}"
+    if needed == "cuda" and torch.cuda.is_available():  # fake tensors need no device
+        found = torch.cuda.get_device_capability()
+        if found < OLDEST_GPU:
+            needs, has = (".".join(map(str, version)) for version in (OLDEST_GPU, found))
+            return f"it needs compute capability {needs}, this GPU has {has}"
     return None
 
 
