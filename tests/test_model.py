@@ -249,6 +249,10 @@ def test_rejects_bad_input():
         model.encoder(torch.zeros(1, *GRID))
     with pytest.raises(ValueError, match="labels must be"):
         model.token_head(torch.zeros(1, 25, 48), torch.zeros(1, 2, 3, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="labels must be as clips"):
+        model(
+            torch.zeros(1, 2, *GRID, dtype=torch.long), torch.zeros(2, 2, *GRID, dtype=torch.long)
+        )
     with pytest.raises(ValueError, match="come together"):
         model.token_head(
             torch.zeros(1, 25, 48),

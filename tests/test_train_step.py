@@ -109,6 +109,18 @@ def test_compiled_step_is_the_plain_step(monkeypatch):
     torch.testing.assert_close(compiled, _gradients(_make_step()), rtol=1e-4, atol=1e-6)
 
 
+def test_pass_that_caches_cls_has_the_dropout_of_the_pass_that_learns():
+    """The one reads [CLS] alone, the other [CLS] and the masked tokens."""
+    step = _make_step()
+    tokens = torch.randint(0, 8192, (4, *GRID))
+    masked = step._mask(tokens, 0)
+    step._seed_dropout(0)
+    cached = step._encode(masked.inputs)
+    step._seed_dropout(0)
+    *_, cls = step._module(masked.inputs, tokens, masked.positions, masked.count, None, True)
+    torch.testing.assert_close(cached, cls)
+
+
 class _NoHostReads(TorchDispatchMode):
     """Forbids what would wait for a GPU: values, or shapes that depend on values, on the host."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vimpac_kernels import axial_attention
 from vimpac_kernels.reference import to_lines
@@ -60,9 +60,14 @@ def repeat_cls(
     return torch.cat((x[:, :1].expand(-1, lines, -1), x[:, 1:]), dim=1)
 
 
-def mean_cls(
-    x: Tensor,  # (B, lines + T*H*W, D)
+def merge_cls(
+    x: Tensor,  # (B, lines + T*H*W, D), what the next branch reads
+    stream: Tensor,  # (B, lines + T*H*W, D), the residual; post-LN: x
     lines: int,
-) -> Tensor:  # (B, 1 + T*H*W, D)
-    """Averages the copies of [CLS]."""
-    return torch.cat((x[:, :lines].mean(1, keepdim=True), x[:, lines:]), dim=1)
+    norm: nn.LayerNorm | None,  # of pre-LN
+) -> tuple[Tensor, Tensor]:  # (B, 1 + T*H*W, D) each
+    """Averages the copies of [CLS]; pre-LN: of the sum, whose norm is then taken anew."""
+    stream = torch.cat((stream[:, :lines].mean(1, keepdim=True), stream[:, lines:]), dim=1)
+    if norm is None:
+        return stream, stream
+    return torch.cat((norm(stream[:, :1]).to(x.dtype), x[:, lines:]), dim=1), stream

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vimpac.cls_per_line import attend_per_line, count_lines, mean_cls, repeat_cls
+from vimpac.cls_per_line import attend_per_line, count_lines, merge_cls, repeat_cls
 from vimpac.positions import Positions
 from vimpac.presets import EMBEDDING_ROWS, PAD_TOKEN, ModelConfig
+from vimpac.rows import cls_rows, take_rows
 from vimpac_kernels import axial_attention, dropout_add_layer_norm
 
 LAYER_NORM_EPS = 1e-12
@@ -48,7 +49,8 @@ class Attention(nn.Module):
         key_padding_mask: Tensor | None,  # (B, T, H, W) bool
         dropout_p: float,
         seed: Tensor | None,  # 0-d int64
-    ) -> Tensor:  # (B, S - 1 + cls_rows(grid), D), without the bias of `out`
+        rows: Tensor | None = None,  # (R,) of the output; None: all
+    ) -> Tensor:  # (B, S - 1 + cls_rows(grid), D) or (R, D), without the bias of `out`
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
         attended = (attend_per_line if self.per_line else axial_attention)(
             qkv,
@@ -57,8 +59,10 @@ class Attention(nn.Module):
             key_padding_mask=key_padding_mask,
             dropout_p=dropout_p,
             seed=None if self.joint else seed,
-        )
-        return F.linear(attended.flatten(2), self.out.weight)
+        ).flatten(2)
+        if rows is not None:
+            attended = take_rows(attended, rows)
+        return F.linear(attended, self.out.weight)
 
     def cls_rows(self, grid: tuple[int, int, int]) -> int:
         """Rows that stand for [CLS] in the output: 1, or one per line as in the paper's text."""
@@ -80,8 +84,8 @@ class MLP(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (B, S, D)
-    ) -> Tensor:  # (B, S, D), without the bias of `out`
+        x: Tensor,  # (..., D)
+    ) -> Tensor:  # (..., D), without the bias of `out`
         return F.linear(F.gelu(self.up(x)), self.out.weight)
 
 
@@ -111,13 +115,19 @@ class Layer(nn.Module):
         grid: tuple[int, int, int],
         key_padding_mask: Tensor | None,  # (B, T, H, W) bool
         seeds: Tensor | None,  # (branches, 2) int64, of the probabilities and of the output
-    ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer
+        rows: Tensor | None = None,  # (R,) of the flattened (B * S, D); None: all
+    ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer, or their rows (R, D)
         dropout_p = self.dropout if self.training else 0.0
         for i, (branch, norm) in enumerate(zip(self.branches(), norms, strict=True)):
             inner, outer = (None, None) if seeds is None else seeds[i].unbind()
+            # After the last attention no row depends on another, but for the copies of [CLS].
+            needed = rows if i == len(self.attention) - 1 else None
             if isinstance(branch, Attention):
-                update = branch(x, grid, key_padding_mask, dropout_p, inner)
                 cls_rows = branch.cls_rows(grid)
+                early = needed if cls_rows == 1 else None
+                update = branch(x, grid, key_padding_mask, dropout_p, inner, early)
+                if early is not None:
+                    stream = take_rows(stream, early)
             else:
                 update, cls_rows = branch(x), 1
             result = dropout_add_layer_norm(
@@ -133,17 +143,10 @@ class Layer(nn.Module):
             )
             x, stream = result if isinstance(result, tuple) else (result, result)
             if cls_rows > 1:
-                x, stream = self._merge_cls(x, stream, cls_rows, norm)
+                x, stream = merge_cls(x, stream, cls_rows, norm if self.prenorm else None)
+                if needed is not None:
+                    x, stream = take_rows(x, needed), take_rows(stream, needed)
         return x, stream
-
-    def _merge_cls(
-        self, x: Tensor, stream: Tensor, cls_rows: int, norm: nn.LayerNorm
-    ) -> tuple[Tensor, Tensor]:
-        """Averages [CLS] after the whole block; pre-LN: the sum, whose norm is then taken anew."""
-        stream = mean_cls(stream, cls_rows)
-        if not self.prenorm:
-            return stream, stream
-        return torch.cat((norm(stream[:, :1]).to(x.dtype), x[:, cls_rows:]), dim=1), stream
 
 
 class VideoTokenEncoder(nn.Module):
@@ -195,16 +198,19 @@ class VideoTokenEncoder(nn.Module):
         tokens: Tensor,  # (B, T, H, W) integer
         *,
         has_padding: bool = True,
+        rows: Tensor | None = None,  # (R,) int32 or int64
     ) -> Tensor:
         """Encodes clips.
 
         Args:
             tokens: (B, T, H, W) ids below 8197, of any integer dtype.
             has_padding: False promises that no clip holds PAD, which saves the padding mask.
+            rows: (R,) rows of the flattened (B * (1 + T*H*W), D) states, all that the last layer
+                then computes after its attention. Their dropout goes by their place in `rows`.
 
         Returns:
-            (B, 1 + T*H*W, D): [CLS], then the tokens in (t, h, w) order. Under autocast its dtype
-            is that of autocast.
+            (B, 1 + T*H*W, D): [CLS], then the tokens in (t, h, w) order; (R, D) for `rows`. Under
+            autocast its dtype is that of autocast.
 
         Raises:
             ValueError: If the shape or dtype of `tokens` does not fit.
@@ -224,8 +230,18 @@ class VideoTokenEncoder(nn.Module):
         for i, layer in enumerate(layers):
             run = partial(self._recomputed, layer) if self.activation_checkpointing else layer
             own = norms[i * per_layer : (i + 1) * per_layer]
-            x, stream = run(x, stream, own, self.grid, padding, seeds and seeds[i])
+            needed = rows if layer is layers[-1] else None
+            x, stream = run(x, stream, own, self.grid, padding, seeds and seeds[i], needed)
         return x
+
+    def cls(
+        self,
+        tokens: Tensor,  # (B, T, H, W) integer
+        *,
+        has_padding: bool = True,
+    ) -> Tensor:  # (B, D)
+        """[CLS] of clips: `forward` without the rows that a classifier does not read."""
+        return self(tokens, has_padding=has_padding, rows=cls_rows(tokens))
 
     def _recomputed(self, layer: Layer, *arguments: Any) -> tuple[Tensor, Tensor]:
         # Most dropout follows the seeds among the arguments; the rest, the generator.

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from vimpac.encoder import LAYER_NORM_EPS, VideoTokenEncoder, init_bert
 from vimpac.objective import BatchNorm
 from vimpac.presets import EMBEDDING_ROWS, ModelConfig
+from vimpac.rows import IGNORE_INDEX, MaskedRows, choose_masked_rows, take_rows
 from vimpac_kernels import LinearCrossEntropyOutput, linear_cross_entropy
-
-IGNORE_INDEX = -100
-ROWS_STEP = 128
 
 
 class MaskedTokenHead(nn.Module):
@@ -57,18 +55,14 @@ class MaskedTokenHead(nn.Module):
     ) -> LinearCrossEntropyOutput:
         """The mean cross-entropy over masked tokens, and the fraction predicted right.
 
-        Only masked rows go through the head, and nothing waits for the device. Since the number of
-        masked rows is then unknown to the host, the transform works on `max_masked` rows; masked
-        rows beyond that number are left out (`num_targets` tells how many were predicted).
+        Only masked rows go through the head, and nothing waits for the device.
 
         Args:
             hidden: (B, 1 + T*H*W, D) from the encoder.
-            labels: (B, T, H, W) token ids. Without `positions`, -100 where nothing is masked.
-            positions: (capacity,) int32 rows of the flattened (B * (1 + T*H*W), D) hidden states
-                that are masked, from `mask_tokens(..., row_offset=1)`; then labels may be all ids.
-            count: 0-d int32 on the device: how many positions count.
-            max_masked: Bound on the number of masked rows. None: on the CPU, where reading the
-                count is free, the number itself, rounded up to 128; elsewhere every token.
+            labels: As in `choose_masked_rows`.
+            positions: As there.
+            count: As there.
+            max_masked: As there; `num_targets` tells how many tokens were predicted.
 
         Returns:
             (loss, accuracy, num_targets), 0-d and on the device.
@@ -76,55 +70,33 @@ class MaskedTokenHead(nn.Module):
         Raises:
             ValueError: If shapes do not match, or only one of positions and count is given.
         """
-        B, rows, D = hidden.shape
-        if labels.dim() != 4 or labels.numel() != B * (rows - 1) or len(labels) != B:
+        B, S, _ = hidden.shape
+        if labels.dim() != 4 or labels.numel() != B * (S - 1) or len(labels) != B:
             raise ValueError(
-                f"labels must be (B, T, H, W) with B={B} and T*H*W={rows - 1}, got "
+                f"labels must be (B, T, H, W) with B={B} and T*H*W={S - 1}, got "
                 f"{tuple(labels.shape)}"
             )
-        if (positions is None) != (count is None):
-            raise ValueError("positions and count come together")
-        labels = labels.flatten()
-        if positions is None or count is None:
-            positions, count = _masked_rows(labels, rows)
-        capacity = positions.numel()
-        if max_masked is not None:
-            capacity = min(capacity, max_masked)
-        elif hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-            # In steps: malloc keeps the memory of every size it has met, and counts differ always.
-            capacity = min(capacity, -(-int(count) // ROWS_STEP) * ROWS_STEP)
-        slot = torch.arange(capacity, dtype=torch.int32, device=hidden.device)
-        live = slot < count
-        # A dead slot reads the row of its own number: with distinct rows the scatter in backward
-        # has no hot address, and adding a zero keeps it deterministic.
-        row = torch.where(live, positions[:capacity], slot).long()
-        masked = self.transform(hidden.flatten(0, 1).index_select(0, row))
-        target = labels[row - row // rows - 1].long().masked_fill(~live, IGNORE_INDEX)
+        masked = choose_masked_rows(labels, positions=positions, count=count, max_masked=max_masked)
+        return self.predict(take_rows(hidden, masked.rows), masked)
+
+    def predict(
+        self,
+        hidden: Tensor,  # (capacity, D), the states of masked.rows
+        masked: MaskedRows,
+    ) -> LinearCrossEntropyOutput:
+        """`forward` for the rows that it would take, of which only the live ones count."""
         output = linear_cross_entropy(
-            masked,
+            self.transform(hidden),
             self.weight,
-            target,
+            masked.target,
             linear_bias=self.bias,
-            positions=slot,
-            count=count.clamp(max=capacity),
+            positions=torch.arange(len(hidden), dtype=torch.int32, device=hidden.device),
+            count=masked.num_live,
             ignore_index=IGNORE_INDEX,
             return_stats=True,
         )
         assert isinstance(output, LinearCrossEntropyOutput)
         return output
-
-
-def _masked_rows(
-    labels: Tensor,  # (B*T*H*W,)
-    rows: int,
-) -> tuple[Tensor, Tensor]:  # (B*T*H*W,) int32, 0-d int32
-    """The rows of the (B * rows, D) hidden states that have a label, and their number."""
-    masked = labels != IGNORE_INDEX
-    token = torch.arange(labels.numel(), dtype=torch.int32, device=labels.device)
-    slot = torch.where(masked, masked.cumsum(0) - 1, labels.numel())
-    positions = token.new_full((labels.numel() + 1,), -1)
-    positions = positions.scatter(0, slot, token + token // max(rows - 1, 1) + 1)
-    return positions[:-1], masked.sum(dtype=torch.int32)
 
 
 class ContrastiveHead(nn.Module):
@@ -179,5 +151,4 @@ class VideoClassifier(nn.Module):
         *,
         has_padding: bool = True,
     ) -> Tensor:  # (B, num_classes) logits
-        hidden = self.encoder(tokens, has_padding=has_padding)
-        return self.classifier(self.dropout(hidden[:, 0]))
+        return self.classifier(self.dropout(self.encoder.cls(tokens, has_padding=has_padding)))

@@ -12,6 +12,8 @@ from vimpac.encoder import VideoTokenEncoder
 from vimpac.heads import ContrastiveHead, MaskedTokenHead
 from vimpac.objective import info_nce
 from vimpac.presets import ModelConfig, preset
+from vimpac.rows import MaskedRows, choose_masked_rows, cls_rows
+from vimpac_kernels import LinearCrossEntropyOutput
 
 
 class PretrainingOutput(NamedTuple):
@@ -81,7 +83,7 @@ class Vimpac(nn.Module):
                 `positions` they may be the ids of all tokens.
             positions: Masked rows, from `mask_tokens(view_major(clips), row_offset=1)`.
             count: How many positions count.
-            max_masked: Bound on the number of masked tokens (see `MaskedTokenHead`).
+            max_masked: Bound on the number of masked tokens (see `choose_masked_rows`).
             has_padding: False promises that no clip holds PAD.
 
         Returns:
@@ -92,20 +94,51 @@ class Vimpac(nn.Module):
         """
         if clips.dim() == 5:
             clips, labels = view_major(clips), view_major(labels)
-        hidden = self.encoder(clips, has_padding=has_padding)
-        tokens = self.token_head(
-            hidden, labels, positions=positions, count=count, max_masked=max_masked
+        if labels.shape != clips.shape:
+            raise ValueError(
+                f"labels must be as clips, got {tuple(labels.shape)} and {tuple(clips.shape)}"
+            )
+        masked = choose_masked_rows(labels, positions=positions, count=count, max_masked=max_masked)
+        tokens, cls = predict_masked(
+            self.encoder, self.token_head, clips, masked, has_padding=has_padding
         )
-        contrastive = torch.zeros((), device=hidden.device)
+        contrastive = torch.zeros((), device=cls.device)
         if self.contrastive_head is not None:
             contrastive = info_nce(
-                self.contrastive_head(hidden[:, 0]),
+                self.contrastive_head(cls),
                 self.config.temperature,
                 gamma=self.config.gamma,
                 contrastive_batch=self.config.contrastive_batch,
             )
         loss = tokens.loss + self.config.alpha * contrastive
         return PretrainingOutput(loss, tokens.loss, tokens.accuracy, contrastive)
+
+
+def predict_masked(
+    encoder: VideoTokenEncoder,
+    token_head: MaskedTokenHead,
+    clips: Tensor,  # (B, T, H, W) integer, masked
+    masked: MaskedRows,
+    *,
+    has_padding: bool = True,
+) -> tuple[LinearCrossEntropyOutput, Tensor]:
+    """Encodes clips once, for both heads, and no row that neither reads.
+
+    Args:
+        encoder: The encoder.
+        token_head: Its token head.
+        clips: (B, T, H, W) masked token ids.
+        masked: From `choose_masked_rows`.
+        has_padding: False promises that no clip holds PAD.
+
+    Returns:
+        What the token head returns, and [CLS] (B, D).
+    """
+    # [CLS] first: it then has the places, and the dropout, that it has in `encoder.cls`.
+    rows = torch.cat((cls_rows(clips), masked.rows))
+    hidden = encoder(clips, has_padding=has_padding, rows=rows)
+    cls, hidden = hidden.split((len(clips), len(masked.rows)))
+    return token_head.predict(hidden, masked), cls
 
 
 def view_major(clips: Tensor) -> Tensor:

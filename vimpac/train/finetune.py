@@ -193,8 +193,8 @@ class Finetuning:
         """(B, T, H, W) -> (B, D) fp32."""
         enabled = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            hidden = self.model.encoder(clips.to(self.device), has_padding=self.has_padding)
-        return hidden[:, 0].float()
+            cls = self.model.encoder.cls(clips.to(self.device), has_padding=self.has_padding)
+        return cls.float()
 
     def _logits(self, clips: Tensor) -> Tensor:
         """(B, T, H, W) -> (B, classes) fp32."""

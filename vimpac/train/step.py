@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vimpac.data.random import words
-from vimpac.model import Vimpac
+from vimpac.model import Vimpac, predict_masked
 from vimpac.objective import info_nce
 from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
+from vimpac.rows import choose_masked_rows
 from vimpac.train.config import MaskConfig, PretrainConfig
 from vimpac.train.distributed import World
 from vimpac.train.graph import Graphed
@@ -63,12 +64,12 @@ class MaskedTokenModel(nn.Module):
         has_padding: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the token loss, its accuracy and the [CLS] vectors (B, D)."""
-        hidden = self.encoder(inputs, has_padding=has_padding)
-        tokens = self.token_head(
-            hidden, labels, positions=positions, count=count, max_masked=max_masked
+        masked = choose_masked_rows(labels, positions=positions, count=count, max_masked=max_masked)
+        tokens, cls = predict_masked(
+            self.encoder, self.token_head, inputs, masked, has_padding=has_padding
         )
         # A copy: FSDP2 hooks what it returns, and a view of the hidden states could lose the hook.
-        return tokens.loss, tokens.accuracy, hidden[:, 0].clone()
+        return tokens.loss, tokens.accuracy, cls.clone()
 
     def encode(
         self,
@@ -76,7 +77,7 @@ class MaskedTokenModel(nn.Module):
         has_padding: bool,
     ) -> Tensor:
         """Returns the [CLS] vectors (B, D)."""
-        return self.encoder(inputs, has_padding=has_padding)[:, 0]
+        return self.encoder.cls(inputs, has_padding=has_padding)
 
 
 class PretrainStep:
@@ -108,7 +109,8 @@ class PretrainStep:
             world,
         )
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
-        self._read_count = world.device.type == "cpu"  # elsewhere it would wait for the device
+        # Elsewhere it would wait for the device, and a compiled graph has one size.
+        self._read_count = world.device.type == "cpu" and not compiled
         self.encode: Callable[..., Tensor] = self._encode
         self.learn: Callable[..., Tensor] = self._learn
         if config.graph:
@@ -234,7 +236,11 @@ class PretrainStep:
         return info_nce(views.flatten(0, 1), self.config.loss.temperature)
 
     def _seed_dropout(self, clip: int) -> None:
-        """Makes dropout a function of (seed, clip): the same after a resume and on any rank."""
+        """Makes dropout a function of seed and micro-batch: the same after a resume, on any rank.
+
+        A micro-batch is named by its first clip. Its masks, which say where in the last layer a
+        row stands, follow from the seed and the clips too.
+        """
         torch.manual_seed(int(words(DROPOUT, self.config.seed, clip, 1)[0]))
 
     def _autocast(self) -> AbstractContextManager:
