@@ -151,21 +151,25 @@ def _make_step(case: Case, device: str) -> Step:
 
 
 def model_flops(size: Size, layout: str) -> float:
-    """Arithmetic of one step that the model calls for: 3 x forward, masked rows in the token head.
+    """Arithmetic of one step that the losses call for, whoever computes more: 3 x forward.
 
     Per token and layer: 4 D^2 per attention block and 2 D * 4D for the MLP, a multiply-add being
-    2 FLOP; attention 4 * L * D per token and axis (half the heads each in `H|W`).
+    2 FLOP; attention 4 * L * D per token and axis (half the heads each in `H|W`). The losses read
+    masked rows and [CLS], so the token head has only the former, and the last layer after its
+    attention, D^2 + 8 D^2, only both.
     """
     T, side = size
-    D, layers, tokens = 512, 6, 2 * VIDEOS * T * side * side
+    D, layers, clips, masked = 512, 6, 2 * VIDEOS, 0.15
+    tokens = clips * T * side * side
+    unread = 1 - masked - clips / tokens
     lengths = {"T": T, "H": side, "W": side, "HW": side * side, "THW": T * side * side}
     blocks = layout.split(",")
-    weights = layers * (len(blocks) * 4 * D * D + 8 * D * D)
+    weights = layers * (len(blocks) * 4 * D * D + 8 * D * D) - unread * 9 * D * D
     attention = sum(
         4 * D * sum(lengths[axis] for axis in block.split("|")) / len(block.split("|"))
         for block in blocks
     )
-    head = 0.15 * (D * D + D * common.VOCABULARY)
+    head = masked * (D * D + D * common.VOCABULARY)
     return 3 * tokens * (2 * weights + layers * attention + 2 * head)
 
 
