@@ -122,7 +122,6 @@ def test_batches_that_do_not_divide_are_refused(batch, world, message):
     [
         ((), 1, "cpu", "graph=true records one CUDA device's step, but this run is on cpu"),
         ((), 2, "cuda", "averaged over 2 processes"),
-        (("compile=max-autotune",), 1, "cuda", "take compile=default"),
         (("model.layout=T,HW", "activation_checkpointing=true"), 1, "cuda", "joint axes"),
     ],
 )

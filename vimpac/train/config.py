@@ -161,8 +161,6 @@ class PretrainConfig:
             reason = f"this run is on {device_type}"
         elif world_size > 1:
             reason = f"gradients are averaged over {world_size} processes"
-        elif self.compile == "max-autotune":
-            reason = "compile=max-autotune records graphs of its own: take compile=default"
         elif self.activation_checkpointing and {"HW", "THW"} & {*self.model.layout.split(",")}:
             reason = "joint axes draw dropout again for activation_checkpointing"
         if reason:

@@ -255,6 +255,8 @@ def _compile(module: nn.Module, mode: str) -> Any:
     is differentiated would drop other elements, and d[CLS] would be of another function.
     """
     options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    # Gradients stay from one micro-batch to the next, in memory that its graphs would overwrite.
+    options["triton.cudagraphs"] = False
     return torch.compile(module, fullgraph=True, dynamic=False, options=options)
 
 
