@@ -9,6 +9,7 @@ when it is replayed: torch.manual_seed before a call does what it does before an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -46,8 +47,8 @@ class Graphed:
         return self._replay().clone()
 
     def _warm_up(self) -> Tensor:
-        """An eager call on a stream of its own, as the default stream cannot be recorded."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        """An eager call on the stream that will be recorded; the default one cannot be."""
+        current, side = torch.cuda.current_stream(), _side_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
             result = self._function(*self._inputs)
@@ -58,7 +59,7 @@ class Graphed:
         """The call on `_inputs` as a graph; what it returns is overwritten by the next replay."""
         graph = torch.cuda.CUDAGraph()
         # The threads that load and pin data go on using the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=_side_stream(), capture_error_mode="thread_local"):
             result = self._function(*self._inputs)
 
         def replay() -> Tensor:
@@ -66,3 +67,9 @@ class Graphed:
             return result
 
         return replay
+
+
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all graphs, as each stream keeps freed memory and a workspace of cuBLAS to itself."""
+    return torch.cuda.Stream()
