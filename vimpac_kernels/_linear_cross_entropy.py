@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,8 +96,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Applies the factor; for reduction "none" runs the products with a factor per row."""
         if ctx.by_row:
-            tensors = ctx.saved_tensors
-            positions, count = tensors[4:]
+            *_, positions, count = tensors = ctx.saved_tensors
             grads = list(forward(tensors, dloss, ctx.options, ctx.needs, ctx.impl)[2:])
             scale = None
         else:
@@ -105,9 +104,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             scale = dloss if divisor is None else dloss / divisor
         dinput, dweight, dbias = grads
         needs_dinput, needs_dweight, needs_dbias = ctx.needs
-        rows = ctx.shape[:-1].numel()
         if needs_dinput:
-            dinput = _bwd(dinput, scale, positions, count, rows, ctx.dtypes[0])
+            dinput = _bwd(dinput, scale, positions, count, ctx.shape[:-1].numel(), ctx.dtypes[0])
         return (
             dinput.view(ctx.shape) if needs_dinput else None,
             _scaled(dweight, scale, ctx.dtypes[1]) if needs_dweight else None,
@@ -125,7 +123,10 @@ def forward(
     impl: str,
 ) -> tuple[Tensor, ...]:
     """losses (M,), counts (2,), dinput (M, D), dweight (V, D), dbias (V,); empty if not needed."""
-    return _fwd(*tensors, row_scale, **asdict(options), needs=list(needs), impl=impl)
+    return _fwd(
+        *tensors, row_scale, dtype=options.dtype, ignore_index=options.ignore_index,
+        label_smoothing=options.label_smoothing, z_loss=options.z_loss, needs=list(needs), impl=impl,
+    )  # fmt: skip
 
 
 def _row_pass_triton(*arguments: Any, **options: Any) -> None:
