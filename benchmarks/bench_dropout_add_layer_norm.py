@@ -52,16 +52,16 @@ def ours(impl: str) -> Op:
 
 def liger() -> Op:
     """Liger-Kernel's layer norm behind an eager bias, dropout and addition."""
-    function = pytest.importorskip("liger_kernel.ops.layer_norm").LigerLayerNormFunction
-    return lambda x, residual, weight, bias, linear_bias, p: function.apply(
+    module = pytest.importorskip("liger_kernel.transformers.functional", exc_type=ImportError)
+    return lambda x, residual, weight, bias, linear_bias, p: module.liger_layer_norm(
         residual + F.dropout(x + linear_bias, p), weight, bias, EPS
     )
 
 
 def flash_attn() -> Op:
     """flash-attn's Triton layer norm behind an eager bias."""
-    function = pytest.importorskip("flash_attn.ops.triton.layer_norm").layer_norm_fn
-    return lambda x, residual, weight, bias, linear_bias, p: function(
+    module = pytest.importorskip("flash_attn.ops.triton.layer_norm", exc_type=ImportError)
+    return lambda x, residual, weight, bias, linear_bias, p: module.layer_norm_fn(
         x + linear_bias, weight, bias, residual=residual, eps=EPS, dropout_p=p
     )
 
@@ -74,11 +74,11 @@ OTHERS: dict[str, Callable[[], Op]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["cuda", "triton", "cpu", *OTHERS])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize(
     "shape", common.SHAPES[common.default_device()], ids=lambda shape: shape.label
 )
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["cuda", "triton", "cpu", *OTHERS])
 def test_dropout_add_layer_norm(bench, name: str, dropout_p: float, shape: common.Shape) -> None:
     """Times one candidate on the hidden buffer of one real configuration."""
     dtype, device, width = DTYPE[bench.device], bench.device, shape.N * shape.Dh

@@ -87,8 +87,8 @@ def _tokens(shape: common.Shape, device: str) -> Tensor:
     return torch.randint(0, 8192, (shape.B, shape.T, shape.H, shape.W), device=device)
 
 
-@pytest.mark.parametrize("batch", BATCHES[common.default_device()])
 @pytest.mark.parametrize("name", ["cuda", "triton", "cpu", "reference", *OTHERS])
+@pytest.mark.parametrize("batch", BATCHES[common.default_device()])
 def test_mask_tokens(bench, name: str, batch: int) -> None:
     """Times one candidate on the small model's grid, int64 tokens, five blocks."""
     shape = common.Shape("small", batch, 5, 16, 16, 8, 64)
