@@ -29,20 +29,18 @@ def driver() -> str:
 
 
 def stages(folder: Path) -> list[dict[str, Any]]:
-    """What each stage came to, with the last line that it said."""
-    found = []
+    """What each stage came to the last time, with the last line that it said."""
+    found = {}
     for line in (folder / "stages.tsv").read_text().splitlines():
         name, status, seconds = line.split("\t")
         said = (folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        found.append(
-            {
-                "stage": name,
-                "result": {"0": "passed", "124": "out of time"}.get(status, f"failed ({status})"),
-                "seconds": int(seconds),
-                "said": re.sub(r"=+", "", said[-1]).strip() if said else "",
-            }
-        )
-    return found
+        found[name] = {
+            "stage": name,
+            "result": {"0": "passed", "124": "out of time"}.get(status, f"failed ({status})"),
+            "seconds": int(seconds),
+            "said": re.sub(r"=+", "", said[-1]).strip() if said else "",
+        }
+    return list(found.values())
 
 
 def main() -> int:

@@ -1,8 +1,10 @@
 """What the benchmarks say about a step: whose time it is, and what it is divided by."""
 
+import importlib.util
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,37 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import gpu_summary
 import learning
 import phases
 import report
+
+
+def _fail() -> None:
+    raise RuntimeError("out of\n memory")
+
+
+def test_peer_that_cannot_run_is_skipped_in_its_own_words_and_ours_fails(monkeypatch):
+    path = Path(phases.__file__).with_name("conftest.py")
+    spec = importlib.util.spec_from_file_location("bench_conftest", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    bench = module.Bench(SimpleNamespace(), device="cpu")
+    with pytest.raises(pytest.skip.Exception, match="liger does not run here: out of memory"):
+        bench("op", "shape", "liger", _fail)
+    with pytest.raises(RuntimeError, match="out of"):
+        bench("op", "shape", "triton autocast", _fail)
+
+
+def test_summary_holds_the_last_run_of_each_stage(tmp_path):
+    (tmp_path / "stages.tsv").write_text("build\t0\t9\ntests\t124\t80\ntests\t0\t99\n")
+    for name in ("build", "tests"):
+        (tmp_path / f"{name}.log").write_text(f"begin\n== {name} done ==\n")
+    assert [(s["stage"], s["result"], s["said"]) for s in gpu_summary.stages(tmp_path)] == [
+        ("build", "passed", "build done"),
+        ("tests", "passed", "tests done"),
+    ]
 
 
 class _SlowBackward(torch.autograd.Function):
