@@ -74,7 +74,8 @@ def _build(folder: Path) -> list[str]:
     )
     print(result.stdout, end="", flush=True)
     if result.returncode != 0:
-        raise toolchain.BuildError("the build failed; the compiler's words are above")
+        mend = f"; {toolchain.CPU_ONLY_SWITCH}=1 leaves the CUDA kernels out" if nvcc else ""
+        raise toolchain.BuildError(f"the build failed; the compiler's words are above{mend}")
     return plan.modules
 
 

@@ -17,6 +17,7 @@ CPU_ONLY_SWITCH = "VIMPAC_KERNELS_CPU_ONLY"
 # one virtual architecture serves all (its PTX takes half of nvcc's time) and later GPUs too.
 DEFAULT_GPUS = ("sm_80", "sm_90", "sm_100", "sm_120")
 DEFAULT_PTX = "compute_80"
+DEFAULT_TOOLKIT = "/usr/local/cuda"  # where NVIDIA's installers put it, and PATH often lacks it
 
 
 class Missing(Exception):
@@ -72,14 +73,13 @@ def find_pybind11() -> Path:
 
 
 def find_nvcc() -> Nvcc:
-    """The CUDA compiler named by CUDA_HOME, CUDA_PATH or PATH, and what it can compile for."""
+    """The CUDA compiler of CUDA_HOME, CUDA_PATH, PATH or the usual folder, and its targets."""
     if os.environ.get(CPU_ONLY_SWITCH) == "1":
         raise Missing(f"{CPU_ONLY_SWITCH}=1")
     folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    candidates = [
-        shutil.which("nvcc", path=str(Path(folder, "bin"))) for folder in folders if folder
-    ]
-    command = next(filter(None, [*candidates, shutil.which("nvcc")]), None)
+    paths = [str(Path(folder, "bin")) for folder in folders if folder]
+    paths += [os.environ.get("PATH", os.defpath), f"{DEFAULT_TOOLKIT}/bin"]
+    command = shutil.which("nvcc", path=os.pathsep.join(paths))
     if command is None:
         raise Missing("nvcc not found: install the CUDA toolkit (12.8 or newer) or set CUDA_HOME")
     root = toolkit_root(command)
@@ -108,6 +108,8 @@ def gencode_flags(arch_list: str | None, known: list[str]) -> tuple[str, ...]:
         known: the output of `nvcc --list-gpu-arch`: compute_80, ...
     """
     if not arch_list:
+        if DEFAULT_PTX not in known:
+            raise Missing(f"nvcc does not know {DEFAULT_PTX}: install CUDA 12.8 or newer")
         gpus = [gpu for gpu in DEFAULT_GPUS if gpu.replace("sm", "compute") in known]
         return tuple(f"-gencode=arch={DEFAULT_PTX},code={code}" for code in (*gpus, DEFAULT_PTX))
     flags = []
@@ -140,4 +142,4 @@ def _first_with(name: str, root: Path, patterns: tuple[str, ...]) -> Path:
         for folder in sorted(root.glob(pattern)):
             if (folder / name).exists():
                 return folder
-    raise BuildError(f"{name} is not in the CUDA toolkit {root}; install the whole toolkit")
+    raise Missing(f"{name} is not in the CUDA toolkit {root}: install the whole toolkit")

@@ -101,6 +101,7 @@ def test_failing_nvcc_leaves_the_cpu_module(tree: Path, broken_toolkit: Path) ->
     failed = _build(tree, CUDA_HOME=str(broken_toolkit))
     assert failed.returncode != 0
     assert "no such intrinsic" in failed.stdout and "Traceback" not in failed.stdout
+    assert "VIMPAC_KERNELS_CPU_ONLY=1 leaves the CUDA kernels out" in failed.stdout
     assert _module(tree, "_C_cpu").read_bytes() == before
     assert not _module(tree, "_C_cuda").exists()
 
@@ -111,6 +112,15 @@ def test_cpu_only_removes_the_cuda_module(tree: Path, broken_toolkit: Path) -> N
     result = _build(tree, CUDA_HOME=str(broken_toolkit), VIMPAC_KERNELS_CPU_ONLY="1")
     assert result.returncode == 0, result.stdout
     assert "CUDA kernels are left out: VIMPAC_KERNELS_CPU_ONLY=1" in result.stdout
+    assert _module(tree, "_C_cpu").exists() and not _module(tree, "_C_cuda").exists()
+
+
+def test_incomplete_toolkit_leaves_cuda_out(tree: Path, broken_toolkit: Path) -> None:
+    """As pip's nvcc without the headers of the runtime: the rest is built."""
+    (broken_toolkit / "include/cuda_runtime.h").unlink()
+    result = _build(tree, CUDA_HOME=str(broken_toolkit))
+    assert result.returncode == 0, result.stdout
+    assert "CUDA kernels are left out: cuda_runtime.h is not in" in result.stdout
     assert _module(tree, "_C_cpu").exists() and not _module(tree, "_C_cuda").exists()
 
 
@@ -142,6 +152,17 @@ def test_missing_python_tools_are_named(
         toolchain.find_ninja()
 
 
+def test_usual_folder_is_searched_where_nothing_names_a_toolkit(
+    toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch, broken_toolkit: Path, tmp_path: Path
+) -> None:
+    """PATH often lacks the toolkit."""
+    for name in ("CUDA_HOME", "CUDA_PATH", toolchain.CPU_ONLY_SWITCH, "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(toolchain, "DEFAULT_TOOLKIT", str(broken_toolkit))
+    assert toolchain.find_nvcc().command == str(broken_toolkit / "bin/nvcc")
+
+
 def test_architectures_follow_the_list(toolchain: ModuleType) -> None:
     """Torch's notation; the default drops what nvcc does not know, a list may not."""
     flags = toolchain.gencode_flags
@@ -155,6 +176,8 @@ def test_architectures_follow_the_list(toolchain: ModuleType) -> None:
         f"-gencode=arch=compute_80,code={code}"
         for code in ("sm_80", "sm_90", "sm_120", "compute_80")
     )
+    with pytest.raises(toolchain.Missing, match="install CUDA 12.8"):
+        flags(None, ["compute_70"])
     with pytest.raises(toolchain.BuildError, match="does not know 10.0"):
         flags("8.0;10.0", known)
     with pytest.raises(toolchain.BuildError, match="'Hopper' is not like"):
