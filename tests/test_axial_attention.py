@@ -164,17 +164,19 @@ def test_reads_strided_qkv(impl, layout):
         assert torch.equal(a, b)
 
 
-def test_reads_offsets_beyond_2_to_the_31(impl):
+@pytest.mark.parametrize("dimension", [0, 1, 2, 3], ids=["clips", "rows", "q k v", "heads"])
+def test_reads_offsets_beyond_2_to_the_31(impl, dimension):
+    """The third entry of a dimension lies there, while the stride itself has 31 bits."""
     if impl.device != "cpu":
         pytest.skip("the untouched pages of a huge mapping cost nothing on the host only")
-    grid, axes = (2, 3, 4), "T"
-    small = random_qkv(grid, axes).to(torch.bfloat16)
-    B, S, _, N, Dh = small.shape
-    stride = 2**31 + 64
+    grid, axes = (2, 1, 1), "T"
+    small = random_qkv(grid, axes, batch=3, heads=3).to(torch.bfloat16)
+    strides = list(small.stride())
+    strides[dimension] = 2**30 + 64
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    with mmap.mmap(-1, 2 * (stride + S * 3 * N * Dh), flags=flags) as memory:
+    with mmap.mmap(-1, 2 * (2 * strides[dimension] + small.numel()), flags=flags) as memory:
         flat = torch.frombuffer(memory, dtype=torch.bfloat16)
-        huge = flat.as_strided(small.shape, (stride, *small.stride()[1:]))
+        huge = flat.as_strided(small.shape, strides)
         huge.copy_(small)
         actual = axial_attention(huge, grid, axes, impl=impl.name)
         del huge, flat

@@ -68,14 +68,16 @@ def axial_attention_fwd_kernel(
     )
     line, index, token, live, slot, held = tile_rows(tile, axis, length, lines, T, H, W, BLOCK)
     first = 1 if HAS_CLS else 0
-    base = qkv + clip.to(tl.int64) * stride_b + head * stride_n
-    q = load_rows(base, token + first, stride_s, live, D)
-    k = load_rows(base + stride_3, token + first, stride_s, live, D)
-    v = load_rows(base + 2 * stride_3, token + first, stride_s, live, D)
+    q_base = qkv + clip.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
+    k_base = q_base + stride_3
+    v_base = k_base + stride_3
+    q = load_rows(q_base, token + first, stride_s, live, D)
+    k = load_rows(k_base, token + first, stride_s, live, D)
+    v = load_rows(v_base, token + first, stride_s, live, D)
     d = tl.arange(0, D)
-    q_cls = tl.load(base + d).to(tl.float32)
-    k_cls = tl.load(base + stride_3 + d).to(tl.float32)
-    v_cls = tl.load(base + 2 * stride_3 + d).to(tl.float32)
+    q_cls = tl.load(q_base + d).to(tl.float32)
+    k_cls = tl.load(k_base + d).to(tl.float32)
+    v_cls = tl.load(v_base + d).to(tl.float32)
     allowed, own, exists = masks(line, live, slot, held, tile, lines, token, padding, clip,
                                   T * H * W, PADDED, SLOTS)  # fmt: skip
     p, column, row, self = probabilities(
@@ -128,14 +130,16 @@ def axial_attention_bwd_kernel(
     line, index, token, live, slot, held = tile_rows(tile, axis, length, lines, T, H, W, BLOCK)
     first = 1 if HAS_CLS else 0
     S = T * H * W + first
-    base = qkv + clip.to(tl.int64) * stride_b + head * stride_n
+    q_base = qkv + clip.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
+    k_base = q_base + stride_3
+    v_base = k_base + stride_3
     d = tl.arange(0, D)
-    q = load_rows(base, token + first, stride_s, live, D)
-    k = load_rows(base + stride_3, token + first, stride_s, live, D)
-    v = load_rows(base + 2 * stride_3, token + first, stride_s, live, D)
-    q_cls = tl.load(base + d).to(tl.float32)
-    k_cls = tl.load(base + stride_3 + d).to(tl.float32)
-    v_cls = tl.load(base + 2 * stride_3 + d).to(tl.float32)
+    q = load_rows(q_base, token + first, stride_s, live, D)
+    k = load_rows(k_base, token + first, stride_s, live, D)
+    v = load_rows(v_base, token + first, stride_s, live, D)
+    q_cls = tl.load(q_base + d).to(tl.float32)
+    k_cls = tl.load(k_base + d).to(tl.float32)
+    v_cls = tl.load(v_base + d).to(tl.float32)
     dout_base = dout + (clip.to(tl.int64) * S * N + head) * D
     do = load_rows(dout_base, token + first, N * D, live, D)
     do_cls = tl.load(dout_base + d).to(tl.float32) / lines

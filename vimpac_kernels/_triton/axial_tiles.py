@@ -49,7 +49,8 @@ def tile_rows(tile, axis, length, lines, T, H, W, BLOCK: tl.constexpr):
     index = row - slot * length
     inner = pick(axis, H * W, W, 1)
     token = line // inner * pick(axis, 0, H * W, W) + line % inner + index * pick(axis, H * W, W, 1)
-    return line, index, token, (slot < held) & (line < lines), slot, held
+    live = (slot < held) & (line < lines)
+    return line, index, token.to(tl.int64), live, slot, held  # offsets may pass 2^31
 
 
 @triton.jit
