@@ -2,8 +2,9 @@
 
 Compiles csrc/cuda/*.cu as the default build does and every Triton kernel exactly as a launch does,
 for sm_80, sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and
-counts of the instructions that matter. Exits with 1 on a spill or where a kernel lacks what
-EXPECTED asks. What nvcc made of unchanged sources is kept in build/kernel_report.
+counts of the instructions that matter. Exits with 1 on a spill, on more shared memory than every
+GPU has, or where a kernel lacks what EXPECTED asks. What nvcc made of unchanged sources is kept in
+build/kernel_report.
 
     Triton   each module of vimpac_kernels/_triton offers `report_cases()`, which yields (kernel,
              arguments, keyword arguments) of real calls with meta tensors; the kernel's own
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
 CACHE = ROOT / "build" / "kernel_report"
 NVCC_FLAGS = ("-std=c++17", "-O3")
+SMALLEST_SHARED = 99 << 10  # bytes of a block on sm_86, sm_89 and sm_120
 COLUMNS = "kernel | arch | regs | spills | shared | warps | occupancy | MMA | LDG.128 | LDG"
 
 # (backend, pattern of names, what it must contain). Every pattern must match some kernel.
@@ -156,23 +158,30 @@ def _label(name: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> 
 
 
 def triton_kernels(architectures: list[int]) -> Iterator[Kernel]:
-    """The kernels of vimpac_kernels/_triton for every architecture."""
+    """The kernels of vimpac_kernels/_triton; the architectures compile side by side."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for kernels in pool.map(_triton_kernels, architectures):
+            yield from kernels
+
+
+def _triton_kernels(architecture: int) -> list[Kernel]:
     import vimpac_kernels._triton as package
 
     driver = offline_driver()
+    driver.architecture = architecture
+    kernels: list[Kernel] = []
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         if not hasattr(module, "report_cases"):
             if any(name.endswith("_kernel") for name in vars(module)):
                 sys.exit(f"error: {module.__name__} has kernels but no report_cases()")
             continue
-        for architecture in architectures:
-            driver.architecture = architecture
-            for kernel, arguments, options in module.report_cases():
-                compiled = kernel.warmup(*arguments, grid=(1,), **options)
-                name = _label(kernel.__name__, arguments, options)
-                for one in compiled if isinstance(compiled, list) else [compiled]:
-                    yield _read_triton(one, name, architecture)
+        for kernel, arguments, options in module.report_cases():
+            compiled = kernel.warmup(*arguments, grid=(1,), **options)
+            name = _label(kernel.__name__, arguments, options)
+            for one in compiled if isinstance(compiled, list) else [compiled]:
+                kernels.append(_read_triton(one, name, architecture))
+    return kernels
 
 
 def _read_triton(compiled: Any, name: str, architecture: int) -> Kernel:
@@ -209,6 +218,12 @@ def problems(backend: str, kernels: list[Kernel]) -> list[str]:
         f"{k.counts['STL']} STL, {k.counts['LDL']} LDL"
         for k in kernels
         if k.spills
+    ]
+    found += [
+        f"{k.name} takes {k.shared} bytes of shared memory on {ARCHITECTURES[k.architecture]}, "
+        f"a block of the smallest GPU has {SMALLEST_SHARED}"
+        for k in kernels
+        if k.shared > SMALLEST_SHARED
     ]
     for _, pattern, wanted in (row for row in EXPECTED if row[0] == backend):
         matching = [k for k in kernels if fnmatch.fnmatchcase(k.name, pattern)]

@@ -29,18 +29,22 @@ from vimpac_kernels._triton.axial_tiles import (
     unit,
 )
 
-# (rows of a tile, bytes of an element) -> warps of (forward, backward): the fewest without a spill
-# at head dim 64. With one warp per 16 rows a softmax row never leaves its warp. fp32 products run
-# on CUDA cores with their operands in registers, which takes more warps; the fp32 backward still
-# spills at 32 rows and more (fp32 is there to check by, 16-bit to train with).
+# (rows of a tile, bytes of an element) -> warps of (forward, backward) at head dims up to 64: the
+# fewest without a spill. With one warp per 16 rows a softmax row never leaves its warp. fp32
+# products run on CUDA cores with their operands in registers, which takes more warps. Tiles of 64
+# rows in fp32 or at head dim 128 fill the registers of a multiprocessor and spill a little, in
+# fp32 at 128 more: benchmarks/NOTES.md.
 WARPS = {
     (16, 2): (1, 2),
     (32, 2): (2, 4),
     (64, 2): (4, 8),
     (16, 4): (4, 8),
     (32, 4): (8, 8),
-    (64, 4): (8, 16),
+    (64, 4): (8, 8),
 }
+# Bytes of a tile of q from which on it does not stay in registers beside k, v and dout: each is
+# loaded where it is used, from the L1 cache the second time.
+REREAD_BYTES = 8192
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
 
 
@@ -61,7 +65,8 @@ def axial_attention_fwd_kernel(
     BLOCK: tl.constexpr,
     SLOTS: tl.constexpr,
     D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    REREAD: tl.constexpr,
 ):  # fmt: skip
     clip, head, tile, axis, length, lines, tiles = unit(
         T, H, W, heads, tiles0, tiles1, tiles2, AXES, B, BLOCK
@@ -71,18 +76,14 @@ def axial_attention_fwd_kernel(
     q_base = qkv + clip.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
     k_base = q_base + stride_3
     v_base = k_base + stride_3
-    q = load_rows(q_base, token + first, stride_s, live, D)
-    k = load_rows(k_base, token + first, stride_s, live, D)
-    v = load_rows(v_base, token + first, stride_s, live, D)
+    q, q_cls = load_rows(q_base, token, first, stride_s, live, D)
+    k, k_cls = load_rows(k_base, token, first, stride_s, live, D)
+    if not REREAD:
+        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
     d = tl.arange(0, D)
-    q_cls = tl.load(q_base + d).to(tl.float32)
-    k_cls = tl.load(k_base + d).to(tl.float32)
-    v_cls = tl.load(v_base + d).to(tl.float32)
     allowed, own, exists = masks(line, live, slot, held, tile, lines, token, padding, clip,
                                   T * H * W, PADDED, SLOTS)  # fmt: skip
-    p, column, row, self = probabilities(
-        q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, PRECISION
-    )
+    p, column, row, self = probabilities(q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, WIDEN)
     if DROPOUT:
         first_line = clip * lines
         f_p, f_column, f_row, f_self = keep_factors(
@@ -91,13 +92,15 @@ def axial_attention_fwd_kernel(
             SLOTS, BLOCK,
         )  # fmt: skip
         p, column, row, self = p * f_p, column * f_column, row * f_row, self * f_self
-    o = dot(p.to(v.dtype), v, PRECISION)
+    if REREAD:
+        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
     if HAS_CLS:
-        o += column[:, None] * v_cls[None, :]
-        row = tl.sum(tl.where(exists[:, None], row, 0.0), 0)
         weight = tl.sum(tl.where(exists, self, 0.0), 0)
         total = tl.sum(row[:, None] * v.to(tl.float32), 0) + weight * v_cls
         tl.store(partial + ((clip * N + head).to(tl.int64) * slots + tile) * D + d, total)
+    o = dot(p.to(qkv.dtype.element_ty), v, WIDEN)
+    if HAS_CLS:
+        o += column[:, None] * v_cls[None, :]
     S = T * H * W + first
     at = out + (clip.to(tl.int64) * S * N + head) * D
     at += (token + first)[:, None] * (N * D) + d[None, :]
@@ -122,7 +125,8 @@ def axial_attention_bwd_kernel(
     BLOCK: tl.constexpr,
     SLOTS: tl.constexpr,
     D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+    REREAD: tl.constexpr,
 ):  # fmt: skip
     clip, head, tile, axis, length, lines, tiles = unit(
         T, H, W, heads, tiles0, tiles1, tiles2, AXES, B, BLOCK
@@ -134,24 +138,15 @@ def axial_attention_bwd_kernel(
     k_base = q_base + stride_3
     v_base = k_base + stride_3
     d = tl.arange(0, D)
-    q = load_rows(q_base, token + first, stride_s, live, D)
-    k = load_rows(k_base, token + first, stride_s, live, D)
-    v = load_rows(v_base, token + first, stride_s, live, D)
-    q_cls = tl.load(q_base + d).to(tl.float32)
-    k_cls = tl.load(k_base + d).to(tl.float32)
-    v_cls = tl.load(v_base + d).to(tl.float32)
+    q, q_cls = load_rows(q_base, token, first, stride_s, live, D)
+    k, k_cls = load_rows(k_base, token, first, stride_s, live, D)
     dout_base = dout + (clip.to(tl.int64) * S * N + head) * D
-    do = load_rows(dout_base, token + first, N * D, live, D)
-    do_cls = tl.load(dout_base + d).to(tl.float32) / lines
+    if not REREAD:
+        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
+        do, do_cls = load_rows(dout_base, token, first, N * D, live, D)
     allowed, own, exists = masks(line, live, slot, held, tile, lines, token, padding, clip,
                                   T * H * W, PADDED, SLOTS)  # fmt: skip
-    p, column, row, self = probabilities(
-        q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, PRECISION
-    )
-    dp = dot(do, tl.trans(v), PRECISION)
-    d_column = tl.sum(do.to(tl.float32) * v_cls[None, :], 1)
-    d_row = tl.sum(v.to(tl.float32) * do_cls[None, :], 1)[None, :] + tl.zeros_like(row)
-    d_self = tl.sum(v_cls * do_cls, 0) + tl.zeros_like(self)
+    p, column, row, self = probabilities(q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, WIDEN)
     dropped, dropped_column, dropped_row, dropped_self = p, column, row, self
     if DROPOUT:
         first_line = clip * lines
@@ -163,40 +158,54 @@ def axial_attention_bwd_kernel(
         dropped, dropped_column, dropped_row, dropped_self = (
             p * f_p, column * f_column, row * f_row, self * f_self
         )  # fmt: skip
-        dp, d_column, d_row, d_self = dp * f_p, d_column * f_column, d_row * f_row, d_self * f_self
-    if HAS_CLS:
-        delta = tl.sum(p * dp, 1) + column * d_column
-        ds_column = column * (d_column - delta)
-        row_delta = tl.sum(row * d_row, 1) + self * d_self
-        ds_row = row * (d_row - row_delta[:, None])
-        ds_self = tl.where(exists, self * (d_self - row_delta), 0.0)
-        ds_row = tl.sum(tl.where(exists[:, None], ds_row, 0.0), 0)  # (BLOCK,)
-        dropped_row = tl.sum(tl.where(exists[:, None], dropped_row, 0.0), 0)
-    else:
-        delta = tl.sum(p * dp, 1)
-    ds = p * (dp - delta[:, None])
-    low = ds.to(q.dtype)
-    dq = dot(low, k, PRECISION)
-    dk = dot(tl.trans(low), q, PRECISION)
-    dv = dot(tl.trans(dropped.to(do.dtype)), do, PRECISION)
-    if HAS_CLS:
-        dq += ds_column[:, None] * k_cls[None, :]
-        dk += ds_row[:, None] * q_cls[None, :]
-        dv += dropped_row[:, None] * do_cls[None, :]
-        ds_lines = tl.sum(ds_self, 0)
-        weight = tl.sum(tl.where(exists, dropped_self, 0.0), 0)
-        dq_cls = (tl.sum(ds_row[:, None] * k.to(tl.float32), 0) + ds_lines * k_cls) * scale
-        dk_cls = (tl.sum(ds_column[:, None] * q.to(tl.float32), 0) + ds_lines * q_cls) * scale
-        dv_cls = tl.sum(dropped_column[:, None] * do.to(tl.float32), 0) + weight * do_cls
-        at = partial + ((clip * N + head).to(tl.int64) * slots + tile) * (3 * D) + d
-        tl.store(at, dq_cls)
-        tl.store(at + D, dk_cls)
-        tl.store(at + 2 * D, dv_cls)
     at = dqkv + (clip.to(tl.int64) * S * 3 * N + head) * D
     at += (token + first)[:, None] * (3 * N * D) + d[None, :]
-    tl.store(at, (dq * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
-    tl.store(at + N * D, (dk * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
+    part = partial + ((clip * N + head).to(tl.int64) * slots + tile) * (3 * D) + d
+    # Registers decide the order: a gradient is stored before the next product, which is the last
+    # to need its operand, and none of the dropout's factors outlives `dropped`.
+    if REREAD:
+        do, do_cls = load_rows(dout_base, token, first, N * D, live, D)
+    do_cls /= lines
+    dv = dot(tl.trans(dropped.to(do.dtype)), do, WIDEN)
+    if HAS_CLS:
+        dv += dropped_row[:, None] * do_cls[None, :]
+        weight = tl.sum(tl.where(exists, dropped_self, 0.0), 0)
+        dv_cls = tl.sum(dropped_column[:, None] * do.to(tl.float32), 0) + weight * do_cls
+        tl.store(part + 2 * D, dv_cls)
     tl.store(at + 2 * N * D, dv.to(dqkv.dtype.element_ty), mask=live[:, None])
+    if REREAD:
+        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
+    if HAS_CLS:
+        g_column = dropped_column * tl.sum(do.to(tl.float32) * v_cls[None, :], 1)
+        g_row = dropped_row * tl.sum(v.to(tl.float32) * do_cls[None, :], 1)
+    g = dropped * dot(do, tl.trans(v), WIDEN)
+    delta = tl.sum(g, 1)
+    if HAS_CLS:
+        g_self = dropped_self * tl.sum(v_cls * do_cls, 0)
+        delta += g_column
+        ds_column = g_column - column * delta
+        row_delta = tl.sum(tl.where(own, g_row[None, :], 0.0), 1) + g_self  # (SLOTS,)
+        ds_row = g_row - row * tl.sum(tl.where(own, row_delta[:, None], 0.0), 0)
+        ds_lines = tl.sum(tl.where(exists, g_self - self * row_delta, 0.0), 0)
+    ds = (g - p * delta[:, None]).to(do.dtype)
+    if REREAD:
+        q, q_cls = load_rows(q_base, token, first, stride_s, live, D)
+    if HAS_CLS:
+        dk_cls = tl.sum(ds_column[:, None] * q.to(tl.float32), 0) + ds_lines * q_cls
+        tl.store(part + D, dk_cls * scale)
+    dk = dot(tl.trans(ds), q, WIDEN)
+    if HAS_CLS:
+        dk += ds_row[:, None] * q_cls[None, :]
+    tl.store(at + N * D, (dk * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
+    if REREAD:
+        k, k_cls = load_rows(k_base, token, first, stride_s, live, D)
+    if HAS_CLS:
+        dq_cls = tl.sum(ds_row[:, None] * k.to(tl.float32), 0) + ds_lines * k_cls
+        tl.store(part, dq_cls * scale)
+    dq = dot(ds, k, WIDEN)
+    if HAS_CLS:
+        dq += ds_column[:, None] * k_cls[None, :]
+    tl.store(at, (dq * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
 
 
 @triton.jit
@@ -259,13 +268,15 @@ def _launch_arguments(
         "BLOCK": block,
         "SLOTS": triton.next_power_of_2(block // min(lengths)),
         "D": D,
-        "PRECISION": "widen" if triton.knobs.runtime.interpret else "ieee",
+        "WIDEN": bool(triton.knobs.runtime.interpret),
+        "REREAD": block * D * qkv.element_size() >= REREAD_BYTES,
     }
     return B * heads * sum(tiles), scalars, constants, padded_tiles
 
 
 def _warps(qkv: Tensor, constants: dict[str, Any], *, backward: bool) -> int:
-    return WARPS[constants["BLOCK"], qkv.element_size()][backward]
+    warps = WARPS[constants["BLOCK"], qkv.element_size()][backward]
+    return min(2 * warps, 8) if constants["D"] > 64 else warps  # 8: each may have 255 registers
 
 
 def launch_triton_fwd(
@@ -347,20 +358,31 @@ def _add_cls(
 
 
 def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of a real call on meta tensors, for the static report."""
+    """Kernels with the arguments of real calls on meta tensors, for the static report.
+
+    Two shapes of the paper, and the backwards with the most registers that must not spill.
+    """
+    bf16, fp32 = torch.bfloat16, torch.float32
     small, large = ((5, 16, 16), "T", 8, 64), ((10, 32, 32), "H|W", 16, 64)
-    for dtype, shapes in ((torch.bfloat16, (small, large)), (torch.float32, (small,))):
-        for grid, axes, N, D in shapes:
-            S = 1 + grid[0] * grid[1] * grid[2]
-            qkv = torch.empty(2, S, 3, N, D, dtype=dtype, device="meta")
-            out, partial = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
-            seed = torch.empty((), dtype=torch.int64, device="meta")
-            mask = torch.empty(2, *grid, dtype=torch.bool, device="meta")
-            _, scalars, constants, _ = _launch_arguments(qkv, grid, axes, mask, 6554, D**-0.5)
-            shared = (partial, mask.view(torch.uint8), seed, *scalars)
-            for kernel, tensors in (
-                (axial_attention_fwd_kernel, (qkv, out)),
-                (axial_attention_bwd_kernel, (qkv, out, qkv)),
-            ):
-                warps = _warps(qkv, constants, backward=len(tensors) == 3)
-                yield kernel, (*tensors, *shared), {**constants, "num_warps": warps}
+    for dtype, shape in ((bf16, small), (bf16, large), (fp32, small)):
+        yield _report_case(*shape, dtype, backward=False)
+        yield _report_case(*shape, dtype, backward=True)
+    yield _report_case((10, 64, 64), "T|H", 8, 64, bf16, backward=True)
+    yield _report_case((10, 32, 32), "T|H", 8, 128, bf16, backward=True)
+    yield _report_case((10, 32, 32), "T|H", 8, 64, fp32, backward=True)
+
+
+def _report_case(
+    grid: tuple[int, int, int], axes: str, N: int, D: int, dtype: torch.dtype, *, backward: bool
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A call with [CLS], padding and dropout."""
+    S = 1 + grid[0] * grid[1] * grid[2]
+    qkv = torch.empty(2, S, 3, N, D, dtype=dtype, device="meta")
+    out, partial = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
+    seed = torch.empty((), dtype=torch.int64, device="meta")
+    mask = torch.empty(2, *grid, dtype=torch.bool, device="meta")
+    _, scalars, constants, _ = _launch_arguments(qkv, grid, axes, mask, 6554, D**-0.5)
+    kernel = axial_attention_bwd_kernel if backward else axial_attention_fwd_kernel
+    tensors = (qkv, out, qkv) if backward else (qkv, out)
+    constants["num_warps"] = _warps(qkv, constants, backward=backward)
+    return kernel, (*tensors, partial, mask.view(torch.uint8), seed, *scalars), constants

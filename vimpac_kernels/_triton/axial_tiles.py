@@ -5,16 +5,38 @@ import triton.language as tl
 
 from vimpac_kernels._triton.philox import keep_each, keep_rows
 
+FP32_TERMS = tl.constexpr(16)  # of one fp32 product: a thread holds its operands in registers
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def dot(a, b, PRECISION: tl.constexpr):
-    """a @ b with fp32 accumulation; Triton's interpreter multiplies bf16 bit patterns, so widen."""
-    if PRECISION == "widen":
+def dot(a, b, WIDEN: tl.constexpr):
+    """a @ b with fp32 sums, exact products of fp32 included (no TF32).
+
+    Triton's interpreter would multiply the bit patterns of bf16, so `WIDEN` them there.
+    """
+    if WIDEN:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    elif a.dtype == tl.float32:
+        return _add_fp32_dot(tl.zeros((a.shape[0], b.shape[1]), tl.float32), a, tl.trans(b))
     else:
-        return tl.dot(a, b, input_precision=PRECISION)
+        return tl.dot(a, b)
+
+
+@triton.jit
+def _add_fp32_dot(
+    sums,  # (M, N)
+    a,  # (M, K)
+    b,  # (N, K)
+):
+    """sums + a @ b^T on CUDA cores, in products short enough for their operands' registers."""
+    K: tl.constexpr = a.shape[1]
+    if K > FP32_TERMS:
+        a_even, a_odd = tl.split(tl.reshape(a, (a.shape[0], K // 2, 2)))
+        b_even, b_odd = tl.split(tl.reshape(b, (b.shape[0], K // 2, 2)))
+        return _add_fp32_dot(_add_fp32_dot(sums, a_even, b_even), a_odd, b_odd)
+    else:
+        return tl.dot(a, tl.trans(b), sums, input_precision="ieee")
 
 
 @triton.jit
@@ -54,9 +76,11 @@ def tile_rows(tile, axis, length, lines, T, H, W, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, token, stride, live, D: tl.constexpr):
-    at = base + token[:, None] * stride + tl.arange(0, D)[None, :]
-    return tl.load(at, mask=live[:, None], other=0.0)  # (BLOCK, D)
+def load_rows(base, token, first, stride, live, D: tl.constexpr):
+    """The tile's rows, (BLOCK, D), and row 0 of the clip, (D,) fp32: [CLS] if there is one."""
+    d = tl.arange(0, D)
+    at = base + (token + first)[:, None] * stride + d[None, :]
+    return tl.load(at, mask=live[:, None], other=0.0), tl.load(base + d).to(tl.float32)
 
 
 @triton.jit
@@ -69,13 +93,15 @@ def probabilities(
     own,  # (SLOTS, BLOCK): keys of each line
     scale,
     HAS_CLS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     """Softmax of the token queries, (BLOCK, BLOCK) and [CLS]'s column, and of the [CLS] queries."""
-    s = tl.where(allowed, dot(q, tl.trans(k), PRECISION) * scale, -float("inf"))
+    if HAS_CLS:  # before the product, which then is the last to need q and k
+        column = tl.sum(q.to(tl.float32) * k_cls[None, :], 1) * scale
+        s_row = tl.sum(k.to(tl.float32) * q_cls[None, :], 1) * scale
+    s = tl.where(allowed, dot(q, tl.trans(k), WIDEN) * scale, -float("inf"))
     top = tl.max(s, 1)
     if HAS_CLS:
-        column = tl.sum(q.to(tl.float32) * k_cls[None, :], 1) * scale
         top = tl.maximum(top, column)
     else:
         column = tl.zeros_like(top) - float("inf")
@@ -85,16 +111,16 @@ def probabilities(
     inverse = tl.where(total > 0, 1.0 / total, 0.0)
     p, p_column = p * inverse[:, None], p_column * inverse
     if HAS_CLS:
-        s_row = tl.sum(k.to(tl.float32) * q_cls[None, :], 1) * scale
         s_row = tl.where(own, s_row[None, :], -float("inf"))
         s_self = tl.sum(q_cls * k_cls, 0) * scale
         row_top = tl.maximum(tl.max(s_row, 1), s_self)
         row, self = tl.exp2((s_row - row_top[:, None]) * LOG2E), tl.exp2((s_self - row_top) * LOG2E)
         row_inverse = 1.0 / (tl.sum(row, 1) + self)
-        row, self = row * row_inverse[:, None], self * row_inverse
+        row = tl.sum(row * row_inverse[:, None], 0)  # a key is in one line
+        self = self * row_inverse
     else:
-        row, self = own.to(tl.float32), tl.zeros_like(tl.sum(own.to(tl.float32), 1))
-    return p, p_column, row, self  # (BLOCK, BLOCK), (BLOCK,), (SLOTS, BLOCK), (SLOTS,)
+        row, self = tl.zeros_like(top), tl.sum(tl.zeros_like(own.to(tl.float32)), 1)
+    return p, p_column, row, self  # (BLOCK, BLOCK), (BLOCK,), (BLOCK,), (SLOTS,)
 
 
 @triton.jit
@@ -110,7 +136,7 @@ def keep_factors(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Dropout factors, 0 or `keep_scale`, for everything `_probabilities` returns."""
+    """Dropout factors, 0 or `keep_scale`, for everything `probabilities` returns."""
     zero = tl.zeros((BLOCK, BLOCK), tl.int32)
     if SLOTS == 1:  # column == key number, so eight decisions share a call
         flat = tl.zeros((BLOCK, 1), tl.int32)
@@ -126,10 +152,7 @@ def keep_factors(
         )
     flat = tl.zeros((BLOCK,), tl.int32)
     column = keep_each(seed, threshold, flat + length, index, line, flat + last)
-    wide = tl.zeros((SLOTS, BLOCK), tl.int32)
-    row = keep_each(
-        seed, threshold, index[None, :] + wide, wide + length, own_line[:, None] + wide, wide + last
-    )
+    row = keep_each(seed, threshold, index, flat + length, line, flat + last)
     thin = tl.zeros((SLOTS,), tl.int32)
     self = keep_each(seed, threshold, thin + length, thin + length, own_line, thin + last)
     return (
