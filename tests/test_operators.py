@@ -54,11 +54,27 @@ def test_operators_run_on_a_device_that_is_not_current(impl_name):
         assert b.device.index == 1 and torch.equal(a.cpu(), b.cpu())
 
 
-@pytest.mark.parametrize("op", _library.OPS)
-def test_kernels_refuse_a_gpu_that_is_too_old(monkeypatch, op):
+@pytest.fixture
+def _forget():
+    """What is known of the machine is found out anew, before and after."""
+    for known in (_library._gpu_problem, _library._launch_problem):
+        known.cache_clear()
+    yield
+    for known in (_library._gpu_problem, _library._launch_problem):
+        known.cache_clear()
+
+
+@pytest.mark.usefixtures("_forget")
+@pytest.mark.parametrize("version, refused", [((7, 5), True), ((8, 0), False), ((12, 0), False)])
+def test_kernels_refuse_a_gpu_that_is_too_old(monkeypatch, version, refused):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    reason = _library.backend_problem("triton", op, "cuda")
-    assert reason == "it needs compute capability 8.0, this GPU has 7.5"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
-    assert _library.backend_problem("triton", op, "cuda") is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: version)
+    reason = _library.backend_problem("triton", "mask_tokens", "cuda")
+    assert reason == ("it needs compute capability 8.0, this GPU has 7.5" if refused else None)
+
+
+@pytest.mark.usefixtures("_forget")
+def test_triton_is_refused_where_it_could_not_launch(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "install gcc" in _library.backend_problem("triton", "mask_tokens", "cuda")

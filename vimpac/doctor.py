@@ -110,6 +110,8 @@ def _op(op: str) -> dict[str, Any]:
         for impl in IMPLS:
             try:
                 CALLS[op](torch.device(kind), impl)
+                if kind == "cuda":
+                    torch.cuda.synchronize()  # a kernel's error comes late
                 problems[impl] = None
             except ValueError:  # the op has no such implementation
                 continue

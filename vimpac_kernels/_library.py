@@ -10,6 +10,8 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -86,6 +88,24 @@ def triton_interpreted() -> bool:
     return bool(knobs.runtime.interpret)
 
 
+@functools.lru_cache
+def _gpu_problem() -> str | None:
+    if not torch.cuda.is_available():  # fake tensors need no device
+        return None
+    found = torch.cuda.get_device_capability()
+    needs, has = (".".join(map(str, version)) for version in (OLDEST_GPU, found))
+    return (
+        f"it needs compute capability {needs}, this GPU has {has}" if found < OLDEST_GPU else None
+    )
+
+
+@functools.lru_cache
+def _launch_problem() -> str | None:
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "Triton compiles its launchers with a C compiler: install gcc"
+
+
 @torch.compiler.assume_constant_result
 def backend_problem(impl: str, op: str, device_type: str) -> str | None:
     """Why `impl` cannot run `op` on tensors of a device type on this machine; None if it can."""
@@ -107,11 +127,8 @@ def backend_problem(impl: str, op: str, device_type: str) -> str | None:
     needed = kernel_device(impl)
     if device_type != needed:
         return f"it runs on {needed} tensors, these are on {device_type}"
-    if needed == "cuda" and torch.cuda.is_available():  # fake tensors need no device
-        found = torch.cuda.get_device_capability()
-        if found < OLDEST_GPU:
-            needs, has = (".".join(map(str, version)) for version in (OLDEST_GPU, found))
-            return f"it needs compute capability {needs}, this GPU has {has}"
+    if needed == "cuda":
+        return _gpu_problem() or (_launch_problem() if impl == "triton" else None)
     return None
 
 
