@@ -124,8 +124,8 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """losses (M,), counts (2,), dinput (M, D), dweight (V, D), dbias (V,); empty if not needed."""
     return _fwd(
-        *tensors, row_scale, needs=list(needs), impl=impl, dtype=options.dtype, z_loss=options.z_loss,
-        ignore_index=options.ignore_index, label_smoothing=options.label_smoothing,
+        *tensors, row_scale, needs=list(needs), dtype=options.dtype, z_loss=options.z_loss,
+        ignore_index=options.ignore_index, label_smoothing=options.label_smoothing, impl=impl,
     )  # fmt: skip
 
 
