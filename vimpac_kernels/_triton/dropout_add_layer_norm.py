@@ -72,7 +72,9 @@ def dropout_add_layer_norm_fwd_kernel(
         tl.store(total + at, sums.to(total.dtype.element_ty), mask=live)
     mu = tl.sum(sums, 1)[:, None] / D
     centred = tl.where(real, sums - mu, 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / D + eps)
+    variance = tl.sum(centred * centred, 1)[:, None] / D
+    # `/` and tl.sqrt are approximations on a GPU, whose error the whole row would share.
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     w = tl.load(weight + column, mask=real, other=0.0)
     b = tl.load(bias + column, mask=real, other=0.0)
     tl.store(y + at, (centred * inverse * w + b).to(y.dtype.element_ty), mask=live)
