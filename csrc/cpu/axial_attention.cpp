@@ -57,9 +57,9 @@ int64_t heads_together(int64_t heads, int64_t keys) {
   return (heads + packs - 1) / packs;
 }
 
-// Row length of their scores; products are written in groups of four columns.
+// Row length of their scores.
 int64_t score_columns(int64_t heads, int64_t keys) {
-  return round_up((heads - 1) * keys + round_up(keys, 4), kWidth);
+  return round_up(heads * keys, kWidth);
 }
 
 // Per-thread tiles, zeroed once. The forward uses the first head's q and k for all.
@@ -67,6 +67,7 @@ struct Tiles {
   float *v, *dout;              // (capacity, width)
   float *q, *k;                 // (capacity, width) every 2 * size floats, one per head
   float *scores, *dropped, *dp; // (keys, score_columns)
+  float* turned;                // (width, kWidth)
   uint8_t* hidden;              // (keys,)
   int64_t size;                 // capacity * width
 };
@@ -83,11 +84,14 @@ struct TileSizes {
     matrix = scores > matrix ? scores : matrix;
   }
   int64_t tile() const { return round_up(keys, 4) * width; }
-  int64_t total() const { return (2 + 2 * heads) * tile() + 3 * matrix + round_up(keys, kLine); }
+  int64_t total() const {
+    return (2 + 2 * heads) * tile() + 3 * matrix + width * kWidth + round_up(keys, kLine);
+  }
   Tiles carve(float* p) const {
     float *const q = p + 2 * tile(), *const m = q + 2 * heads * tile();
-    uint8_t* const hidden = reinterpret_cast<uint8_t*>(m + 3 * matrix);
-    return {p, p + tile(), q, q + tile(), m, m + matrix, m + 2 * matrix, hidden, tile()};
+    float* const turned = m + 3 * matrix;
+    uint8_t* const hidden = reinterpret_cast<uint8_t*>(turned + width * kWidth);
+    return {p, p + tile(), q, q + tile(), m, m + matrix, m + 2 * matrix, turned, hidden, tile()};
   }
 };
 
@@ -199,7 +203,7 @@ void forward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.gather_part(1, h, 1.0f, t.k);
     line.fetch_part(2, h, line.first_row);
     line.fetch_result(0, h, 1);
-    multiply_transposed(t.k, keys, t.q, keys, width, t.scores + h * keys, ld);
+    multiply_transposed(t.k, keys, t.q, keys, width, t.turned, t.scores + h * keys, ld);
   }
   const float* const p = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
@@ -222,7 +226,7 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.fetch_part(2, h, line.first_row);
     line.fetch_dout(h);
     line.fetch_result(2, h, 3);
-    multiply_transposed(k, keys, q, keys, width, t.scores + h * keys, ld);
+    multiply_transposed(k, keys, q, keys, width, t.turned, t.scores + h * keys, ld);
   }
   const float* const dropped = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
@@ -230,7 +234,7 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.gather_dout(h, t.dout);
     line.fetch_result(1, h, 3);
     line.fetch_result(0, h, 3);
-    multiply_transposed(t.v, keys, t.dout, keys, width, t.dp + h * keys, ld);
+    multiply_transposed(t.v, keys, t.dout, keys, width, t.turned, t.dp + h * keys, ld);
     multiply(dropped + h * keys, ld, 1, keys, keys, t.dout, width, t.v); // v was read
     line.scatter_part(t.v, h, 2, 3, 1.0f, partial);
   }

@@ -1,49 +1,52 @@
 // Products of small fp32 matrices in cache. Rows of a, b and c lie `width` floats apart, a multiple
 // of kWidth, and are zero beyond their true length, so whole vectors are the only case.
-//   multiply_transposed(a, rows, b, columns, width, c, ldc)      c[i][j] = sum_d a[i][d] b[j][d]
-//   multiply(p, row_step, sum_step, rows, terms, b, width, c)    c[i][:] = sum_j p(i, j) b[j][:]
-//                                                                with p(i, j) = p[i*row_step +
-//                                                                j*sum_step]
-// The first reads b's rows in fours: allocate (and zero) round_up(columns, 4) of them.
+//   multiply_transposed(a, rows, b, columns, width, turned, c, ldc)
+//       c[i][j] = sum_d a[i][d] b[j][d]
+//   multiply(p, row_step, sum_step, rows, terms, b, width, c)
+//       c[i][:] = sum_j p(i, j) b[j][:] with p(i, j) = p[i*row_step + j*sum_step]
+// The first reads a's rows in fours: allocate (and zero) round_up(rows, 4) of them.
 #pragma once
 
-#include "cpu/vec_io.hpp"
+#include "cpu/lanes.hpp"
 
 namespace vimpac {
 namespace {
 
-// Rows of the register tile; its other side is 4. AVX-512 has twice the registers, and six rows are
-// a whole line of five frames and [CLS].
+// Rows of the register tile, 4 being its other side: six are a line of five frames and [CLS].
 #if defined(__AVX512F__)
 constexpr int kTileRows = 6;
 #else
 constexpr int kTileRows = 2;
 #endif
+// Rows of a tile whose other side is one vector: twice nine are a line of 16 tokens and [CLS].
+constexpr int kTurnedRows = 9;
 
-using Vec4 = float __attribute__((vector_size(16)));
+template <int kRows>
+struct Rows {};
 
-// Four horizontal sums at once: element j is the sum over the lanes of x[j].
-VIMPAC_INLINE Vec4 sum_lanes(const VecF (&x)[4]) {
-#if defined(__AVX512F__)
-  const __m512 ab = _mm512_unpacklo_ps(x[0], x[1]) + _mm512_unpackhi_ps(x[0], x[1]);
-  const __m512 cd = _mm512_unpacklo_ps(x[2], x[3]) + _mm512_unpackhi_ps(x[2], x[3]);
-  const __m512 s = (__m512)_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd) +
-                   (__m512)_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
-  const __m256 half = _mm512_castps512_ps256(s) + _mm512_extractf32x8_ps(s, 1);
-  return _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
-#elif defined(__AVX2__)
-  const __m256 ab = _mm256_unpacklo_ps(x[0], x[1]) + _mm256_unpackhi_ps(x[0], x[1]);
-  const __m256 cd = _mm256_unpacklo_ps(x[2], x[3]) + _mm256_unpackhi_ps(x[2], x[3]);
-  const __m256 s = (__m256)_mm256_unpacklo_pd((__m256d)ab, (__m256d)cd) +
-                   (__m256)_mm256_unpackhi_pd((__m256d)ab, (__m256d)cd);
-  return _mm256_castps256_ps128(s) + _mm256_extractf128_ps(s, 1);
-#else
-  return Vec4{reduce_add(x[0]), reduce_add(x[1]), reduce_add(x[2]), reduce_add(x[3])};
-#endif
+// body(Rows<n>, i) for the last rows - i rows, if they are n <= kRows.
+template <int kRows, class Body>
+VIMPAC_INLINE void last_tile(int64_t i, int64_t rows, const Body& body) {
+  if (i + kRows == rows) {
+    body(Rows<kRows>{}, i);
+  } else if constexpr (kRows > 1) {
+    last_tile<kRows - 1>(i, rows, body);
+  }
+}
+
+// body(Rows<n>, i) for every tile of n <= kRows rows from row i on.
+template <int kRows, class Body>
+VIMPAC_INLINE void each_tile(int64_t rows, const Body& body) {
+  int64_t i = 0;
+  for (; i + kRows <= rows; i += kRows) {
+    body(Rows<kRows>{}, i);
+  }
+  last_tile<kRows - 1>(i, rows, body);
 }
 
 template <int kRows>
-VIMPAC_INLINE void multiply_transposed_tile(const float* a, // (kRows, width)
+VIMPAC_INLINE void multiply_transposed_tile(Rows<kRows>,
+                                            const float* a, // (kRows, width)
                                             const float* b, // (4, width)
                                             int64_t width,
                                             float* c, // (kRows, 4)
@@ -72,51 +75,57 @@ VIMPAC_INLINE void multiply_transposed_tile(const float* a, // (kRows, width)
 }
 
 template <int kRows>
-struct Rows {};
-
-// body(Rows<n>, i) for the last rows - i rows, if they are n <= kRows.
-template <int kRows, class Body>
-VIMPAC_INLINE void last_tile(int64_t i, int64_t rows, const Body& body) {
-  if (i + kRows == rows) {
-    body(Rows<kRows>{}, i);
-  } else if constexpr (kRows > 1) {
-    last_tile<kRows - 1>(i, rows, body);
+VIMPAC_INLINE void multiply_turned_tile(Rows<kRows>,
+                                        const float* a, // (kRows, width)
+                                        const float* b, // (width, kWidth)
+                                        int64_t width,
+                                        float* c, // (kRows, kWidth)
+                                        int64_t ldc) {
+  VecF sum[kRows] = {};
+  for (int64_t d = 0; d < width; ++d) {
+    const VecF right = load(b + d * kWidth);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      sum[i] = fmadd(broadcast(a[i * width + d]), right, sum[i]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    store(c + i * ldc, sum[i]);
   }
 }
 
-// body(Rows<n>, i) for every tile of n rows from row i on.
-template <class Body>
-VIMPAC_INLINE void each_tile(int64_t rows, const Body& body) {
-  int64_t i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows) {
-    body(Rows<kTileRows>{}, i);
-  }
-  last_tile<kTileRows - 1>(i, rows, body);
-}
-
-template <int kRows>
-VIMPAC_INLINE void multiply_transposed_rows(Rows<kRows>,
-                                            const float* a, // (kRows, width)
-                                            const float* b, // (columns, width)
-                                            int64_t columns,
-                                            int64_t width,
-                                            float* c, // (kRows, round_up(columns, 4))
-                                            int64_t ldc) {
-  for (int64_t j = 0; j < columns; j += 4) {
-    multiply_transposed_tile<kRows>(a, b + j * width, width, c + j, ldc);
-  }
-}
-
+// Columns by the vector have a lane each; the sums of the others are taken over lanes, four at
+// once.
 inline void multiply_transposed(const float* a, // (rows, width)
                                 int64_t rows,
                                 const float* b, // (columns, width)
                                 int64_t columns,
                                 int64_t width,
-                                float* c, // (rows, round_up(columns, 4))
+                                float* turned, // (width, kWidth) scratch
+                                float* c,      // (rows, columns)
                                 int64_t ldc) {
-  each_tile(rows, [&](auto count, int64_t i) {
-    multiply_transposed_rows(count, a + i * width, b, columns, width, c + i * ldc, ldc);
-  });
+  int64_t j = 0;
+  for (; j + kWidth <= columns; j += kWidth) {
+    turn(b + j * width, width, turned);
+    each_tile<kTurnedRows>(rows, [&](auto count, int64_t i) {
+      multiply_turned_tile(count, a + i * width, turned, width, c + i * ldc + j, ldc);
+    });
+  }
+  for (; j + 4 <= columns; j += 4) {
+    each_tile<kTileRows>(rows, [&](auto count, int64_t i) {
+      multiply_transposed_tile(count, a + i * width, b + j * width, width, c + i * ldc + j, ldc);
+    });
+  }
+  for (; j < columns; ++j) {
+    for (int64_t i = 0; i < rows; i += 4) {
+      float column[4];
+      multiply_transposed_tile(Rows<1>{}, b + j * width, a + i * width, width, column, 4);
+      for (int64_t k = i; k < i + 4 && k < rows; ++k) {
+        c[k * ldc + j] = column[k - i];
+      }
+    }
+  }
 }
 
 template <int kRows, int kVectors>
@@ -182,7 +191,7 @@ inline void multiply(const float* p,
                      const float* b, // (terms, width)
                      int64_t width,
                      float* c) { // (rows, width)
-  each_tile(rows, [&](auto count, int64_t i) {
+  each_tile<kTileRows>(rows, [&](auto count, int64_t i) {
     multiply_rows(count, p + i * row_step, row_step, sum_step, terms, b, width, c + i * width);
   });
 }
