@@ -18,14 +18,14 @@ import common
 import pytest
 import torch
 import torch.nn.functional as F
+import turns
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vimpac_kernels import axial_attention
 
-Candidate = Callable[[Tensor, tuple[int, int, int], str], Tensor]
+Attention = Callable[[Tensor, tuple[int, int, int], str], Tensor]
 AXES = ("T", "H|W")
-OURS = ("cuda", "triton", "cpu", "reference")
 DENSE = {  # backends of F.scaled_dot_product_attention; a CPU has MATH as well, at 4 times the time
     "cpu": ("FLASH_ATTENTION",),
     "cuda": ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"),
@@ -48,7 +48,7 @@ def from_cls_lines(y: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
     return torch.cat((y[:, :, :1].mean(1), tokens.flatten(1, 3)), dim=1)
 
 
-def each_axis(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Candidate:
+def each_axis(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:
     """Copies lines together, attends with q, k, v (M, n, L + 1, Dh), copies back."""
 
     def run(qkv: Tensor, grid: tuple[int, int, int], axes: str) -> Tensor:
@@ -129,11 +129,11 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @functools.cache
-def _compiled_eager() -> Candidate:
+def _compiled_eager() -> Attention:
     return torch.compile(each_axis(eager_attention), dynamic=False)
 
 
-OTHERS: dict[str, Candidate] = {
+OTHERS: dict[str, Attention] = {
     "permute + SDPA": each_axis(F.scaled_dot_product_attention),
     "eager formula": each_axis(eager_attention),
     "compiled formula": lambda *args: _compiled_eager()(*args),
@@ -141,7 +141,6 @@ OTHERS: dict[str, Candidate] = {
     "NATTEN na1d, no [CLS]": natten_without_cls,
     "permute + flash-attn": each_axis(flash_attention),
 }
-NEEDS = {"NATTEN na1d, no [CLS]": "natten", "permute + flash-attn": "flash_attn"}
 
 
 def _inputs(bench, shape: common.Shape, dtype: torch.dtype) -> tuple[Tensor, tuple[int, int, int]]:
@@ -161,51 +160,49 @@ SHAPES = common.SHAPES[common.default_device()]
 LAYER_SHAPES = {"cuda": SHAPES, "cpu": (common.LAPTOP, common.LARGE_SLICE)}
 
 
-# The candidates of one shape follow each other, so that a run that is cut short compares them.
-@pytest.mark.parametrize("name", [*OURS, *OTHERS])
 @pytest.mark.parametrize("axes", AXES)
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.label)
-def test_axial_attention(bench, name: str, axes: str, dtype: torch.dtype, shape) -> None:
-    """Times one candidate, forward and backward."""
-    if name in OURS:
-        bench.require("axial_attention", name)
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name], exc_type=ImportError)
-    if name == "FlexAttention" and bench.device == "cpu":
-        pytest.skip("FlexAttention has no backward on the CPU")
+def test_axial_attention(bench, axes: str, dtype: torch.dtype, shape: common.Shape) -> None:
+    """Times forward and backward."""
     qkv, grid = _inputs(bench, shape, dtype)
-    run = OTHERS.get(name) or functools.partial(axial_attention, impl=name)
+    moved = common.axial_attention_bytes(shape, qkv.element_size())
 
-    def check() -> None:
+    def check(name: str, run: Attention) -> None:
         truth = axial_attention(qkv.detach(), grid, axes, impl="reference")
         if name == "NATTEN na1d, no [CLS]":
             truth = axial_attention(qkv.detach()[:, 1:], grid, axes, impl="reference")
             truth = F.pad(truth, (0, 0, 0, 0, 1, 0))
         _near(run(qkv.detach(), grid, axes), truth)
 
-    bench(
-        "axial_attention",
-        f"{shape.label} {axes} {str(dtype).removeprefix('torch.')}",
-        name,
-        lambda: run(qkv, grid, axes),
-        check=check,
-        inputs=(qkv,),
-        moved_bytes=sum(common.axial_attention_bytes(shape, qkv.element_size())),
-    )
+    def candidate(name: str) -> turns.Candidate:
+        if name == "FlexAttention" and bench.device == "cpu":
+            raise NotImplementedError("it has no backward on the CPU")  # it compiles before it says
+        run = OTHERS.get(name) or functools.partial(axial_attention, impl=name)
+        return turns.Candidate(
+            functools.partial(run, qkv, grid, axes),
+            functools.partial(check, name, run),
+            inputs=(qkv,),
+            moved_bytes=sum(moved),
+        )
+
+    label = f"{shape.label} {axes} {str(dtype).removeprefix('torch.')}"
+    names = (*common.KERNELS[bench.device], "reference", *OTHERS)
+    bench("axial_attention", label, names, candidate)
 
 
-@pytest.mark.parametrize("name", ["ours", *DENSE[common.default_device()]])
 @dtypes
 @pytest.mark.parametrize(
     "shape", LAYER_SHAPES[common.default_device()], ids=lambda shape: shape.label
 )
-def test_layer_against_dense(bench, name: str, dtype: torch.dtype, shape) -> None:
+def test_layer_against_dense(bench, dtype: torch.dtype, shape: common.Shape) -> None:
     """Times a layer's attention, T and H|W, and the dense one's; on a CPU forward only."""
     on_cpu = bench.device == "cpu"
     qkv, grid = _inputs(bench, shape, dtype)
     if on_cpu:
         qkv = qkv.detach()
+    inputs = () if on_cpu else (qkv,)
+    forward, backward = common.axial_attention_bytes(shape, qkv.element_size())
 
     def blocks() -> tuple[Tensor, Tensor]:
         return axial_attention(qkv, grid, "T"), axial_attention(qkv, grid, "H|W")
@@ -213,29 +210,27 @@ def test_layer_against_dense(bench, name: str, dtype: torch.dtype, shape) -> Non
     def layer() -> Tensor:  # one output to differentiate; in a model nothing adds the two
         return torch.add(*blocks())
 
-    def dense() -> Tensor:
+    def dense(backend: str) -> Tensor:
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        with sdpa_kernel(getattr(SDPBackend, name)):
+        with sdpa_kernel(getattr(SDPBackend, backend)):
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     def check_layer() -> None:
         truth = sum(axial_attention(qkv.detach(), grid, a, impl="reference") for a in AXES)
         _near(layer().detach(), truth)
 
-    def check_dense() -> None:  # one head of one clip: the reference holds all of its scores
+    def check_dense(backend: str) -> None:  # one head of one clip: all of its scores are held
         truth = axial_attention(qkv.detach()[:1, :, :, :1], grid, "THW", impl="reference")
-        _near(dense().detach()[:1, :, :1], truth)
+        _near(dense(backend).detach()[:1, :, :1], truth)
 
-    ours = name == "ours"
-    check = check_layer if ours else check_dense
-    run = dense if not ours else blocks if on_cpu else layer
-    forward, backward = common.axial_attention_bytes(shape, qkv.element_size())
-    bench(
-        "axial_attention_layer",
-        f"{shape.label} {str(dtype).removeprefix('torch.')}",
-        name if ours else f"dense SDPA {name.lower()}",
-        run,
-        check=check,
-        inputs=() if on_cpu else (qkv,),
-        moved_bytes=2 * (forward + (0 if on_cpu else backward)) if ours else None,
-    )
+    def candidate(name: str) -> turns.Candidate:
+        if name == "ours":
+            moved = 2 * (forward + (0 if on_cpu else backward))
+            return turns.Candidate(blocks if on_cpu else layer, check_layer, inputs, moved)
+        backend = name.split()[-1].upper()
+        run, check = functools.partial(dense, backend), functools.partial(check_dense, backend)
+        return turns.Candidate(run, check, inputs)
+
+    label = f"{shape.label} {str(dtype).removeprefix('torch.')}"
+    names = ("ours", *(f"dense SDPA {backend.lower()}" for backend in DENSE[bench.device]))
+    bench("axial_attention_layer", label, names, candidate)

@@ -9,12 +9,15 @@ bias. None of the others drops the elements that ours drops: they are checked wi
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 
 import common
 import pytest
 import torch
 import torch.nn.functional as F
+import turns
 from torch import Tensor
 
 import vimpac_kernels
@@ -52,7 +55,7 @@ def ours(impl: str) -> Op:
 
 def liger() -> Op:
     """Liger-Kernel's layer norm behind an eager bias, dropout and addition."""
-    module = pytest.importorskip("liger_kernel.transformers.functional", exc_type=ImportError)
+    module = importlib.import_module("liger_kernel.transformers.functional")
     return lambda x, residual, weight, bias, linear_bias, p: module.liger_layer_norm(
         residual + F.dropout(x + linear_bias, p), weight, bias, EPS
     )
@@ -60,7 +63,7 @@ def liger() -> Op:
 
 def flash_attn() -> Op:
     """flash-attn's Triton layer norm behind an eager bias."""
-    module = pytest.importorskip("flash_attn.ops.triton.layer_norm", exc_type=ImportError)
+    module = importlib.import_module("flash_attn.ops.triton.layer_norm")
     return lambda x, residual, weight, bias, linear_bias, p: module.layer_norm_fn(
         x + linear_bias, weight, bias, residual=residual, eps=EPS, dropout_p=p
     )
@@ -74,29 +77,20 @@ OTHERS: dict[str, Callable[[], Op]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton", "cpu", *OTHERS])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize(
     "shape", common.SHAPES[common.default_device()], ids=lambda shape: shape.label
 )
-def test_dropout_add_layer_norm(bench, name: str, dropout_p: float, shape: common.Shape) -> None:
-    """Times one candidate on the hidden buffer of one real configuration."""
+def test_dropout_add_layer_norm(bench, dropout_p: float, shape: common.Shape) -> None:
+    """Times the hidden buffer of one real configuration."""
     dtype, device, width = DTYPE[bench.device], bench.device, shape.N * shape.Dh
-    if name in OTHERS:
-        op = OTHERS[name]()
-    else:
-        bench.require("dropout_add_layer_norm", name)
-        op = ours(name)
     torch.manual_seed(0)
     leaves = [torch.randn(shape.rows, width, device=device, dtype=dtype) for _ in range(2)]
     leaves += [torch.randn(width, device=device, dtype=dtype) for _ in range(3)]
     leaves = [t.requires_grad_() for t in leaves]
+    moved = common.dropout_add_layer_norm_bytes(shape.rows, width, dtype.itemsize, dtype.itemsize)
 
-    def forward() -> Tensor:
-        return op(*leaves, dropout_p)
-
-    def check() -> None:
-        p = dropout_p if name not in OTHERS else 0.0
+    def check(op: Op, p: float) -> None:
         truth = reference.dropout_add_layer_norm(
             *(t.double() for t in leaves[:4]),
             linear_bias=leaves[4].double(),
@@ -107,13 +101,16 @@ def test_dropout_add_layer_norm(bench, name: str, dropout_p: float, shape: commo
         error = (op(*leaves, p).double() - truth).abs().max().item()
         assert error < (1e-4 if dtype == torch.float32 else 0.1), f"error {error:.1e}"
 
-    moved = common.dropout_add_layer_norm_bytes(shape.rows, width, dtype.itemsize, dtype.itemsize)
-    bench(
-        "dropout_add_layer_norm",
-        f"{shape.label} {str(dtype).removeprefix('torch.')} dropout {dropout_p}",
-        name,
-        forward,
-        check=check,
-        inputs=leaves,
-        moved_bytes=sum(moved),
-    )
+    def candidate(name: str) -> turns.Candidate:
+        other = name in OTHERS
+        op = OTHERS[name]() if other else ours(name)
+        return turns.Candidate(
+            lambda: op(*leaves, dropout_p),
+            functools.partial(check, op, 0.0 if other else dropout_p),
+            inputs=leaves,
+            moved_bytes=sum(moved),
+        )
+
+    label = f"{shape.label} {str(dtype).removeprefix('torch.')} dropout {dropout_p}"
+    names = (*common.KERNELS[bench.device], *OTHERS)
+    bench("dropout_add_layer_norm", label, names, candidate)

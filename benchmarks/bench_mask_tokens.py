@@ -8,6 +8,7 @@ are checked by their mean masked ratio, ours bit for bit against the reference.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ import common
 import numpy as np
 import pytest
 import torch
+import turns
 from torch import Tensor
 
 import vimpac_kernels
@@ -87,24 +89,24 @@ def _tokens(shape: common.Shape, device: str) -> Tensor:
     return torch.randint(0, 8192, (shape.B, shape.T, shape.H, shape.W), device=device)
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton", "cpu", "reference", *OTHERS])
 @pytest.mark.parametrize("batch", BATCHES[common.default_device()])
-def test_mask_tokens(bench, name: str, batch: int) -> None:
-    """Times one candidate on the small model's grid, int64 tokens, five blocks."""
+def test_mask_tokens(bench, batch: int) -> None:
+    """Times the small model's grid, int64 tokens, five blocks."""
     shape = common.Shape("small", batch, 5, 16, 16, 8, 64)
     tokens = _tokens(shape, bench.device)
     seed = torch.tensor(7, device=bench.device)
+    moved = common.mask_tokens_bytes(shape, tokens.element_size())
 
-    def ours(impl: str = name) -> vimpac_kernels.MaskedTokens:
+    def ours(impl: str) -> vimpac_kernels.MaskedTokens:
         return vimpac_kernels.mask_tokens(
             tokens, mask_token=MASK_TOKEN, pad_token=PAD_TOKEN, seed=seed, impl=impl
         )
 
-    def same_bits() -> None:
-        for one, other in zip(ours(), ours("reference"), strict=True):
+    def same_bits(name: str) -> None:
+        for one, other in zip(ours(name), ours("reference"), strict=True):
             assert torch.equal(one, other)
 
-    def same_ratio() -> None:
+    def same_ratio(name: str) -> None:
         many = tokens.repeat(max(1, 4096 // batch), 1, 1, 1)
         inputs, mask = OTHERS[name](many)
         if name == "python loop":
@@ -112,17 +114,14 @@ def test_mask_tokens(bench, name: str, batch: int) -> None:
         assert abs(mask.float().mean().item() - 0.145) < 0.01  # Table 2
         assert torch.equal(inputs == MASK_TOKEN, mask)
 
-    if name in OTHERS:
-        forward, check = (lambda: OTHERS[name](tokens)), same_ratio
-    else:
-        bench.require("mask_tokens", name)
-        forward, check = ours, same_bits
-    bench(
-        "mask_tokens",
-        f"B{batch} {shape.T}x{shape.H}x{shape.W}",
-        name,
-        forward,
-        check=check,
-        moved_bytes=common.mask_tokens_bytes(shape, tokens.element_size()),
-        traced=name != "numpy",
-    )
+    def candidate(name: str) -> turns.Candidate:
+        other = name in OTHERS
+        return turns.Candidate(
+            functools.partial(OTHERS[name], tokens) if other else functools.partial(ours, name),
+            functools.partial(same_ratio if other else same_bits, name),
+            moved_bytes=moved,
+            traced=name != "numpy",
+        )
+
+    names = (*common.KERNELS[bench.device], "reference", *OTHERS)
+    bench("mask_tokens", f"B{batch} {shape.T}x{shape.H}x{shape.W}", names, candidate)

@@ -4,15 +4,17 @@
 
 `released` is the step of benchmarks/released_step.py, `+ compile` a model under torch.compile;
 layout `THW` is the dense baseline, ours through SDPA, released with its probabilities in memory.
-report.py sets the ratios of the paper's Tables 13 and 14 beside ours. A CPU takes one video at a
-time, the smaller inputs and, unless `--full` is given, two rounds and no compiler, which takes
-minutes of its own.
+report.py sets the ratios of the paper's Tables 13 and 14 beside ours. The steps of one input size
+are timed by turns, a matrix product beside each of them, which is what MFU is against. A CPU takes
+one video at a time, the smaller inputs and, unless `--full` is given, two rounds and no compiler,
+which takes minutes of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import phases
 import pytest
 import report
 import torch
+import turns
 from released_step import ReleasedModel, copy_weights, released_inputs
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -59,10 +62,10 @@ class Case:
         return f"{self.impl}-{self.layout}-T{self.size[0]}-S{8 * self.size[1]}"
 
 
-SIZES: tuple[Size, ...] = ((5, 16), (10, 16), (5, 32), (10, 32)) if GPU else ((5, 8), (5, 16))
+INPUTS: tuple[Size, ...] = ((5, 16), (10, 16), (5, 32), (10, 32)) if GPU else ((5, 8), (5, 16))
 CASES = (
-    *(Case(impl, size=size) for impl in ("released", "ours") for size in SIZES),
-    *(Case("ours", "THW", size) for size in SIZES),
+    *(Case(impl, size=size) for impl in ("released", "ours") for size in INPUTS),
+    *(Case("ours", "THW", size) for size in INPUTS),
     *(() if GPU else (Case("ours", size=(10, 16)),)),
     Case("released + compile"),
     Case("ours + compile"),
@@ -70,6 +73,7 @@ CASES = (
     Case("ours", "T,HW"),
     Case("ours", "T,H,W"),
 )
+SIZES = tuple(dict.fromkeys(case.size for case in CASES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,7 @@ class StepRow:
     phases: dict[str, float] | None  # milliseconds, of the steps that are taken apart
 
 
-_rows: list[StepRow] = []
+_timed: list[common.Timed] = []
 
 
 def _loss(case: Case, device: str) -> tuple[torch.nn.Module, Callable[[Tensor], Tensor]]:
@@ -150,29 +154,6 @@ def _make_step(case: Case, device: str) -> Step:
     return step
 
 
-def model_flops(size: Size, layout: str) -> float:
-    """Arithmetic of one step that the losses call for, whoever computes more: 3 x forward.
-
-    Per token and layer: 4 D^2 per attention block and 2 D * 4D for the MLP, a multiply-add being
-    2 FLOP; attention 4 * L * D per token and axis (half the heads each in `H|W`). The losses read
-    masked rows and [CLS], so the token head has only the former, and the last layer after its
-    attention, D^2 + 8 D^2, only both.
-    """
-    T, side = size
-    D, layers, clips, masked = 512, 6, 2 * VIDEOS, 0.15
-    tokens = clips * T * side * side
-    unread = 1 - masked - clips / tokens
-    lengths = {"T": T, "H": side, "W": side, "HW": side * side, "THW": T * side * side}
-    blocks = layout.split(",")
-    weights = layers * (len(blocks) * 4 * D * D + 8 * D * D) - unread * 9 * D * D
-    attention = sum(
-        4 * D * sum(lengths[axis] for axis in block.split("|")) / len(block.split("|"))
-        for block in blocks
-    )
-    head = masked * (D * D + D * common.VOCABULARY)
-    return 3 * tokens * (2 * weights + layers * attention + 2 * head)
-
-
 def _batches(store: Path, size: Size) -> Iterator[Tensor]:
     """Clips as the trainer reads them: from a token store, by two worker processes."""
     T, side = size
@@ -211,12 +192,8 @@ def _check_agreement() -> None:
     torch.testing.assert_close(ours, baseline(inputs, labels), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_step(benchmark: Any, request: pytest.FixtureRequest, case: Case, tmp_path: Path) -> None:
-    """Times one step, and takes the steps that are compared apart."""
-    full = GPU or request.config.getoption("--full")
-    _check_agreement()
-    device = common.default_device()
+def _prepare(case: Case, device: str, warm_up: int) -> tuple[Callable[[], None], Step, float]:
+    """A step on one batch, the step on any, and the peak MiB of one, which also warms up."""
     step = _make_step(case, device)
     T, side = case.size
     tokens = torch.randint(0, NUM_TOKENS, (2 * VIDEOS, T, side, side)).to(device)
@@ -226,38 +203,86 @@ def test_step(benchmark: Any, request: pytest.FixtureRequest, case: Case, tmp_pa
         if GPU:
             torch.cuda.synchronize()
 
-    try:
-        for _ in range(3 if full else 0):
-            run()
-    except torch.OutOfMemoryError:
-        pytest.skip("does not fit the memory of this GPU")
-    peak_mib = common.peak_mib(run, device)  # in the short form also the warm-up
-    benchmark.pedantic(run, rounds=20 if GPU else 5 if full else 2)
-    milliseconds = benchmark.stats.stats.median * 1e3
-    taken_apart = case in (Case("released"), Case("ours"))
-    rate = model_flops(case.size, case.layout) / milliseconds / 1e9
-    row = StepRow(
+    for _ in range(warm_up):
+        run()
+    return run, step, turns.peak_mib(run, device)
+
+
+def _turn(run: Callable[[], None]) -> tuple[float, ...]:
+    """Milliseconds of one step, the host's part in it included."""
+    if GPU:
+        run()  # takes back the memory that the other cases' steps have had
+    return turns.wall_ms(run)[:1]
+
+
+def _time(prepared: dict[Case, tuple], device: str, full: bool) -> tuple[list[float], float, int]:
+    """(milliseconds of each case, TFLOP/s of a matrix product beside each of them, rounds)."""
+    clock, product = turns.Clock(device), turns.CEILINGS["gemm_tflop_per_s"](device)
+    each: list[turns.Turn] = []
+    for run, *_ in prepared.values():
+        each += [functools.partial(product.turn, clock), functools.partial(_turn, run)]
+    rounds = turns.by_turns(
+        each,
+        least=3 if GPU else 5 if full else 2,
+        most=20 if GPU else 5 if full else 2,
+        budget_s=4.0 * len(prepared),
+    )
+    times = [ms for (ms,) in turns.typical(rounds)]
+    return times[1::2], product.work / statistics.mean(times[::2]), len(rounds)
+
+
+def _row(case: Case, step_ms: float, ceiling: float, peak_mib: float, taken_apart: Any) -> StepRow:
+    rate = common.step_flops(VIDEOS, *case.size, case.layout) / step_ms / 1e9
+    return StepRow(
         impl=case.impl,
         layout=case.layout,
-        frames=T,
-        side=side,
+        frames=case.size[0],
+        side=case.size[1],
         videos=VIDEOS,
-        step_ms=milliseconds,
-        videos_per_s=VIDEOS / milliseconds * 1e3,
+        step_ms=step_ms,
+        videos_per_s=VIDEOS / step_ms * 1e3,
         model_tflop_per_s=rate,
-        mfu_percent=100 * rate / common.ceilings(device)["gemm_tflop_per_s"],
+        mfu_percent=100 * rate / ceiling,
         peak_mib=peak_mib,
-        phases=_phases(case, step, device, tmp_path / "store") if taken_apart else None,
+        phases=taken_apart,
     )
-    _rows.append(row)
-    benchmark.extra_info.update(dataclasses.asdict(row))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"T{size[0]}-S{8 * size[1]}")
+def test_step(bench: Any, size: Size, tmp_path: Path) -> None:
+    """Times the steps of one input size by turns, and takes those that are compared apart."""
+    _check_agreement()
+    device = bench.device
+    cases = {str(case): case for case in CASES if case.size == size}
+    names, left_out = bench.wanted(cases)
+    prepared = {}
+    for name in names:
+        try:
+            warm_up = 3 if GPU or bench.full else 0
+            prepared[cases[name]] = _prepare(cases[name], device, warm_up)
+        except torch.OutOfMemoryError as error:
+            left_out[name] = f"does not fit this GPU: {' '.join(str(error).split())[:200]}"
+        if name in left_out:  # out here, where the error no longer holds the memory
+            torch.cuda.empty_cache()
+    if not prepared:
+        pytest.skip("; ".join(common.left_out_lines([left_out])) or "--only leaves none")
+    times, ceiling, rounds = _time(prepared, device, bench.full)
+    rows = []
+    for (case, (_, step, peak)), ms in zip(prepared.items(), times, strict=True):
+        apart = case in (Case("released"), Case("ours"))
+        parts = _phases(case, step, device, tmp_path / case.impl) if apart else None
+        rows.append(_row(case, ms, ceiling, peak, parts))
+    timed = common.Timed(rows, {"gemm_tflop_per_s": ceiling}, rounds, left_out)
+    _timed.append(timed)
+    ours = next((case for case in prepared if case.impl == "ours"), next(iter(prepared)))
+    bench.record("train", f"T={size[0]} S={8 * size[1]}", timed, prepared[ours][0])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _report() -> Iterator[None]:
-    """Prints and writes the table when the last step has been timed."""
+    """Prints the table when the last step has been timed."""
     yield
-    if _rows:
-        rows = [dataclasses.asdict(row) for row in _rows]
-        print("\n" + "\n".join([*report.step_table(rows), "", *report.phase_table(rows)]))
-        common.write_results("train", common.default_device(), _rows)
+    if _timed:
+        rows = [dataclasses.asdict(row) for timed in _timed for row in timed.rows]
+        said = common.left_out_lines(timed.left_out for timed in _timed)
+        print("\n" + "\n".join([*report.step_table(rows), "", *report.phase_table(rows), *said]))

@@ -1,10 +1,9 @@
-"""What every benchmark shares: shapes, byte and FLOP counts, ceilings, clocks, results.
+"""What every benchmark shares: shapes, byte and FLOP counts, rows, results.
 
-A benchmark names candidates for one op and shape; the `bench` fixture of conftest.py checks each
-against the reference, times it and writes one row to results/<device>.json. Numbers are medians
-after warm-up with cold caches; a GPU's are of its own time, without the host's. Bytes are what an
-ideal kernel moves: every input read once, every output written once. `% of ceiling` is against this
-machine's own copy or matrix product.
+A benchmark names the candidates for one op and shape; the `bench` fixture of conftest.py checks
+each against the reference, times them by turns (turns.py) and writes their rows to
+results/<device>.json. Bytes are what an ideal kernel moves: every input read once, every output
+written once. `% of ceiling` is against the machine's own copy or matrix product in those rounds.
 """
 
 from __future__ import annotations
@@ -15,22 +14,18 @@ import importlib.metadata
 import json
 import platform
 import re
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import vimpac_kernels
-
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = "shape | impl | fwd ms | bwd ms | GB/s or TFLOP/s | % of ceiling | peak MiB"
 VOCABULARY = 8197
-HEAD_START = 2_000_000  # cycles of a GPU, about a millisecond
+KERNELS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # by device: none interpreted or emulated
 
 
 @dataclass(frozen=True)
@@ -106,107 +101,36 @@ def mask_tokens_bytes(shape: Shape, itemsize: int) -> int:
     return shape.B * shape.cells * (2 * itemsize + 1 + 4)
 
 
+def step_flops(videos: int, T: int, side: int, layout: str) -> float:
+    """Small model's step, what its losses call for, whoever computes more: 3 x forward.
+
+    Per token and layer: 4 D^2 per attention block and 2 D * 4D for the MLP, a multiply-add being
+    2 FLOP; attention 4 * L * D per token and axis (half the heads each in `H|W`). The losses read
+    masked rows and [CLS], so the token head has only the former, and the last layer after its
+    attention, D^2 + 8 D^2, only both.
+    """
+    D, layers, clips, masked = 512, 6, 2 * videos, 0.15
+    tokens = clips * T * side * side
+    unread = 1 - masked - clips / tokens
+    lengths = {"T": T, "H": side, "W": side, "HW": side * side, "THW": T * side * side}
+    blocks = layout.split(",")
+    weights = layers * (len(blocks) * 4 * D * D + 8 * D * D) - unread * 9 * D * D
+    attention = sum(
+        4 * D * sum(lengths[axis] for axis in block.split("|")) / len(block.split("|"))
+        for block in blocks
+    )
+    head = masked * (D * D + D * VOCABULARY)
+    return 3 * tokens * (2 * weights + layers * attention + 2 * head)
+
+
 def default_device() -> str:
     """Benchmarks run on the GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def impls(op: str, device: str) -> list[str]:
-    """The implementations of `op` worth timing on `device`: none interpreted or emulated."""
-    other = {"cpu": ("cuda", "triton"), "cuda": ("cpu",)}[device]
-    return [i for i in vimpac_kernels.available_impls(op) if i not in other]
-
-
-def median_ms(
-    run: Callable[..., Any],
-    device: str,
-    *,
-    prepare: Callable[[], Any] | None = None,
-    budget_s: float = 0.5,
-) -> float:
-    """Median time of a call in milliseconds: up to 3 warm-up calls, 3 to 200 with cold caches.
-
-    Args:
-        run: What is timed.
-        device: "cpu" or "cuda".
-        prepare: Makes the argument of `run` before each call, untimed; None: there is none.
-        budget_s: Seconds after which no call starts that is not needed; warm-up has as many.
-    """
-    flush = torch.empty(64 * 2**20 if device == "cuda" else 8 * 2**20, dtype=torch.int32)
-    flush = flush.to(device)  # larger than the last-level cache of any GPU; a CPU's mid-level
-    clock = _event_ms if device == "cuda" else _wall_ms
-
-    def once() -> float:
-        arguments = () if prepare is None else (prepare(),)
-        flush.zero_()
-        return clock(lambda: run(*arguments))
-
-    def repeat(least: int, most: int) -> list[float]:
-        times: list[float] = []
-        end = time.perf_counter() + budget_s
-        while len(times) < least or (len(times) < most and time.perf_counter() < end):
-            times.append(once())
-        return times
-
-    repeat(1, 3)
-    return statistics.median(repeat(3, 200))
-
-
-def _event_ms(run: Callable[[], Any]) -> float:
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(HEAD_START)  # in which the host launches what would else wait for it
-    start.record()
-    run()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop)
-
-
-def _wall_ms(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1e3
-
-
-def peak_mib(run: Callable[[], Any], device: str) -> float:
-    """Most memory that torch's allocator held during `run` beyond what it held before."""
-    if device == "cuda":
-        run()  # compiles, tunes, and makes the workspaces of cuBLAS
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(profile_memory=True) as profiler:
-        run()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 2**20
-
-
-@functools.cache
-def ceilings(device: str) -> dict[str, float]:
-    """This machine's copy bandwidth (read + write, GB/s) and matrix product (TFLOP/s)."""
-    gpu = device == "cuda"
-    dtype, side = (torch.bfloat16, 8192) if gpu else (torch.float32, 1024)
-    source = torch.zeros((1024 if gpu else 128) * 2**20, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    copy = median_ms(lambda: target.copy_(source), device)
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    gemm = median_ms(lambda: a @ a, device)
-    return {
-        "copy_gb_per_s": 2 * source.numel() / copy / 1e6,
-        "gemm_tflop_per_s": 2 * side**3 / gemm / 1e9,
-    }
-
-
 @dataclass(frozen=True)
 class Row:
-    """One line of an op's table; a rate is of forward and backward together."""
+    """One line of an op's table; times as of `turns.typical`, a rate of both together."""
 
     shape: str
     impl: str
@@ -226,7 +150,7 @@ class Row:
 
 
 def rate(
-    device: str, total_ms: float, moved_bytes: int | None, flops: int | None
+    total_ms: float, moved_bytes: int | None, flops: int | None, ceilings: Mapping[str, float]
 ) -> tuple[float | None, str, float | None]:
     """(rate, unit, % of ceiling) of work done in `total_ms`; FLOPs count if they are given."""
     if flops is not None:
@@ -235,7 +159,7 @@ def rate(
         value, unit, ceiling = moved_bytes / total_ms / 1e6, "GB/s", "copy_gb_per_s"
     else:
         return None, "", None
-    return value, unit, 100 * value / ceilings(device)[ceiling]
+    return value, unit, 100 * value / ceilings[ceiling]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -257,6 +181,7 @@ def device_name(device: str) -> str:
     return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
 
 
+@functools.cache
 def environment(device: str) -> dict[str, str]:
     """What a result depends on: device, versions, commit, day."""
     versions = {}
@@ -277,16 +202,31 @@ def environment(device: str) -> dict[str, str]:
     }
 
 
-def write_results(op: str, device: str, rows: Sequence[Row]) -> Path:
-    """Puts the rows of one op into results/<device>.json beside the other ops' rows."""
-    name = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-    path = RESULTS / f"{name}.json"
+@dataclass(frozen=True)
+class Timed:
+    """What one shape came to: its rows, all of the same rounds."""
+
+    rows: Sequence[Any]  # dataclasses
+    ceilings: Mapping[str, float]  # medians of those rounds
+    rounds: int
+    left_out: Mapping[str, str]  # candidate -> why
+
+
+def left_out_lines(groups: Iterable[Mapping[str, str]]) -> list[str]:
+    """`candidate: reason` for each of the candidates that shapes of an op left out."""
+    return list(dict.fromkeys(f"{name}: {why}" for group in groups for name, why in group.items()))
+
+
+def results_path(device: str) -> Path:
+    """results/<device>.json."""
+    return RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', device_name(device).lower()).strip('-')}.json"
+
+
+def write_results(op: str, device: str, shape: str, timed: Timed) -> None:
+    """Puts one shape of an op into results/<device>.json in the place of its former rows, which are
+    of other rounds."""
+    path = results_path(device)
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[op] = {
-        "environment": environment(device),
-        "ceilings": ceilings(device),
-        "rows": [asdict(row) for row in rows],
-    }
+    results.setdefault(op, {})[shape] = {"environment": environment(device), **asdict(timed)}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
-    return path

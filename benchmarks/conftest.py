@@ -1,4 +1,4 @@
-"""The `bench` fixture: agreement first, then time, memory and one row of results."""
+"""The `bench` fixture: agreement first, then memory, then all candidates of a shape by turns."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import ctypes
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import common
 import pytest
 import torch
+import turns
 
-_rows: dict[str, list[common.Row]] = {}
-OURS = ("cuda", "triton", "cpu", "reference", "ours")
+import vimpac_kernels
+
+_timed: dict[str, dict[str, common.Timed]] = {}  # op -> shape
+SECONDS = 1.0  # of rounds, per candidate
 # What a run of a few minutes leaves out: a CPU's compiler, 16-bit products and steps of ten frames;
 # a GPU's compiled peers where they would take a minute for each of many shapes.
 SLOW = {
@@ -24,111 +27,155 @@ SLOW = {
 }
 
 
-@dataclass
 class Bench:
-    """Times one candidate of one op; see `__call__`."""
+    """Times the candidates of one op and shape; see `__call__`.
 
-    benchmark: Any
-    device: str = field(default_factory=common.default_device)
+    Args:
+        benchmark: The fixture of pytest-benchmark.
+        test: Id of the test, which `SLOW` looks at.
+        only: Regular expression of the candidates that are wanted; empty: all, and it writes.
+        full: Whether the slow ones are wanted, too.
+        device: "cpu" or "cuda"; by default the GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        benchmark: Any,
+        *,
+        test: str = "",
+        only: str = "",
+        full: bool = False,
+        device: str | None = None,
+    ) -> None:
+        self.benchmark, self.test, self.only, self.full = benchmark, test, only, full
+        self.device = device or common.default_device()
 
     def __call__(
         self,
         op: str,
         shape: str,
-        impl: str,
-        forward: Callable[[], Any],
-        *,
-        check: Callable[[], None] | None = None,
-        inputs: Sequence[torch.Tensor] = (),
-        moved_bytes: int | None = None,
-        flops: int | None = None,
-        traced: bool = True,
-    ) -> common.Row:
-        """Checks, times and records one candidate; a peer that cannot run is skipped in its words.
+        names: Iterable[str],
+        make: Callable[[str], turns.Candidate],
+    ) -> common.Timed:
+        """Checks, times and records; a peer that cannot run is left out in its own words.
+
+        What of ours fails, or whoever disagrees with the reference, fails the test, after the
+        others have been timed and recorded.
 
         Args:
-            op: The table the row belongs to.
+            op: The table the rows belong to.
             shape: Label of the shape, with whatever else varies (axis, dtype, dropout).
-            impl: Name of the candidate.
-            forward: Runs it once; returns the output or a tuple that starts with it.
-            check: Raises if the candidate disagrees with the reference; runs before any timing.
-            inputs: Tensors whose gradients the backward computes; empty: no backward.
-            moved_bytes: Least traffic of forward and backward together.
-            flops: Arithmetic of forward and backward together; given, the rate is in TFLOP/s.
-            traced: Whether torch's allocator sees the candidate's memory (not NumPy's).
+            names: The candidates.
+            make: Makes one of them; may raise what keeps it from running.
         """
-        reason = None
-        try:
-            row = self._row(shape, impl, forward, check, inputs, moved_bytes, flops, traced)
-        except Exception as error:  # a peer may raise anything
-            if isinstance(error, AssertionError) or impl.split()[0] in OURS:
-                raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if reason is not None:  # out here, where the error no longer holds the peer's memory
-            pytest.skip(f"{impl} does not run here: {reason}")
+        names, left_out = self.wanted(names)
+        candidates: dict[str, turns.Candidate] = {}
+        peaks: dict[str, float | None] = {}
+        failures: list[Exception] = []
+        for name in names:
+            try:
+                candidate = make(name)
+                candidate.check()
+                peaks[name] = self._peak_mib(candidate)
+                candidates[name] = candidate
+            except Exception as error:  # a peer may raise anything
+                traceback.clear_frames(error.__traceback__)  # which hold its memory
+                wrong = isinstance(error, AssertionError)
+                said = "disagrees with the reference" if wrong else "does not run here"
+                left_out[name] = f"{said}: {words(error)}"
+                if wrong or _must_run(op, name):
+                    failures.append(error)
+        if candidates:
+            timed = self._time(shape, candidates, peaks, left_out)
+            _timed.setdefault(op, {})[shape] = timed
+            self.record(op, shape, timed, next(iter(candidates.values())).forward)
+        if failures:
+            raise failures[0]
+        if not candidates:
+            pytest.skip("; ".join(common.left_out_lines([left_out])) or "--only leaves none")
+        return timed
+
+    def wanted(self, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+        """The candidates that the options ask for, and why those that --only names are left out."""
+        names = [name for name in names if re.search(self.only, name)]
+        left_out = {
+            name: "slow here: --full"
+            for name in names
+            if not self.full and re.search(SLOW[self.device], f"{self.test} {name}")
+        }
+        return [name for name in names if name not in left_out], left_out
+
+    def record(self, op: str, shape: str, timed: common.Timed, run: Callable[[], Any]) -> None:
+        """Writes the rows at once, so that a run that is cut short keeps them.
+
+        Args:
+            op: The table.
+            shape: Label of the shape.
+            timed: Its rows.
+            run: What pytest-benchmark times once, for its own table.
+        """
+        if not self.only:  # its rows would take the place of those that it left out
+            common.write_results(op, self.device, shape, timed)
 
         def once() -> None:
-            forward()
+            run()
             if self.device == "cuda":
                 torch.cuda.synchronize()
 
-        self.benchmark.extra_info.update(vars(row))
+        self.benchmark.extra_info["rows"] = [vars(row) for row in timed.rows]
         self.benchmark.pedantic(once)
-        _rows.setdefault(op, []).append(row)
-        return row
 
-    def require(self, op: str, impl: str) -> None:
-        """Skips the test where `impl` of `op` would be absent, interpreted or emulated."""
-        if impl not in common.impls(op, self.device):
-            pytest.skip(f"{op} has no {impl} implementation for {self.device} here")
+    def _peak_mib(self, candidate: turns.Candidate) -> float | None:
+        return turns.peak_mib(candidate.step, self.device) if candidate.traced else None
 
-    def _row(
+    def _time(
         self,
         shape: str,
-        impl: str,
-        forward: Callable[[], Any],
-        check: Callable[[], None] | None,
-        inputs: Sequence[torch.Tensor],
-        moved_bytes: int | None,
-        flops: int | None,
-        traced: bool,
-    ) -> common.Row:
-        if check is not None:
-            check()
+        candidates: dict[str, turns.Candidate],
+        peaks: dict[str, float | None],
+        left_out: dict[str, str],
+    ) -> common.Timed:
+        clock = turns.Clock(self.device)
+        needed = {c.ceiling for c in candidates.values()}
+        ceilings = {n: make(self.device) for n, make in turns.CEILINGS.items() if n in needed}
+        timed = (*candidates.values(), *ceilings.values())
+        each = [lambda one=one: one.turn(clock) for one in timed]
+        budget_s = SECONDS * len(candidates)
+        turns.by_turns(each, least=1, most=3, budget_s=budget_s / 2)
+        rounds = turns.by_turns(each, budget_s=budget_s)
+        times = dict(zip((*candidates, *ceilings), turns.typical(rounds), strict=True))
+        rates = {name: ceiling.work / times[name][0] for name, ceiling in ceilings.items()}
+        rows = []
+        for name, one in candidates.items():
+            fwd_ms, bwd_ms = (*times[name], None)[:2]
+            rate = common.rate(sum(times[name]), one.moved_bytes, one.flops, rates)
+            rows.append(common.Row(shape, name, fwd_ms, bwd_ms, *rate, peaks[name]))
+        return common.Timed(rows, rates, len(rounds), left_out)
 
-        def step() -> None:
-            out = forward()
-            if inputs:
-                out = out[0] if isinstance(out, tuple) else out
-                torch.autograd.grad(out, inputs, torch.ones_like(out))
 
-        peak = common.peak_mib(step, self.device) if traced else None
-        fwd_ms = common.median_ms(forward, self.device)
-        bwd_ms = self._backward_ms(forward, inputs) if inputs else None
-        rate = common.rate(self.device, fwd_ms + (bwd_ms or 0.0), moved_bytes, flops)
-        return common.Row(shape, impl, fwd_ms, bwd_ms, *rate, peak)
+def words(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
-    def _backward_ms(self, forward: Callable[[], Any], inputs: Sequence[torch.Tensor]) -> float:
-        # Every backward has its own graph: a compiled one may reuse what the forward saved.
-        def prepare() -> tuple[torch.Tensor, torch.Tensor]:
-            out = forward()
-            out = out[0] if isinstance(out, tuple) else out
-            return out, torch.ones_like(out)
 
-        def backward(outputs: tuple[torch.Tensor, torch.Tensor]) -> None:
-            out, grad = outputs
-            torch.autograd.grad(out, inputs, grad)
-
-        return common.median_ms(backward, self.device, prepare=prepare)
+def _must_run(op: str, name: str) -> bool:
+    """Whether a candidate is ours and the machine has what it needs."""
+    impl = name.split()[0]
+    if impl in (*common.KERNELS["cpu"], *common.KERNELS["cuda"], "reference"):
+        return impl in vimpac_kernels.available_impls(op)
+    return impl == "ours"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option for what a run of a few minutes leaves out."""
+    """Adds the options for what is timed."""
     parser.addoption("--full", action="store_true", help="every candidate, and more rounds")
+    parser.addoption(
+        "--only", default="", help="candidates that match this expression; results are not written"
+    )
 
 
 def pytest_configure() -> None:
-    """A run that is cut short writes what it has timed; memory stays with the process."""
+    """A run that is cut short prints what it has timed; memory stays with the process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _hold_memory()
 
@@ -145,28 +192,24 @@ def _hold_memory() -> None:
         libc.mallopt(*no_mmap)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is slow on this device, unless the run is a full one."""
-    if config.getoption("--full"):
-        return
-    for item in items:
-        if re.search(SLOW[common.default_device()], item.name):
-            item.add_marker(pytest.mark.skip(reason="slow here: --full"))
-
-
 @pytest.fixture
-def bench(benchmark: Any) -> Iterator[Bench]:
-    """Times candidates; the tables are printed and written when the session ends."""
-    yield Bench(benchmark)
+def bench(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Times candidates; the tables are printed when the session ends."""
+    option = request.config.getoption
+    only, full = option("--only"), option("--full")
+    yield Bench(benchmark, test=request.node.name, only=only, full=full)
     if "torch._dynamo" in sys.modules:  # after eight shapes of a function it compiles no more
         torch.compiler.reset()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Prints every op's table and merges it into results/<device>.json."""
+    """Prints every op's table, and below it who was left out and why."""
     device = common.default_device()
-    for op, rows in _rows.items():
-        path = common.write_results(op, device, rows)
+    for op, shapes in _timed.items():
         terminalreporter.section(f"{op} on {common.device_name(device)}")
+        rows = [row for timed in shapes.values() for row in timed.rows]
         terminalreporter.write_line(common.table(rows))
-        terminalreporter.write_line(f"written to {path}")
+        for line in common.left_out_lines(timed.left_out for timed in shapes.values()):
+            terminalreporter.write_line(line)
+    if _timed and not terminalreporter.config.getoption("--only"):
+        terminalreporter.write_line(f"written to {common.results_path(device)}")

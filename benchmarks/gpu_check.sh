@@ -6,8 +6,8 @@
 #
 # The stages are build (the extension, for this GPU only), tests (those marked `gpu`), memcheck and
 # racecheck (compute-sanitizer on the small shapes) and bench_<name> for each of benchmarks/. They
-# share the 9 minutes, and a benchmark that is cut short keeps the rows that it has. To have all of
-# them whole, run three commands with one FOLDER, whose table adds up:
+# share the 9 minutes, and a benchmark that is cut short keeps the shapes that it has done. To have
+# all of them whole, run three commands with one FOLDER, whose table adds up:
 #
 #     benchmarks/gpu_check.sh FOLDER build tests memcheck racecheck
 #     benchmarks/gpu_check.sh FOLDER bench_{axial_attention,linear_cross_entropy}

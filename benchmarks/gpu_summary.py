@@ -16,6 +16,7 @@ from typing import Any
 
 import common
 import torch
+import turns
 
 
 def driver() -> str:
@@ -47,12 +48,11 @@ def main() -> int:
     """Writes FOLDER/gpu_check.json and prints the table; 1 if a stage failed."""
     folder = Path(sys.argv[1])
     found = stages(folder)
-    name = re.sub(r"[^a-z0-9]+", "-", common.device_name("cuda").lower()).strip("-")
-    written = common.RESULTS / f"{name}.json"
+    written = common.results_path("cuda")
     report = {
         "environment": {**common.environment("cuda"), "driver": driver()},
         "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
-        "ceilings": common.ceilings("cuda"),
+        "ceilings": turns.ceilings("cuda"),
         "stages": found,
         "benchmarks": json.loads(written.read_text()) if written.exists() else {},
     }

@@ -4,7 +4,7 @@
 
 Rewrites what stands between the `results` and the `learning` comments of README.md, and docs/*.png.
 An op's speed-up is against the fastest other candidate of the same shape, forward and backward
-together.
+together; its memory is that of our fastest against the leanest other, which is as fast or slower.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ TABLE_14 = {(5, 16): 32.0, (10, 16): 16.5, (5, 32): 8.4, (10, 32): 4.4}
 COLORS = ("#1f77b4", "#6baed6", "#757575", "#bdbdbd")
 
 
-def comparisons(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict, dict]]:
-    """(shape, our fastest row, the fastest other row) for each shape that has both."""
+def rows_of(results: dict[str, Any], op: str) -> list[dict[str, Any]]:
+    """The rows of all shapes of an op."""
+    return [row for shape in results.get(op, {}).values() for row in shape["rows"]]
+
+
+def comparisons(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float | None]]:
+    """(speed-up, memory ratio) of our fastest row for each shape that has others too."""
 
     def total(row: dict[str, Any]) -> float:
         return row["fwd_ms"] + (row["bwd_ms"] or 0.0)
@@ -48,8 +53,10 @@ def comparisons(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict, dict]]:
         ours = [row for row in here if row["impl"] in OURS]
         others = [row for row in here if row["impl"] not in OURS]
         if ours and others:
-            best, peer = min(ours, key=total), min(others, key=total)
-            yield shape, best | {"total": total(best)}, peer | {"total": total(peer)}
+            best = min(ours, key=total)
+            leanest = min((row["peak_mib"] for row in others if row["peak_mib"]), default=None)
+            memory = leanest / best["peak_mib"] if leanest and best["peak_mib"] else None
+            yield min(map(total, others)) / total(best), memory
 
 
 def _range(values: list[float], unit: str) -> str:
@@ -60,19 +67,15 @@ def _range(values: list[float], unit: str) -> str:
 def op_table(results: dict[str, Any]) -> list[str]:
     """One Markdown row per op: what it replaces, speed-up, memory."""
     lines = [
-        "| op | replaces | speed-up over the fastest other | its extra memory / ours |",
+        "| op | replaces | speed-up over the fastest other | leanest other's extra memory / ours |",
         "|---|---|---|---|",
     ]
     for op, replaces in REPLACES.items():
-        pairs = list(comparisons(results.get(op, {}).get("rows", [])))
+        pairs = list(comparisons(rows_of(results, op)))
         if not pairs:
             continue
-        speed = _range([peer["total"] / ours["total"] for _, ours, peer in pairs], "x")
-        memory = [
-            peer["peak_mib"] / ours["peak_mib"]
-            for _, ours, peer in pairs
-            if ours["peak_mib"] and peer["peak_mib"]
-        ]
+        speed = _range([ratio for ratio, _ in pairs], "x")
+        memory = [ratio for _, ratio in pairs if ratio is not None]
         kept = _range(memory, "x") if memory else "-"
         lines.append(f"| `{op}` | {replaces} | {speed} | {kept} |")
     return lines
@@ -230,16 +233,17 @@ def main() -> None:
     learning = RESULTS / "learning.json"
     for file in sorted(set(RESULTS.glob("*.json")) - {learning}):
         results = json.loads(file.read_text())
-        environment = next(iter(results.values()))["environment"]
-        parts.append(
-            f"{environment['device']}, torch {environment['torch']}, {environment['date']} "
-            f"([{file.name}](benchmarks/results/{file.name})):\n"
-        )
+        environments = [shape["environment"] for op in results.values() for shape in op.values()]
+        device, torch = environments[0]["device"], environments[0]["torch"]
+        dates = sorted({environment["date"] for environment in environments})
+        days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+        source = f"[{file.name}](benchmarks/results/{file.name})"
+        parts.append(f"{device}, torch {torch}, {days} ({source}):\n")
         parts.append("\n".join(op_table(results)) + "\n")
-        if "train" in results:
+        if steps := rows_of(results, "train"):
             picture = f"docs/step-{file.stem}.png"
-            plot_steps(results["train"]["rows"], environment["device"], ROOT / picture)
-            parts.append("\n".join(step_table(results["train"]["rows"])) + "\n")
+            plot_steps(steps, device, ROOT / picture)
+            parts.append("\n".join(step_table(steps)) + "\n")
             parts.append(f"![speed, memory and phases of a step]({picture})\n")
     readme = ROOT / "README.md"
     text = _fill(readme.read_text(), "results", parts)

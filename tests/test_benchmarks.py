@@ -1,6 +1,7 @@
 """What the benchmarks say about a step: whose time it is, and what it is divided by."""
 
 import importlib.util
+import json
 import sys
 import time
 from pathlib import Path
@@ -12,27 +13,124 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import common
 import gpu_summary
 import learning
 import phases
 import report
+import turns
 
 
-def _fail() -> None:
-    raise RuntimeError("out of\n memory")
-
-
-def test_peer_that_cannot_run_is_skipped_in_its_own_words_and_ours_fails(monkeypatch):
+@pytest.fixture
+def bench(monkeypatch):
+    """The benchmarks' own fixture; the expression keeps every candidate and writes no results."""
     path = Path(phases.__file__).with_name("conftest.py")
     spec = importlib.util.spec_from_file_location("bench_conftest", path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    bench = module.Bench(SimpleNamespace(), device="cpu")
-    with pytest.raises(pytest.skip.Exception, match="liger does not run here: out of memory"):
-        bench("op", "shape", "liger", _fail)
-    with pytest.raises(RuntimeError, match="out of"):
-        bench("op", "shape", "triton autocast", _fail)
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    inner = SimpleNamespace(extra_info={}, pedantic=lambda run: run())
+    return module.Bench(inner, only=".", device="cpu")
+
+
+def _candidate(error: Exception | None = None) -> turns.Candidate:
+    x = torch.ones(8, requires_grad=True)
+
+    def check() -> None:
+        if error is not None:
+            raise error
+
+    return turns.Candidate(lambda: x * 2, check, inputs=(x,), moved_bytes=64)
+
+
+def test_peer_that_cannot_run_is_left_out_in_its_own_words_and_the_others_are_timed(bench):
+    errors = {"liger": RuntimeError("out of\n memory")}
+    names = ["reference", "liger", "eager"]
+    timed = bench("mask_tokens", "shape", names, lambda name: _candidate(errors.get(name)))
+    assert timed.left_out == {"liger": "does not run here: out of memory"}
+    assert [row.impl for row in timed.rows] == ["reference", "eager"]
+    assert timed.rounds == 3
+    for row in timed.rows:
+        assert row.fwd_ms > 0 and row.bwd_ms > 0
+        ceiling = timed.ceilings["copy_gb_per_s"]
+        assert row.percent_of_ceiling == pytest.approx(100 * row.rate / ceiling)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("reference", RuntimeError("no kernel")), ("eager", AssertionError("other values"))],
+)
+def test_ours_that_cannot_run_and_whoever_is_wrong_fail_after_the_others_are_timed(
+    bench, name, error
+):
+    def make(candidate: str) -> turns.Candidate:
+        return _candidate(error if candidate == name else None)
+
+    with pytest.raises(type(error), match=str(error)):
+        bench("mask_tokens", "shape", [name, "torch"], make)
+    assert [row["impl"] for row in bench.benchmark.extra_info["rows"]] == ["torch"]
+
+
+def test_rounds_call_every_turn_in_order_until_the_budget_is_spent():
+    calls = []
+
+    def turn(name: str) -> turns.Turn:
+        def call() -> tuple[float, ...]:
+            calls.append(name)
+            return (1.0,)
+
+        return call
+
+    each = [turn("ours"), turn("eager"), turn("copy")]
+    assert len(turns.by_turns(each, least=3, most=9, budget_s=0.0)) == 3
+    assert calls == 3 * ["ours", "eager", "copy"]
+    assert len(turns.by_turns(each, least=3, most=9, budget_s=60.0)) == 9
+
+
+def test_ratios_outlast_a_machine_that_slows_down_half_way():
+    fast = [(1.0, 2.0), (3.0,), (4.0,)]  # forward and backward of one, forwards of two
+    slow = [(1.8, 3.6), (5.4,), (7.2,)]
+    between = [(1.0, 2.0), (5.4,), (7.2,)]  # the medians of each alone are 1.0, 2.0, 5.4 and 7.2
+    (fwd, bwd), (second,), (third,) = turns.typical([fast, between, slow])
+    assert (bwd / fwd, second / fwd, third / fwd) == pytest.approx((2, 3, 4))
+
+
+def test_backward_is_timed_on_the_graph_of_the_timed_forward():
+    x = torch.ones(2, requires_grad=True)
+    returned = []
+
+    def clock(run):
+        returned.append(run())
+        return float(len(returned)), returned[-1]
+
+    candidate = turns.Candidate(lambda: (x * x, None), lambda: None, inputs=(x,))
+    assert candidate.turn(clock) == (1.0, 2.0)
+    (gradient,) = returned[1]
+    assert torch.equal(gradient, 2 * x)
+
+
+def test_results_of_a_shape_replace_that_shape_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+
+    def write(shape: str, *impls: str) -> None:
+        rows = [common.Row(shape, impl, 1.0, None, None, "", None, None) for impl in impls]
+        common.write_results("op", "cpu", shape, common.Timed(rows, {}, 3, {}))
+
+    write("one", "ours", "eager")
+    write("two", "ours")
+    write("one", "ours", "liger")
+    results = json.loads(common.results_path("cpu").read_text())
+    found = [(row["shape"], row["impl"]) for row in report.rows_of(results, "op")]
+    assert found == [("one", "ours"), ("one", "liger"), ("two", "ours")]
+
+
+def test_memory_is_compared_with_the_leanest_other_and_time_with_the_fastest():
+    def row(impl: str, ms: float, mib: float | None) -> dict:
+        return {"shape": "s", "impl": impl, "fwd_ms": ms, "bwd_ms": None, "peak_mib": mib}
+
+    rows = [row("cpu", 2.0, 10.0), row("numpy", 3.0, None), row("torch", 8.0, 15.0)]
+    assert list(report.comparisons([*rows, row("eager", 4.0, 40.0)])) == [(1.5, 1.5)]
 
 
 def test_summary_holds_the_last_run_of_each_stage(tmp_path):
