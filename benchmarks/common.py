@@ -190,16 +190,25 @@ def environment(device: str) -> dict[str, str]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
-    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
         "device": device_name(device),
         "python": platform.python_version(),
         **versions,
         "cuda": str(torch.version.cuda),
-        "commit": commit or "unknown",
+        "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _commit() -> str:
+    """The commit, `-dirty` if a tracked file differs from it, other than the results."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(RESULTS.parents[1]), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    changes = git("diff", "--shortstat", "HEAD", "--", ".", ":!benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changes else "")
 
 
 @dataclass(frozen=True)
