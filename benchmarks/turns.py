@@ -152,8 +152,8 @@ def _copy(device: str) -> Ceiling:
 
 
 def _gemm(device: str) -> Ceiling:
-    """TFLOP/s of a matrix product."""
-    dtype, side = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 1024)
+    """TFLOP/s of a matrix product, of a size from which on a larger one is no faster."""
+    dtype, side = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
     a = torch.randn(side, side, device=device, dtype=dtype)
     return Ceiling(lambda: a @ a, 2 * side**3 / 1e9)
 
