@@ -177,6 +177,7 @@ def _phases(case: Case, step: Step, device: str, store: Path) -> dict[str, float
             clips = next(batches)
         step(clips.flatten(0, 1).to(device, non_blocking=True))
 
+    whole()  # writes every parameter once: pages that forked workers share are copied at a write
     return phases.breakdown(whole, device)
 
 
