@@ -88,7 +88,7 @@ def test_dropout_add_layer_norm(bench, dropout_p: float, shape: common.Shape) ->
     leaves = [torch.randn(shape.rows, width, device=device, dtype=dtype) for _ in range(2)]
     leaves += [torch.randn(width, device=device, dtype=dtype) for _ in range(3)]
     leaves = [t.requires_grad_() for t in leaves]
-    moved = common.dropout_add_layer_norm_bytes(shape.rows, width, dtype.itemsize, dtype.itemsize)
+    moved = common.dropout_add_layer_norm_bytes(shape.rows, width, dtype.itemsize, dropout_p > 0)
 
     def check(op: Op, p: float) -> None:
         truth = reference.dropout_add_layer_norm(

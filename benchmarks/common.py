@@ -88,12 +88,12 @@ def linear_cross_entropy_flops(rows: int, width: int, vocabulary: int) -> tuple[
 
 
 def dropout_add_layer_norm_bytes(
-    rows: int, width: int, branch_size: int, residual_size: int
+    rows: int, width: int, itemsize: int, dropout: bool
 ) -> tuple[int, int]:
     """Forward reads x and residual, writes y and, for backward, the sum; backward reads dy and the
-    sum, writes dx and dresidual."""
-    branch, residual = rows * width * branch_size, rows * width * residual_size
-    return 2 * branch + 2 * residual, 2 * branch + 2 * residual
+    sum, writes dx and dresidual, which are one without dropout."""
+    unit = rows * width * itemsize
+    return 4 * unit, (4 if dropout else 3) * unit
 
 
 def mask_tokens_bytes(shape: Shape, itemsize: int) -> int:

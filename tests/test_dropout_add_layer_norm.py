@@ -17,6 +17,8 @@ CASES = {
     "small-model-bf16": (37, 512, torch.bfloat16, torch.bfloat16, 0.1, True, False),
     "prenorm-bf16-fp32": (9, 256, torch.bfloat16, torch.float32, 0.1, True, True),
     "fp16": (5, 128, torch.float16, torch.float16, 0.1, False, False),
+    "undropped-bf16": (21, 136, torch.bfloat16, torch.bfloat16, 0.0, True, True),
+    "undropped-bf16-fp32": (7, 64, torch.bfloat16, torch.float32, 0.0, True, False),
     "wide": (3, 1544, torch.float32, torch.float32, 0.1, True, False),
 }
 
@@ -90,6 +92,17 @@ def test_repeats_bit_for_bit(impl) -> None:
     tensors = _inputs(case, impl.device)
     first, second = (_run(dropout_add_layer_norm, tensors, case, impl=impl.name) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_one_gradient_is_both_without_dropout(impl) -> None:
+    x, residual = torch.randn(2, 5, 16, device=impl.device, requires_grad=True).unbind()
+    weight, bias = torch.ones(16, device=impl.device), torch.zeros(16, device=impl.device)
+    for dropout_p, tensors in ((0.0, 1), (0.5, 2)):
+        y = dropout_add_layer_norm(
+            x, residual, weight, bias, dropout_p=dropout_p, seed=1, impl=impl.name
+        )
+        gradients = torch.autograd.grad(y.square().sum(), (x, residual))
+        assert len({gradient.data_ptr() for gradient in gradients}) == tensors
 
 
 def test_empty_batch_gives_empty_output_and_zero_gradients(impl) -> None:

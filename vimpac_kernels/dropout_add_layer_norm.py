@@ -2,8 +2,9 @@
 
 The forward reads x and residual, writes y (and the sum, which it otherwise keeps for the backward);
 the backward reads dy and the sum and writes dx and dresidual: 4 units of (rows, D) each instead of
-7.5. Statistics are fp32 and kept per row, dropout bits are recomputed from the seed, and dweight,
-dbias are summed in two ordered stages. Serves CPU (C++), CUDA and Triton; bound by bandwidth.
+7.5. Without dropout one tensor is both. Statistics are fp32 and kept per row, dropout bits are
+recomputed from the seed, and dweight, dbias are summed in two ordered stages. Serves CPU (C++),
+CUDA and Triton; bound by bandwidth.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
             needs_linear_bias, ctx.impl,
         )  # fmt: skip
         return (
-            dx,
+            dresidual if _is_dresidual(total, ctx.dropout_p, x_dtype) else dx,
             dresidual,
             dweight.to(weight.dtype),
             dbias.to(bias_dtype),
@@ -237,6 +238,11 @@ _fwd = _library.define(
 )
 
 
+def _is_dresidual(total: Tensor, dropout_p: float, x_dtype: torch.dtype) -> bool:
+    """Whether dx equals dresidual, which then serves as both; the raw op's dx is empty."""
+    return total.dtype == x_dtype and _philox.dropout_threshold(dropout_p) == 0
+
+
 def _run_bwd(
     dy: Tensor,
     dtotal: Tensor | None,
@@ -277,8 +283,9 @@ def _fake_bwd(
     impl: str,
 ) -> tuple[Tensor, ...]:
     D = total.shape[-1]
+    dx_shape = (0,) if _is_dresidual(total, dropout_p, x_dtype) else total.shape
     return (
-        total.new_empty(total.shape, dtype=x_dtype),
+        total.new_empty(dx_shape, dtype=x_dtype),
         total.new_empty(total.shape),
         total.new_empty(D, dtype=torch.float32),
         total.new_empty(D, dtype=torch.float32),

@@ -205,7 +205,7 @@ void dropout_add_layer_norm_fwd(uintptr_t x,           // (rows, D)
 
 void dropout_add_layer_norm_bwd(uintptr_t dy,           // (rows, D)
                                 uintptr_t dtotal,       // (rows, D), or 0
-                                uintptr_t dx,           // (rows, D)
+                                uintptr_t dx,           // (rows, D), or 0
                                 uintptr_t dresidual,    // (rows, D)
                                 uintptr_t dweight,      // (D,) fp32
                                 uintptr_t dbias,        // (D,) fp32

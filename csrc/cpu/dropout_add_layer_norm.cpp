@@ -159,7 +159,7 @@ void backward_row(const Args& a,
   }
   const float mean_g = reduce_add(sum_g) / static_cast<float>(D);
   const float mean_gh = reduce_add(sum_gh) / static_cast<float>(D);
-  X* const dx = static_cast<X*>(a.dx) + at;
+  X* const dx = a.dx == nullptr ? nullptr : static_cast<X*>(a.dx) + at;
   R* const dresidual = static_cast<R*>(a.dresidual) + at;
   for_each_vector(D, [&](int64_t i, int n) {
     VecF d = (load_n(g + i, n) - mean_g - load_n(h + i, n) * mean_gh) * rstd;
@@ -171,8 +171,10 @@ void backward_row(const Args& a,
     if (a.threshold > 0) {
       d = d * load_n(factors + i, n);
     }
-    fetch(dx + D + i);
-    store_n(dx + i, d, n);
+    if (dx != nullptr) {
+      fetch(dx + D + i);
+      store_n(dx + i, d, n);
+    }
     if (sums.dlinear_bias != nullptr) {
       store_n(sums.dlinear_bias + i, load_n(sums.dlinear_bias + i, n) + d, n);
     }

@@ -73,7 +73,7 @@ struct DropoutAddLayerNorm {
   // Backward
   const void* dy;      // (rows, D) of x_type
   const void* dtotal;  // (rows, D) of residual_type, or null
-  void* dx;            // (rows, D) of x_type
+  void* dx;            // (rows, D) of x_type, or null: it is dresidual
   void* dresidual;     // (rows, D) of residual_type
   float* dweight;      // (D,)
   float* dbias;        // (D,)

@@ -161,8 +161,8 @@ __global__ void dropout_add_layer_norm_fwd_kernel(const T* __restrict__ x,      
 
 // With xhat = (total - mean) * rstd and g = dy * weight:
 //   dtotal' = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dtotal
-// is dresidual; dx is the same after dropout. partial: sums over the block's rows of dy * xhat, dy
-// and dx, the gradients of weight, bias and linear_bias.
+// is dresidual; dx is the same after dropout, and null if there is none. partial: sums over the
+// block's rows of dy * xhat, dy and dx, the gradients of weight, bias and linear_bias.
 template <class T, class R, int kChunks>
 __global__ void dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,       // (M, D)
                                                   const R* __restrict__ dtotal,   // (M, D) or null
@@ -171,8 +171,8 @@ __global__ void dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,     
                                                   const float* __restrict__ rstd, // (M,)
                                                   const float* __restrict__ weight,    // (D,)
                                                   const int64_t* __restrict__ seed_at, // 0-d
-                                                  T* __restrict__ dx,                  // (M, D)
-                                                  R* __restrict__ dresidual,           // (M, D)
+                                                  T* __restrict__ dx,          // (M, D) or null
+                                                  R* __restrict__ dresidual,   // (M, D)
                                                   float* __restrict__ partial, // (blocks, 3, D)
                                                   int64_t M,
                                                   int D,
@@ -229,7 +229,8 @@ __global__ void dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,     
       store_chunk(dresidual + row * D + column, g[c]);
       if (threshold > 0)
         apply_dropout(g[c], seed, threshold, row, column);
-      store_chunk(dx + row * D + column, g[c]);
+      if (dx != nullptr)
+        store_chunk(dx + row * D + column, g[c]);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i)
         dlinear[c][i] += g[c][i];

@@ -41,7 +41,7 @@ struct DropoutAddLayerNormBwd {
   const float* rstd;   // (M,)
   const float* weight; // (D,)
   const int64_t* seed; // 0-d
-  void* dx;            // (M, D) of x_type
+  void* dx;            // (M, D) of x_type, or null: it is dresidual
   void* dresidual;     // (M, D) of residual_type
   float* partial;      // (dropout_add_layer_norm_blocks(M, D), 3, D): scratch
   float* dweight;      // (D,)

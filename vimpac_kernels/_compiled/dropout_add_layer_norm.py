@@ -47,7 +47,7 @@ def launch_cuda_bwd(
     weight: Tensor,  # (D,) fp32
     seed: Tensor,  # 0-d int64
     threshold: int,
-    dx: Tensor,  # (..., D)
+    dx: Tensor,  # (..., D), or empty: it is dresidual
     dresidual: Tensor,  # (..., D)
     dweight: Tensor,  # (D,) fp32
     dbias: Tensor,  # (D,) fp32
@@ -109,11 +109,11 @@ def launch_cpu_bwd(
 
 def _shared(tensors: tuple[Tensor, ...], x: Tensor, residual: Tensor, threshold: int) -> Any:
     """What forward and backward on the CPU have in common."""
-    D = x.shape[-1]
+    D = residual.shape[-1]
     return extension("cpu").DropoutAddLayerNorm(
         [_pointer(t) for t in tensors],
         [_DTYPES.index(t.dtype) for t in (x, residual)],
-        (x.numel() // D, D),
+        (residual.numel() // D, D),
         threshold,
         _philox.dropout_scale(threshold),
         torch.get_num_threads(),
@@ -131,4 +131,5 @@ def _pointer(tensor: Tensor | None) -> int:
 
 def _types_and_sizes(x: Tensor, residual: Tensor) -> tuple[str, str, int, int]:
     names = (str(t.dtype).removeprefix("torch.") for t in (x, residual))
-    return *names, x.numel() // x.shape[-1], x.shape[-1]  # type: ignore[return-value]
+    D = residual.shape[-1]
+    return *names, residual.numel() // D, D  # type: ignore[return-value]

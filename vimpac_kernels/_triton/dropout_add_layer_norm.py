@@ -95,7 +95,7 @@ def dropout_add_layer_norm_bwd_kernel(
     rstd,  # (M,) fp32
     weight,  # (D,) fp32
     seed_at,  # 0-d int64
-    dx,  # (M, D)
+    dx,  # (M, D), or None: it is dresidual
     dresidual,  # (M, D)
     partial,  # (programs, 3, D) fp32: sums of dy * xhat, dy and, if LINEAR_BIAS, dx
     M,
@@ -133,7 +133,8 @@ def dropout_add_layer_norm_bwd_kernel(
         tl.store(dresidual + at, d.to(dresidual.dtype.element_ty), mask=live)
         if DROPOUT:
             d *= _keep_factors(seed_at, threshold, keep_scale, row, C)
-        tl.store(dx + at, d.to(dx.dtype.element_ty), mask=live)
+        if dx is not None:
+            tl.store(dx + at, d.to(dx.dtype.element_ty), mask=live)
         if LINEAR_BIAS:
             dlinear += tl.where(live, d, 0.0)
     at = partial + tl.program_id(0) * (3 * D) + tl.arange(0, C)
@@ -212,7 +213,7 @@ def launch_triton_bwd(
     weight: Tensor,  # (D,) fp32
     seed: Tensor,  # 0-d int64
     threshold: int,
-    dx: Tensor,  # (..., D)
+    dx: Tensor,  # (..., D), or empty: it is dresidual
     dresidual: Tensor,  # (..., D)
     dweight: Tensor,  # (D,) fp32
     dbias: Tensor,  # (D,) fp32
@@ -223,11 +224,11 @@ def launch_triton_bwd(
     M, tile = total.numel() // D, _tile(D)
     programs = min(triton.cdiv(M, tile["R"]), MAX_PROGRAMS)
     partial = torch.empty((programs, 3, D), dtype=torch.float32, device=dy.device)
-    linear = dlinear_bias if dlinear_bias.numel() else None
+    own_dx, linear = (t if t.numel() else None for t in (dx, dlinear_bias))
     scalars, constants = _dropout(threshold)
     constants["LINEAR_BIAS"] = linear is not None
     dropout_add_layer_norm_bwd_kernel[(programs,)](
-        dy, dtotal, total, mean, rstd, weight, seed, dx, dresidual, partial, M, *scalars,
+        dy, dtotal, total, mean, rstd, weight, seed, own_dx, dresidual, partial, M, *scalars,
         **constants, **tile,
     )  # fmt: skip
     groups = triton.cdiv(D, SUM_COLUMNS), 2 + constants["LINEAR_BIAS"]
