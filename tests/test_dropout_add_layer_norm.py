@@ -123,15 +123,20 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors])
 
 
-def test_fullgraph_compile_equals_eager() -> None:
-    x, residual = torch.randn(2, 3, 16, 32).unbind()
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_fullgraph_compile_equals_eager(dropout_p: float) -> None:
+    leaves = [t.clone().requires_grad_() for t in torch.randn(2, 3, 16, 32)]
     weight, bias = torch.randn(2, 32).unbind()
 
     def function(x: Tensor, residual: Tensor) -> Tensor:
-        return dropout_add_layer_norm(x, residual, weight, bias, dropout_p=0.1, seed=5)
+        return dropout_add_layer_norm(x, residual, weight, bias, dropout_p=dropout_p, seed=5)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, residual), function(x, residual))
+    results = []
+    for run in (function, compiled):
+        y = run(*leaves)
+        results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+    torch.testing.assert_close(*results)
 
 
 def test_noncontiguous_input_is_read_right(impl) -> None:
