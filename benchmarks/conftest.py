@@ -19,10 +19,10 @@ import vimpac_kernels
 
 _timed: dict[str, dict[str, common.Timed]] = {}  # op -> shape
 SECONDS = 1.0  # of rounds, per candidate
-# What a run of a few minutes leaves out: a CPU's compiler, 16-bit products and steps of ten frames;
-# a GPU's compiled peers where they would take a minute for each of many shapes.
+# What a run of a few minutes leaves out: a CPU's compiler, 16-bit products and large steps; a GPU's
+# compiled peers where they would take a minute for each of many shapes.
 SLOW = {
-    "cpu": "compile|autocast|-T10-",
+    "cpu": "compile|autocast|-T10-|-S256",
     "cuda": "(large_half|published|fp32).*(compiled formula|Flex)",
 }
 
