@@ -1,6 +1,7 @@
 """The options of the training step change its speed and memory, never its gradients."""
 
 import contextlib
+import math
 from functools import partial
 
 import pytest
@@ -9,13 +10,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vimpac import Vimpac
+from vimpac import MASK_TOKEN, PAD_TOKEN, Vimpac
+from vimpac.presets import NUM_TOKENS
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World
 from vimpac.train.graph import WARM_UP, Graphed
 from vimpac.train.optim import make_optimizer, update
 from vimpac.train.overrides import load_config
-from vimpac.train.step import PretrainStep
+from vimpac.train.step import PretrainStep, expected_ratio, max_masked
+from vimpac_kernels import mask_tokens
 
 GRID = (2, 4, 4)
 SETTINGS = ("batch.videos=4", "batch.contrastive=4", "batch.micro=2", "precision=fp32")
@@ -87,6 +90,77 @@ def _group(step: PretrainStep, number: int = 0) -> torch.Tensor:
 def _gradients(step: PretrainStep) -> list[torch.Tensor]:
     """The metrics and the gradients of one group."""
     return [_group(step), *(p.grad for p in step.model.parameters())]
+
+
+def _assert_mean(step: PretrainStep, *others: PretrainStep) -> None:
+    """The gradients of a step are the mean of those of others."""
+    models = (one.model for one in (step, *others))
+    for parameter, *rest in zip(*(model.parameters() for model in models), strict=True):
+        mean = torch.stack([other.grad for other in rest]).mean(0)
+        torch.testing.assert_close(parameter.grad, mean, rtol=1e-5, atol=1e-7)
+
+
+def test_update_of_two_groups_is_the_mean_of_two_updates():
+    whole, *halves = _make_step("batch.videos=8"), _make_step(), _make_step()
+    for number, half in enumerate(halves):
+        _group(whole, number)
+        _group(half, number)
+    _assert_mean(whole, *halves)
+
+
+@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
+def test_alpha_weighs_the_contrastive_loss(micro):
+    steps = [_make_step(f"batch.micro={micro}", f"loss.alpha={alpha}") for alpha in (0.5, 0, 1)]
+    for step in steps:
+        _group(step)
+    _assert_mean(*steps)
+
+
+@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
+def test_temperature_levels_the_contrastive_loss(micro):
+    loss = _group(_make_step(f"batch.micro={micro}", "loss.temperature=1e6"))[2]
+    assert loss.item() == pytest.approx(0.4 * math.log(2 * 4 - 1), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (
+            ("mask.blocks=2", "mask.noise=[0.8, 0.1, 0.1]", "mask.noise_unit=block"),
+            dict(num_blocks=2, noise=(0.8, 0.1, 0.1), noise_unit="block"),
+        ),
+        (("mask.strategy=iid", "mask.ratio=0.4"), dict(strategy="iid", ratio=0.4)),
+    ],
+    ids=["block", "iid"],
+)
+def test_masks_are_those_of_the_settings_and_the_clip(words, options):
+    tokens = torch.randint(0, NUM_TOKENS, (4, *GRID))
+    tokens[0, 1] = PAD_TOKEN
+    options |= dict(mask_token=MASK_TOKEN, pad_token=PAD_TOKEN, vocab_size=NUM_TOKENS)
+    expected = mask_tokens(tokens, **options, seed=3, clip_offset=6, row_offset=1)
+    for ours, theirs in zip(_make_step("seed=3", *words)._mask(tokens, 6), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("words", [(), ("mask.blocks=8",), ("mask.strategy=tube",)], ids=str)
+def test_bound_on_masked_tokens_is_kept_and_near(words):
+    step, grid, clips = _make_step(*words), (5, 16, 16), 2048
+    masked = step._mask(torch.zeros((clips, *grid), dtype=torch.int32), 0).mask.flatten(1)
+    mask, counts = step.config.mask, masked.sum(1)
+    assert abs(masked.float().mean() - expected_ratio(mask, grid)) < 0.01
+    assert counts.view(-1, 8).sum(1).max() <= max_masked(mask, (8, *grid))
+    assert counts.sum() <= max_masked(mask, (clips, *grid)) < 1.2 * counts.sum()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_precision_is_that_of_every_hidden_state(precision, dtype):
+    step, seen = _make_step(f"precision={precision}"), []
+    layer = step.model.encoder.layers[0]
+    layer.register_forward_hook(lambda _, arguments, states: seen.append(states[0].dtype))
+    _group(step)
+    assert seen == 4 * [dtype]  # two micro-batches, whose [CLS] is cached first
 
 
 def test_step_with_activation_checkpointing_is_the_plain_step():
