@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import vimpac.encoder
 from vimpac import MASK_TOKEN, PAD_TOKEN, VideoClassifier, VideoTokenEncoder, Vimpac, preset
 from vimpac.positions import interpolate
 from vimpac_kernels import linear_cross_entropy, mask_tokens
@@ -134,6 +135,32 @@ def test_dropout_follows_the_generator():
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm):
+    """That of the embedding, of each block's probabilities and of each branch."""
+    calls: list[tuple[float, int | None]] = []
+
+    def watch(name: str) -> None:
+        op = getattr(vimpac.encoder, name)
+
+        def run(*arguments, dropout_p, seed, **options):
+            calls.append((dropout_p, None if seed is None else int(seed)))
+            return op(*arguments, dropout_p=dropout_p, seed=seed, **options)
+
+        monkeypatch.setattr(vimpac.encoder, name, run)
+
+    watch("axial_attention")
+    watch("dropout_add_layer_norm")
+    encoder, (clips, _) = _tiny(dropout=0.3, norm=norm).encoder, _clips()
+    encoder(clips[:, 0])
+    rates, seeds = zip(*calls, strict=True)
+    assert rates == 10 * (0.3,) and len(set(seeds)) == 10  # 2 layers: T, H|W and MLP
+    assert (encoder._embed(clips[:, 0]) == 0).float().mean() == pytest.approx(0.3, abs=0.05)
+    calls.clear()
+    encoder.eval()(clips[:, 0])
+    assert calls == 10 * [(0.0, None)] and encoder._embed(clips[:, 0]).all()
+
+
 @pytest.mark.parametrize(("norm", "backend"), [("post", "aot_eager"), ("pre", "eager")])
 def test_compiled_forward_equals_eager(norm, backend):
     model = _tiny(norm=norm, dropout=0.0, layers=1)
@@ -195,6 +222,15 @@ def test_classifier_starts_at_zero_and_trains():
     assert logits.shape == (3, 5) and not logits.any()
     F.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
     assert classifier.classifier.weight.grad.any()
+
+
+def test_classifier_drops_its_input_in_training():
+    classifier = VideoClassifier(_tiny(dropout=0.0).encoder, 5, dropout=0.5)
+    torch.nn.init.ones_(classifier.classifier.weight)
+    clips = _clips()[0][:, 0]
+    assert not torch.equal(classifier(clips), classifier(clips))
+    classifier.eval()
+    assert torch.equal(classifier(clips), classifier(clips))
 
 
 def test_interpolation_is_linear_between_cell_centres():
