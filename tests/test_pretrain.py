@@ -1,6 +1,7 @@
 """A run can be killed, moved to other ranks and to another shape, and stops when it breaks."""
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from vimpac import cli
+from vimpac.data.clips import ClipDataset
 from vimpac.data.layout import StoreMeta
+from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStoreWriter
 from vimpac.errors import UsageError, VimpacError
 from vimpac.train.batches import open_store
@@ -50,11 +53,12 @@ def _one_thread():
 
 
 def _make_store(path: Path, height: int = 4, frames: int = 6) -> Path:
-    """Sixteen videos, each with its own ten ids."""
+    """Sixteen videos, each with its own ten ids, in two variants."""
     rng = np.random.default_rng(0)
-    with TokenStoreWriter(path, StoreMeta("patch", 8192, height, 4, fps=2.0)) as writer:
+    meta = StoreMeta("patch", 8192, height, 4, fps=2.0, variants=("a", "b"))
+    with TokenStoreWriter(path, meta) as writer:
         for video in range(16):
-            writer.add(str(video), 100 * video + rng.integers(0, 10, (1, frames, height, 4)))
+            writer.add(str(video), 100 * video + rng.integers(0, 10, (2, frames, height, 4)))
         writer.finish()
     return path
 
@@ -223,10 +227,58 @@ def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path):
     torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-6)
 
 
-def _gradients(store: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
-    run = Pretraining(
+def _begin(store: Path, out: Path, *more: str) -> Pretraining:
+    return Pretraining(
         _config(store, out, *more), open_store(str(store)), World(torch.device("cpu"))
     )
+
+
+def test_update_is_groups_of_the_next_samples_and_their_mean_metrics(store, tmp_path):
+    """Masks and dropout follow from the number of the first sample."""
+    run, seen = _begin(store, tmp_path), []
+
+    def group(parts: list[torch.Tensor], first: int, *, is_last: bool) -> torch.Tensor:
+        seen.append((len(parts), first, is_last))
+        return torch.full((3,), float(len(seen)))
+
+    run.step.group = group
+    batches = iter(run.loader)
+    assert [run._gradients(batches)[0].item() for _ in range(2)] == [1.5, 3.5]
+    assert seen == [(2, 0, False), (2, 4, True), (2, 8, False), (2, 12, True)]
+
+
+def test_batches_are_the_clips_of_the_settings(store, tmp_path):
+    words = ("clips.frame_stride=2", "clips.max_distance=0.5", "clips.variant=1", "seed=5")
+    settings = dict(num_frames=2, frame_stride=2, max_distance=0.5, variant=1, seed=5)
+    clips = ClipDataset(open_store(str(store)), **settings)
+    keys = itertools.islice(ResumableSampler(16, global_batch=4, seed=5), 8)
+    expected = torch.stack([clips[key] for key in keys])
+    run = _begin(store, tmp_path, "batch.micro=4", *words)
+    assert torch.equal(torch.cat([*itertools.islice(run.loader, 2)]), expected)
+
+
+@pytest.mark.parametrize(("frames", "stride", "pads"), [(6, 1, False), (7, 1, True), (4, 2, True)])
+def test_padding_is_looked_for_where_a_clip_is_longer_than_a_video(
+    store, tmp_path, frames, stride, pads
+):
+    words = (f"clips.frames={frames}", f"clips.frame_stride={stride}")
+    assert _begin(store, tmp_path, *words).step._has_padding == pads
+
+
+def test_epochs_are_of_all_videos(store, tmp_path):
+    assert _begin(store, tmp_path, "optim.steps=null", "optim.epochs=2.2").steps == 5
+
+
+def test_record_is_the_mean_of_its_steps(store, tmp_path):
+    for every in (1, 2):
+        words = ("optim.steps=4", f"run.log_every={every}")
+        pretrain(_config(store, tmp_path / str(every), *words), quiet=True)
+    each, pairs = (np.array(_losses(tmp_path / name)) for name in ("1", "2"))
+    np.testing.assert_allclose(pairs, each.reshape(2, 2, -1).mean(1), rtol=1e-6)
+
+
+def _gradients(store: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
+    run = _begin(store, out, *more)
     run.model.double()
     run._gradients(iter(run.loader))
     return {name: p.grad for name, p in run.model.named_parameters()}
