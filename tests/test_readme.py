@@ -1,34 +1,54 @@
-"""What the README says can be run, and what it names is there."""
+"""What the README and docs/ say can be run, and what they name is there."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import vimpac_kernels
 from vimpac import cli
+from vimpac.train.config import FinetuneConfig, PretrainConfig
+from vimpac.train.overrides import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def _commands() -> list[str]:
+    """The arguments of every `vimpac` in a block of commands."""
+    lines = "\n".join(_blocks(README + TRAINING, "bash")).replace("\\\n", " ")
+    return re.findall(r"(?:^|&& | -m )vimpac (.+)", lines, flags=re.M)
 
 
 def test_first_example_runs() -> None:
-    (example,) = _blocks("python")
+    (example,) = _blocks(README, "python")
     names: dict = {}
     exec(example, names)
     assert names["y"].shape == names["x"].shape
 
 
-def test_commands_exist() -> None:
-    commands = re.findall(r"(?:^|&& |-m )vimpac (\w+)", "\n".join(_blocks("bash")), flags=re.M)
-    assert set(commands) >= {"demo", "tokenize", "pretrain"}
-    assert set(commands) <= set(cli.COMMANDS)
+@pytest.mark.parametrize("command", _commands())
+def test_commands_are_understood(command: str) -> None:
+    words = shlex.split(command, comments=True)
+    args = cli._parse(cli._parser(words[0]), words)
+    if words[0] in CONFIGS:
+        load_config(CONFIGS[words[0]], args.config, args.overrides).check()
+
+
+def test_settings_of_the_docs_exist() -> None:
+    settings = re.findall(r"^\| `(\S+)=(\S+?)`", TRAINING, flags=re.M)
+    assert len(settings) == 5
+    for key, value in settings:
+        load_config(PretrainConfig, None, [f"{key}={value.replace('N', '2')}"])
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
