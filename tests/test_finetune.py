@@ -1,5 +1,6 @@
 """A classifier learns on a checkpoint, probed or fine-tuned, and says what does not fit."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -8,11 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vimpac import VideoClassifier, Vimpac, cli, save_model
+from vimpac import PAD_TOKEN, VideoClassifier, Vimpac, cli, save_model
+from vimpac.data.clips import ClipDataset
 from vimpac.data.layout import StoreMeta
+from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStoreWriter
 from vimpac.train.config import FinetuneConfig, PretrainConfig
-from vimpac.train.finetune import finetune, fit_linear, load_encoder
+from vimpac.train.finetune import Finetuning, finetune, fit_linear, load_encoder
+from vimpac.train.labels import Split
+from vimpac.train.logging import RunLog
+from vimpac.train.optim import lr_at
 from vimpac.train.overrides import load_config
 from vimpac.train.trainer import pretrain
 
@@ -29,12 +35,13 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    """Twelve videos of 1 to 6 frames; the even ones have ids below 10, the odd ones above 100."""
+    """Twelve videos of 1 to 6 frames in two variants; only the odd ones have ids above 100."""
     path = tmp_path_factory.mktemp("data") / "store"
     rng = np.random.default_rng(0)
-    with TokenStoreWriter(path, StoreMeta("patch", 8192, 4, 4, fps=2.0)) as writer:
+    meta = StoreMeta("patch", 8192, 4, 4, fps=2.0, variants=("a", "b"))
+    with TokenStoreWriter(path, meta) as writer:
         for video in range(12):
-            ids = 100 * (video % 2) + rng.integers(0, 10, (1, 1 + video // 2, 4, 4))
+            ids = 100 * (video % 2) + rng.integers(0, 10, (2, 1 + video // 2, 4, 4))
             writer.add(f"{video}.mp4", ids)
         writer.finish()
     return path
@@ -99,6 +106,64 @@ def test_finetuning_learns_and_moves_the_encoder(store, checkpoint, labels, tmp_
         saved["encoder.layers.0.mlp.up.weight"], before["layers.0.mlp.up.weight"]
     )
     assert result.checkpoint.name == "step-00000030"
+
+
+def _begin(store: Path, labels: Path, *more: str) -> Finetuning:
+    encoder = Vimpac.from_preset("tiny", grid=(2, 4, 4)).encoder
+    return Finetuning(_config(store, labels, Path("unused"), *more), encoder, torch.device("cpu"))
+
+
+def test_training_follows_epochs_and_schedule(store, labels, tmp_path, monkeypatch):
+    run, seen = _begin(store, labels, "optim.epochs=2.5", "optim.lr=0.5"), []
+
+    def note(model, optimizer, optim, lr) -> None:
+        seen.append((model.training, lr.item()))
+
+    monkeypatch.setattr("vimpac.train.finetune.update", note)
+    run.model.eval()
+    with RunLog(tmp_path, steps=3, done=0, active=True, tensorboard=False, quiet=True) as log:
+        run.train(log)
+    rates = [lr_at(step, 3, run.config.optim) for step in range(3)]
+    assert seen == [(True, pytest.approx(rate)) for rate in rates]
+
+
+def test_training_reads_the_clips_of_the_settings_with_their_classes(store, labels):
+    run = _begin(store, labels, "clips.frame_stride=2", "clips.variant=1", "seed=5")
+    settings = dict(num_frames=2, clips_per_video=1, frame_stride=2, variant=1, seed=5)
+    dataset = ClipDataset(run.store, **settings)
+    keys = [*itertools.islice(ResumableSampler(8, global_batch=8, seed=5), 8)]
+    clips, classes = next(run._train_batches())
+    assert torch.equal(clips, torch.cat([dataset[key] for key in keys]))
+    assert run.classes == ["high", "low, even"]
+    assert classes.tolist() == [1 - video % 2 for _, video in keys]
+
+
+def test_test_clips_are_evenly_spaced_and_padded_at_their_end(store, labels):
+    run = _begin(store, labels, "clips.frame_stride=2", "clips.variant=1")  # 3 frames from 1 to 2
+    (clips,) = run._test_clips(Split([11, 0], [0, 0]))
+    frames = torch.from_numpy(run.store.read(11, 0, 6, 1).astype(np.int32))
+    assert torch.equal(clips[:3], torch.stack([frames[s : s + 3 : 2] for s in (0, 2, 3)]))
+    short = torch.from_numpy(run.store.read(0, 0, 1, 1).astype(np.int32))
+    assert torch.equal(clips[3:, :1], short.expand(3, 1, 4, 4))
+    assert (clips[3:, 1] == PAD_TOKEN).all()
+
+
+def test_video_is_judged_by_the_mean_probability_of_its_clips(store, labels, monkeypatch):
+    run = _begin(store, labels)
+    run.splits["test"] = Split([8, 9, 10, 11], [0, 0, 0, 1])
+    logits = torch.tensor([[0.0, 1.0], [5.0, 0.0], [0.0, 1.0]])  # the second outweighs the others
+    monkeypatch.setattr(run, "_logits", lambda clips: logits.repeat(len(clips) // 3, 1))
+    assert run.test() == (pytest.approx(5 / 12), 0.75)
+
+
+def test_features_have_the_precision_and_the_padding_of_the_settings(store, labels):
+    seen = []
+    for words in (("clips.frames=1",), ("precision=bf16",)):
+        run = _begin(store, labels, *words)
+        run.model.encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+        run._cls(next(run._train_batches())[0])
+        seen.append(run.has_padding)
+    assert seen == [torch.float32, False, torch.bfloat16, True]  # the shortest video has a frame
 
 
 def test_command_probes_a_model_directory(store, labels, tmp_path, capsys):

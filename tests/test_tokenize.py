@@ -77,6 +77,9 @@ def test_twelve_variants_of_a_real_clip(tmp_path):
     read = [store.read(0, 0, 10, variant) for variant in range(12)]
     assert read[0].shape == (10, 8, 8)
     assert len({tokens.tobytes() for tokens in read}) == 12
+    settings = TokenizeSettings(Fraction(1), 64, parse_variants("finetune")[7:8])
+    alone = tokenize_video(sample_videos()[0], settings, settings.make_tokenizer())
+    np.testing.assert_array_equal(read[7], alone[0])
 
 
 @pytest.mark.parametrize(("workers", "moment"), [(1, 5), (2, 2)])
