@@ -71,7 +71,8 @@ def flash_attn() -> Op:
 
 OTHERS: dict[str, Callable[[], Op]] = {
     "eager": lambda: eager,
-    "torch.compile": lambda: torch.compile(eager),
+    # Static: after the check's rate, that of the timing would be an input of the graph.
+    "torch.compile": lambda: torch.compile(eager, dynamic=False),
     "liger": liger,
     "flash-attn": flash_attn,
 }

@@ -1,6 +1,6 @@
 """Does pre-training learn? Moving shapes, tokenised, `vimpac pretrain`, and linear probes.
 
-    python benchmarks/learning.py [--steps 800] [--videos 4000] [--seeds 1]
+    python benchmarks/learning.py [--steps 500] [--videos 4000] [--seeds 1]
 
 A video shows one shape that moves at a constant velocity over a torus. Its colour and shape stand
 in every frame; its direction shows only over time, and only in the order of the frames. For each
