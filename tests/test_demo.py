@@ -21,7 +21,8 @@ def test_demo_falls_below_chance_and_paints_it(tmp_path, monkeypatch, capsys):
     assert "vimpac pretrain --config small" in out
     pixels = image.imread(tmp_path / "demo.png")
     assert pixels.shape[0] > 500 and pixels.std() > 0.1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.png", "pieces", "run", "videos"]
+    made = [".vimpac-demo", "demo.png", "pieces", "run", "videos"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == made
 
 
 def test_loss_above_chance_is_a_failure(tmp_path, monkeypatch, capsys):
@@ -43,6 +44,15 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, code, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "demo").exists()
+
+
+def test_directory_of_another_kind_is_left_alone(tmp_path, capsys):
+    video = tmp_path / "videos" / "mine.mp4"
+    video.parent.mkdir()
+    video.touch()
+    assert cli.main(["demo", str(video), "--out", str(tmp_path)]) == 2
+    assert f"--out {tmp_path} holds other files" in capsys.readouterr().err
+    assert video.exists()
 
 
 def test_pieces_are_parts_of_the_videos(tmp_path):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vimpac.data.clips import ClipDataset
+from vimpac.data.layout import partial_path
 from vimpac.data.sample_videos import sample_videos
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
@@ -80,13 +81,13 @@ def run_demo(
         The files and the losses.
 
     Raises:
+        UsageError: `out` holds anything else.
         VimpacError: A video is missing or too short.
     """
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g} must be positive")
     found = find_videos(videos or [str(path) for path in sample_videos()])
-    for old in (out / "videos", out / "pieces", out / "run"):
-        shutil.rmtree(old, ignore_errors=True)
+    _clear(out)
     say(f"1. Tokenising {', '.join(name for name, _ in found)}: {FPS} frames/s, {SIZE} pixels")
     settings = TokenizeSettings(fps=Fraction(FPS), size=SIZE)
     pieces = cut(tokenize_videos(found, out / "videos", settings), out / "pieces")
@@ -121,6 +122,18 @@ def run_demo(
     say("3. Painting what the model predicts")
     paint(outcome, *predict(result, config, pieces))
     return outcome
+
+
+def _clear(out: Path) -> None:
+    """Removes what an earlier demo left in `out`, which no other directory may be."""
+    mark = out / ".vimpac-demo"
+    if out.is_dir() and any(out.iterdir()) and not mark.exists():
+        raise UsageError(f"--out {out} holds other files: name a directory for the demo alone")
+    out.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    for made in (out / "videos", out / "pieces", out / "run"):
+        for old in (made, partial_path(made)):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def cut(store: TokenStore, path: Path) -> TokenStore:
@@ -159,7 +172,7 @@ def steps_within(config: PretrainConfig, seconds: float) -> int:
             run=dataclasses.replace(config.run, log_every=2, tensorboard=False),
         )
         per_step = config.batch.videos / pretrain(trial, quiet=True).record["videos_per_s"]
-    return min(max(int(seconds / per_step), 20), 1000)
+    return int(min(max(seconds / per_step, 20), 1000))
 
 
 @torch.no_grad()
