@@ -33,6 +33,13 @@ def test_the_newest_are_kept(tmp_path):
     assert ckpt.find_checkpoint("auto", tmp_path) == tmp_path / "step-00000200"
 
 
+def test_a_renamed_one_is_the_users(tmp_path):
+    _save(tmp_path, 10).rename(tmp_path / "step-00000010-best")
+    newest = _save(tmp_path, 20, keep=1)
+    assert ckpt.list_checkpoints(tmp_path) == [newest]
+    assert (tmp_path / "step-00000010-best").is_dir()
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     _save(tmp_path, 5)
     path = _save(tmp_path, 5)

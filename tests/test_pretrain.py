@@ -358,3 +358,9 @@ def test_checkpoint_of_another_model_is_refused(store, whole_run, tmp_path):
     config = _config(store, tmp_path, "model.layout=THW")
     with pytest.raises(UsageError, match="does not fit this configuration"):
         pretrain(config, resume=str(whole_run / "checkpoints/step-00000020"))
+
+
+def test_going_back_before_later_checkpoints_is_refused(store, whole_run):
+    earlier, _, newest = list_checkpoints(whole_run / "checkpoints")
+    with pytest.raises(UsageError, match=f"{newest} is later than {earlier}: remove it"):
+        pretrain(_config(store, whole_run), resume=str(earlier))

@@ -83,7 +83,7 @@ def save_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    return sorted(p for p in folder.glob("step-" + 8 * "[0-9]") if p.is_dir())
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:

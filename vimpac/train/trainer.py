@@ -289,3 +289,6 @@ class Pretraining:
             line = " ".join(str(error).split())
             raise UsageError(f"{path} does not fit this configuration: {line}") from error
         self.done = state["step"]
+        newest = ckpt.list_checkpoints(self.out / "checkpoints")[-1:]
+        if newest and int(newest[0].name[5:]) > self.done:  # what is written would count as older
+            raise UsageError(f"{newest[0]} is later than {path}: remove it or give another out=")
