@@ -118,6 +118,28 @@ def test_batches_that_do_not_divide_are_refused(batch, world, message):
 
 
 @pytest.mark.parametrize(
+    ("word", "must"),
+    [
+        ("seed=-1", "lie in"),
+        ("clips.workers=-1", "not be negative"),
+        ("clips.max_distance=-1", "not be negative"),
+        ("clips.prefetch=0", "be positive"),
+        ("mask.blocks=-1", "not be negative"),
+        ("mask.ratio=1.5", "lie in"),
+        ("mask.noise=[1, 1, 1]", "sum to 1"),
+        ("mask.noise=[2, -1, 0]", "lie in"),
+        ("optim.betas=[0.9, 1]", "lie in"),
+        ("optim.clip=nan", "not be negative"),
+        ("loss.alpha=-1", "not be negative"),
+    ],
+)
+def test_number_out_of_range_is_refused(word, must):
+    _load("mask.noise=[0.8, 0.1, 0.1]").check()
+    with pytest.raises(UsageError, match=f"{word.partition('=')[0]}=.* must {must}"):
+        _load(word).check()
+
+
+@pytest.mark.parametrize(
     ("words", "world", "device", "message"),
     [
         ((), 1, "cpu", "graph=true records one CUDA device's step, but this run is on cpu"),

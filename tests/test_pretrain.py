@@ -334,6 +334,8 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         (["model.layout=H,T"], 2, "layout must be one of"),
         (["model.name=huge"], 2, "preset must be one of"),
         (["device=tpu9"], 2, "device=tpu9"),
+        (["device=meta"], 2, "device=meta"),
+        (["clips.variant=1"], 2, "has the variants 0 to 0"),
         (["--resume", "/nonexistent"], 2, "is no checkpoint"),
     ],
 )

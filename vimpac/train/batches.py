@@ -15,17 +15,19 @@ from vimpac.presets import NUM_TOKENS, PAD_TOKEN
 from vimpac.train.config import PretrainConfig
 
 
-def open_store(path: str) -> TokenStore:
+def open_store(path: str, variant: int | None = None) -> TokenStore:
     """Opens a token store that the model can read.
 
     Args:
         path: The store's directory.
+        variant: Which of its variants is wanted; None: any.
 
     Returns:
         The store.
 
     Raises:
-        UsageError: No path was given, or the store has ids the model does not know.
+        UsageError: No path was given, or the store has ids the model does not know, no video, or
+            not that variant.
     """
     if not path:
         raise UsageError("data= is missing: give a token store (see `vimpac tokenize`)")
@@ -37,6 +39,9 @@ def open_store(path: str) -> TokenStore:
         )
     if not len(store):
         raise UsageError(f"{path} holds no video: tokenise some")
+    last = len(store.meta.variants) - 1
+    if (variant or 0) > last:
+        raise UsageError(f"clips.variant={variant}: {path} has the variants 0 to {last}")
     return store
 
 

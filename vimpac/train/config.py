@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
+from collections.abc import Callable
 from typing import Literal
 
 from vimpac.errors import UsageError
@@ -113,27 +116,19 @@ class PretrainConfig:
         Raises:
             UsageError: A value is out of range or two values do not fit together.
         """
-        batch, optim = self.batch, self.optim
-        positive = {
-            "batch.videos": batch.videos,
-            "batch.contrastive": batch.contrastive,
-            "batch.micro": batch.micro,
-            "clips.frames": self.clips.frames,
-            "clips.frame_stride": self.clips.frame_stride,
-            "optim.lr": optim.lr,
-            "optim.epochs": optim.epochs,
-            "optim.steps": 1 if optim.steps is None else optim.steps,
-            "loss.temperature": self.loss.temperature,
-            "run.log_every": self.run.log_every,
-            "run.save_every": self.run.save_every,
-            "run.keep": self.run.keep,
-            "run.timeout": self.run.timeout,
-        }
-        for key, value in positive.items():
-            if not value > 0:
-                raise UsageError(f"{key}={value} must be positive")
-        if not 0 <= optim.warmup <= 1:
-            raise UsageError(f"optim.warmup={optim.warmup} is a share: it lies in [0, 1]")
+        _check_ranges(
+            self,
+            "batch.videos batch.contrastive batch.micro loss.temperature run.save_every run.keep "
+            "run.timeout",
+            "loss.alpha mask.blocks",
+            "mask.ratio mask.noise",
+        )
+        mask, batch = self.mask, self.batch
+        if mask.noise is not None:
+            if not math.isclose(sum(mask.noise), 1.0, abs_tol=1e-6):
+                raise UsageError(f"mask.noise={[*mask.noise]} must sum to 1")
+            if mask.noise_unit == "block" and mask.strategy != "block":
+                raise UsageError("mask.noise_unit=block needs mask.strategy=block")
         if batch.videos % batch.contrastive:
             raise UsageError(
                 f"batch.videos={batch.videos} must be a multiple of "
@@ -193,15 +188,30 @@ class FinetuneConfig:
         Raises:
             UsageError: A value is out of range.
         """
-        positive = {
-            "batch": self.batch,
-            "test_clips": self.test_clips,
-            "clips.frames": self.clips.frames,
-            "clips.frame_stride": self.clips.frame_stride,
-            "optim.lr": self.optim.lr,
-            "optim.epochs": self.optim.epochs,
-            "run.log_every": self.run.log_every,
-        }
-        for key, value in positive.items():
-            if not value > 0:
-                raise UsageError(f"{key}={value} must be positive")
+        _check_ranges(self, "batch test_clips")
+
+
+def _check_ranges(
+    config: PretrainConfig | FinetuneConfig,
+    positive: str,
+    not_negative: str = "",
+    shares: str = "",
+) -> None:
+    """Checks the numbers at the given keys, and those that every command has."""
+    positive += " clips.frames clips.frame_stride clips.prefetch"
+    positive += " optim.lr optim.epochs optim.steps run.log_every"
+    not_negative += " clips.workers clips.variant clips.max_distance"
+    not_negative += " optim.weight_decay optim.eps optim.clip"
+    rules: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+        (positive, lambda x: x > 0, "be positive"),
+        (not_negative, lambda x: x >= 0, "not be negative"),
+        (f"{shares} optim.warmup", lambda x: 0 <= x <= 1, "lie in [0, 1]"),
+        ("optim.betas", lambda x: 0 <= x < 1, "lie in [0, 1)"),
+        ("seed", lambda x: 0 <= x < 2**63, "lie in [0, 2^63)"),
+    )
+    for keys, legal, must in rules:
+        for key in keys.split():
+            value = operator.attrgetter(key)(config)
+            values = value if isinstance(value, tuple) else (value,)
+            if not all(x is None or legal(x) for x in values):
+                raise UsageError(f"{key}={value} must {must}")

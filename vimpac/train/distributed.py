@@ -95,7 +95,9 @@ def _pick_device(device: str, local: int | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"device={device}: give auto, cpu or cuda") from None
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={device}: give auto, cpu or cuda")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"device={device}, but PyTorch sees no CUDA device: give device=cpu")

@@ -135,7 +135,7 @@ class Finetuning:
         self, config: FinetuneConfig, encoder: VideoTokenEncoder, device: torch.device
     ) -> None:
         self.config, self.device = config, device
-        self.store = open_store(config.data)
+        self.store = open_store(config.data, config.clips.variant)
         self.classes, self.splits = read_labels(config.labels, self.store)
         self.span = (config.clips.frames - 1) * config.clips.frame_stride + 1
         self.has_padding = int(self.store.frames.min()) < self.span

@@ -83,7 +83,7 @@ def pretrain(
         VimpacError: The loss is not finite, a file is damaged, or another process was lost.
     """
     config.check()
-    store = open_store(config.data)
+    store = open_store(config.data, config.clips.variant)
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
         path = ckpt.find_checkpoint(resume, Path(config.out) / "checkpoints")
