@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -141,6 +142,14 @@ def test_summary_holds_the_last_run_of_each_stage(tmp_path):
         ("build", "passed", "build done"),
         ("tests", "passed", "tests done"),
     ]
+
+
+def test_sanitizers_look_at_every_triton_kernel():
+    root = Path(phases.__file__).parents[1]
+    (ours,) = re.findall("regex=(.+)'", (root / "benchmarks" / "gpu_check.sh").read_text())
+    sources = [path.read_text() for path in (root / "vimpac_kernels" / "_triton").glob("*.py")]
+    names = re.findall(r"^def (\w+_kernel)\(", "\n".join(sources), re.MULTILINE)
+    assert names and [name for name in names if not re.search(ours, name)] == []
 
 
 class _SlowBackward(torch.autograd.Function):

@@ -137,7 +137,7 @@ def mask_tokens_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["programs"])
-def compact_kernel(
+def mask_tokens_compact_kernel(
     mask,  # (B, cells)
     counts,  # (B, chunks) int32
     positions,  # (B * cells,) int32
@@ -217,7 +217,7 @@ def _launches(
     }
     yield mask_tokens_fwd_kernel, programs, drawn, constants
     compacted = (flags, counts, positions, count, cells, programs, row_offset)
-    yield compact_kernel, programs, compacted, {"CELLS": size, "num_warps": warps}
+    yield mask_tokens_compact_kernel, programs, compacted, {"CELLS": size, "num_warps": warps}
 
 
 def launch_mask_tokens_fwd(*arguments: Any) -> None:
