@@ -1,6 +1,7 @@
 """The wrappers of csrc/cuda/mma.cuh: what they compute, the PTX they emit, the device's answer."""
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -138,10 +139,11 @@ def on_device() -> ctypes.CDLL:
     """The wrappers compiled by nvcc for this machine's device."""
     folder = build.ROOT / "build" / "wrappers"
     folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"wrappers-{os.getpid()}.so"  # tests may run in several processes
     command = ["nvcc", "-std=c++17", f"-I{build.SOURCES}", "-arch=native", "-shared"]
-    command += ["-Xcompiler", "-fPIC", str(SOURCE), "-o", str(folder / "wrappers.so")]
+    command += ["-Xcompiler", "-fPIC", str(SOURCE), "-o", str(library)]
     subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "wrappers.so"))
+    return ctypes.CDLL(str(library.replace(folder / "wrappers.so")))
 
 
 @pytest.mark.gpu

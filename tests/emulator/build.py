@@ -10,6 +10,7 @@ A sanitized module needs its runtime in the process from the start: `run_under` 
 """
 
 import ctypes
+import fcntl
 import functools
 import importlib.machinery
 import importlib.util
@@ -114,11 +115,13 @@ def build(target: str, sources: Iterable[Path], mode: str = "plain") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / f"{target}.ninja"
     text = _ninja_file(mode, target, sources, target.endswith(".so"))
-    if not recipe.exists() or recipe.read_text() != text:
-        recipe.write_text(text)
     command = [_tool("ninja") or "ninja", "-C", str(folder), "-f", recipe.name, target]
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # not for compilers
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests in several processes build once
+        if not recipe.exists() or recipe.read_text() != text:
+            recipe.write_text(text)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"the emulated kernels do not compile:\n{done.stdout}{done.stderr}")
     return folder / target
