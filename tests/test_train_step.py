@@ -114,6 +114,8 @@ def test_alpha_weighs_the_contrastive_loss(micro):
     for step in steps:
         _group(step)
     _assert_mean(*steps)
+    head = steps[1].model.contrastive_head
+    assert not any(p.grad.any() for p in head.parameters())
 
 
 @pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
