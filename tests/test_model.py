@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 import vimpac.encoder
-from vimpac import MASK_TOKEN, PAD_TOKEN, VideoClassifier, VideoTokenEncoder, Vimpac, preset
+from vimpac import (
+    MASK_TOKEN,
+    PAD_TOKEN,
+    VideoClassifier,
+    VideoTokenEncoder,
+    Vimpac,
+    info_nce,
+    preset,
+)
 from vimpac.positions import interpolate
 from vimpac_kernels import linear_cross_entropy, mask_tokens
 
@@ -56,6 +64,17 @@ def test_every_layout_trains_every_parameter(layout, norm):
     output.loss.backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead
+
+
+def test_contrastive_loss_follows_the_settings():
+    settings = dict(alpha=0.5, gamma=0.3, temperature=0.5, contrastive_batch=2)
+    model, (clips, labels) = _tiny(dropout=0.0, **settings), _clips(videos=4)
+    output = model(clips, labels)
+    views = clips.transpose(0, 1).flatten(0, 1)
+    features = model.contrastive_head(model.encoder(views)[:, 0]).unflatten(0, (2, 4))
+    halves = [info_nce(half.flatten(0, 1), 0.5, gamma=0.3) for half in features.split(2, dim=1)]
+    torch.testing.assert_close(output.contrastive_loss, torch.stack(halves).mean())
+    torch.testing.assert_close(output.loss, output.mask_loss + 0.5 * output.contrastive_loss)
 
 
 def test_rows_by_labels_and_by_positions_agree():
