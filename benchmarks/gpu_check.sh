@@ -46,7 +46,7 @@ run() {
 mapfile -t files < <(grep -lwE 'impl|gpu' tests/test_*.py)
 tests=(python3 -m pytest -q -p no:cacheprovider "${files[@]}")
 parallel=() # Triton compiles on one core for most of a test
-if python3 -c 'import xdist' 2> /dev/null; then parallel=(-n 8); fi
+if python3 -c 'import xdist' 2> /dev/null; then parallel=(-n "$(nproc)"); fi
 # Our kernels alone: those of cuBLAS and torch take most of the time and have reports of their own.
 # Failed API calls are left to the tests, as libraries probe the driver with some that may fail.
 sanitizer=(compute-sanitizer --error-exitcode 9 --report-api-errors no
@@ -61,7 +61,7 @@ for name in "${stages[@]}"; do
   if ((limit < 5)); then limit=5; fi
   case $name in
     build) run "$name" "$limit" env TORCH_CUDA_ARCH_LIST="$arch" python3 setup.py build_ext --inplace ;;
-    tests) run "$name" "$limit" "${tests[@]}" "${parallel[@]}" -m gpu ;;
+    tests) run "$name" "$limit" env OMP_NUM_THREADS=1 "${tests[@]}" "${parallel[@]}" -m gpu ;;
     memcheck | racecheck)
       run "$name" "$limit" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
         "${sanitizer[@]}" --tool "$name" "${tests[@]}" -m "gpu and sanitize"
