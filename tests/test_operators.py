@@ -44,6 +44,21 @@ def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
     assert len(guarded) == 7  # three ops forward and backward, and mask_tokens
 
 
+@pytest.mark.parametrize(
+    "op", ["axial_attention", "dropout_add_layer_norm", "linear_cross_entropy"]
+)
+def test_second_derivatives_are_refused(op):
+    """Also where the incoming gradient is a constant, and a penalty would lose its terms."""
+    x, weight = torch.randn(5, 16, requires_grad=True), torch.randn(16)
+    y = {
+        "axial_attention": lambda: axial_attention(x[:, :12].view(1, 5, 3, 1, 4), (1, 1, 5)),
+        "dropout_add_layer_norm": lambda: dropout_add_layer_norm(x, x, weight, weight),
+        "linear_cross_entropy": lambda: linear_cross_entropy(x, x, torch.arange(5)),
+    }[op]()
+    with pytest.raises(RuntimeError, match=f"{op}: .* use impl='reference'"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("impl_name", ["triton", "cuda"])
 def test_operators_run_on_a_device_that_is_not_current(impl_name):

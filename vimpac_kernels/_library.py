@@ -203,6 +203,14 @@ def define(name: str, schema: str, run: Callable, fake: Callable) -> Callable:
     return getattr(torch.ops.vimpac_kernels, name).default
 
 
+def refuse_second_order(op: str) -> None:
+    """Raises in a backward under create_graph=True, which would leave terms out without a word."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{op}: kernels have no second derivative (create_graph=True): use impl='reference'"
+        )
+
+
 def cuda_stream(tensor: torch.Tensor) -> int:
     """The current stream of a tensor's device as an integer; 0 for emulated kernels."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vimpac_kernels import _library
 from vimpac_kernels._compiled.linear_cross_entropy import row_pass_cpu, row_pass_cuda
@@ -92,9 +91,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         return loss, accuracy, num_targets
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Applies the factor; for reduction "none" runs the products with a factor per row."""
+        _library.refuse_second_order("linear_cross_entropy")
         if ctx.by_row:
             *_, positions, count = tensors = ctx.saved_tensors
             grads = list(forward(tensors, dloss, ctx.options, ctx.needs, ctx.impl)[2:])

@@ -230,6 +230,7 @@ class _AxialAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None, None, None]:
+        _library.refuse_second_order("axial_attention")
         tensors, arguments = ctx.saved_tensors, ctx.plan.arguments()
         dqkv = _axial_attention_bwd(dout.contiguous(), *tensors, *arguments, ctx.impl)
         return dqkv, None, None, None, None

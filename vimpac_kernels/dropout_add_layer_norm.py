@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vimpac_kernels import _library, _philox, reference
 from vimpac_kernels._compiled import dropout_add_layer_norm as _compiled
@@ -162,8 +161,8 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         return y, total if prenorm else None
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
+        _library.refuse_second_order(_NAME)
         total, mean, rstd, weight, seed = ctx.saved_tensors
         x_dtype, bias_dtype, linear_bias_dtype = ctx.dtypes
         needs_linear_bias = ctx.needs_input_grad[4]
