@@ -318,3 +318,13 @@ def test_every_instruction_set_matches_reference(impl, isa, head_dim):
 def test_cpu_takes_lines_of_256_tokens(impl):
     grid = (1, 2, 256)
     assert_matches_reference(impl, random_qkv(grid, "W", batch=1), grid, "W")
+
+
+@pytest.mark.impls("cpu")
+def test_cpu_takes_heads_in_groups_where_lines_are_long(impl):
+    """Three of the five heads' scores of 33 keys lie side by side, then two."""
+    grid = (1, 2, 32)
+    assert_matches_reference(
+        impl, random_qkv(grid, "W", heads=5, head_dim=8), grid, "W",
+        key_padding_mask=random_padding(grid), dropout_p=0.3, seed=7,
+    )  # fmt: skip
