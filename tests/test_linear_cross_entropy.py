@@ -135,9 +135,14 @@ def test_only_the_counted_positions_are_predicted(impl, reduction: str) -> None:
 
 @FAST
 def test_positions_without_count_are_all_predicted(impl) -> None:
-    """count=None takes the whole of positions."""
+    """count=None takes the whole of positions, but not the -1 that `mask_tokens` puts behind."""
     case = make_case((12, 37, 16), torch.float32, impl.device)
-    check(impl, case, positions=torch.arange(1, 12, 3, dtype=torch.int32, device=impl.device))
+    positions = torch.arange(1, 12, 3, dtype=torch.int32, device=impl.device)
+    check(impl, case, positions=positions)
+    longer = torch.cat((positions, torch.full_like(positions, -1)))
+    for name in ("reference", impl.name):
+        expected, actual = (run(name, case, positions=p) for p in (positions, longer))
+        torch.testing.assert_close(actual, expected)
 
 
 @FAST

@@ -55,7 +55,7 @@ def linear_cross_entropy(
         positions: (capacity,) int32, distinct rows of the flattened input: only the rows
             positions[:count] are predicted. `mask_tokens` returns it. A GPU multiplies all of
             them, as it does not wait for the count: pass positions[:bound] where you know one.
-        count: 0-d int32 on the device, read there; None takes all positions.
+        count: 0-d int32 on the device, read there; None takes all positions that are not -1.
         reduction: "mean" over the targets that count, "sum", or "none": one loss per row.
         ignore_index: Targets equal to it do not count.
         label_smoothing: In [0, 1]: weight of the mean over all classes.
@@ -80,6 +80,8 @@ def linear_cross_entropy(
     """
     _check(input, linear_weight, target, linear_bias, positions, count, reduction)
     _check_options(label_smoothing, z_loss)
+    if positions is not None and count is None:
+        count = (positions >= 0).sum(dtype=torch.int32)
     options = Options(ignore_index, float(label_smoothing), float(z_loss), _product_dtype(input))
     tensors = (input, linear_weight, target, linear_bias, positions, count)
     chosen = _select(impl, input, linear_weight, options.dtype)
