@@ -219,7 +219,7 @@ def test_leading_dimensions_strides_and_int32_targets(impl) -> None:
 
 
 @pytest.mark.impls("reference", "cpu", "triton", "cuda")
-@pytest.mark.parametrize("case", ["no rows", "all ignored", "count 0"])
+@pytest.mark.parametrize("case", ["no rows", "all ignored", "count 0", "count -2"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_nothing_to_predict_gives_zeros(impl, case: str, reduction: str) -> None:
     """Loss, accuracy and gradients are 0, never NaN."""
@@ -227,9 +227,9 @@ def test_nothing_to_predict_gives_zeros(impl, case: str, reduction: str) -> None
     options: dict[str, Any] = {"reduction": reduction}
     if case == "all ignored":
         tensors["target"] = torch.full_like(tensors["target"], -100)
-    if case == "count 0":
+    if case.startswith("count"):
         options["positions"] = torch.arange(6, dtype=torch.int32, device=impl.device)
-        options["count"] = torch.zeros((), dtype=torch.int32, device=impl.device)
+        options["count"] = torch.tensor(int(case[6:]), dtype=torch.int32, device=impl.device)
     output, gradients = run(impl.name, tensors, **options)
     for result in (*output, *gradients.values()):
         assert torch.equal(result, torch.zeros_like(result))

@@ -165,8 +165,8 @@ def _run_fwd(
     dbias.zero_()
     M = losses.numel()
     if backend.reads_count and count is not None:
-        losses[int(count) :].zero_()
-        M = min(M, int(count))
+        M = min(M, max(int(count), 0))
+        losses[M:].zero_()
     x_all = input.reshape(-1, D)
     logits_dtype = backend.logits_dtype or dtype
     W = _padded(weight.to(dtype), backend.padding).to(logits_dtype)  # (Vp, D)
@@ -266,7 +266,7 @@ def _run_bwd(
     if positions is None:
         return _scaled(dinput, scale, dtype) if scale is not None else dinput.to(dtype, copy=True)
     if dinput.device.type == "cpu":
-        M = len(positions) if count is None else min(int(count), len(positions))
+        M = len(positions) if count is None else min(max(int(count), 0), len(positions))
         index, live = positions[:M].long(), dinput[:M]
         return dinput.new_zeros((rows, dinput.shape[1]), dtype=dtype).index_copy_(
             0, index, _scaled(live, scale, dtype)
