@@ -175,6 +175,16 @@ def test_gradcheck(impl, reduction: str) -> None:
     assert torch.autograd.gradcheck(loss, leaves)
 
 
+def test_dtypes_of_the_outputs_do_not_follow_the_default_dtype() -> None:
+    case = make_case((5, 7, 16))
+    torch.set_default_dtype(torch.float64)
+    try:
+        output = linear_cross_entropy(**case, return_stats=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [t.dtype for t in output] == [torch.float32, torch.float32, torch.int32]
+
+
 def test_meta_tensors_have_the_right_shapes() -> None:
     """Outputs and gradients on the meta device."""
     x, w = torch.empty(6, 16, device="meta"), torch.empty(37, 16, device="meta")

@@ -52,7 +52,7 @@ def reduce_losses(losses: Tensor, counts: Tensor, reduction: str) -> tuple[Tenso
     hits, targets = counts.unbind()
     divisor = targets.clamp(min=1)
     loss = losses if reduction == "none" else losses.sum()
-    return loss / divisor if reduction == "mean" else loss, hits / divisor, targets.clone()
+    return loss / divisor if reduction == "mean" else loss, hits.float() / divisor, targets.clone()
 
 
 class LinearCrossEntropy(torch.autograd.Function):
