@@ -172,11 +172,11 @@ def _triton_kernels(architecture: int) -> list[Kernel]:
     kernels: list[Kernel] = []
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        if not hasattr(module, "report_cases"):
-            if any(name.endswith("_kernel") for name in vars(module)):
-                sys.exit(f"error: {module.__name__} has kernels but no report_cases()")
-            continue
-        for kernel, arguments, options in module.report_cases():
+        cases = list(module.report_cases()) if hasattr(module, "report_cases") else []
+        named = {name for name in vars(module) if name.endswith("_kernel")}
+        if missing := named - {kernel.__name__ for kernel, *_ in cases}:
+            sys.exit(f"error: {module.__name__}.report_cases() lacks {', '.join(missing)}")
+        for kernel, arguments, options in cases:
             compiled = kernel.warmup(*arguments, grid=(1,), **options)
             name = _label(kernel.__name__, arguments, options)
             for one in compiled if isinstance(compiled, list) else [compiled]:

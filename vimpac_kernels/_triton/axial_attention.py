@@ -370,6 +370,9 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     yield _report_case((10, 64, 64), "T|H", 8, 64, bf16, backward=True)
     yield _report_case((10, 32, 32), "T|H", 8, 128, bf16, backward=True)
     yield _report_case((10, 32, 32), "T|H", 8, 64, fp32, backward=True)
+    sums, out = (torch.empty(2, 1281, 8, 64, dtype=t, device="meta") for t in (fp32, bf16))
+    sizes = {"AXES": 0, "MEAN": True, "PARTS": 1, "D": 64, "CHUNK": 16, "num_warps": 1}
+    yield axial_attention_cls_kernel, (sums, out, 5, 16, 16, 1281, 8, 8, 86, 1, 1, 86), sizes
 
 
 def _report_case(
