@@ -18,8 +18,11 @@ import common
 import gpu_summary
 import learning
 import phases
+import released_step
 import report
 import turns
+
+from vimpac import Vimpac, preset
 
 
 @pytest.fixture
@@ -202,6 +205,16 @@ def test_step_is_compared_with_the_released_one_and_with_the_dense_layout():
         ("| inputs (Table 14)", "ours", "1.00x"),
     ]
     assert cells[3][4] == "2.54x"  # the paper
+
+
+@pytest.mark.parametrize("layout", ["T,H|W", "T,HW"])
+def test_released_model_of_the_benchmark_computes_our_loss(layout):
+    torch.manual_seed(0)
+    config = preset("tiny", layout=layout, grid=(2, 3, 4), dropout=0.0)
+    ours, released = Vimpac(config), released_step.ReleasedModel(config)
+    released_step.copy_weights(ours, released)
+    clips, labels = released_step.released_inputs(torch.randint(0, 8192, (4, 2, 3, 4)))
+    torch.testing.assert_close(released(clips, labels), ours(clips, labels).loss)
 
 
 def test_shapes_move_as_labelled():
