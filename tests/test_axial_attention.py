@@ -328,3 +328,16 @@ def test_cpu_takes_heads_in_groups_where_lines_are_long(impl):
         impl, random_qkv(grid, "W", heads=5, head_dim=8), grid, "W",
         key_padding_mask=random_padding(grid), dropout_p=0.3, seed=7,
     )  # fmt: skip
+
+
+@pytest.mark.impls("cpu")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["q", "k", "v"])
+def test_cpu_hides_no_broken_activation(impl, isa, part, value):
+    """Outputs are finite where, and only where, those of the reference are."""
+    grid = (2, 3, 4)
+    qkv = random_qkv(grid, "T").float()
+    qkv[0, 3, part, 0, :8] = value
+    out, expected = (axial_attention(qkv, grid, impl=name) for name in (impl.name, "reference"))
+    assert not expected.isfinite().all()
+    assert torch.equal(out.isfinite(), expected.isfinite())

@@ -31,7 +31,7 @@ struct RowSums {
   float max, sum_z;
 };
 
-// Adds the bias in place. A NaN among the logits shows in sum_z.
+// Adds the bias in place.
 RowSums add_bias(float* __restrict__ z, const float* __restrict__ bias, int64_t V) {
   VecF highest = broadcast(-INFINITY), sum{};
   for_each_vector(V, [&](int64_t i, int n) {
@@ -111,10 +111,8 @@ float counted_row(const LinearCrossEntropyFwd& a,
   const RowSums sums = add_bias(z, a.bias, a.V);
   const float z_target = z[target], smoothing = a.label_smoothing;
   block.hits += is_first_maximum(z, target, sums.max);
-  float sum = a.gradient ? sum_exp<true>(z, a.V, sums.max) : sum_exp<false>(z, a.V, sums.max);
-  if (!(sums.max < INFINITY && sums.max > -INFINITY) || sums.sum_z != sums.sum_z) {
-    sum = NAN;
-  }
+  // NaN if any logit is, if one is +inf, or if all are -inf.
+  const float sum = a.gradient ? sum_exp<true>(z, a.V, sums.max) : sum_exp<false>(z, a.V, sums.max);
   const float lse = sums.max + logf(sum);
   const float classes = static_cast<float>(a.V);
   float loss = (lse - z_target) + a.z_loss * lse * lse;

@@ -10,7 +10,8 @@
 //   fmadd(a, b, c)                     a * b + c, one rounding where the instruction set has FMA
 //   max(a, b), min(a, b)               b where either is NaN
 //   reduce_add(v), reduce_max(v)       over the lanes, always in the same order
-//   exp(x)                             2 ulp on [-87.3, 88.3]; 0 below (-inf too), clamped above
+//   exp(x)                             2 ulp on [-87.3, 88.3]; 0 below (-inf too), clamped above;
+//                                      NaN of NaN
 //   mul_hi(a, b)                       high halves of 32 x 32 products (for philox.hpp)
 // Loads and stores (fp32, bf16, fp16) are in vec_io.hpp.
 //
@@ -136,7 +137,7 @@ VIMPAC_INLINE VecF exp(VecF x) {
   constexpr float kLowest = -87.3f, kHighest = 88.3f;
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f; // 1.5 * 2^23: adding it leaves an integer in the mantissa
-  const VecF clamped = min(max(x, broadcast(kLowest)), broadcast(kHighest));
+  const VecF clamped = min(broadcast(kHighest), max(broadcast(kLowest), x)); // NaN stays
   const VecF shifted = fmadd(clamped, broadcast(kLog2E), broadcast(kRound));
   const VecF n = shifted - kRound;
   VecF r = fmadd(n, broadcast(-kLn2High), clamped);
@@ -150,7 +151,7 @@ VIMPAC_INLINE VecF exp(VecF x) {
   p = fmadd(p, r, broadcast(1.0f));
   p = fmadd(p, r, broadcast(1.0f));
   const VecF scaled = as_float(as_uint(p) + (as_uint(shifted) << 23));
-  return x < kLowest ? VecF{} : scaled;
+  return x >= kLowest ? scaled : max(VecF{}, x); // 0 or NaN
 }
 
 // Even and odd lanes are multiplied apart, since the instruction takes every other lane.
