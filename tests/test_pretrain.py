@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -346,14 +348,32 @@ def test_wrong_setting_is_one_line(store, tmp_path, capsys, words, code, message
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_frame_stops_with_the_shards_name(tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_frame_stops_with_the_shards_name(tmp_path, workers):
     store = _make_store(tmp_path / "store")
     shard = store / "shard-00000.bin"
     data = bytearray(shard.read_bytes())
     data[:] = bytes(byte ^ 1 for byte in data)
     shard.write_bytes(data)
-    with pytest.raises(VimpacError, match=r"shard-00000\.bin"):
-        pretrain(_config(store, tmp_path / "run"))
+    with pytest.raises(VimpacError, match=r"^\S+shard-00000\.bin: corrupt frame"):
+        pretrain(_config(store, tmp_path / "run", f"clips.workers={workers}"))
+    assert not multiprocessing.active_children()  # for which Python would wait at its exit
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "lower batch.micro or set activation_"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "clips.workers"),
+    ],
+)
+def test_lack_of_memory_is_told_with_its_mend(store, tmp_path, monkeypatch, error, mend):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Pretraining, "_gradients", fail)
+    with pytest.raises(VimpacError, match=f"{mend}.*{re.escape(str(error))}"):
+        pretrain(_config(store, tmp_path))
 
 
 def test_checkpoint_of_another_model_is_refused(store, whole_run, tmp_path):

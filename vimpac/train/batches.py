@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Generator
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore
-from vimpac.errors import UsageError
+from vimpac.errors import UsageError, VimpacError
 from vimpac.presets import NUM_TOKENS, PAD_TOKEN
 from vimpac.train.config import PretrainConfig
 
@@ -83,6 +85,22 @@ def make_loader(
         pin_memory=device.type == "cuda",
         worker_init_fn=_outlive_signals,
     )
+
+
+def read(loader: DataLoader) -> Generator[Tensor, None, None]:
+    """The loader's batches; what a worker finds wrong is one line, as it is without workers.
+
+    Close it: workers outlive the signal by which Python would end those that are left at its exit.
+    """
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    except VimpacError as error:  # torch puts the worker's traceback in front
+        line = str(error).strip().splitlines()[-1]
+        raise VimpacError(line.removeprefix("vimpac.errors.VimpacError: ")) from None
+    finally:
+        # Not left to the garbage collector: a traceback may hold the iterator to the end.
+        getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _outlive_signals(worker: int) -> None:

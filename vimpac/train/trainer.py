@@ -17,6 +17,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.model import Vimpac
 from vimpac.train import checkpoint as ckpt
-from vimpac.train.batches import make_loader, open_store
+from vimpac.train.batches import make_loader, open_store, read
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World, join_world, lost_contact
 from vimpac.train.graph import Graphed
@@ -150,24 +151,24 @@ class Pretraining:
             tensorboard=self.config.run.tensorboard,
             quiet=quiet,
         )
-        with log, catch_signals(only_first=self.world.size == 1) as caught:
+        signals = catch_signals(only_first=self.world.size == 1)
+        with log, signals as caught, closing(read(self.loader)) as batches:
             log.say(self._headline())
             try:
-                return self._train(log, lambda: max(STOP * stop(), caught()))
+                return self._train(batches, log, lambda: max(STOP * stop(), caught()))
             except RuntimeError as error:
-                if not lost_contact(error):
+                if not (reason := self._explain(error)):
                     raise
-                raise VimpacError(self._loss_of_contact(error)) from error
+                raise VimpacError(reason) from error
 
-    def _train(self, log: RunLog, asked: Callable[[], int]) -> Result:
+    def _train(self, batches: Iterator[Tensor], log: RunLog, asked: Callable[[], int]) -> Result:
         run, optim = self.config.run, self.config.optim
-        micro_batches = iter(self.loader)
         sums = torch.zeros(len(METRICS) + 1, device=self.world.device)
         request = 0
         since, start, record = self.done, time.perf_counter(), dict[str, float]()
         while self.done < self.steps:
             lr = lr_at(self.done, self.steps, optim)
-            metrics = self._gradients(micro_batches)
+            metrics = self._gradients(batches)
             norm = self.update(torch.full((), lr, device=self.world.device))
             sums += torch.cat([metrics, norm[None]])
             self.done += 1
@@ -185,8 +186,7 @@ class Pretraining:
                 self.path = self._save()
             if last:
                 break
-        if self.path is None:
-            raise UsageError("optim.steps leaves nothing to do")
+        assert self.path is not None  # there is a step to do or one that was done
         if request > STOP:
             message = f"after step {self.done}: {self.path} is written, --resume auto continues"
             raise Interrupted(request, message)
@@ -215,14 +215,10 @@ class Pretraining:
         """The record of the steps after `since`; the one place that waits for the device."""
         values = dict(zip((*METRICS, "grad_norm"), self.world.mean(means).tolist(), strict=True))
         if not all(math.isfinite(value) for value in values.values()):
-            good = (
-                f"the last good checkpoint is {self.path}"
-                if self.path
-                else "there is no checkpoint yet"
-            )
             raise VimpacError(
                 f"the loss is not finite between steps {since + 1} and {self.done} "
-                f"({', '.join(f'{k} {v:.4g}' for k, v in values.items())}); {good}; "
+                f"({', '.join(f'{k} {v:.4g}' for k, v in values.items())}); the last good "
+                f"checkpoint is {self.path or 'not there yet'}; "
                 "lower optim.lr, or use precision=fp32"
             )
         seconds = time.perf_counter() - start
@@ -245,12 +241,20 @@ class Pretraining:
             f"{self.steps} steps on {self.world.size} x {self.world.device.type}, {begin}"
         )
 
-    def _loss_of_contact(self, error: RuntimeError) -> str:
+    def _explain(self, error: RuntimeError) -> str:
+        """What a user can do about an error of PyTorch; empty where that is not known."""
+        line = str(error).splitlines()[0]
+        if isinstance(error, torch.OutOfMemoryError):
+            return f"lower batch.micro or set activation_checkpointing=true: {line}"
+        if "DataLoader worker" in line:
+            return f"a data-loading process died; if memory ran out, lower clips.workers: {line}"
+        if not lost_contact(error):
+            return ""
         found = ckpt.list_checkpoints(self.out / "checkpoints")  # the main process may have died
         last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
         return (
             f"process {self.world.rank} lost contact with another one after step {self.done}, "
-            f"which died or hangs; {last}, --resume auto continues ({str(error).splitlines()[0]})"
+            f"which died or hangs; {last}, --resume auto continues ({line})"
         )
 
     def _save(self) -> Path:
@@ -287,7 +291,7 @@ class Pretraining:
             self.sampler.load_state_dict(state["sampler"])
         except (RuntimeError, ValueError) as error:
             line = " ".join(str(error).split())
-            raise UsageError(f"{path} does not fit this configuration: {line}") from error
+            raise UsageError(f"{path} does not fit this configuration: {line:.300}") from error
         self.done = state["step"]
         newest = ckpt.list_checkpoints(self.out / "checkpoints")[-1:]
         if newest and int(newest[0].name[5:]) > self.done:  # what is written would count as older
