@@ -376,6 +376,15 @@ def test_lack_of_memory_is_told_with_its_mend(store, tmp_path, monkeypatch, erro
         pretrain(_config(store, tmp_path))
 
 
+def test_resumed_run_takes_its_own_settings_of_the_optimiser(store, whole_run, tmp_path):
+    config = _config(store, tmp_path, "optim.weight_decay=0.5", "optim.betas=[0.5, 0.6]")
+    path = whole_run / "checkpoints/step-00000020"
+    run = Pretraining(config, open_store(str(store)), World(torch.device("cpu")), path)
+    decay, keep = run.optimizer.param_groups
+    assert (decay["weight_decay"], keep["weight_decay"]) == (0.5, 0.0)
+    assert decay["betas"] == keep["betas"] == (0.5, 0.6)
+
+
 def test_checkpoint_of_another_model_is_refused(store, whole_run, tmp_path):
     config = _config(store, tmp_path, "model.layout=THW")
     with pytest.raises(UsageError, match="does not fit this configuration"):

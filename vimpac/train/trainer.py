@@ -286,7 +286,9 @@ class Pretraining:
         try:
             self.model.resize_grid(tuple(state["grid"]))
             self.model.load_state_dict(model)
-            self.optimizer.load_state_dict(state["optimizer"])
+            # Its moments: the rates and bounds are those of this configuration.
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
             self.model.resize_grid(self.grid, self.optimizer)
             self.sampler.load_state_dict(state["sampler"])
         except (RuntimeError, ValueError) as error:
