@@ -57,7 +57,7 @@ def _read(path: str) -> dict[str, tuple[str, str]]:
     if not Path(path).is_file():
         raise UsageError(f"labels={path}: no such file; its columns are {','.join(COLUMNS)}")
     lines: dict[str, tuple[str, str]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:  # Excel begins it with a mark
         reader = csv.DictReader(file)
         if not set(COLUMNS) <= set(reader.fieldnames or ()):
             raise UsageError(f"{path} must begin with the line {','.join(COLUMNS)}")
