@@ -14,6 +14,7 @@ from vimpac.data.clips import ClipDataset
 from vimpac.data.layout import StoreMeta
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStoreWriter
+from vimpac.data.variants import parse_variants
 from vimpac.train.config import FinetuneConfig, PretrainConfig
 from vimpac.train.finetune import Finetuning, finetune, fit_linear, load_encoder
 from vimpac.train.labels import Split
@@ -73,7 +74,7 @@ def labels(tmp_path) -> Path:
 
 def _write(folder: Path, lines: list[str]) -> Path:
     file = folder / "labels.csv"
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")  # as Excel saves it
     return file
 
 
@@ -248,3 +249,18 @@ def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_
     finetune(config, checkpoint, probe=True, quiet=True)
     words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
     assert cli.main(["finetune", str(checkpoint), "--linear-probe", *words]) == 2
+
+
+def test_three_crops_are_tested_and_no_flip(checkpoint, tmp_path):
+    names = tuple(map(str, parse_variants("finetune")))
+    tokens = np.arange(12)[:, None, None, None] * np.ones((1, 6, 4, 4), np.int64)
+    with TokenStoreWriter(tmp_path / "s", StoreMeta("patch", 8192, 4, 4, 2.0, names)) as writer:
+        for video in ("a", "b"):
+            writer.add(video, tokens)
+        writer.finish()
+    labels = _write(tmp_path, ["video,class,split", "a,x,train", "b,x,test"])
+    config = _config(tmp_path / "s", labels, tmp_path / "run", "test_clips=2")
+    run = Finetuning(config, load_encoder(checkpoint), torch.device("cpu"))
+    (clips,) = run._test_clips(run.splits["test"])
+    views = [names[view] for view in clips[:, 0, 0, 0]]
+    assert views == [f"1x-{crop}" for crop in ("topleft", "center", "bottomright") for _ in (0, 1)]

@@ -173,7 +173,7 @@ class FinetuneConfig:
     device: str = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
     batch: int = 128  # clips
-    test_clips: int = 10  # of every video, evenly spaced
+    test_clips: int = 10  # of every video and crop, evenly spaced
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(

@@ -5,15 +5,16 @@
 
 Fine-tuning draws a clip per video and step. A linear probe encodes `test_clips` clips of every
 training video once and fits a logistic regression to their [CLS]. Either is tested on `test_clips`
-evenly spaced clips per video, whose probabilities are averaged.
+evenly spaced clips of every unflipped 1x crop of a video, whose probabilities are averaged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,10 @@ class Finetuning:
         self.span = (config.clips.frames - 1) * config.clips.frame_stride + 1
         self.has_padding = int(self.store.frames.min()) < self.span
         meta = self.store.meta
+        chosen = config.clips.variant
+        crops = [i for i, name in enumerate(meta.variants) if re.fullmatch(r"1x-[a-z]+", name)]
+        self.test_variants = (crops or [0]) if chosen is None else [chosen]
+        self.views = config.test_clips * len(self.test_variants)
         encoder.positions.resize_((config.clips.frames, meta.height, meta.width), None)
         torch.manual_seed(config.seed)
         self.model = VideoClassifier(encoder, len(self.classes)).to(device)
@@ -171,7 +176,7 @@ class Finetuning:
         """Fits the classifier to the frozen encoder's [CLS] of the training videos."""
         classifier, split = self.model.eval().classifier, self.splits["train"]
         features = torch.cat([self._cls(clips).cpu() for clips in self._test_clips(split)])
-        labels = torch.tensor(split.classes).repeat_interleave(self.config.test_clips)
+        labels = torch.tensor(split.classes).repeat_interleave(self.views)
         decay = self.config.optim.weight_decay
         weight, bias = fit_linear(features, labels, len(self.classes), decay)
         classifier.weight.copy_(weight)
@@ -183,7 +188,7 @@ class Finetuning:
         self.model.eval()
         split = self.splits["test"]
         logits = torch.cat([self._logits(clips).cpu() for clips in self._test_clips(split)])
-        probabilities = logits.softmax(-1).unflatten(0, (-1, self.config.test_clips))
+        probabilities = logits.softmax(-1).unflatten(0, (-1, self.views))
         labels = torch.tensor(split.classes)
         clips = (probabilities.argmax(-1) == labels[:, None]).float().mean()
         videos = (probabilities.mean(1).argmax(-1) == labels).float().mean()
@@ -219,12 +224,14 @@ class Finetuning:
             yield torch.stack(clips), torch.tensor([split.classes[i] for _, i in drawn])
 
     def _test_clips(self, split: Split) -> Iterator[Tensor]:
-        """`test_clips` evenly spaced clips of every video in turn, (videos * clips, T, H, W)."""
-        stride, variant = self.config.clips.frame_stride, self.config.clips.variant or 0
-        per_batch = math.ceil(self.config.batch / self.config.test_clips)
+        """The views of every video in turn, (videos * views, T, H, W)."""
+        stride, per_batch = (
+            self.config.clips.frame_stride,
+            math.ceil(self.config.batch / self.views),
+        )
         for i in range(0, len(split.videos), per_batch):
             clips = []
-            for video in split.videos[i : i + per_batch]:
+            for video, variant in product(split.videos[i : i + per_batch], self.test_variants):
                 tokens = self.store.read(video, 0, self.store.num_frames(video), variant)
                 missing = max(self.span - len(tokens), 0)
                 tokens = np.pad(
