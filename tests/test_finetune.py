@@ -244,11 +244,12 @@ def test_absent_and_damaged_checkpoints_are_named(store, checkpoint, labels, tmp
     assert "does not hold the encoder it describes" in capsys.readouterr().err
 
 
-def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_path):
+def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_path, capsys):
     config = _config(store, labels, tmp_path / "run")
     finetune(config, checkpoint, probe=True, quiet=True)
     words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
     assert cli.main(["finetune", str(checkpoint), "--linear-probe", *words]) == 2
+    assert "has a checkpoint already: give another out=" in capsys.readouterr().err
 
 
 def test_three_crops_are_tested_and_no_flip(checkpoint, tmp_path):

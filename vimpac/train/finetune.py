@@ -68,8 +68,11 @@ def finetune(
     """
     config.check()
     out = Path(config.out)
-    ckpt.find_checkpoint("none", out / "checkpoints")  # refuses to replace an earlier run
+    if ckpt.list_checkpoints(out / "checkpoints"):
+        raise UsageError(f"{out} has a checkpoint already: give another out=")
     with join_world(config.device, config.run.timeout) as world:
+        if world.size > 1:
+            raise UsageError("a classifier is trained in one process: start it without torchrun")
         run = Finetuning(config, load_encoder(Path(checkpoint)), world.device)
         out.mkdir(parents=True, exist_ok=True)
         with RunLog(
