@@ -60,7 +60,10 @@ def _run(function, tensors: dict, case: tuple, dtype: torch.dtype | None = None,
 @pytest.mark.sanitize
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_backward_match_reference(impl, name: str) -> None:
-    case = CASES[name]
+    _check(impl, CASES[name])
+
+
+def _check(impl, case: tuple) -> None:
     tensors = _inputs(case, impl.device)
     truth = _run(reference.dropout_add_layer_norm, tensors, case, torch.float64)
     same = _run(reference.dropout_add_layer_norm, tensors, case)
@@ -72,7 +75,12 @@ def test_forward_and_backward_match_reference(impl, name: str) -> None:
 @pytest.mark.impls("cpu")
 @pytest.mark.parametrize("name", ["ragged-fp32", "small-model-bf16", "fp16"])
 def test_instruction_sets_match_reference(impl, isa: str, name: str) -> None:
-    test_forward_and_backward_match_reference(impl, name)
+    _check(impl, CASES[name])
+
+
+@pytest.mark.impls("cpu")
+def test_five_chunks_of_rows_match_reference(impl) -> None:
+    _check(impl, (70, 24, torch.float32, torch.float32, 0.1, True, True))
 
 
 def test_drops_the_elements_of_the_reference(impl) -> None:
