@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from vimpac_kernels import (
     _library,
@@ -57,6 +58,29 @@ def test_second_derivatives_are_refused(op):
     }[op]()
     with pytest.raises(RuntimeError, match=f"{op}: .* use impl='reference'"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_graphs_serve_every_batch_and_grid():
+    """torch.compile(dynamic=True) compiles once, not for every number of rows."""
+    weight, bias, classes = torch.ones(24, requires_grad=True), torch.zeros(24), torch.randn(9, 24)
+
+    def step(x: Tensor) -> Tensor:
+        n = x.shape[0]
+        tokens = torch.zeros(1, n, 4, 4, dtype=torch.int64)
+        masked = mask_tokens(tokens, mask_token=1, seed=1)
+        x = dropout_add_layer_norm(x, x * 2, weight, bias, dropout_p=0.1, seed=1)
+        x = x + axial_attention(x.view(1, n, 3, 1, 8), (n, 1, 1)).view(n, 8).repeat(1, 3)
+        target, positions = masked.inputs[0, :, 0, 0], torch.arange(n, dtype=torch.int32)
+        return linear_cross_entropy(x, classes, target, positions=positions)
+
+    counter, graphs = CompileCounterWithBackend("aot_eager"), []
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counter)
+    for n in (5, 7):
+        x = torch.randn(n, 24)
+        expected, actual = (torch.autograd.grad(f(x), weight)[0] for f in (step, compiled))
+        torch.testing.assert_close(actual, expected)
+        graphs.append(counter.frame_count)
+    assert len(set(graphs)) == 1
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ together with the gradient of the loss, so nothing has to be counted beforehand.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         dinput, dweight, dbias = grads
         needs_dinput, needs_dweight, needs_dbias = ctx.needs
         if needs_dinput:
-            dinput = _bwd(dinput, scale, positions, count, ctx.shape[:-1].numel(), ctx.dtypes[0])
+            dinput = _bwd(dinput, scale, positions, count, math.prod(ctx.shape[:-1]), ctx.dtypes[0])
         return (
             dinput.view(ctx.shape) if needs_dinput else None,
             _scaled(dweight, scale, ctx.dtypes[1]) if needs_dweight else None,
@@ -292,8 +293,8 @@ def _fake_bwd(
 
 _bwd = _library.define(
     "linear_cross_entropy_bwd",
-    "(Tensor dinput, Tensor? scale, Tensor? positions, Tensor? count, int rows, ScalarType dtype) "
-    "-> Tensor",
+    "(Tensor dinput, Tensor? scale, Tensor? positions, Tensor? count, SymInt rows, "
+    "ScalarType dtype) -> Tensor",
     _run_bwd,
     _fake_bwd,
 )

@@ -286,7 +286,7 @@ def _bwd_fake(dout: Tensor, qkv: Tensor, *_: Any) -> Tensor:
 
 
 _ARGUMENTS = (
-    "Tensor qkv, Tensor? key_padding_mask, Tensor? seed, int[] grid, str axes, float scale, "
+    "Tensor qkv, Tensor? key_padding_mask, Tensor? seed, SymInt[] grid, str axes, float scale, "
     "int threshold, str impl) -> Tensor"
 )
 _axial_attention_fwd = _library.define("axial_attention_fwd", f"({_ARGUMENTS}", _fwd, _fwd_fake)

@@ -283,7 +283,7 @@ def _fake(tokens: Tensor, seed: Tensor, **plan: Any) -> tuple[Tensor, ...]:
 _mask_tokens_fwd = _library.define(
     "mask_tokens_fwd",
     "(Tensor tokens, Tensor seed, *, int mask_token, str strategy, int num_blocks, float ratio, "
-    "int? pad_token, int[] max_block, float[] noise, str noise_unit, int vocab_size, "
+    "int? pad_token, SymInt[] max_block, float[] noise, str noise_unit, int vocab_size, "
     "int clip_offset, int row_offset, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
     _run,
     _fake,
