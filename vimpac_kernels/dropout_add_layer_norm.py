@@ -9,6 +9,7 @@ CUDA and Triton; bound by bandwidth.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Callable
@@ -126,16 +127,8 @@ def _select(impl: str, x: Tensor, residual: Tensor, weight: Tensor) -> str:
             reason = f"D must be a multiple of 8 up to 8192, got {x.shape[-1]}"
         return reason
 
-    return _library.select(
-        _NAME,
-        impl,
-        [
-            ("cuda", lambda: problem("cuda")),
-            ("triton", lambda: problem("triton")),
-            ("cpu", lambda: problem("cpu")),
-            ("reference", lambda: None),
-        ],
-    )
+    kernels = [(name, functools.partial(problem, name)) for name in _KERNELS]
+    return _library.select(_NAME, impl, [*kernels, ("reference", lambda: None)])
 
 
 class _DropoutAddLayerNorm(torch.autograd.Function):
@@ -189,10 +182,12 @@ def _triton(direction: str) -> Callable[..., None]:
     return launch
 
 
-_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # forward, backward
+_KERNELS: dict[
+    str, tuple[Callable[..., Any], Callable[..., Any]]
+] = {  # forward, backward; best first
     "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
-    "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
     "triton": (_triton("fwd"), _triton("bwd")),
+    "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
 }
 
 
