@@ -11,8 +11,7 @@ without the bias; the bias, dropout, residual sum and LayerNorm are one op:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +115,14 @@ class Layer(nn.Module):
         key_padding_mask: Tensor | None,  # (B, T, H, W) bool
         seeds: Tensor | None,  # (branches, 2) int64, of the probabilities and of the output
         rows: Tensor | None = None,  # (R,) of the flattened (B * S, D); None: all
+        recompute: bool = False,  # keep the arguments only, and run again in backward
     ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer, or their rows (R, D)
+        if recompute:  # within the call, so that what compiles or shards a layer sees both runs
+            arguments = x, stream, norms, grid, key_padding_mask, seeds, rows
+            # Most dropout follows the seeds among the arguments; the rest, the generator.
+            draws = self.training and self.dropout > 0 and self.draws_from_generator
+            run = self.forward
+            return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=draws)
         dropout_p = self.dropout if self.training else 0.0
         for i, (branch, norm) in enumerate(zip(self.branches(), norms, strict=True)):
             inner, outer = (None, None) if seeds is None else seeds[i].unbind()
@@ -228,10 +234,10 @@ class VideoTokenEncoder(nn.Module):
         per_layer = len(norms) // len(layers)
         seeds = self._seeds(len(layers), per_layer, x.device)
         for i, layer in enumerate(layers):
-            run = partial(self._recomputed, layer) if self.activation_checkpointing else layer
             own = norms[i * per_layer : (i + 1) * per_layer]
             needed = rows if layer is layers[-1] else None
-            x, stream = run(x, stream, own, self.grid, padding, seeds and seeds[i], needed)
+            seed, recompute = seeds and seeds[i], self.activation_checkpointing
+            x, stream = layer(x, stream, own, self.grid, padding, seed, needed, recompute)
         return x
 
     def cls(
@@ -242,11 +248,6 @@ class VideoTokenEncoder(nn.Module):
     ) -> Tensor:  # (B, D)
         """[CLS] of clips: `forward` without the rows that a classifier does not read."""
         return self(tokens, has_padding=has_padding, rows=cls_rows(tokens))
-
-    def _recomputed(self, layer: Layer, *arguments: Any) -> tuple[Tensor, Tensor]:
-        # Most dropout follows the seeds among the arguments; the rest, the generator.
-        draws = self.training and self.dropout > 0 and layer.draws_from_generator
-        return checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=draws)
 
     def _seeds(
         self, layers: int, branches: int, device: torch.device
