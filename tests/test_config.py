@@ -154,11 +154,6 @@ def test_graph_that_cannot_be_recorded_is_refused(words, world, device, message)
     _load(*words).check(world, device)
 
 
-def test_sharded_step_is_not_compiled():
-    with pytest.raises(UsageError, match="parallel=fsdp.*take compile=none"):
-        _load("parallel=fsdp", "compile=default").check()
-
-
 def test_command_prints_the_resolved_configuration(capsys):
     assert cli.main(["pretrain", "--config", "small", "--show", "optim.lr=0.5"]) == 0
     assert "lr: 0.5" in capsys.readouterr().out

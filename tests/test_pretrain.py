@@ -212,13 +212,29 @@ def test_two_ranks_equal_one(store, tmp_path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path):
+# One graph for the last layer, one for those before it, and the same of the pass that caches [CLS].
+WITHOUT_INDUCTOR = """
+import sys, torch
+from torch._dynamo.utils import counters
+from vimpac import cli
+real = torch.compile
+torch.compile = lambda f, options, **more: real(f, backend="aot_eager", **more)
+code = cli.main(sys.argv[1:])
+sys.exit(code or counters["stats"]["unique_graphs"] != 4)
+"""
+
+
+@pytest.mark.parametrize("mode", ["none", "default"], ids=["eager", "compiled"])
+def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path, mode):
     """Checkpoints are whole: FSDP2 loads one process's, and writes what that one writes."""
     settings = (*GENTLE, "batch.micro=1")
     pretrain(_config(store, tmp_path / "one", *settings))
     start = str(tmp_path / "one/checkpoints/step-00000005")
-    settings = (*settings, "parallel=fsdp", "activation_checkpointing=true", "--resume", start)
-    _on_two_ranks(*_program(store, tmp_path / "two", *settings)[1:])
+    settings = (*settings, "parallel=fsdp", "activation_checkpointing=true", f"compile={mode}")
+    words = _program(store, tmp_path / "two", *settings, "--resume", start)[1:]
+    if mode != "none":
+        words = ["--no-python", sys.executable, "-c", WITHOUT_INDUCTOR, *words[2:]]
+    _on_two_ranks(*words)
     losses = np.array(_losses(tmp_path / "one"))[5:], np.array(_losses(tmp_path / "two"))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     ends = [load_checkpoint(tmp_path / run / "checkpoints/step-00000010") for run in ("one", "two")]

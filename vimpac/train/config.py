@@ -134,8 +134,6 @@ class PretrainConfig:
                 f"batch.videos={batch.videos} must be a multiple of "
                 f"batch.contrastive={batch.contrastive}"
             )
-        if self.parallel == "fsdp" and self.compile != "none":
-            raise UsageError("parallel=fsdp gathers parameters between layers: take compile=none")
         if self.graph:
             self._check_graph(world_size, device_type)
         part = batch.contrastive // world_size

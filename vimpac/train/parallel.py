@@ -2,6 +2,10 @@
 
 Checkpoints do not show it: they hold whole tensors, so a run continues with another number of
 processes, or the other way round. To load one, the model is filled whole and then sharded.
+
+What is compiled is compiled in place: parameters keep their names. FSDP2 gathers a layer's
+parameters in hooks around the layer, so there every layer is a graph, whose code all layers but
+the last, which computes fewer rows, share. Elsewhere one graph holds everything, and fuses more.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from vimpac.train.distributed import World
 
 
 def parallelise(module: nn.Module, model: Vimpac, config: PretrainConfig, world: World) -> Any:
-    """Makes backward average the gradients over the processes.
+    """Compiles the model if asked to, and makes backward average the gradients over the processes.
 
     Args:
         module: The encoder and the token head, with methods `forward` and `encode`.
@@ -39,9 +43,13 @@ def parallelise(module: nn.Module, model: Vimpac, config: PretrainConfig, world:
     Returns:
         What to call in place of `module`.
     """
+    sharded = config.parallel == "fsdp" and world.size > 1
+    if config.compile != "none":
+        for part in model.encoder.layers if sharded else [module]:
+            _compile(part, config.compile)
     if world.size == 1:
         return module
-    if config.parallel == "ddp":
+    if not sharded:
         return DistributedDataParallel(module)
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy()
@@ -55,6 +63,18 @@ def parallelise(module: nn.Module, model: Vimpac, config: PretrainConfig, world:
     if model.contrastive_head is not None:
         fully_shard(model.contrastive_head, mesh=mesh)
     return module
+
+
+def _compile(module: nn.Module, mode: str) -> None:
+    """Compiles a module in place, whose dropout stays that of eager PyTorch.
+
+    The pass that caches [CLS] may run eagerly; with the compiler's own random numbers the pass
+    that is differentiated would drop other elements, and d[CLS] would be of another function.
+    """
+    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    # Gradients stay from one micro-batch to the next, in memory that its graphs would overwrite.
+    options["triton.cudagraphs"] = False
+    module.compile(fullgraph=True, dynamic=False, options=options)
 
 
 def averaging(module: nn.Module, average: bool) -> AbstractContextManager:

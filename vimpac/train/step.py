@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,16 +100,10 @@ class PretrainStep:
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
         self._module = MaskedTokenModel(model)
-        compiled = config.compile != "none"
-        self._forward = parallelise(
-            _compile(self._module, config.compile) if compiled else self._module,
-            model,
-            config,
-            world,
-        )
+        self._forward = parallelise(self._module, model, config, world)
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
         # Elsewhere it would wait for the device, and a compiled graph has one size.
-        self._read_count = world.device.type == "cpu" and not compiled
+        self._read_count = world.device.type == "cpu" and config.compile == "none"
         self.encode: Callable[..., Tensor] = self._encode
         self.learn: Callable[..., Tensor] = self._learn
         if config.graph:
@@ -246,18 +239,6 @@ class PretrainStep:
     def _autocast(self) -> AbstractContextManager:
         enabled = self.config.precision == "bf16"
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
-
-
-def _compile(module: nn.Module, mode: str) -> Any:
-    """Compiles a module whose dropout stays that of eager PyTorch.
-
-    The pass that caches [CLS] runs eagerly; with the compiler's own random numbers the pass that
-    is differentiated would drop other elements, and d[CLS] would be of another function.
-    """
-    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
-    # Gradients stay from one micro-batch to the next, in memory that its graphs would overwrite.
-    options["triton.cudagraphs"] = False
-    return torch.compile(module, fullgraph=True, dynamic=False, options=options)
 
 
 def max_masked(mask: MaskConfig, shape: tuple[int, ...]) -> int:
