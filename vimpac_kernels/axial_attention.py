@@ -72,7 +72,7 @@ def axial_attention(
         outputs of [CLS]. A line without any key (no [CLS], all padding) gives zeros.
 
     Raises:
-        TypeError: If a tensor has a wrong dtype.
+        TypeError: If a tensor has a wrong dtype, or `scale` is one.
         ValueError: If an argument is outside its range or a shape does not fit, naming it.
         RuntimeError: If `impl` cannot run this call, with the reason.
 
@@ -155,6 +155,8 @@ def _check(
             )
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    if isinstance(scale, Tensor):
+        raise TypeError("scale must be a number, as it gets no gradient: multiply q by a tensor")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
     scale = Dh**-0.5 if scale is None else float(scale)
