@@ -64,7 +64,8 @@ def _build(folder: Path) -> list[str]:
         _say(f"compiled kernels are left out: {missing}")
         return []
     nvcc = _nvcc() if any(ROOT.glob("csrc/cuda/*.cu")) else None
-    plan = NinjaFile(ROOT, compiler, headers, nvcc)
+    werror = os.environ.get(toolchain.WERROR_SWITCH) == "1"
+    plan = NinjaFile(ROOT, compiler, headers, nvcc, werror)
     plan.add_cpu_module()
     if nvcc is not None:
         plan.add_cuda_module(nvcc)

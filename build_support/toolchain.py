@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CPU_ONLY_SWITCH = "VIMPAC_KERNELS_CPU_ONLY"
+WERROR_SWITCH = "VIMPAC_KERNELS_WERROR"  # off by default: a newer compiler may warn of more
 # Without TORCH_CUDA_ARCH_LIST: one GPU of each generation, as code for sm_80 also runs on sm_86 and
 # sm_89, for sm_100 on sm_103, for sm_120 on sm_121. The kernels use nothing that sm_80 lacks, so
 # one virtual architecture serves all (its PTX takes half of nvcc's time) and later GPUs too.

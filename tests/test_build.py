@@ -69,7 +69,7 @@ def _build(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {
         k: v
         for k, v in os.environ.items()
-        if k not in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "VIMPAC_KERNELS_CPU_ONLY")
+        if not k.startswith(("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "VIMPAC_KERNELS_"))
     }
     return subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
@@ -91,6 +91,17 @@ def test_second_build_does_nothing(tree: Path) -> None:
     assert "no work to do" in second.stdout
     after = _module(tree, "_C_cpu").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_warnings_stop_a_build_only_where_asked(tree: Path) -> None:
+    """A compiler that warns of more than ours must not keep a user from installing."""
+    (tree / "csrc/cpu/kernel.cpp").write_text(
+        "namespace VIMPAC_ISA { int answer() { int unused; return 42; } }"
+    )
+    built = _build(tree)
+    assert built.returncode == 0 and "unused" in built.stdout
+    (tree / "csrc/cpu/kernel.cpp").touch()
+    assert _build(tree, VIMPAC_KERNELS_WERROR="1").returncode != 0
 
 
 def test_failing_nvcc_leaves_the_cpu_module(tree: Path, broken_toolkit: Path) -> None:
