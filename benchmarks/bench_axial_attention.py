@@ -90,7 +90,7 @@ def _line_mask(
 @functools.cache
 def _compiled_flex(device: str) -> Callable[..., Tensor]:
     flex = importlib.import_module("torch.nn.attention.flex_attention")
-    return torch.compile(flex.flex_attention)
+    return torch.compile(flex.flex_attention, dynamic=False)
 
 
 def flex_attention(qkv: Tensor, grid: tuple[int, int, int], axes: str) -> Tensor:
