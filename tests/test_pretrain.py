@@ -353,7 +353,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         (["model.name=huge"], 2, "preset must be one of"),
         (["device=tpu9"], 2, "device=tpu9"),
         (["device=meta"], 2, "device=meta"),
-        (["clips.variant=1"], 2, "has the variants 0 to 0"),
+        (["clips.variant=2"], 2, "has the variants 0 to 1"),
         (["--resume", "/nonexistent"], 2, "is no checkpoint"),
     ],
 )
