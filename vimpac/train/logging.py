@@ -54,9 +54,10 @@ class RunLog:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
         path = out / LOG
         kept = [r for r in read_log(path) if r["step"] <= done] if path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        for record in kept:
-            self._write(record)
+        temporary = path.with_name(f".tmp-{LOG}")  # a kill meanwhile leaves the log as it was
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # imports for a second
 
@@ -123,7 +124,12 @@ class RunLog:
         self._file.close()
 
     def _write(self, record: dict[str, float]) -> None:
-        print(json.dumps(record), file=self._file, flush=True)
+        self._file.write(_line(record))
+        self._file.flush()
+
+
+def _line(record: dict[str, float]) -> str:
+    return json.dumps(record) + "\n"
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,45 @@
+"""The log of a run holds every step once, whatever stops the run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vimpac.train.logging import LOG, RunLog, read_log
+
+
+def _log(out: Path, done: int) -> RunLog:
+    return RunLog(out, steps=9, done=done, active=True, tensorboard=False, quiet=True)
+
+
+def test_resumed_log_holds_every_step_once(tmp_path):
+    for done, last in ((0, 4), (2, 3)):  # the second run continues at the second step's checkpoint
+        with _log(tmp_path, done) as log:
+            for step in range(done + 1, last + 1):
+                log.record({"step": step, "loss": done})
+    records = [(record["step"], record["loss"]) for record in read_log(tmp_path / LOG)]
+    assert records == [(1, 0), (2, 0), (3, 2)]
+    assert [path.name for path in tmp_path.iterdir()] == [LOG]
+
+
+def test_kill_while_resuming_leaves_the_log_as_it_was(tmp_path, monkeypatch):
+    with _log(tmp_path, 0) as log:
+        for step in range(1, 4):
+            log.record({"step": step})
+    before, written = (tmp_path / LOG).read_bytes(), []
+
+    def dumps(record: dict) -> str:
+        written.append(record)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return "{}"
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(json, "dumps", dumps)
+        _log(tmp_path, 3)
+    assert (tmp_path / LOG).read_bytes() == before
+
+
+def test_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    (tmp_path / LOG).write_text('{"step": 1}\n{"ste')
+    assert read_log(tmp_path / LOG) == [{"step": 1}]
