@@ -94,6 +94,15 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
         yield chosen
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny tensors, where a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=["portable", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set that the C++ kernels use; that and the threads are put back."""

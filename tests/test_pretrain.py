@@ -1,89 +1,39 @@
-"""A run can be killed, moved to other ranks and to another shape, and stops when it breaks."""
+"""A run can be killed, moved to other ranks and to another shape, and continues as it was."""
 
-import contextlib
 import itertools
-import multiprocessing
-import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from runs import ENVIRONMENT, make_store, program, start_process, tiny_config, wait_for_steps
 
-from vimpac import cli
 from vimpac.data.clips import ClipDataset
-from vimpac.data.layout import StoreMeta
 from vimpac.data.sampler import ResumableSampler
-from vimpac.data.store import TokenStoreWriter
-from vimpac.errors import UsageError, VimpacError
+from vimpac.errors import UsageError
 from vimpac.train.batches import open_store
 from vimpac.train.checkpoint import list_checkpoints, load_checkpoint
-from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World
 from vimpac.train.logging import read_log
-from vimpac.train.overrides import load_config
 from vimpac.train.stopping import Interrupted
 from vimpac.train.trainer import Pretraining, pretrain
 
-SETTINGS = (
-    "model.dropout=0.1",
-    "clips.frames=2",
-    "batch.videos=8",
-    "batch.contrastive=4",
-    "batch.micro=2",
-    "optim.steps=20",
-    "run.log_every=1",
-    "run.save_every=5",
-    "run.tensorboard=false",
-    "device=cpu",
-)
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny tensors: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def _make_store(path: Path, height: int = 4, frames: int = 6) -> Path:
-    """Sixteen videos, each with its own ten ids, in two variants."""
-    rng = np.random.default_rng(0)
-    meta = StoreMeta("patch", 8192, height, 4, fps=2.0, variants=("a", "b"))
-    with TokenStoreWriter(path, meta) as writer:
-        for video in range(16):
-            writer.add(str(video), 100 * video + rng.integers(0, 10, (2, frames, height, 4)))
-        writer.finish()
-    return path
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    return _make_store(tmp_path_factory.mktemp("data") / "store")
-
-
-def _config(store: Path, out: Path, *more: str) -> PretrainConfig:
-    return load_config(PretrainConfig, "tiny", [*SETTINGS, f"data={store}", f"out={out}", *more])
-
-
-def _program(store: Path, out: Path, *more: str) -> list[str]:
-    words = ["pretrain", "--config", "tiny", *SETTINGS, f"data={store}", f"out={out}", *more]
-    return [sys.executable, "-m", "vimpac", *words]
+    return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
 @pytest.fixture(scope="module")
 def whole_run(store, tmp_path_factory) -> Path:
     """The run that nothing interrupts."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    subprocess.run(_program(store, out), check=True, env=ENVIRONMENT, capture_output=True)
+    subprocess.run(program(store, out), check=True, env=ENVIRONMENT, capture_output=True)
     return out
 
 
@@ -101,19 +51,6 @@ def _losses(out: Path) -> list[tuple[float, ...]]:
     return [(r["mask_loss"], r["cl_loss"], r["grad_norm"]) for r in read_log(out / "log.jsonl")]
 
 
-def _start(*command: str) -> subprocess.Popen:
-    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-
-
-def _wait_for(process: subprocess.Popen, log: Path, steps: int) -> None:
-    """Until so many steps stand in the log, or the process has ended."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and len(read_log(log)) >= steps:
-            break
-        time.sleep(0.005)
-
-
 def _check_same_run(out: Path, whole_run: Path) -> None:
     """The parameters, losses and log are those of the run that nothing interrupted."""
     finals = [load_checkpoint(folder / "checkpoints/step-00000020") for folder in (whole_run, out)]
@@ -123,15 +60,15 @@ def _check_same_run(out: Path, whole_run: Path) -> None:
 
 
 def test_kill_and_resume_is_bit_exact(store, whole_run, tmp_path):
-    process = _start(*_program(store, tmp_path))
-    _wait_for(process, tmp_path / "log.jsonl", 12)
+    process = start_process(*program(store, tmp_path))
+    wait_for_steps(process, tmp_path / "log.jsonl", 12)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list_checkpoints(tmp_path / "checkpoints")[-1].name in (
         "step-00000010",
         "step-00000015",
     )
-    resumed = _program(store, tmp_path, "--resume", "auto")
+    resumed = program(store, tmp_path, "--resume", "auto")
     subprocess.run(resumed, check=True, env=ENVIRONMENT, capture_output=True)
     _check_same_run(tmp_path, whole_run)
 
@@ -148,45 +85,13 @@ def test_signal_ends_the_run_after_the_step_and_resume_is_bit_exact(
         return False
 
     with pytest.raises(Interrupted) as error:
-        pretrain(_config(store, tmp_path), stop=interrupt)
+        pretrain(tiny_config(store, tmp_path), stop=interrupt)
     last = tmp_path / "checkpoints/step-00000007"
     message = f"stopped by {number.name} after step 7: {last} is written, --resume auto continues"
     assert str(error.value) == message and error.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
-    pretrain(_config(store, tmp_path), resume="auto")
+    pretrain(tiny_config(store, tmp_path), resume="auto")
     _check_same_run(tmp_path, whole_run)
-
-
-def _find_worker(marker: str, rank: int) -> int:
-    """The id of the process of a rank that torchrun started with an environment."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-            if {marker, f"RANK={rank}"} <= {*words}:
-                return int(folder.name)
-    raise AssertionError("the worker has gone")
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monkeypatch, number):
-    """A killed one cannot answer: the other says where the last checkpoint is."""
-    monkeypatch.setitem(ENVIRONMENT, "VIMPAC_TEST", str(tmp_path))
-    words = _program(store, tmp_path, "optim.steps=100000")[1:]
-    process = _start(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words)
-    _wait_for(process, tmp_path / "log.jsonl", 7)
-    os.kill(_find_worker(f"VIMPAC_TEST={tmp_path}", rank=1), number)
-    start = time.monotonic()
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and time.monotonic() - start < 60
-    last = list_checkpoints(tmp_path / "checkpoints")[-1]
-    step = load_checkpoint(last)[1]["step"]
-    if number == signal.SIGKILL:
-        assert "process 0 lost contact with another one after step" in error
-        assert f"the last checkpoint is {last}, --resume auto continues" in error
-        assert step >= 5 and step % 5 == 0
-    else:
-        assert f"stopped by SIGTERM after step {step}: {last} is written" in error
-        assert step == read_log(tmp_path / "log.jsonl")[-1]["step"]
 
 
 def test_training_learns(whole_run):
@@ -206,8 +111,8 @@ GENTLE = ("optim.steps=10", "optim.lr=3e-4")
 
 
 def test_two_ranks_equal_one(store, tmp_path):
-    pretrain(_config(store, tmp_path / "one", *GENTLE))
-    _on_two_ranks(*_program(store, tmp_path / "two", *GENTLE)[1:])
+    pretrain(tiny_config(store, tmp_path / "one", *GENTLE))
+    _on_two_ranks(*program(store, tmp_path / "two", *GENTLE)[1:])
     losses = [np.array(_losses(tmp_path / name))[:, :2] for name in ("one", "two")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
@@ -228,10 +133,10 @@ sys.exit(code or counters["stats"]["unique_graphs"] != 4)
 def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path, mode):
     """Checkpoints are whole: FSDP2 loads one process's, and writes what that one writes."""
     settings = (*GENTLE, "batch.micro=1")
-    pretrain(_config(store, tmp_path / "one", *settings))
+    pretrain(tiny_config(store, tmp_path / "one", *settings))
     start = str(tmp_path / "one/checkpoints/step-00000005")
     settings = (*settings, "parallel=fsdp", "activation_checkpointing=true", f"compile={mode}")
-    words = _program(store, tmp_path / "two", *settings, "--resume", start)[1:]
+    words = program(store, tmp_path / "two", *settings, "--resume", start)[1:]
     if mode != "none":
         words = ["--no-python", sys.executable, "-c", WITHOUT_INDUCTOR, *words[2:]]
     _on_two_ranks(*words)
@@ -247,7 +152,7 @@ def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path, mode):
 
 def _begin(store: Path, out: Path, *more: str) -> Pretraining:
     return Pretraining(
-        _config(store, out, *more), open_store(str(store)), World(torch.device("cpu"))
+        tiny_config(store, out, *more), open_store(str(store)), World(torch.device("cpu"))
     )
 
 
@@ -290,7 +195,7 @@ def test_epochs_are_of_all_videos(store, tmp_path):
 def test_record_is_the_mean_of_its_steps(store, tmp_path):
     for every in (1, 2):
         words = ("optim.steps=4", f"run.log_every={every}")
-        pretrain(_config(store, tmp_path / str(every), *words), quiet=True)
+        pretrain(tiny_config(store, tmp_path / str(every), *words), quiet=True)
     each, pairs = (np.array(_losses(tmp_path / name)) for name in ("1", "2"))
     np.testing.assert_allclose(pairs, each.reshape(2, 2, -1).mean(1), rtol=1e-6)
 
@@ -312,8 +217,8 @@ def test_cached_gradients_are_those_of_one_pass(store, tmp_path):
 
 
 def test_resume_with_another_shape_interpolates(store, whole_run, tmp_path):
-    taller = _make_store(tmp_path / "taller", height=6, frames=8)
-    config = _config(taller, tmp_path / "run", "clips.frames=4", "optim.steps=21")
+    taller = make_store(tmp_path / "taller", height=6, frames=8)
+    config = tiny_config(taller, tmp_path / "run", "clips.frames=4", "optim.steps=21")
     result = pretrain(config, resume=str(whole_run / "checkpoints/step-00000020"))
     model, state = load_checkpoint(result.checkpoint)
     assert result.step == 21
@@ -322,78 +227,8 @@ def test_resume_with_another_shape_interpolates(store, whole_run, tmp_path):
     assert state["grid"] == [4, 6, 4]
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    store, tmp_path, monkeypatch, capsys
-):
-    step = torch.optim.AdamW.step
-
-    def poison(self: torch.optim.AdamW, *args: object) -> None:
-        step(self)
-        poison.calls += 1  # type: ignore[attr-defined]
-        if poison.calls == 7:  # type: ignore[attr-defined]
-            self.param_groups[0]["params"][0].data.fill_(torch.nan)
-
-    poison.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(torch.optim.AdamW, "step", poison)
-    assert cli.main(_program(store, tmp_path)[3:]) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "the loss is not finite between steps 8 and 8" in error
-    assert "the last good checkpoint is" in error and "lower optim.lr" in error
-    (good,) = list_checkpoints(tmp_path / "checkpoints")
-    assert good.name == "step-00000005"
-    assert all(tensor.isfinite().all() for tensor in load_checkpoint(good)[0].values())
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["data="], 2, "data= is missing"),
-        (["data=/nonexistent"], 1, "/nonexistent is no token store"),
-        (["model.layout=H,T"], 2, "layout must be one of"),
-        (["model.name=huge"], 2, "preset must be one of"),
-        (["device=tpu9"], 2, "device=tpu9"),
-        (["device=meta"], 2, "device=meta"),
-        (["clips.variant=2"], 2, "has the variants 0 to 1"),
-        (["--resume", "/nonexistent"], 2, "is no checkpoint"),
-    ],
-)
-def test_wrong_setting_is_one_line(store, tmp_path, capsys, words, code, message):
-    assert cli.main([*_program(store, tmp_path / "run")[3:], *words]) == code
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_frame_stops_with_the_shards_name(tmp_path, workers):
-    store = _make_store(tmp_path / "store")
-    shard = store / "shard-00000.bin"
-    data = bytearray(shard.read_bytes())
-    data[:] = bytes(byte ^ 1 for byte in data)
-    shard.write_bytes(data)
-    with pytest.raises(VimpacError, match=r"^\S+shard-00000\.bin: corrupt frame"):
-        pretrain(_config(store, tmp_path / "run", f"clips.workers={workers}"))
-    assert not multiprocessing.active_children()  # for which Python would wait at its exit
-
-
-@pytest.mark.parametrize(
-    ("error", "mend"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory."), "lower batch.micro or set activation_"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "clips.workers"),
-    ],
-)
-def test_lack_of_memory_is_told_with_its_mend(store, tmp_path, monkeypatch, error, mend):
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(Pretraining, "_gradients", fail)
-    with pytest.raises(VimpacError, match=f"{mend}.*{re.escape(str(error))}"):
-        pretrain(_config(store, tmp_path))
-
-
 def test_resumed_run_takes_its_own_settings_of_the_optimiser(store, whole_run, tmp_path):
-    config = _config(store, tmp_path, "optim.weight_decay=0.5", "optim.betas=[0.5, 0.6]")
+    config = tiny_config(store, tmp_path, "optim.weight_decay=0.5", "optim.betas=[0.5, 0.6]")
     path = whole_run / "checkpoints/step-00000020"
     run = Pretraining(config, open_store(str(store)), World(torch.device("cpu")), path)
     decay, keep = run.optimizer.param_groups
@@ -402,7 +237,7 @@ def test_resumed_run_takes_its_own_settings_of_the_optimiser(store, whole_run, t
 
 
 def test_checkpoint_of_another_model_is_refused(store, whole_run, tmp_path):
-    config = _config(store, tmp_path, "model.layout=THW")
+    config = tiny_config(store, tmp_path, "model.layout=THW")
     with pytest.raises(UsageError, match="does not fit this configuration"):
         pretrain(config, resume=str(whole_run / "checkpoints/step-00000020"))
 
@@ -410,4 +245,4 @@ def test_checkpoint_of_another_model_is_refused(store, whole_run, tmp_path):
 def test_going_back_before_later_checkpoints_is_refused(store, whole_run):
     earlier, _, newest = list_checkpoints(whole_run / "checkpoints")
     with pytest.raises(UsageError, match=f"{newest} is later than {earlier}: remove it"):
-        pretrain(_config(store, whole_run), resume=str(earlier))
+        pretrain(tiny_config(store, whole_run), resume=str(earlier))

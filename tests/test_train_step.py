@@ -20,17 +20,10 @@ from vimpac.train.overrides import load_config
 from vimpac.train.step import PretrainStep, expected_ratio, max_masked
 from vimpac_kernels import mask_tokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GRID = (2, 4, 4)
 SETTINGS = ("batch.videos=4", "batch.contrastive=4", "batch.micro=2", "precision=fp32")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny tensors: a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _encode(layout: str, cls: str, activation_checkpointing: bool) -> tuple[list, int]:

@@ -1,0 +1,65 @@
+"""Small pre-training runs for the tests, in this process and in others."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from vimpac.data.layout import StoreMeta
+from vimpac.data.store import TokenStoreWriter
+from vimpac.train.config import PretrainConfig
+from vimpac.train.logging import read_log
+from vimpac.train.overrides import load_config
+
+SETTINGS = (
+    "model.dropout=0.1",
+    "clips.frames=2",
+    "batch.videos=8",
+    "batch.contrastive=4",
+    "batch.micro=2",
+    "optim.steps=20",
+    "run.log_every=1",
+    "run.save_every=5",
+    "run.tensorboard=false",
+    "device=cpu",
+)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def make_store(path: Path, height: int = 4, frames: int = 6) -> Path:
+    """Sixteen videos, each with its own ten ids, in two variants."""
+    rng = np.random.default_rng(0)
+    meta = StoreMeta("patch", 8192, height, 4, fps=2.0, variants=("a", "b"))
+    with TokenStoreWriter(path, meta) as writer:
+        for video in range(16):
+            writer.add(str(video), 100 * video + rng.integers(0, 10, (2, frames, height, 4)))
+        writer.finish()
+    return path
+
+
+def tiny_config(store: Path, out: Path, *more: str) -> PretrainConfig:
+    """The configuration of a run of seconds, with `more` settings."""
+    return load_config(PretrainConfig, "tiny", [*SETTINGS, f"data={store}", f"out={out}", *more])
+
+
+def program(store: Path, out: Path, *more: str) -> list[str]:
+    """The command that makes the same run in a process of its own."""
+    words = ["pretrain", "--config", "tiny", *SETTINGS, f"data={store}", f"out={out}", *more]
+    return [sys.executable, "-m", "vimpac", *words]
+
+
+def start_process(*command: str) -> subprocess.Popen:
+    """Starts a command with one thread, keeping what it says."""
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(process: subprocess.Popen, log: Path, steps: int) -> None:
+    """Until so many steps stand in the log, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and len(read_log(log)) >= steps:
+            break
+        time.sleep(0.005)
