@@ -118,9 +118,14 @@ def _check(
         raise ValueError(f"strategy {strategy!r} needs a ratio in [0, 1]")
     if ratio is not None and not 0 <= ratio <= 1:
         raise ValueError(f"ratio must be in [0, 1], got {ratio}")
-    max_block = max_block or (max(1, 2 * T // 3), max(1, H // 2), max(1, W // 2))
-    if any(not 1 <= b <= size for b, size in zip(max_block, (T, H, W), strict=True)):
-        raise ValueError(f"max_block must be within 1 and the grid {(T, H, W)}, got {max_block}")
+    if max_block is None:
+        max_block = (max(1, 2 * T // 3), max(1, H // 2), max(1, W // 2))
+    if len(max_block) != 3 or any(
+        not 1 <= b <= size for b, size in zip(max_block, (T, H, W), strict=True)
+    ):
+        raise ValueError(
+            f"max_block must be three sizes within 1 and the grid {(T, H, W)}, got {max_block}"
+        )
     if noise_unit not in ("token", "block"):
         raise ValueError(f"noise_unit must be 'token' or 'block', got {noise_unit!r}")
     if noise is not None:
