@@ -1,7 +1,8 @@
-"""SIGTERM and SIGINT end a run after the step in hand; where one process runs, a second at once.
+"""How a run ends before its time: by a signal, or by an error that a user can do something about.
 
-Many processes get more than one, from the terminal or SLURM and again from torchrun, which also
-ends the slow ones: it kills what still runs after half a minute.
+SIGTERM and SIGINT end it after the step in hand; where one process runs, a second at once. Many
+processes get more than one, from the terminal or SLURM and again from torchrun, which also ends
+the slow ones: it kills what still runs after half a minute.
 """
 
 from __future__ import annotations
@@ -10,8 +11,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 from vimpac.errors import VimpacError
+from vimpac.train.checkpoint import list_checkpoints
+from vimpac.train.distributed import lost_contact
 
 
 class Interrupted(VimpacError):
@@ -52,3 +58,30 @@ def catch_signals(*, only_first: bool) -> Iterator[Callable[[], int]]:
         yield lambda: caught[0]
     finally:
         restore()
+
+
+def explain(error: RuntimeError, rank: int, done: int, folder: Path) -> str:
+    """What a user can do about an error of PyTorch.
+
+    Args:
+        error: The error.
+        rank: The process that met it.
+        done: Updates done.
+        folder: The directory of the checkpoints.
+
+    Returns:
+        One line, or nothing where it is not known.
+    """
+    line = str(error).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"lower batch.micro or set activation_checkpointing=true: {line}"
+    if "DataLoader worker" in line:
+        return f"a data-loading process died; if memory ran out, lower clips.workers: {line}"
+    if not lost_contact(error):
+        return ""
+    found = list_checkpoints(folder)  # the main process may have died
+    last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    return (
+        f"process {rank} lost contact with another one after step {done}, "
+        f"which died or hangs; {last}, --resume auto continues ({line})"
+    )

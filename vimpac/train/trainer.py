@@ -31,14 +31,14 @@ from vimpac.model import Vimpac
 from vimpac.train import checkpoint as ckpt
 from vimpac.train.batches import make_loader, open_store, read
 from vimpac.train.config import PretrainConfig
-from vimpac.train.distributed import World, join_world, lost_contact
+from vimpac.train.distributed import World, join_world
 from vimpac.train.graph import Graphed
 from vimpac.train.logging import RunLog
 from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import to_yaml
 from vimpac.train.parallel import load_whole, whole
 from vimpac.train.step import METRICS, PretrainStep
-from vimpac.train.stopping import Interrupted, catch_signals
+from vimpac.train.stopping import Interrupted, catch_signals, explain
 
 STOP = 1  # what `stop` asks for, among the numbers of signals
 
@@ -157,7 +157,8 @@ class Pretraining:
             try:
                 return self._train(batches, log, lambda: max(STOP * stop(), caught()))
             except RuntimeError as error:
-                if not (reason := self._explain(error)):
+                reason = explain(error, self.world.rank, self.done, self.out / "checkpoints")
+                if not reason:
                     raise
                 raise VimpacError(reason) from error
 
@@ -239,22 +240,6 @@ class Pretraining:
             f"{self.config.model.name} {self.config.model.layout}, {parameters:,} parameters, "
             f"grid {'x'.join(map(str, self.grid))}, {self.sampler.num_videos} videos, "
             f"{self.steps} steps on {self.world.size} x {self.world.device.type}, {begin}"
-        )
-
-    def _explain(self, error: RuntimeError) -> str:
-        """What a user can do about an error of PyTorch; empty where that is not known."""
-        line = str(error).splitlines()[0]
-        if isinstance(error, torch.OutOfMemoryError):
-            return f"lower batch.micro or set activation_checkpointing=true: {line}"
-        if "DataLoader worker" in line:
-            return f"a data-loading process died; if memory ran out, lower clips.workers: {line}"
-        if not lost_contact(error):
-            return ""
-        found = ckpt.list_checkpoints(self.out / "checkpoints")  # the main process may have died
-        last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-        return (
-            f"process {self.world.rank} lost contact with another one after step {self.done}, "
-            f"which died or hangs; {last}, --resume auto continues ({line})"
         )
 
     def _save(self) -> Path:
