@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,20 @@ from vimpac.data.variants import parse_variants
 from vimpac.train.config import FinetuneConfig, PretrainConfig
 from vimpac.train.finetune import Finetuning, finetune, fit_linear, load_encoder
 from vimpac.train.labels import Split
-from vimpac.train.logging import RunLog
+from vimpac.train.logging import RunLog, read_log
 from vimpac.train.optim import lr_at
 from vimpac.train.overrides import load_config
 from vimpac.train.trainer import pretrain
+from vimpac.train.views import EvenClips
 
-SETTINGS = ("clips.frames=2", "precision=fp32", "device=cpu", "test_clips=3", "batch=8")
+SETTINGS = (
+    "clips.frames=2",
+    "clips.workers=0",
+    "precision=fp32",
+    "device=cpu",
+    "test_clips=3",
+    "batch=8",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +116,13 @@ def test_finetuning_learns_and_moves_the_encoder(store, checkpoint, labels, tmp_
         saved["encoder.layers.0.mlp.up.weight"], before["layers.0.mlp.up.weight"]
     )
     assert result.checkpoint.name == "step-00000030"
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    assert [record["step"] for record in records] == [*range(4, 30, 4), 30]
+    assert [record["lr"] for record in records] == [
+        lr_at(record["step"] - 1, 30, config.optim) for record in records
+    ]
+    assert records[-1]["accuracy"] == 1.0 > records[0]["accuracy"]
+    assert [*(tmp_path / "run" / "tensorboard").iterdir()]
 
 
 def _begin(store: Path, labels: Path, *more: str) -> Finetuning:
@@ -139,9 +155,20 @@ def test_training_reads_the_clips_of_the_settings_with_their_classes(store, labe
     assert classes.tolist() == [1 - video % 2 for _, video in keys]
 
 
+def test_clips_do_not_depend_on_the_workers(store, labels):
+    drawn, judged = [], []
+    for workers in (0, 2):
+        run = _begin(store, labels, f"clips.workers={workers}", "clips.prefetch=1")
+        with closing(run._train_batches()) as batches:
+            drawn.append([*itertools.islice(batches, 3)])
+        judged.append(run._over_views(run.splits["test"], lambda clips: clips))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
+    assert torch.equal(*judged) and judged[0].shape == (4, 3, 2, 4, 4)
+
+
 def test_test_clips_are_evenly_spaced_and_padded_at_their_end(store, labels):
     run = _begin(store, labels, "clips.frame_stride=2", "clips.variant=1")  # 3 frames from 1 to 2
-    (clips,) = run._test_clips(Split([11, 0], [0, 0]))
+    clips = torch.cat([*EvenClips(run.store, run.config, Split([11, 0], [0, 0]))])
     frames = torch.from_numpy(run.store.read(11, 0, 6, 1).astype(np.int32))
     assert torch.equal(clips[:3], torch.stack([frames[s : s + 3 : 2] for s in (0, 2, 3)]))
     short = torch.from_numpy(run.store.read(0, 0, 1, 1).astype(np.int32))
@@ -220,6 +247,8 @@ def test_wrong_labels_are_one_line(store, checkpoint, tmp_path, capsys, change, 
         (["data="], "data= is missing"),
         (["test_clips=0"], "test_clips=0 must be positive"),
         (["mask.blocks=3"], "unknown key 'mask.blocks'"),
+        (["clips.max_distance=3"], "unknown key 'clips.max_distance'"),
+        (["run.save_every=3"], "unknown key 'run.save_every'"),
     ],
 )
 def test_wrong_setting_is_one_line(store, checkpoint, labels, tmp_path, capsys, words, message):
@@ -262,6 +291,6 @@ def test_three_crops_are_tested_and_no_flip(checkpoint, tmp_path):
     labels = _write(tmp_path, ["video,class,split", "a,x,train", "b,x,test"])
     config = _config(tmp_path / "s", labels, tmp_path / "run", "test_clips=2")
     run = Finetuning(config, load_encoder(checkpoint), torch.device("cpu"))
-    (clips,) = run._test_clips(run.splits["test"])
+    (clips,) = EvenClips(run.store, run.config, run.splits["test"])
     views = [names[view] for view in clips[:, 0, 0, 0]]
     assert views == [f"1x-{crop}" for crop in ("topleft", "center", "bottomright") for _ in (0, 1)]

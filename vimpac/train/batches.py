@@ -1,20 +1,19 @@
-"""What a run reads: the token store, and micro-batches of it in the order of the sampler."""
+"""What a run reads: the token store, and batches of it in the order of a sampler."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from vimpac.data.clips import ClipDataset
-from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.presets import NUM_TOKENS, PAD_TOKEN
-from vimpac.train.config import PretrainConfig
+from vimpac.train.config import ClipConfig, PretrainConfig
 
 
 def open_store(path: str, variant: int | None = None) -> TokenStore:
@@ -47,27 +46,10 @@ def open_store(path: str, variant: int | None = None) -> TokenStore:
     return store
 
 
-def make_loader(
-    store: TokenStore,
-    sampler: ResumableSampler,
-    config: PretrainConfig,
-    micro: int,
-    device: torch.device,
-) -> DataLoader:
-    """Micro-batches (micro, 2, T, H, W) of two clips per video, without end, in pinned memory.
-
-    Args:
-        store: The videos.
-        sampler: Their order.
-        config: The run.
-        micro: Videos of a micro-batch.
-        device: Where they will go.
-
-    Returns:
-        The loader.
-    """
+def clip_pairs(store: TokenStore, config: PretrainConfig) -> ClipDataset:
+    """The two clips (2, T, H, W) that pre-training draws of a video."""
     clips = config.clips
-    dataset = ClipDataset(
+    return ClipDataset(
         store,
         num_frames=clips.frames,
         frame_stride=clips.frame_stride,
@@ -76,9 +58,26 @@ def make_loader(
         pad_token=PAD_TOKEN,
         seed=config.seed,
     )
+
+
+def make_loader(
+    dataset: Dataset, sampler: Iterable, batch: int, clips: ClipConfig, device: torch.device
+) -> DataLoader:
+    """Batches of a dataset, in pinned memory where they go to a GPU.
+
+    Args:
+        dataset: What is read.
+        sampler: The indices, in order.
+        batch: Samples of a batch.
+        clips: How many processes read, and how far ahead.
+        device: Where the batches will go.
+
+    Returns:
+        The loader.
+    """
     return DataLoader(
         dataset,
-        batch_size=micro,
+        batch_size=batch,
         sampler=sampler,
         num_workers=clips.workers,
         prefetch_factor=clips.prefetch if clips.workers else None,
@@ -87,7 +86,7 @@ def make_loader(
     )
 
 
-def read(loader: DataLoader) -> Generator[Tensor, None, None]:
+def read(loader: DataLoader) -> Generator[Any, None, None]:
     """The loader's batches; what a worker finds wrong is one line, as it is without workers.
 
     Close it: workers outlive the signal by which Python would end those that are left at its exit.

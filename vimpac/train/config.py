@@ -26,10 +26,16 @@ class ClipConfig:
 
     frames: int = 5  # T
     frame_stride: int = 1  # stored frames from one frame of a clip to the next
-    max_distance: float | None = None  # seconds between the two starts; null: unbounded
     variant: int | None = None  # which stored variant; null: drawn per sample
     workers: int = 2  # data-loading processes per rank; 0: load in the training process
     prefetch: int = 4  # micro-batches that each worker keeps ready
+
+
+@dataclasses.dataclass
+class PairConfig(ClipConfig):
+    """What is read where two clips of a video meet."""
+
+    max_distance: float | None = None  # seconds between the two starts; null: unbounded
 
 
 @dataclasses.dataclass
@@ -75,13 +81,19 @@ class LossConfig:
 
 
 @dataclasses.dataclass
-class RunConfig:
-    """Bookkeeping; a checkpoint is also written after the last step."""
+class LogConfig:
+    """What a run tells while it goes."""
 
     log_every: int = 10  # steps between lines of the log; the only host synchronisation
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass
+class RunConfig(LogConfig):
+    """Bookkeeping of a run that can be continued; its last step is always saved."""
+
     save_every: int = 500  # steps between checkpoints
     keep: int = 3  # newest checkpoints that are kept
-    tensorboard: bool = True
     timeout: float = 300.0  # seconds after which a process that others wait for counts as dead
 
 
@@ -99,7 +111,7 @@ class PretrainConfig:
     graph: bool = False  # replay CUDA graphs: pays where launching takes longer than computing
     activation_checkpointing: bool = False  # keep a layer's input only, run it again in backward
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    clips: PairConfig = dataclasses.field(default_factory=PairConfig)
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -120,7 +132,7 @@ class PretrainConfig:
             self,
             "batch.videos batch.contrastive batch.micro loss.temperature run.save_every run.keep "
             "run.timeout",
-            "loss.alpha mask.blocks",
+            "loss.alpha mask.blocks clips.max_distance",
             "mask.ratio mask.noise",
         )
         mask, batch = self.mask, self.batch
@@ -178,7 +190,7 @@ class FinetuneConfig:
             lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01, epochs=50.0
         )
     )
-    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    run: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def check(self) -> None:
         """Finds the values that no type rules out.
@@ -198,7 +210,7 @@ def _check_ranges(
     """Checks the numbers at the given keys, and those that every command has."""
     positive += " clips.frames clips.frame_stride clips.prefetch"
     positive += " optim.lr optim.epochs optim.steps run.log_every"
-    not_negative += " clips.workers clips.variant clips.max_distance"
+    not_negative += " clips.workers clips.variant"
     not_negative += " optim.weight_decay optim.eps optim.clip"
     rules: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         (positive, lambda x: x > 0, "be positive"),

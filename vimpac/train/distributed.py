@@ -54,7 +54,7 @@ class World:
 
 
 @contextmanager
-def join_world(device: str, timeout: float) -> Iterator[World]:
+def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
     """Joins the processes that torchrun started, if it did, and leaves them at the end.
 
     Args:

@@ -12,31 +12,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Iterator
-from itertools import islice, product
+from collections.abc import Callable, Generator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
 from vimpac.encoder import VideoTokenEncoder
 from vimpac.errors import UsageError, VimpacError
 from vimpac.heads import VideoClassifier
-from vimpac.presets import PAD_TOKEN, preset
+from vimpac.presets import preset
 from vimpac.saved import SETTINGS, load_model
 from vimpac.train import checkpoint as ckpt
-from vimpac.train.batches import open_store
+from vimpac.train.batches import make_loader, open_store, read
 from vimpac.train.config import FinetuneConfig, PretrainConfig
 from vimpac.train.distributed import join_world
 from vimpac.train.labels import Split, read_labels
 from vimpac.train.logging import RunLog
 from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import load_config, to_yaml
+from vimpac.train.views import EvenClips, RandomClips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +69,18 @@ def finetune(
     out = Path(config.out)
     if ckpt.list_checkpoints(out / "checkpoints"):
         raise UsageError(f"{out} has a checkpoint already: give another out=")
-    with join_world(config.device, config.run.timeout) as world:
+    with join_world(config.device) as world:
         if world.size > 1:
             raise UsageError("a classifier is trained in one process: start it without torchrun")
         run = Finetuning(config, load_encoder(Path(checkpoint)), world.device)
         out.mkdir(parents=True, exist_ok=True)
         with RunLog(
-            out, steps=run.steps, done=0, active=world.is_main, tensorboard=False, quiet=quiet
+            out,
+            steps=run.steps,
+            done=0,
+            active=True,
+            tensorboard=config.run.tensorboard and not probe,
+            quiet=quiet,
         ) as log:
             if probe:
                 run.fit_probe()
@@ -141,13 +145,9 @@ class Finetuning:
         self.config, self.device = config, device
         self.store = open_store(config.data, config.clips.variant)
         self.classes, self.splits = read_labels(config.labels, self.store)
-        self.span = (config.clips.frames - 1) * config.clips.frame_stride + 1
-        self.has_padding = int(self.store.frames.min()) < self.span
+        span = (config.clips.frames - 1) * config.clips.frame_stride + 1
+        self.has_padding = int(self.store.frames.min()) < span
         meta = self.store.meta
-        chosen = config.clips.variant
-        crops = [i for i, name in enumerate(meta.variants) if re.fullmatch(r"1x-[a-z]+", name)]
-        self.test_variants = (crops or [0]) if chosen is None else [chosen]
-        self.views = config.test_clips * len(self.test_variants)
         encoder.positions.resize_((config.clips.frames, meta.height, meta.width), None)
         torch.manual_seed(config.seed)
         self.model = VideoClassifier(encoder, len(self.classes)).to(device)
@@ -159,29 +159,33 @@ class Finetuning:
         optim, every = self.config.optim, self.config.run.log_every
         self.model.train()
         optimizer = make_optimizer(self.model, optim)
-        losses: list[Tensor] = []
-        for step, (clips, labels) in enumerate(islice(self._train_batches(), self.steps), 1):
-            loss = F.cross_entropy(self._logits(clips), labels.to(self.device))
-            loss.backward()
-            lr = lr_at(step - 1, self.steps, optim)
-            update(self.model, optimizer, optim, torch.full((), lr, device=self.device))
-            losses.append(loss.detach())
-            log.step(step)
-            if step % every == 0 or step == self.steps:
-                mean = torch.stack(losses).mean().item()
-                losses.clear()
-                if not math.isfinite(mean):
-                    raise VimpacError(f"the loss is not finite by step {step}: lower optim.lr")
-                log.record({"step": step, "loss": mean})
+        metrics: list[Tensor] = []  # (2,) per step since the last record
+        with closing(self._train_batches()) as batches:
+            for step, (clips, classes) in enumerate(islice(batches, self.steps), 1):
+                classes = classes.to(self.device, non_blocking=True)
+                logits = self._logits(clips)
+                loss = F.cross_entropy(logits, classes)
+                loss.backward()
+                lr = lr_at(step - 1, self.steps, optim)
+                update(self.model, optimizer, optim, torch.full((), lr, device=self.device))
+                right = (logits.argmax(-1) == classes).float().mean()
+                metrics.append(torch.stack((loss.detach(), right)))
+                log.step(step)
+                if step % every == 0 or step == self.steps:
+                    mean, accuracy = torch.stack(metrics).mean(0).tolist()
+                    metrics.clear()
+                    if not math.isfinite(mean):
+                        raise VimpacError(f"the loss is not finite by step {step}: lower optim.lr")
+                    log.record({"step": step, "loss": mean, "accuracy": accuracy, "lr": lr})
 
     @torch.no_grad()
     def fit_probe(self) -> None:
         """Fits the classifier to the frozen encoder's [CLS] of the training videos."""
         classifier, split = self.model.eval().classifier, self.splits["train"]
-        features = torch.cat([self._cls(clips).cpu() for clips in self._test_clips(split)])
-        labels = torch.tensor(split.classes).repeat_interleave(self.views)
+        features = self._over_views(split, self._cls)
+        labels = torch.tensor(split.classes).repeat_interleave(features.shape[1])
         decay = self.config.optim.weight_decay
-        weight, bias = fit_linear(features, labels, len(self.classes), decay)
+        weight, bias = fit_linear(features.flatten(0, 1), labels, len(self.classes), decay)
         classifier.weight.copy_(weight)
         classifier.bias.copy_(bias)
 
@@ -190,8 +194,7 @@ class Finetuning:
         """Accuracy over the clips and over the videos of the test split."""
         self.model.eval()
         split = self.splits["test"]
-        logits = torch.cat([self._logits(clips).cpu() for clips in self._test_clips(split)])
-        probabilities = logits.softmax(-1).unflatten(0, (-1, self.views))
+        probabilities = self._over_views(split, self._logits).softmax(-1)
         labels = torch.tensor(split.classes)
         clips = (probabilities.argmax(-1) == labels[:, None]).float().mean()
         videos = (probabilities.mean(1).argmax(-1) == labels).float().mean()
@@ -201,50 +204,30 @@ class Finetuning:
         """(B, T, H, W) -> (B, D) fp32."""
         enabled = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            cls = self.model.encoder.cls(clips.to(self.device), has_padding=self.has_padding)
+            cls = self.model.encoder.cls(
+                clips.to(self.device, non_blocking=True), has_padding=self.has_padding
+            )
         return cls.float()
 
     def _logits(self, clips: Tensor) -> Tensor:
         """(B, T, H, W) -> (B, classes) fp32."""
         return self.model.classifier(self._cls(clips))
 
-    def _train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _train_batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Random clips (B, T, H, W) and their classes (B,), without end."""
         config, split = self.config, self.splits["train"]
-        dataset = ClipDataset(
-            self.store,
-            num_frames=config.clips.frames,
-            clips_per_video=1,
-            frame_stride=config.clips.frame_stride,
-            variant=config.clips.variant,
-            seed=config.seed,
-        )
         sampler = ResumableSampler(len(split.videos), global_batch=config.batch, seed=config.seed)
-        order = iter(sampler)
-        while True:
-            drawn = list(islice(order, config.batch))
-            clips = [dataset[sample, split.videos[i]][0] for sample, i in drawn]
-            yield torch.stack(clips), torch.tensor([split.classes[i] for _, i in drawn])
+        clips = RandomClips(self.store, config, split)
+        return read(make_loader(clips, sampler, config.batch, config.clips, self.device))
 
-    def _test_clips(self, split: Split) -> Iterator[Tensor]:
-        """The views of every video in turn, (videos * views, T, H, W)."""
-        stride, per_batch = (
-            self.config.clips.frame_stride,
-            math.ceil(self.config.batch / self.views),
-        )
-        for i in range(0, len(split.videos), per_batch):
-            clips = []
-            for video, variant in product(split.videos[i : i + per_batch], self.test_variants):
-                tokens = self.store.read(video, 0, self.store.num_frames(video), variant)
-                missing = max(self.span - len(tokens), 0)
-                tokens = np.pad(
-                    tokens.astype(np.int32),
-                    ((0, missing), (0, 0), (0, 0)),
-                    constant_values=PAD_TOKEN,
-                )
-                starts = np.linspace(0, len(tokens) - self.span, self.config.test_clips)
-                clips += [tokens[s : s + self.span : stride] for s in starts.round().astype(int)]
-            yield torch.from_numpy(np.stack(clips))
+    def _over_views(self, split: Split, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """`function` of every view of every video in turn, (videos, views, ...) on the CPU."""
+        views = EvenClips(self.store, self.config, split)
+        per_batch = math.ceil(self.config.batch / views.views)
+        loader = make_loader(views, range(len(views)), per_batch, self.config.clips, self.device)
+        with closing(read(loader)) as batches:
+            results = [function(clips.flatten(0, 1)).cpu() for clips in batches]
+        return torch.cat(results).unflatten(0, (-1, views.views))
 
 
 def fit_linear(

@@ -14,6 +14,7 @@ LOG = "log.jsonl"
 # name in the record: (title, format) in the terminal
 COLUMNS = {
     "loss": ("loss", ".3f"),
+    "accuracy": ("accuracy", ".1%"),
     "mask_accuracy": ("mask acc", ".1%"),
     "cl_loss": ("CL", ".3f"),
     "lr": ("lr", ".1e"),

@@ -29,7 +29,7 @@ from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.model import Vimpac
 from vimpac.train import checkpoint as ckpt
-from vimpac.train.batches import make_loader, open_store, read
+from vimpac.train.batches import clip_pairs, make_loader, open_store, read
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World, join_world
 from vimpac.train.graph import Graphed
@@ -136,7 +136,8 @@ class Pretraining:
             load_whole(self.optimizer, loaded)
         make_update = partial(update, self.model, self.optimizer, config.optim)
         self.update = Graphed(make_update) if config.graph else make_update
-        self.loader = make_loader(store, self.sampler, config, self.step.micro, world.device)
+        pairs = clip_pairs(store, config)
+        self.loader = make_loader(pairs, self.sampler, self.step.micro, config.clips, world.device)
 
     def run(self, stop: Callable[[], bool], quiet: bool) -> Result:
         """Trains to the end; see `pretrain`."""
