@@ -1,11 +1,13 @@
-"""The log of a run holds every step once, whatever stops the run."""
+"""The log of a run holds every step once, whatever stops the run, and says what is odd in it."""
 
 import json
 from pathlib import Path
 
 import pytest
+from runs import make_store, tiny_config
 
 from vimpac.train.logging import LOG, RunLog, read_log
+from vimpac.train.trainer import pretrain
 
 
 def _log(out: Path, done: int) -> RunLog:
@@ -43,3 +45,16 @@ def test_kill_while_resuming_leaves_the_log_as_it_was(tmp_path, monkeypatch):
 def test_line_cut_off_by_a_kill_is_dropped(tmp_path):
     (tmp_path / LOG).write_text('{"step": 1}\n{"ste')
     assert read_log(tmp_path / LOG) == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    ("contrastive", "alpha", "warns"), [(16, 1, False), (32, 1, True), (32, 0, False)]
+)
+def test_videos_that_meet_themselves_as_negatives_are_said(
+    tmp_path, capsys, contrastive, alpha, warns
+):
+    words = ("optim.steps=1", f"loss.alpha={alpha}", "batch.micro=16")
+    words += ("batch.videos=32", f"batch.contrastive={contrastive}")
+    pretrain(tiny_config(make_store(tmp_path / "store"), tmp_path / "run", *words))
+    said = "warning: batch.contrastive=32 of 16 videos" in capsys.readouterr().err
+    assert said == warns

@@ -155,6 +155,12 @@ class Pretraining:
         signals = catch_signals(only_first=self.world.size == 1)
         with log, signals as caught, closing(read(self.loader)) as batches:
             log.say(self._headline())
+            videos, rivals = self.sampler.num_videos, self.config.batch.contrastive
+            if self.config.loss.alpha and videos < rivals:
+                log.say(
+                    f"warning: batch.contrastive={rivals} of {videos} videos tells clips of one "
+                    "video apart: lower it, or give more videos"
+                )
             try:
                 return self._train(batches, log, lambda: max(STOP * stop(), caught()))
             except RuntimeError as error:
