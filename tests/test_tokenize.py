@@ -21,6 +21,7 @@ from vimpac.data.sample_videos import sample_videos
 from vimpac.data.store import TokenStore
 from vimpac.data.tokenize import TokenizeSettings, tokenize_video, tokenize_videos
 from vimpac.data.variants import parse_variants
+from vimpac.errors import VimpacError
 
 SETTINGS = TokenizeSettings(size=32)
 
@@ -68,6 +69,22 @@ def test_workers_do_not_change_the_store(folder, tmp_path):
     for workers in (1, 2):
         tokenize_videos(videos, tmp_path / str(workers), SETTINGS, workers=workers)
     assert _content(tmp_path / "1") == _content(tmp_path / "2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [([], 4), (["--device=cuda"], 2), (["--device=cuda", "--workers=3"], 3)]
+)
+def test_workers_are_one_per_cpu_and_few_on_a_gpu(folder, monkeypatch, flags, expected):
+    seen = []
+
+    def note(*args: object, workers: int, **more: object) -> None:
+        seen.append(workers)
+        raise VimpacError
+
+    monkeypatch.setattr("vimpac.data.tokenize.tokenize_videos", note)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert main(["tokenize", str(folder), "--out", "unused", *flags]) == 1
+    assert seen == [expected]
 
 
 def test_twelve_variants_of_a_real_clip(tmp_path):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # optional at run time
     from rich.console import Console
     from rich.progress import Progress
 
+GPU_WORKERS = 2  # one decodes while the other encodes; each holds the weights once more
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declares the command."""
@@ -42,7 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="pretrain (centre crop), finetune (12: 2 scales x 3 crops x flip), "
         "finetune-noflip (6), or names such as 1.25x-topleft-flip,1x-center",
     )
-    parser.add_argument("--workers", default=os.cpu_count() or 1, type=int, help="processes")
+    parser.add_argument(
+        "--workers",
+        default=argparse.SUPPRESS,  # depends on the device
+        type=int,
+        help="processes, each with a tokenizer of its own (default: one per CPU, "
+        f"but at most {GPU_WORKERS} where the tokenizer computes on a GPU)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
                 console.print(f"skipped {problem}", markup=False)
             progress.update(task, completed=done)
 
-        workers = min(args.workers, len(videos))
+        workers = min(_workers(args), len(videos))
         store = tokenize_videos(videos, args.out, settings, workers=workers, report=report)
     frames = int(store.frames.sum())
     print(f"{args.out}: {len(store)} videos, {frames} frames, {frames / store.meta.fps:.0f} s")
@@ -84,6 +92,13 @@ def run(args: argparse.Namespace) -> int:
         for name, reason in store.skipped:
             print(f"  {name}: {reason}", file=sys.stderr)
     return 0
+
+
+def _workers(args: argparse.Namespace) -> int:
+    """How many processes work."""
+    cpus = os.cpu_count() or 1
+    default = cpus if args.device == "cpu" else min(cpus, GPU_WORKERS)
+    return getattr(args, "workers", default)
 
 
 def _progress(console: Console) -> Progress:
