@@ -45,19 +45,39 @@ def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
     assert len(guarded) == 7  # three ops forward and backward, and mask_tokens
 
 
-@pytest.mark.parametrize(
-    "op", ["axial_attention", "dropout_add_layer_norm", "linear_cross_entropy"]
-)
+def _axial_attention(x: Tensor) -> Tensor:
+    return axial_attention(x[:, :12].view(1, 5, 3, 1, 4), (1, 1, 5))
+
+
+def _dropout_add_layer_norm(x: Tensor) -> Tensor:
+    return dropout_add_layer_norm(x, x, x[0], x[0])
+
+
+def _linear_cross_entropy(x: Tensor) -> Tensor:
+    return linear_cross_entropy(x, x, torch.arange(5))
+
+
+DIFFERENTIABLE = [_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy]
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_second_derivatives_are_refused(op):
     """Also where the incoming gradient is a constant, and a penalty would lose its terms."""
-    x, weight = torch.randn(5, 16, requires_grad=True), torch.randn(16)
-    y = {
-        "axial_attention": lambda: axial_attention(x[:, :12].view(1, 5, 3, 1, 4), (1, 1, 5)),
-        "dropout_add_layer_norm": lambda: dropout_add_layer_norm(x, x, weight, weight),
-        "linear_cross_entropy": lambda: linear_cross_entropy(x, x, torch.arange(5)),
-    }[op]()
-    with pytest.raises(RuntimeError, match=f"{op}: .* use impl='reference'"):
-        torch.autograd.grad(y.sum(), x, create_graph=True)
+    x = torch.randn(5, 16, requires_grad=True)
+    with pytest.raises(RuntimeError, match=f"{op.__name__[1:]}: .* use impl='reference'"):
+        torch.autograd.grad(op(x).sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_forward_mode_is_refused(op):
+    """Where no gradient is wanted, too: the bare operators would return a tangent of zero."""
+    x, tangent = torch.randn(2, 5, 16).unbind()
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.func.jvp(op, (x,), (tangent,))
+    with torch.autograd.forward_ad.dual_level():
+        assert op(x).isfinite().all()
+        with pytest.raises(NotImplementedError, match="jvp"):
+            op(torch.autograd.forward_ad.make_dual(x, tangent))
 
 
 def test_graphs_serve_every_batch_and_grid():

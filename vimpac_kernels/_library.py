@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")  # in the order of preference
 OLDEST_GPU = (8, 0)  # compute capability for which kernels are built, by Triton too
@@ -201,6 +203,17 @@ def define(name: str, schema: str, run: Callable, fake: Callable) -> Callable:
     _LIBRARY.impl(name, run_on_device, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vimpac_kernels::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.vimpac_kernels, name).default
+
+
+def needs_autograd(*tensors: Tensor | None) -> bool:
+    """Whether a call goes through its autograd.Function; else it keeps nothing for a backward.
+
+    Under forward-mode AD it always does: having no jvp, the Function refuses a dual tensor, whose
+    tangent the bare operator would lose without a word (and does in a compiled graph).
+    """
+    return forward_ad._current_level >= 0 or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    )
 
 
 def refuse_second_order(op: str) -> None:

@@ -96,7 +96,7 @@ def axial_attention(
             qkv, plan.grid, axes, key_padding_mask=key_padding_mask, dropout_p=dropout_p,
             scale=plan.scale, seed=0 if key is None else key,
         )  # fmt: skip
-    if torch.is_grad_enabled() and qkv.requires_grad:
+    if _library.needs_autograd(qkv):
         return _AxialAttention.apply(qkv, key_padding_mask, key, plan, chosen)
     return _axial_attention_fwd(qkv, key_padding_mask, key, *plan.arguments(), chosen)
 

@@ -76,7 +76,7 @@ def dropout_add_layer_norm(
             prenorm=prenorm, seed=key,
         )  # fmt: skip
     tensors = (x, residual, weight, bias, linear_bias, key)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if _library.needs_autograd(*tensors):
         y, total = _DropoutAddLayerNorm.apply(*tensors, dropout_p, eps, prenorm, chosen)
     else:
         y, total, *_ = _fwd(*tensors, dropout_p, eps, prenorm, chosen)

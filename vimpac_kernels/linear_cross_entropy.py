@@ -100,9 +100,7 @@ def linear_cross_entropy(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
-    elif torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)
-    ):
+    elif _library.needs_autograd(input, linear_weight, linear_bias):
         result = LinearCrossEntropyOutput(
             *LinearCrossEntropy.apply(*tensors, options, reduction, chosen)
         )
