@@ -232,6 +232,24 @@ def test_bad_databases_are_one_line(tmp_path, capsys, tokens, flags, words):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "flags", "words"),
+    [
+        ("{}", ["--fps", "-1"], "fps=-1.0 of"),
+        ("{}", ["--fps", "nan"], "fps=nan of"),
+        ('{"fps": "two"}', [], "fps=two of"),
+        ('{"fps": 2', [], "args.json is no JSON"),
+        ("[2]", [], "args.json holds no keys"),
+    ],
+)
+def test_bad_rates_and_settings_are_one_line(tmp_path, capsys, settings, flags, words):
+    path = _database(tmp_path / "db", {"v": np.zeros((1, 2, 2))})
+    (path / "args.json").write_text(settings)
+    assert main(["store", "convert", str(path), "--out", str(tmp_path / "store"), *flags]) != 0
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
 def test_directory_without_database_is_named(tmp_path, capsys):
     assert main(["store", "convert", str(tmp_path), "--out", str(tmp_path / "s")]) == 1
     assert "has no data.mdb" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from vimpac.data.layout import StoreMeta
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.variants import Variant
-from vimpac.errors import VimpacError
+from vimpac.errors import UsageError, VimpacError
 
 
 class LmdbTokens:
@@ -47,8 +48,7 @@ class LmdbTokens:
         except lmdb.Error as error:
             raise VimpacError(f"{path} cannot be read ({error}): copy it again") from error
         self.names = [key.decode("utf-8", "surrogateescape") for key in keys]
-        file = path / "args.json"
-        self.settings: dict = json.loads(file.read_text()) if file.is_file() else {}
+        self.settings = _read_settings(path / "args.json")
 
     def read(self, name: str) -> tuple[np.ndarray, int]:
         """Reads one video.
@@ -83,8 +83,20 @@ class LmdbTokens:
             crops = {"top": "topleft", "center": "center", "bottom": "bottomright"}
             crop = crops[self.settings["crop_type"]]
             return str(Variant(shorter / side, crop, bool(self.settings["hflip"])))
-        except KeyError:
+        except (KeyError, TypeError, ZeroDivisionError):
             return self.path.name
+
+
+def _read_settings(file: Path) -> dict:
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VimpacError(f"{file} is no JSON ({error}): copy it again, or remove it") from error
+    if not isinstance(settings, dict):
+        raise VimpacError(f"{file} holds no keys and values: copy it again, or remove it")
+    return settings
 
 
 def convert_lmdb(
@@ -108,12 +120,15 @@ def convert_lmdb(
         The store.
 
     Raises:
+        UsageError: The fps is no positive number.
         VimpacError: A source is damaged, lacks a video, or says no fps.
     """
     databases = [LmdbTokens(path) for path in sources]
-    fps = fps or databases[0].settings.get("fps")
-    if not fps:
+    fps = databases[0].settings.get("fps") if fps is None else fps
+    if fps is None:
         raise VimpacError(f"{sources[0]} has no args.json that says the fps: give --fps")
+    if not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise UsageError(f"fps={fps} of {sources[0]} is no positive number: give another --fps")
     names = databases[0].names
     if not names:
         raise VimpacError(f"{sources[0]} holds no video")
