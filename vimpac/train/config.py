@@ -15,7 +15,7 @@ from vimpac.errors import UsageError
 class ModelConfig:
     """The network: the paper's Table 3."""
 
-    name: str = "small"  # small | base | large_half | tiny
+    name: str = "small"  # small | base | large_half | tiny | 6x768 | 12x512
     layout: str = "T,H|W"  # attention blocks: `,` in sequence, `|` in parallel
     dropout: float = 0.1
 
