@@ -28,8 +28,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        small = parameter.ndim < 2 or "position" in name or name.rpartition(".")[2] == "cls"
-        (keep if small else decay).append(parameter)
+        (keep if parameter.ndim < 2 or "position" in name else decay).append(parameter)
     return [
         {"params": decay, "weight_decay": weight_decay},
         {"params": keep, "weight_decay": 0.0},
