@@ -1,13 +1,14 @@
 """The log of a run holds every step once, whatever stops the run, and says what is odd in it."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from runs import make_store, tiny_config
 
 from vimpac.train.logging import LOG, RunLog, read_log
-from vimpac.train.trainer import pretrain
+from vimpac.train.trainer import Pretraining, pretrain
 
 
 def _log(out: Path, done: int) -> RunLog:
@@ -58,3 +59,21 @@ def test_videos_that_meet_themselves_as_negatives_are_said(
     pretrain(tiny_config(make_store(tmp_path / "store"), tmp_path / "run", *words))
     said = "warning: batch.contrastive=32 of 16 videos" in capsys.readouterr().err
     assert said == warns
+
+
+def test_rate_is_of_the_steps_and_not_of_the_checkpoints(tmp_path, monkeypatch):
+    def save_slowly(run: Pretraining) -> Path:
+        clock[0] += 100
+        return save(run)
+
+    def lr_at(step: int, *_: object) -> float:
+        clock[0] += 2  # seconds of a step
+        return 0.0
+
+    clock, save = [0.0], Pretraining._save
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Pretraining, "_save", save_slowly)
+    monkeypatch.setattr("vimpac.train.trainer.lr_at", lr_at)
+    words = ("optim.steps=4", "run.save_every=2")  # of 8 videos
+    pretrain(tiny_config(make_store(tmp_path / "store"), tmp_path, *words), quiet=True)
+    assert [record["videos_per_s"] for record in read_log(tmp_path / LOG)] == 4 * [4.0]

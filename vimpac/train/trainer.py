@@ -189,9 +189,9 @@ class Pretraining:
                 record["lr"] = lr
                 log.record(record)
                 sums.zero_()
+                if save:
+                    self.path = self._save()
                 since, start, self.wait = self.done, time.perf_counter(), 0.0
-            if save:
-                self.path = self._save()
             if last:
                 break
         assert self.path is not None  # there is a step to do or one that was done
