@@ -60,6 +60,17 @@ def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monke
         assert step == read_log(tmp_path / "log.jsonl")[-1]["step"]
 
 
+def test_signal_in_the_last_step_leaves_a_finished_run(store, tmp_path):
+    def note() -> bool:
+        if len(read_log(tmp_path / "log.jsonl")) == 1:  # in the second step
+            signal.raise_signal(signal.SIGTERM)
+        return False
+
+    config = tiny_config(store, tmp_path, "optim.steps=2")
+    result = pretrain(config, stop=note, quiet=True)
+    assert result.step == 2 and result.checkpoint.name == "step-00000002"
+
+
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     store, tmp_path, monkeypatch, capsys
 ):

@@ -195,7 +195,7 @@ class Pretraining:
             if last:
                 break
         assert self.path is not None  # there is a step to do or one that was done
-        if request > STOP:
+        if request > STOP and self.done < self.steps:
             message = f"after step {self.done}: {self.path} is written, --resume auto continues"
             raise Interrupted(request, message)
         return Result(self.out, self.done, self.path, record)
