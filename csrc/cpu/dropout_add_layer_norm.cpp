@@ -17,18 +17,6 @@ using Args = DropoutAddLayerNorm;
 constexpr uint32_t kStreamResidual = 1u << 24;
 constexpr int64_t kMaxChunks = 64, kMinChunkRows = 16;
 
-// f(i, n) for the vectors of a row of D: n = kWidth but at the end.
-template <class F>
-VIMPAC_INLINE void for_each_vector(int64_t D, const F& f) {
-  int64_t i = 0;
-  for (; i + kWidth <= D; i += kWidth) {
-    f(i, kWidth);
-  }
-  if (i < D) {
-    f(i, static_cast<int>(D - i));
-  }
-}
-
 // Asks for an element of the next row, to be read or written: a row is too short for the processor
 // to see where it goes, and a store that waits for its line holds up those behind it. Inlined,
 // since GCC sees no effect in a function that only fetches and drops calls of it.

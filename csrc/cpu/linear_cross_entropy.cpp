@@ -15,18 +15,6 @@ namespace {
 
 constexpr int64_t kBlockRows = 64;
 
-// f(i, n) for the vectors of a row of V: n = kWidth but at the end.
-template <class F>
-VIMPAC_INLINE void for_each_vector(int64_t V, const F& f) {
-  int64_t i = 0;
-  for (; i + kWidth <= V; i += kWidth) {
-    f(i, kWidth);
-  }
-  if (i < V) {
-    f(i, static_cast<int>(V - i));
-  }
-}
-
 struct RowSums {
   float max, sum_z;
 };

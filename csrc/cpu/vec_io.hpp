@@ -1,6 +1,7 @@
 // Loads and stores between fp32 registers and fp32, bf16 or fp16 memory, at any alignment.
 //   load(p), store(p, x)            kWidth elements of float, Bf16 or Half
 //   load_n(p, n), store_n(p, x, n)  the first n only, 0 <= n <= kWidth; other lanes read as 0
+//   for_each_vector(size, f)        f(i, n) for the vectors of a row: n = kWidth but at its end
 // Narrowing rounds to nearest even; NaN stays NaN.
 #pragma once
 
@@ -100,6 +101,17 @@ VIMPAC_INLINE void store_n(T* p, VecF x, int n) {
   T lanes[kWidth];
   store(lanes, x);
   memcpy(p, lanes, n * sizeof(T));
+}
+
+template <class F>
+VIMPAC_INLINE void for_each_vector(int64_t size, const F& f) {
+  int64_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) {
+    f(i, kWidth);
+  }
+  if (i < size) {
+    f(i, static_cast<int>(size - i));
+  }
 }
 
 } // namespace
