@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vimpac import PAD_TOKEN, VideoClassifier, Vimpac, cli, save_model
+from vimpac import PAD_TOKEN, VideoClassifier, Vimpac, cli, load_classifier, save_model
 from vimpac.data.clips import ClipDataset
 from vimpac.data.layout import StoreMeta
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStoreWriter
 from vimpac.data.variants import parse_variants
+from vimpac.errors import UsageError
+from vimpac.train.classifier import load_encoder
 from vimpac.train.config import FinetuneConfig, PretrainConfig
-from vimpac.train.finetune import Finetuning, finetune, fit_linear, load_encoder
+from vimpac.train.finetune import Finetuning, finetune, fit_linear
 from vimpac.train.labels import Split
 from vimpac.train.logging import RunLog, read_log
 from vimpac.train.optim import lr_at
@@ -35,12 +37,7 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +120,25 @@ def test_finetuning_learns_and_moves_the_encoder(store, checkpoint, labels, tmp_
     ]
     assert records[-1]["accuracy"] == 1.0 > records[0]["accuracy"]
     assert [*(tmp_path / "run" / "tensorboard").iterdir()]
+
+
+def test_classifier_is_rebuilt_from_its_own_files(store, labels, tmp_path):
+    torch.manual_seed(0)
+    settings = dict(layout="T,H,W", norm="pre", cls="paper")  # none of them a default
+    save_model(Vimpac.from_preset("tiny", **settings, grid=(3, 2, 2)), tmp_path / "model")
+    config = _config(store, labels, tmp_path / "run", "optim.steps=2")
+    saved = finetune(config, tmp_path / "model", quiet=True).checkpoint
+    model, classes = load_classifier(saved)
+    encoder = Vimpac.from_preset("tiny", **settings, grid=(2, 4, 4)).encoder
+    expected = VideoClassifier(encoder, 2).eval()
+    expected.load_state_dict(load_file(saved / "model.safetensors"))
+    clips = torch.randint(8192, (3, 2, 4, 4))
+    assert torch.equal(model(clips), expected(clips))
+    assert classes == ["high", "low, even"]
+    again = _config(store, labels, tmp_path / "again")
+    assert finetune(again, saved, probe=True, quiet=True).video_accuracy == 1.0
+    with pytest.raises(UsageError, match="model holds no classifier"):
+        load_classifier(tmp_path / "model")
 
 
 def _begin(store: Path, labels: Path, *more: str) -> Finetuning:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vimpac.presets import MASK_TOKEN, PAD_TOKEN, PRESETS, ModelConfig, preset
     from vimpac.released import export_released, load_released
     from vimpac.saved import load_model, save_model
+    from vimpac.train.classifier import load_classifier
 
 _HOME = {
     "ContrastiveHead": "heads",
@@ -30,6 +31,7 @@ _HOME = {
     "Vimpac": "model",
     "export_released": "released",
     "info_nce": "objective",
+    "load_classifier": "train.classifier",
     "load_model": "saved",
     "load_released": "released",
     "preset": "presets",
@@ -50,6 +52,7 @@ __all__ = [
     "Vimpac",
     "export_released",
     "info_nce",
+    "load_classifier",
     "load_model",
     "load_released",
     "preset",

@@ -162,6 +162,7 @@ class VideoTokenEncoder(nn.Module):
         config: Sizes, layout and options.
 
     Attributes:
+        config: As it was made; `grid` may be another one since.
         activation_checkpointing: Keep only what enters a layer, and run the layer again in
             backward, with the same dropout; gradients are the same bits.
     """
@@ -170,6 +171,7 @@ class VideoTokenEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.width, self.prenorm, self.dropout = config.width, config.norm == "pre", config.dropout
         self.token_embedding = nn.Embedding(EMBEDDING_ROWS, config.width)
         self.cls_token = nn.Parameter(torch.empty(config.width))

@@ -16,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Trains and tests a video classifier on a pre-trained encoder.",
         epilog="example: vimpac finetune runs/a/checkpoints/step-00012000 data=ucf labels=ucf.csv",
     )
-    parser.add_argument("checkpoint", help="of `vimpac pretrain`, or a converted model")
+    parser.add_argument("checkpoint", help="of this or `vimpac pretrain`, or a converted model")
     parser.add_argument("--config", metavar="FILE", help="a YAML file")
     parser.add_argument(
         "--linear-probe", action="store_true", help="train the classifier only, on frozen features"

@@ -6,6 +6,7 @@
 Fine-tuning draws a clip per video and step. A linear probe encodes `test_clips` clips of every
 training video once and fits a logistic regression to their [CLS]. Either is tested on `test_clips`
 evenly spaced clips of every unflipped 1x crop of a video, whose probabilities are averaged.
+`vimpac.load_classifier` reads the result, which can itself be fine-tuned.
 """
 
 from __future__ import annotations
@@ -25,16 +26,15 @@ from vimpac.data.sampler import ResumableSampler
 from vimpac.encoder import VideoTokenEncoder
 from vimpac.errors import UsageError, VimpacError
 from vimpac.heads import VideoClassifier
-from vimpac.presets import preset
-from vimpac.saved import SETTINGS, load_model
 from vimpac.train import checkpoint as ckpt
 from vimpac.train.batches import make_loader, open_store, read
-from vimpac.train.config import FinetuneConfig, PretrainConfig
+from vimpac.train.classifier import describe, load_encoder
+from vimpac.train.config import FinetuneConfig
 from vimpac.train.distributed import join_world
 from vimpac.train.labels import Split, read_labels
 from vimpac.train.logging import RunLog
 from vimpac.train.optim import lr_at, make_optimizer, update
-from vimpac.train.overrides import load_config, to_yaml
+from vimpac.train.overrides import to_yaml
 from vimpac.train.views import EvenClips, RandomClips
 
 
@@ -54,7 +54,7 @@ def finetune(
 
     Args:
         config: The run.
-        checkpoint: Of a pre-training, or a model directory of `vimpac convert`.
+        checkpoint: Of a pre-training or a classifier, or a model directory of `vimpac convert`.
         probe: Whether to leave the encoder as it is.
         quiet: Print nothing.
 
@@ -92,42 +92,11 @@ def finetune(
             out / "checkpoints",
             0 if probe else run.steps,
             model=run.model.state_dict(),
-            state={"classes": run.classes, "grid": list(run.model.encoder.grid)},
+            state=describe(run.model.encoder, run.classes),
             config=to_yaml(config),
             keep=1,
         )
     return Result(saved, clip, video)
-
-
-def load_encoder(path: Path) -> VideoTokenEncoder:
-    """Reads the encoder of a pre-training's checkpoint or of a model directory.
-
-    Args:
-        path: The directory.
-
-    Returns:
-        The encoder, on the CPU.
-
-    Raises:
-        UsageError: The directory is neither.
-        VimpacError: A file is damaged.
-    """
-    if (path / SETTINGS).is_file():
-        return load_model(path).encoder
-    missing = [name for name in (ckpt.MODEL, ckpt.CONFIG) if not (path / name).is_file()]
-    if missing:
-        raise UsageError(f"{path} is no checkpoint: it has no {' and no '.join(missing)}")
-    tensors, _ = ckpt.load_checkpoint(path)
-    settings = dataclasses.asdict(load_config(PretrainConfig, str(path / ckpt.CONFIG)).model)
-    state = {k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")}
-    try:
-        grid = tuple(len(state[f"positions.{axis}"]) for axis in ("time", "height", "width"))
-        encoder = VideoTokenEncoder(preset(**settings, grid=grid))
-        encoder.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise VimpacError(f"{path} does not hold the encoder it describes: {reason}") from None
-    return encoder
 
 
 class Finetuning:

@@ -1,0 +1,81 @@
+"""The encoder that a classifier starts from, and the classifier, from their files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from vimpac.encoder import VideoTokenEncoder
+from vimpac.errors import UsageError, VimpacError
+from vimpac.heads import VideoClassifier
+from vimpac.presets import ModelConfig, preset
+from vimpac.saved import SETTINGS, load_model
+from vimpac.train import checkpoint as ckpt
+from vimpac.train.config import PretrainConfig
+from vimpac.train.overrides import load_config
+
+
+def describe(encoder: VideoTokenEncoder, classes: list[str]) -> dict[str, Any]:
+    """What a classifier's checkpoint holds beside its tensors: how to build it anew."""
+    settings = dataclasses.replace(encoder.config, grid=encoder.grid)
+    return {"encoder": dataclasses.asdict(settings), "classes": classes}
+
+
+def load_classifier(path: str | Path) -> tuple[VideoClassifier, list[str]]:
+    """Reads a checkpoint of `vimpac finetune`.
+
+    Args:
+        path: The checkpoint's directory.
+
+    Returns:
+        The classifier, on the CPU, in evaluation mode, and the names of its classes.
+
+    Raises:
+        UsageError: The directory is no checkpoint of a classifier.
+        VimpacError: A file is damaged.
+    """
+    path = Path(path)
+    encoder = load_encoder(path)
+    is_model = (path / SETTINGS).is_file()  # of a pre-training, too
+    tensors, state = ({}, {}) if is_model else ckpt.load_checkpoint(path)
+    if "classes" not in state:
+        raise UsageError(f"{path} holds no classifier: train one with `vimpac finetune`")
+    model = VideoClassifier(encoder, len(state["classes"]))
+    model.load_state_dict(tensors)
+    return model.eval(), state["classes"]
+
+
+def load_encoder(path: Path) -> VideoTokenEncoder:
+    """Reads the encoder of a checkpoint or of a model directory.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        The encoder, on the CPU.
+
+    Raises:
+        UsageError: The directory is neither.
+        VimpacError: A file is damaged.
+    """
+    if (path / SETTINGS).is_file():
+        return load_model(path).encoder
+    missing = [name for name in (ckpt.MODEL, ckpt.CONFIG) if not (path / name).is_file()]
+    if missing:
+        raise UsageError(f"{path} is no checkpoint: it has no {' and no '.join(missing)}")
+    tensors, saved = ckpt.load_checkpoint(path)
+    state = {k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")}
+    try:
+        if "encoder" in saved:
+            config = ModelConfig(**saved["encoder"])
+        else:
+            settings = load_config(PretrainConfig, str(path / ckpt.CONFIG)).model
+            grid = tuple(len(state[f"positions.{axis}"]) for axis in ("time", "height", "width"))
+            config = preset(**dataclasses.asdict(settings), grid=grid)
+        encoder = VideoTokenEncoder(config)
+        encoder.load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise VimpacError(f"{path} does not hold the encoder it describes: {reason}") from None
+    return encoder
