@@ -218,6 +218,19 @@ def test_leading_dimensions_strides_and_int32_targets(impl) -> None:
     assert torch.equal(gradient, expected["input"].view(3, 4, 16))
 
 
+@FAST
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_one_row_needs_no_leading_dimension(impl, reduction: str) -> None:
+    """(D,) with a 0-d target, as F.linear and F.cross_entropy take them."""
+    case = make_case((1, 37, 16), torch.float32, impl.device)
+    flat, expected = run(impl.name, case, reduction=reduction)
+    row = case | {"input": case["input"][0], "target": case["target"][0]}
+    output, gradients = run(impl.name, row, reduction=reduction)
+    assert torch.equal(output.loss, flat.loss)
+    assert torch.equal(gradients["input"], expected["input"][0])
+    assert torch.equal(gradients["linear_weight"], expected["linear_weight"])
+
+
 @pytest.mark.impls("reference", "cpu", "triton", "cuda")
 @pytest.mark.parametrize("case", ["no rows", "all ignored", "count 0", "count -2"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

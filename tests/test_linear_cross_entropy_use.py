@@ -268,6 +268,7 @@ def test_ddp_averages_the_gradients(impl, tmp_path: Path) -> None:
     ("change", "error", "message"),
     [
         ({"target": torch.zeros(3, dtype=torch.long)}, ValueError, r"target must be \(17,\)"),
+        ({"input": torch.tensor(1.0)}, ValueError, r"input must be \(..., D\)"),
         ({"target": torch.zeros(17)}, TypeError, "target must be int32 or int64"),
         ({"linear_weight": torch.zeros(37, 8)}, ValueError, r"linear_weight \(V, D\)"),
         ({"linear_bias": torch.zeros(36)}, ValueError, r"linear_bias must be \(37,\)"),

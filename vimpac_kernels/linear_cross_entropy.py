@@ -48,7 +48,7 @@ def linear_cross_entropy(
     Names and order are those of `torch.nn.functional.linear_cross_entropy` (torch >= 2.13).
 
     Args:
-        input: (..., D), fp32, bf16, fp16; fp64 through the reference.
+        input: (..., D), or (D,) for one row; fp32, bf16, fp16; fp64 through the reference.
         linear_weight: (V, D), dtype of `input` unless under autocast.
         target: (...), int32 or int64 in [0, V), or `ignore_index`.
         linear_bias: (V,), dtype of `linear_weight`.
@@ -183,7 +183,7 @@ def _check(
     reduction: str,
 ) -> None:
     shapes = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}"
-    if input.dim() < 2 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
+    if input.dim() < 1 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
         raise ValueError(f"input must be (..., D) and linear_weight (V, D), got {shapes}")
     if target.shape != input.shape[:-1]:
         raise ValueError(

@@ -129,7 +129,7 @@ def linear_cross_entropy(
     Per row: nll = lse - z[target]; loss = (1 - s) * nll + s * (lse - mean(z)) + z_loss * lse^2.
     Rows that are ignored, or at positions[count:], give 0 and no gradient.
     """
-    rows, labels = input.flatten(0, -2), target.flatten().long()
+    rows, labels = torch.atleast_2d(input).flatten(0, -2), target.flatten().long()
     if positions is not None:
         index = positions.long().clamp(min=0)
         rows, labels = rows[index], labels[index]
