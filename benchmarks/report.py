@@ -186,9 +186,9 @@ def learning_tables(results: dict[str, Any]) -> list[str]:
     rows, chance = results["rows"], results["chance"]
 
     def percent(values: list[float]) -> str:
-        low, high = 100 * min(values), 100 * max(values)
+        low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
         mean = 100 * sum(values) / len(values)
-        return f"{mean:.1f} %" + (f" ({low:.1f}-{high:.1f})" if len(values) > 1 else "")
+        return f"{mean:.1f} %" + (f" ({low}-{high})" if low != high else "")
 
     def mean(mask: str, key: str) -> float:
         return sum(row["training"][mask][key] for row in rows) / len(rows)
