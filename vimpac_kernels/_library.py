@@ -211,7 +211,7 @@ def needs_autograd(*tensors: Tensor | None) -> bool:
     Under forward-mode AD it always does: having no jvp, the Function refuses a dual tensor, whose
     tangent the bare operator would lose without a word (and does in a compiled graph).
     """
-    return forward_ad._current_level >= 0 or (
+    return getattr(forward_ad, "_current_level", -1) >= 0 or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     )
 
