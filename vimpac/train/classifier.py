@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vimpac.encoder import VideoTokenEncoder
 from vimpac.errors import UsageError, VimpacError
 from vimpac.heads import VideoClassifier
@@ -36,14 +38,13 @@ def load_classifier(path: str | Path) -> tuple[VideoClassifier, list[str]]:
         VimpacError: A file is damaged.
     """
     path = Path(path)
-    encoder = load_encoder(path)
     is_model = (path / SETTINGS).is_file()  # of a pre-training, too
-    tensors, state = ({}, {}) if is_model else ckpt.load_checkpoint(path)
-    if "classes" not in state:
+    tensors, saved = ({}, {}) if is_model else _read(path)
+    if "classes" not in saved:
         raise UsageError(f"{path} holds no classifier: train one with `vimpac finetune`")
-    model = VideoClassifier(encoder, len(state["classes"]))
+    model = VideoClassifier(_build_encoder(path, tensors, saved), len(saved["classes"]))
     model.load_state_dict(tensors)
-    return model.eval(), state["classes"]
+    return model.eval(), saved["classes"]
 
 
 def load_encoder(path: Path) -> VideoTokenEncoder:
@@ -61,10 +62,20 @@ def load_encoder(path: Path) -> VideoTokenEncoder:
     """
     if (path / SETTINGS).is_file():
         return load_model(path).encoder
+    return _build_encoder(path, *_read(path))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint and what else it holds."""
     missing = [name for name in (ckpt.MODEL, ckpt.CONFIG) if not (path / name).is_file()]
     if missing:
         raise UsageError(f"{path} is no checkpoint: it has no {' and no '.join(missing)}")
-    tensors, saved = ckpt.load_checkpoint(path)
+    return ckpt.load_checkpoint(path)
+
+
+def _build_encoder(
+    path: Path, tensors: dict[str, Tensor], saved: dict[str, Any]
+) -> VideoTokenEncoder:
     state = {k[8:]: v for k, v in tensors.items() if k.startswith("encoder.")}
     try:
         if "encoder" in saved:
