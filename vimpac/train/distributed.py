@@ -94,9 +94,10 @@ def _pick_device(device: str, local: int | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        known = chosen.type in ("cpu", "cuda")
     except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
+        known = False
+    if not known:
         raise UsageError(f"device={device}: give auto, cpu or cuda")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
