@@ -266,7 +266,7 @@ def test_step(bench: Any, size: Size, tmp_path: Path) -> None:
         if name in left_out:  # out here, where the error no longer holds the memory
             torch.cuda.empty_cache()
     if not prepared:
-        pytest.skip("; ".join(common.left_out_lines([left_out])) or "--only leaves none")
+        bench.skip(left_out)
     times, ceiling, rounds = _time(prepared, device, bench.full)
     rows = []
     for (case, (_, step, peak)), ms in zip(prepared.items(), times, strict=True):

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import common
 import pytest
@@ -92,7 +92,7 @@ class Bench:
         if failures:
             raise failures[0]
         if not candidates:
-            pytest.skip("; ".join(common.left_out_lines([left_out])) or "--only leaves none")
+            self.skip(left_out)
         return timed
 
     def wanted(self, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -104,6 +104,10 @@ class Bench:
             if not self.full and re.search(SLOW[self.device], f"{self.test} {name}")
         }
         return [name for name in names if name not in left_out], left_out
+
+    def skip(self, left_out: dict[str, str]) -> NoReturn:
+        """Skips a test that no candidate is left to, saying why."""
+        pytest.skip("; ".join(common.left_out_lines([left_out])) or "--only leaves none")
 
     def record(self, op: str, shape: str, timed: common.Timed, run: Callable[[], Any]) -> None:
         """Writes the rows at once, so that a run that is cut short keeps them.
