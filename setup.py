@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # an isolated build does not run from the source folder
 
-from build_support.command import MODULES, BuildKernels  # noqa: E402
+from build_support.command import MODULES, BuildKernels  # noqa: E402 (needs that path)
 
 setup(
     ext_modules=[Extension(f"vimpac_kernels.{module}", sources=[]) for module in MODULES],

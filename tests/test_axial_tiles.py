@@ -6,7 +6,7 @@ import torch
 triton = pytest.importorskip("triton")
 tl = triton.language
 
-from vimpac_kernels._triton.axial_tiles import dot  # noqa: E402
+from vimpac_kernels._triton.axial_tiles import dot  # noqa: E402 (imports triton)
 
 
 @triton.jit
