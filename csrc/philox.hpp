@@ -5,8 +5,8 @@
 // The key is the seed, low word first. The four counter words are laid out by each op and written
 // down in vimpac_kernels/reference.py.
 //
-// `Word` is uint32_t (C++, nvcc) or a SIMD vector of uint32_t (VecU of cpu/vec.hpp, which
-// specialises mul_hi; then every lane is a generator of its own and the key is broadcast).
+// `Word` is uint32_t (C++, nvcc) or a SIMD vector (cpu/vec_philox.hpp, which specialises multiply;
+// then every lane is a generator of its own and the key is broadcast).
 #pragma once
 
 #include <stdint.h>
@@ -26,10 +26,15 @@ struct Philox4 {
   Word x, y, z, w;
 };
 
-// High 32 bits of the 64-bit products a * b.
+// The halves of a 64-bit product of two 32-bit numbers.
 template <class Word>
-VIMPAC_HOST_DEVICE Word mul_hi(Word a, uint32_t b) {
-  return static_cast<Word>((static_cast<uint64_t>(a) * b) >> 32);
+struct Product {
+  Word high, low;
+};
+
+template <class Word>
+VIMPAC_HOST_DEVICE Product<Word> multiply(Word a, uint32_t b) {
+  return {static_cast<Word>((static_cast<uint64_t>(a) * b) >> 32), a * b};
 }
 
 template <class Word>
@@ -39,9 +44,9 @@ VIMPAC_HOST_DEVICE Philox4<Word> philox4x32_10(Philox4<Word> counter, uint64_t s
   uint32_t key_x = static_cast<uint32_t>(seed);
   uint32_t key_y = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    const Word hi_x = mul_hi(counter.x, kMultiplierX), lo_x = counter.x * kMultiplierX;
-    const Word hi_z = mul_hi(counter.z, kMultiplierZ), lo_z = counter.z * kMultiplierZ;
-    counter = {hi_z ^ counter.y ^ key_x, lo_z, hi_x ^ counter.w ^ key_y, lo_x};
+    const Product<Word> x = multiply(counter.x, kMultiplierX);
+    const Product<Word> z = multiply(counter.z, kMultiplierZ);
+    counter = {z.high ^ counter.y ^ key_x, z.low, x.high ^ counter.w ^ key_y, x.low};
     key_x += kWeylX;
     key_y += kWeylY;
   }
@@ -51,7 +56,7 @@ VIMPAC_HOST_DEVICE Philox4<Word> philox4x32_10(Philox4<Word> counter, uint64_t s
 // Uniform integer in [0, bound) from 32 random bits, by multiply-high (Lemire, without rejection).
 template <class Word>
 VIMPAC_HOST_DEVICE Word bounded(Word bits, uint32_t bound) {
-  return mul_hi(bits, bound);
+  return multiply(bits, bound).high;
 }
 
 } // namespace

@@ -6,6 +6,7 @@
 #include "cpu/parallel.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
+#include "cpu/vec_philox.hpp"
 
 #include <math.h>
 
@@ -33,25 +34,15 @@ void draw_factors(const Args& a, int64_t row, float* __restrict__ factors) {
   const VecU low = broadcast(static_cast<uint32_t>(row));
   const VecU high = broadcast(static_cast<uint32_t>(row >> 32));
   const uint64_t seed = static_cast<uint64_t>(*a.seed);
+  const float keep_scale = a.keep_scale; // read under the condition, it would end vectorisation
   for (int64_t first = 0; first < a.D; first += 8 * kWidth) {
-    const VecU group = as_uint(iota()) + static_cast<uint32_t>(first / 8);
+    const VecU group = call_numbers() + static_cast<uint32_t>(first / 8);
     const Philox4<VecU> drawn =
         philox4x32_10<VecU>({group, low, high, broadcast(kStreamResidual)}, seed);
-    // Lane by lane, the words of a call in memory are its decisions in order.
-    uint32_t words[kWidth][4];
-    for (int i = 0; i < kWidth; ++i) {
-      words[i][0] = drawn.x[i];
-      words[i][1] = drawn.y[i];
-      words[i][2] = drawn.z[i];
-      words[i][3] = drawn.w[i];
-    }
-    for (int i = 0; i < 8; ++i) {
-      VecBits decisions;
-      memcpy(&decisions, reinterpret_cast<const char*>(words) + i * sizeof decisions,
-             sizeof decisions);
-      const VecU decision = __builtin_convertvector(decisions, VecU);
-      store(factors + first + i * kWidth,
-            decision >= a.threshold ? broadcast(a.keep_scale) : VecF{});
+    uint16_t decisions[8 * kWidth];
+    store_words(drawn, decisions);
+    for (int i = 0; i < 8 * kWidth; ++i) {
+      factors[first + i] = decisions[i] >= a.threshold ? keep_scale : 0.0f;
     }
   }
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/vec_io.hpp"
+#include "cpu/vec_philox.hpp"
 
 namespace vimpac {
 namespace {

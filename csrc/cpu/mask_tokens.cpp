@@ -4,7 +4,7 @@
 // by Philox.
 #include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
-#include "cpu/vec.hpp"
+#include "cpu/vec_philox.hpp"
 
 namespace vimpac::VIMPAC_ISA {
 namespace {
@@ -20,16 +20,11 @@ void draw_words(uint64_t seed,
                 uint32_t* out) { // (count,)
   constexpr int kWords = 4 * kWidth;
   for (int64_t first = 0; first < count; first += kWords) {
-    const VecU index = as_uint(iota()) + static_cast<uint32_t>(first / 4);
+    const VecU index = call_numbers() + static_cast<uint32_t>(first / 4);
     const Philox4<VecU> drawn =
         philox4x32_10<VecU>({broadcast(clip), index, broadcast(group), broadcast(stream)}, seed);
     uint32_t words[kWords];
-    for (int i = 0; i < kWidth; ++i) {
-      words[4 * i] = drawn.x[i];
-      words[4 * i + 1] = drawn.y[i];
-      words[4 * i + 2] = drawn.z[i];
-      words[4 * i + 3] = drawn.w[i];
-    }
+    store_words(drawn, words);
     const int64_t left = count - first;
     memcpy(out + first, words, sizeof(uint32_t) * (left < kWords ? left : kWords));
   }

@@ -12,14 +12,11 @@
 //   reduce_add(v), reduce_max(v)       over the lanes, always in the same order
 //   exp(x)                             2 ulp on [-87.3, 88.3]; 0 below (-inf too), clamped above;
 //                                      NaN of NaN
-//   mul_hi(a, b)                       high halves of 32 x 32 products (for philox.hpp)
 // Loads and stores (fp32, bf16, fp16) are in vec_io.hpp.
 //
 // Everything here has internal linkage: an AVX-512 body can never replace a portable one at link
 // time. For the same reason a CPU kernel uses no std:: templates and no static initialisers.
 #pragma once
-
-#include "philox.hpp"
 
 #include <stdint.h>
 #include <string.h>
@@ -152,28 +149,6 @@ VIMPAC_INLINE VecF exp(VecF x) {
   p = fmadd(p, r, broadcast(1.0f));
   const VecF scaled = as_float(as_uint(p) + (as_uint(shifted) << 23));
   return x >= kLowest ? scaled : max(VecF{}, x); // 0 or NaN
-}
-
-// Even and odd lanes are multiplied apart, since the instruction takes every other lane.
-template <>
-VIMPAC_INLINE VecU mul_hi<VecU>(VecU a, uint32_t b) {
-#if defined(__AVX512F__)
-  const __m512i x = (__m512i)a, y = _mm512_set1_epi32(static_cast<int>(b));
-  const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(x, y), 32);
-  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
-  return (VecU)_mm512_mask_blend_epi32(0xAAAA, even, odd);
-#elif defined(__AVX2__)
-  const __m256i x = (__m256i)a, y = _mm256_set1_epi32(static_cast<int>(b));
-  const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, y), 32);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
-  return (VecU)_mm256_blend_epi32(even, odd, 0xAA);
-#else
-  VecU high;
-  for (int i = 0; i < kWidth; ++i) {
-    high[i] = static_cast<uint32_t>((static_cast<uint64_t>(a[i]) * b) >> 32);
-  }
-  return high;
-#endif
 }
 
 } // namespace
