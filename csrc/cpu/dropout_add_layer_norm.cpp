@@ -4,6 +4,7 @@
 // (dweight, dbias, dlinear_bias) keep one partial per chunk, added in the order of the chunks.
 #include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/row_chunks.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
 #include "cpu/vec_philox.hpp"
@@ -16,16 +17,6 @@ namespace {
 using Args = DropoutAddLayerNorm;
 
 constexpr uint32_t kStreamResidual = 1u << 24;
-constexpr int64_t kMaxChunks = 64, kMinChunkRows = 16;
-
-// Asks for an element of the next row, to be read or written: a row is too short for the processor
-// to see where it goes, and a store that waits for its line holds up those behind it. Inlined,
-// since GCC sees no effect in a function that only fetches and drops calls of it.
-template <class T>
-VIMPAC_INLINE void fetch(const T* next) {
-  constexpr int kSecondLevel = 2;
-  __builtin_prefetch(next, 0, kSecondLevel);
-}
 
 // factors[e] = keep_scale where element e of the row is kept, 0 where it is dropped. A Philox call
 // decides eight elements, 16 bits each, so a vector of calls decides 8 * kWidth; `factors` has room
@@ -160,21 +151,9 @@ void backward_row(const Args& a,
   });
 }
 
-// Chunks of rows; their number does not depend on the threads'.
-struct Chunks {
-  explicit Chunks(int64_t rows)
-      : rows(rows),
-        size(rows / kMaxChunks + 1 > kMinChunkRows ? rows / kMaxChunks + 1 : kMinChunkRows),
-        count((rows + size - 1) / size) {}
-  int64_t begin(int64_t chunk) const { return chunk * size; }
-  int64_t end(int64_t chunk) const { return chunk + 1 < count ? (chunk + 1) * size : rows; }
-
-  const int64_t rows, size, count;
-};
-
 template <class X, class R>
 bool forward(const Args& a) {
-  const Chunks chunks(a.rows);
+  const RowChunks chunks(a.rows);
   const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
   Scratch<float> scratch(threads * 2 * width);
   if (scratch.data == nullptr) {
@@ -191,7 +170,7 @@ bool forward(const Args& a) {
 
 template <class X, class R>
 bool backward(const Args& a) {
-  const Chunks chunks(a.rows);
+  const RowChunks chunks(a.rows);
   const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
   Scratch<float> scratch(threads * 3 * width);
   Scratch<float> partials(chunks.count * 3 * a.D);
@@ -209,13 +188,7 @@ bool backward(const Args& a) {
   });
   float* const outputs[3] = {a.dweight, a.dbias, a.dlinear_bias};
   for (int k = 0; k < 3 && outputs[k] != nullptr; ++k) {
-    for_each_vector(a.D, [&](int64_t i, int n) {
-      VecF sum{};
-      for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-        sum = sum + load_n(partials.data + (chunk * 3 + k) * a.D + i, n);
-      }
-      store_n(outputs[k] + i, sum, n);
-    });
+    add_partials(partials.data + k * a.D, chunks.count, 3 * a.D, a.D, outputs[k]);
   }
   return true;
 }
