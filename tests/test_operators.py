@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from vimpac_kernels import (
     _library,
     axial_attention,
+    bias_gelu,
     dropout_add_layer_norm,
     linear_cross_entropy,
     mask_tokens,
@@ -30,6 +31,7 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
         axial_attention(qkv, (2, 2, 3), "T|W", dropout_p=0.5, seed=1, impl=impl),
         dropout_add_layer_norm(x, residual, weight, weight, dropout_p=0.5, seed=1, impl=impl),
         linear_cross_entropy(x, classes, target, impl=impl),
+        bias_gelu(x, weight, impl=impl),
     ]
     leaves = [qkv, x, residual, weight, classes]
     gradients = torch.autograd.grad([y.sum() for y in outputs], leaves)
@@ -42,7 +44,7 @@ def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
         _library, "device_guard", lambda t: guarded.append(t) or contextlib.nullcontext()
     )
     run_every_operator("cpu", "cpu")
-    assert len(guarded) == 7  # three ops forward and backward, and mask_tokens
+    assert len(guarded) == 9  # four ops forward and backward, and mask_tokens
 
 
 def _axial_attention(x: Tensor) -> Tensor:
@@ -57,7 +59,11 @@ def _linear_cross_entropy(x: Tensor) -> Tensor:
     return linear_cross_entropy(x, x, torch.arange(5))
 
 
-DIFFERENTIABLE = [_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy]
+def _bias_gelu(x: Tensor) -> Tensor:
+    return bias_gelu(x, x[0])
+
+
+DIFFERENTIABLE = [_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy, _bias_gelu]
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -89,6 +95,7 @@ def test_graphs_serve_every_batch_and_grid():
         tokens = torch.zeros(1, n, 4, 4, dtype=torch.int64)
         masked = mask_tokens(tokens, mask_token=1, seed=1)
         x = dropout_add_layer_norm(x, x * 2, weight, bias, dropout_p=0.1, seed=1)
+        x = bias_gelu(x, bias)
         x = x + axial_attention(x.view(1, n, 3, 1, 8), (n, 1, 1)).view(n, 8).repeat(1, 3)
         target, positions = masked.inputs[0, :, 0, 0], torch.arange(n, dtype=torch.int32)
         return linear_cross_entropy(x, classes, target, positions=positions)

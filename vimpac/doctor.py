@@ -143,11 +143,17 @@ def _dropout_add_layer_norm(device: torch.device, impl: str) -> None:
     vimpac_kernels.dropout_add_layer_norm(x, x, scale, scale, impl=impl)
 
 
+def _bias_gelu(device: torch.device, impl: str) -> None:
+    x, bias = torch.zeros(4, 32, device=device), torch.zeros(32, device=device)
+    vimpac_kernels.bias_gelu(x, bias, impl=impl)
+
+
 CALLS = {
     "axial_attention": _axial_attention,
     "linear_cross_entropy": _linear_cross_entropy,
     "mask_tokens": _mask_tokens,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
+    "bias_gelu": _bias_gelu,
 }
 
 

@@ -22,7 +22,10 @@ from torch.autograd import forward_ad
 
 IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")  # in the order of preference
 OLDEST_GPU = (8, 0)  # compute capability for which kernels are built, by Triton too
-OPS = ("axial_attention", "linear_cross_entropy", "mask_tokens", "dropout_add_layer_norm")
+OPS = (
+    *("axial_attention", "linear_cross_entropy", "mask_tokens"),
+    *("dropout_add_layer_norm", "bias_gelu"),
+)
 
 _LIBRARY = torch.library.Library("vimpac_kernels", "DEF")
 _extensions: dict[str, ModuleType | str] = {}
@@ -167,7 +170,8 @@ def available_impls(op: str) -> list[str]:
     """The implementations of `op` that can run on this machine, best first.
 
     Args:
-        op: "axial_attention", "linear_cross_entropy", "mask_tokens" or "dropout_add_layer_norm".
+        op: "axial_attention", "linear_cross_entropy", "mask_tokens", "dropout_add_layer_norm" or
+            "bias_gelu".
 
     Returns:
         Names to pass as `impl=`; "reference" is always among them.

@@ -191,6 +191,12 @@ def dropout_add_layer_norm(
     return (y.to(x.dtype), total) if prenorm else y.to(x.dtype)
 
 
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """`vimpac_kernels.bias_gelu`: y = GELU(x + bias), the exact one; y has the dtype of x."""
+    high = accumulation_dtype(x.dtype)
+    return F.gelu(x.to(high) + bias.to(high)).to(x.dtype)
+
+
 def mask_tokens(
     tokens: Tensor,
     *,
@@ -241,21 +247,15 @@ def mask_tokens(
         mask = mask & (ids != pad_token)
     inputs = ids.masked_fill(mask, mask_token)
     if noise is not None:
-        words = philox(
-            seed,
-            clip,
-            torch.arange(-(-cells // 2), device=seed.device),
-            0,
-            _philox.STREAM_NOISE << 24,
-        )  # (B, pairs, 4)
+        pair = torch.arange(-(-cells // 2), device=seed.device)
+        words = philox(seed, clip, pair, 0, _philox.STREAM_NOISE << 24)  # (B, pairs, 4)
         decision, draw = words.unflatten(-1, (2, 2)).flatten(1, 2)[:, :cells].unbind(-1)
         if noise_unit == "block" and block_decision is not None:
             decision = block_decision
         random_ids = bounded(draw, vocab_size)
         low, high = round(noise[0] * 2**32), round((noise[0] + noise[1]) * 2**32)
-        inputs = torch.where(
-            mask & (decision >= low), torch.where(decision < high, random_ids, ids), inputs
-        )
+        noisy = torch.where(decision < high, random_ids, ids)
+        inputs = torch.where(mask & (decision >= low), noisy, inputs)
     flat = mask.flatten()
     order = flat.cumsum(0) - 1
     row = torch.arange(cells, device=ids.device) + row_offset

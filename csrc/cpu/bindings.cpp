@@ -222,6 +222,35 @@ void dropout_add_layer_norm_bwd(uintptr_t dy,           // (rows, D)
   run<vimpac::DropoutAddLayerNorm>(VIMPAC_EACH_ISA(dropout_add_layer_norm_bwd), args);
 }
 
+void bias_gelu_fwd(uintptr_t x,    // (rows, D)
+                   uintptr_t bias, // (D,) fp32
+                   uintptr_t y,    // (rows, D)
+                   int dtype,
+                   int64_t rows,
+                   int64_t D,
+                   int num_threads) {
+  using Args = vimpac::BiasGelu;
+  run<Args>(VIMPAC_EACH_ISA(bias_gelu_fwd),
+            {nullptr, pointer<const void>(x), pointer<const float>(bias), pointer<void>(y), nullptr,
+             static_cast<Args::DType>(dtype), rows, D, num_threads});
+}
+
+void bias_gelu_bwd(uintptr_t dy,    // (rows, D)
+                   uintptr_t x,     // (rows, D)
+                   uintptr_t bias,  // (D,) fp32
+                   uintptr_t dx,    // (rows, D)
+                   uintptr_t dbias, // (D,) fp32, or 0
+                   int dtype,
+                   int64_t rows,
+                   int64_t D,
+                   int num_threads) {
+  using Args = vimpac::BiasGelu;
+  run<Args>(VIMPAC_EACH_ISA(bias_gelu_bwd),
+            {pointer<const void>(dy), pointer<const void>(x), pointer<const float>(bias),
+             pointer<void>(dx), pointer<float>(dbias), static_cast<Args::DType>(dtype), rows, D,
+             num_threads});
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C_cpu, module) {
@@ -240,4 +269,6 @@ PYBIND11_MODULE(_C_cpu, module) {
       .def(py::init(&layer_norm_arguments));
   module.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
   module.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
+  module.def("bias_gelu_fwd", &bias_gelu_fwd);
+  module.def("bias_gelu_bwd", &bias_gelu_bwd);
 }

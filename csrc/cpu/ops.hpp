@@ -80,6 +80,18 @@ struct DropoutAddLayerNorm {
   float* dlinear_bias; // (D,) or null
 };
 
+// y = GELU(x + bias); dx = dy * GELU'(x + bias), dbias its sum over the rows. All contiguous.
+struct BiasGelu {
+  const void* dy;    // (rows, D) of dtype; backward only
+  const void* x;     // (rows, D) of dtype
+  const float* bias; // (D,)
+  void* result;      // (rows, D) of dtype: y, or dx
+  float* dbias;      // (D,) or null
+  enum DType { kFloat32, kBfloat16, kFloat16 } dtype;
+  int64_t rows, D;
+  int num_threads;
+};
+
 #define VIMPAC_DECLARE_CPU_OPS(isa)                                                                \
   namespace isa {                                                                                  \
   bool mask_tokens_fwd(const MaskTokensFwd& args);                                                 \
@@ -88,6 +100,8 @@ struct DropoutAddLayerNorm {
   bool linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args);                                \
   bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args);                                \
   bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args);                                \
+  bool bias_gelu_fwd(const BiasGelu& args);                                                        \
+  bool bias_gelu_bwd(const BiasGelu& args);                                                        \
   }
 
 VIMPAC_DECLARE_CPU_OPS(portable)
