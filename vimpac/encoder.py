@@ -22,7 +22,7 @@ from vimpac.cls_per_line import attend_per_line, count_lines, merge_cls, repeat_
 from vimpac.positions import Positions
 from vimpac.presets import EMBEDDING_ROWS, PAD_TOKEN, ModelConfig
 from vimpac.rows import cls_rows, take_rows
-from vimpac_kernels import axial_attention, dropout_add_layer_norm
+from vimpac_kernels import axial_attention, bias_gelu, dropout_add_layer_norm
 
 LAYER_NORM_EPS = 1e-12
 
@@ -85,7 +85,8 @@ class MLP(nn.Module):
         self,
         x: Tensor,  # (..., D)
     ) -> Tensor:  # (..., D), without the bias of `out`
-        return F.linear(F.gelu(self.up(x)), self.out.weight)
+        hidden = bias_gelu(F.linear(x, self.up.weight), self.up.bias)
+        return F.linear(hidden, self.out.weight)
 
 
 class Layer(nn.Module):
