@@ -96,6 +96,12 @@ def dropout_add_layer_norm_bytes(
     return 4 * unit, (4 if dropout else 3) * unit
 
 
+def bias_gelu_bytes(rows: int, width: int, itemsize: int) -> tuple[int, int]:
+    """Forward reads x and writes y; backward reads dy and x and writes dx."""
+    unit = rows * width * itemsize
+    return 2 * unit, 3 * unit
+
+
 def mask_tokens_bytes(shape: Shape, itemsize: int) -> int:
     """Reads tokens; writes inputs, the mask (1 byte) and positions (4 bytes)."""
     return shape.B * shape.cells * (2 * itemsize + 1 + 4)

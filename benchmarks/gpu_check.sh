@@ -11,7 +11,7 @@
 #
 #     benchmarks/gpu_check.sh FOLDER build tests memcheck racecheck
 #     benchmarks/gpu_check.sh FOLDER bench_{axial_attention,linear_cross_entropy}
-#     benchmarks/gpu_check.sh FOLDER bench_{dropout_add_layer_norm,mask_tokens,train}
+#     benchmarks/gpu_check.sh FOLDER bench_{dropout_add_layer_norm,bias_gelu,mask_tokens,train}
 #
 # The last lines are a table. Exits with 1 if a stage failed.
 set -uo pipefail
@@ -50,7 +50,7 @@ if python3 -c 'import xdist' 2> /dev/null; then parallel=(-n "$(nproc)"); fi
 # Our kernels alone: those of cuBLAS and torch take most of the time and have reports of their own.
 # Failed API calls are left to the tests, as libraries probe the driver with some that may fail.
 sanitizer=(compute-sanitizer --error-exitcode 9 --report-api-errors no
-  --kernel-name 'regex=vimpac|axial_attention|linear_cross_entropy|dropout_add|mask_tokens')
+  --kernel-name 'regex=vimpac|axial_attention|linear_cross_entropy|dropout_add|bias_gelu|mask_tokens')
 
 total=0
 for name in "${stages[@]}"; do total=$((total + ${weights[$name]:-2})); done

@@ -29,6 +29,7 @@ REPLACES = {
     "axial_attention_layer": "SDPA over all tokens of a clip (on a CPU: forward only)",
     "linear_cross_entropy": "`F.linear` + `F.cross_entropy`",
     "dropout_add_layer_norm": "bias, dropout, residual sum, LayerNorm",
+    "bias_gelu": "bias, GELU; with or without the Linear before them",
     "mask_tokens": "Python loop over clips and boxes, or torch / NumPy",
 }
 # Videos per second of the small model: layouts at T=5 S=128; (T, tokens per side) of the default.
