@@ -6,6 +6,7 @@
 // one Philox call. Parameter gradients: a warp adds up its rows in registers, a block its warps in
 // order, and a second kernel the blocks in order, so that results repeat bit for bit.
 // Bound by memory: forward 2 reads and 2 writes of (M, D), backward the same.
+#include "column_sums.cuh"
 #include "ops.hpp"
 #include "philox.hpp"
 #include "platform.cuh"
@@ -258,38 +259,6 @@ __global__ void dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,     
   }
 }
 
-constexpr int kSumColumns = 32, kSumRows = 16;
-
-// Adds the blocks' sums in a fixed order: each of kSumRows warps every kSumRows-th block, then the
-// warps. Grid: the columns of (3, D) in groups of kSumColumns.
-__global__ void __launch_bounds__(kSumColumns* kSumRows)
-    sum_blocks_kernel(const float* __restrict__ partial, // (blocks, 3, D)
-                      float* __restrict__ dweight,       // (D,)
-                      float* __restrict__ dbias,         // (D,)
-                      float* __restrict__ dlinear_bias,  // (D,) or null
-                      int blocks,
-                      int D) {
-  SharedArena arena;
-  float* shared = arena.take<float>(kSumColumns * kSumRows);
-  const int lane = static_cast<int>(threadIdx.x) % kSumColumns;
-  const int warp = static_cast<int>(threadIdx.x) / kSumColumns;
-  const int column = static_cast<int>(blockIdx.x) * kSumColumns + lane;
-  float sum = 0.0f;
-  if (column < 3 * D)
-    for (int block = warp; block < blocks; block += kSumRows)
-      sum += partial[static_cast<int64_t>(block) * 3 * D + column];
-  shared[threadIdx.x] = sum;
-  __syncthreads();
-  if (warp != 0 || column >= 3 * D)
-    return;
-  sum = 0.0f;
-  for (int i = 0; i < kSumRows; ++i)
-    sum += shared[i * kSumColumns + lane];
-  float* out = column < D ? dweight : column < 2 * D ? dbias : dlinear_bias;
-  if (out != nullptr)
-    out[column % D] = sum;
-}
-
 // Chunks of a lane and warps of a row: two chunks keep 16-bit rows of 512 in one warp; wider rows
 // take four and as many warps as that leaves.
 struct Split {
@@ -326,10 +295,7 @@ void launch_bwd(const DropoutAddLayerNormBwd& a, const Split& split, Stream stre
          static_cast<const R*>(a.dtotal), static_cast<const R*>(a.total), a.mean, a.rstd, a.weight,
          a.seed, static_cast<T*>(a.dx), static_cast<R*>(a.dresidual), a.partial, a.M, a.D,
          a.threshold, split.warps_per_row);
-  const unsigned groups = static_cast<unsigned>((3 * a.D + kSumColumns - 1) / kSumColumns);
-  launch(sum_blocks_kernel, dim3(groups), dim3(kSumColumns * kSumRows),
-         kSumColumns * kSumRows * sizeof(float), stream, a.partial, a.dweight, a.dbias,
-         a.dlinear_bias, blocks, a.D);
+  add_blocks<false>(a.partial, {a.dweight, a.dbias, a.dlinear_bias}, blocks, 3 * a.D, a.D, stream);
 }
 
 template <class T, class R, class F>

@@ -5,6 +5,7 @@
 // each thread keeps the same columns for all of its rows and adds up their dz in registers; the
 // blocks' sums are added in order by a second kernel, so that results repeat bit for bit. Hits and
 // targets are integers and may be counted by atomics. Bound by memory: one read and one write of z.
+#include "column_sums.cuh"
 #include "ops.hpp"
 #include "platform.cuh"
 #include "vector.cuh"
@@ -176,34 +177,6 @@ __global__ void __launch_bounds__(kMaxThreads)
       store_chunk(partial + static_cast<int64_t>(blockIdx.x) * stride + column, columns[c]);
 }
 
-constexpr int kSumColumns = 32, kSumRows = 16;
-
-// dbias += the blocks' sums in a fixed order: each warp every kSumRows-th block, then the warps.
-__global__ void __launch_bounds__(kSumColumns* kSumRows)
-    add_blocks_kernel(const float* __restrict__ partial, // (blocks, stride)
-                      float* __restrict__ dbias,         // (V,)
-                      int blocks,
-                      int stride,
-                      int V) {
-  SharedArena arena;
-  float* shared = arena.take<float>(kSumColumns * kSumRows);
-  const int lane = static_cast<int>(threadIdx.x) % kSumColumns;
-  const int warp = static_cast<int>(threadIdx.x) / kSumColumns;
-  const int column = static_cast<int>(blockIdx.x) * kSumColumns + lane;
-  float sum = 0.0f;
-  if (column < V)
-    for (int block = warp; block < blocks; block += kSumRows)
-      sum += partial[static_cast<int64_t>(block) * stride + column];
-  shared[threadIdx.x] = sum;
-  __syncthreads();
-  if (warp != 0 || column >= V)
-    return;
-  sum = 0.0f;
-  for (int i = 0; i < kSumRows; ++i)
-    sum += shared[i * kSumColumns + lane];
-  dbias[column] += sum;
-}
-
 template <class T>
 void launch_row_pass(const LinearCrossEntropyFwd& a, Stream stream) {
   const int blocks = linear_cross_entropy_blocks(a.options.rows);
@@ -214,12 +187,8 @@ void launch_row_pass(const LinearCrossEntropyFwd& a, Stream stream) {
          dim3(static_cast<unsigned>(threads)), kMaxThreads / 32 * sizeof(Part), stream,
          static_cast<T*>(a.z), a.bias, a.target, a.positions, a.count, a.row_scale, a.losses,
          a.counts, a.partial, a.options);
-  if (a.partial == nullptr)
-    return;
-  const unsigned groups = static_cast<unsigned>((a.options.V + kSumColumns - 1) / kSumColumns);
-  launch(add_blocks_kernel, dim3(groups), dim3(kSumColumns * kSumRows),
-         kSumColumns * kSumRows * sizeof(float), stream, a.partial, a.dbias, blocks,
-         a.options.stride, a.options.V);
+  if (a.partial != nullptr)
+    add_blocks<true>(a.partial, {a.dbias}, blocks, a.options.stride, a.options.V, stream);
 }
 
 } // namespace
