@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _philox
+from vimpac_kernels._compiled.pointers import aligned, pointer
 from vimpac_kernels._library import cuda_stream, extension
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the CPU kernel's
@@ -28,9 +29,9 @@ def launch_cuda_fwd(
     rstd: Tensor,  # (M,) fp32
 ) -> None:
     """Fills y and, if wanted, total, mean and rstd."""
-    inputs = [_aligned(t) for t in (x, residual, weight, bias, linear_bias)]
+    inputs = [aligned(t) for t in (x, residual, weight, bias, linear_bias)]
     extension("cuda").dropout_add_layer_norm_fwd(
-        *map(_pointer, (*inputs, seed, y, total, mean, rstd)),
+        *map(pointer, (*inputs, seed, y, total, mean, rstd)),
         *_types_and_sizes(x, residual),
         threshold,
         eps,
@@ -59,10 +60,10 @@ def launch_cuda_bwd(
     M, D = types_and_sizes[2:]
     blocks = module.dropout_add_layer_norm_blocks(M, D)
     partial = torch.empty((blocks, 3, D), dtype=torch.float32, device=dy.device)
-    inputs = [_aligned(t) for t in (dy, dtotal, total, mean, rstd, weight)]
+    inputs = [aligned(t) for t in (dy, dtotal, total, mean, rstd, weight)]
     outputs = (dx, dresidual, partial, dweight, dbias, dlinear_bias)
     module.dropout_add_layer_norm_bwd(
-        *map(_pointer, (*inputs, seed, *outputs)), *types_and_sizes, threshold, cuda_stream(dy)
+        *map(pointer, (*inputs, seed, *outputs)), *types_and_sizes, threshold, cuda_stream(dy)
     )
 
 
@@ -82,7 +83,7 @@ def launch_cpu_fwd(
 ) -> None:
     """As `launch_cuda_fwd`."""
     shared = _shared((weight, seed, total, mean, rstd), x, residual, threshold)
-    pointers = map(_pointer, (x, residual, bias, linear_bias, y))
+    pointers = map(pointer, (x, residual, bias, linear_bias, y))
     extension("cpu").dropout_add_layer_norm_fwd(*pointers, eps, shared)
 
 
@@ -103,7 +104,7 @@ def launch_cpu_bwd(
 ) -> None:
     """As `launch_cuda_bwd`."""
     shared = _shared((weight, seed, total, mean, rstd), dx, total, threshold)
-    pointers = map(_pointer, (dy, dtotal, dx, dresidual, dweight, dbias, dlinear_bias))
+    pointers = map(pointer, (dy, dtotal, dx, dresidual, dweight, dbias, dlinear_bias))
     extension("cpu").dropout_add_layer_norm_bwd(*pointers, shared)
 
 
@@ -111,22 +112,13 @@ def _shared(tensors: tuple[Tensor, ...], x: Tensor, residual: Tensor, threshold:
     """What forward and backward on the CPU have in common."""
     D = residual.shape[-1]
     return extension("cpu").DropoutAddLayerNorm(
-        [_pointer(t) for t in tensors],
+        [pointer(t) for t in tensors],
         [_DTYPES.index(t.dtype) for t in (x, residual)],
         (residual.numel() // D, D),
         threshold,
         _philox.dropout_scale(threshold),
         torch.get_num_threads(),
     )
-
-
-def _aligned(tensor: Tensor | None) -> Tensor | None:
-    """`tensor`, copied if it does not start at the 16 bytes of a kernel's loads."""
-    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
 def _types_and_sizes(x: Tensor, residual: Tensor) -> tuple[str, str, int, int]:
