@@ -48,6 +48,7 @@ EXPECTED = (
     ("cuda", "axial_attention_?wd_kernel<*>", "MMA"),
     ("cuda", "axial_attention_?wd_kernel<*>", "LDG.128"),
     ("cuda", "axial_attention_?wd_fp32_kernel<*>", "LDG.128"),
+    ("cuda", "bias_gelu_?wd_kernel<*>", "LDG.128"),
     ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", "LDG.128"),
     ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128"),
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128"),
@@ -64,6 +65,8 @@ LAUNCHES = {
     "axial_attention_bwd_kernel<*, 3, 2>": (128, 41472),
     "axial_attention_fwd_kernel<*, 5, 2>": (128, 8960),  # lines up to 39
     "axial_attention_bwd_kernel<*, 5, 2>": (128, 62208),
+    "bias_gelu_fwd_kernel<*>": (256, 0),
+    "bias_gelu_bwd_kernel<*>": (256, 8192),
     "dropout_add_layer_norm_fwd_kernel<*>": (128, 16),
     "dropout_add_layer_norm_bwd_kernel<*>": (128, 16),
     "linear_cross_entropy_fwd_kernel<*>": (544, 240),  # 8,197 columns

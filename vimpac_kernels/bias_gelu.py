@@ -107,6 +107,7 @@ def _triton(direction: str) -> Callable[..., None]:
 
 # Forward and backward, best first.
 _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
     "triton": (_triton("fwd"), _triton("bwd")),
     "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
 }

@@ -80,6 +80,32 @@ void dropout_add_layer_norm_bwd(uintptr_t dy,
       at<void>(stream));
 }
 
+void bias_gelu_fwd(uintptr_t x,
+                   uintptr_t bias,
+                   uintptr_t y,
+                   const std::string& dtype,
+                   int64_t M,
+                   int D,
+                   uintptr_t stream) {
+  vimpac::bias_gelu_fwd({at<void>(x), at<float>(bias), at<void>(y), element_type(dtype), M, D},
+                        at<void>(stream));
+}
+
+void bias_gelu_bwd(uintptr_t dy,
+                   uintptr_t x,
+                   uintptr_t bias,
+                   uintptr_t dx,
+                   uintptr_t partial,
+                   uintptr_t dbias,
+                   const std::string& dtype,
+                   int64_t M,
+                   int D,
+                   uintptr_t stream) {
+  vimpac::bias_gelu_bwd({at<void>(dy), at<void>(x), at<float>(bias), at<void>(dx),
+                         at<float>(partial), at<float>(dbias), element_type(dtype), M, D},
+                        at<void>(stream));
+}
+
 void linear_cross_entropy_fwd(uintptr_t z,
                               uintptr_t bias,
                               uintptr_t target,
@@ -159,6 +185,9 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("dropout_add_layer_norm_blocks", &vimpac::dropout_add_layer_norm_blocks);
   m.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
   m.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
+  m.def("bias_gelu_blocks", &vimpac::bias_gelu_blocks);
+  m.def("bias_gelu_fwd", &bias_gelu_fwd);
+  m.def("bias_gelu_bwd", &bias_gelu_bwd);
   m.def("linear_cross_entropy_blocks", &vimpac::linear_cross_entropy_blocks);
   m.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);
   py::class_<vimpac::AxialArguments>(m, "AxialArguments", py::module_local())

@@ -56,6 +56,31 @@ int dropout_add_layer_norm_blocks(int64_t M, int D);
 void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwd& args, void* stream);
 void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwd& args, void* stream);
 
+struct BiasGeluFwd {
+  const void* x;     // (M, D) of dtype, 16-byte aligned, as every tensor here
+  const float* bias; // (D,)
+  void* y;           // (M, D) of dtype
+  ElementType dtype;
+  int64_t M;
+  int D; // a multiple of 8
+};
+
+struct BiasGeluBwd {
+  const void* dy;    // (M, D) of dtype
+  const void* x;     // (M, D) of dtype
+  const float* bias; // (D,)
+  void* dx;          // (M, D) of dtype
+  float* partial;    // (bias_gelu_blocks(M, D), D): scratch, or null, as dbias: not wanted
+  float* dbias;      // (D,)
+  ElementType dtype;
+  int64_t M;
+  int D;
+};
+
+int bias_gelu_blocks(int64_t M, int D);
+void bias_gelu_fwd(const BiasGeluFwd& args, void* stream);
+void bias_gelu_bwd(const BiasGeluBwd& args, void* stream);
+
 struct LinearCrossEntropyOptions {
   int64_t rows;  // m: rows of this chunk of logits
   int64_t first; // number of the chunk's first row among all predicted rows

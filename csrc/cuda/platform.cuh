@@ -34,6 +34,19 @@ public:
   }
 };
 
+// 1 / x and 2^x in one instruction each, to about 2 ulp. Subnormal numbers count as 0: to scale
+// them takes three more.
+__device__ __forceinline__ float approximate_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float approximate_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 inline std::string kernel_name(const void* kernel) {
   const char* mangled = nullptr;
   if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr)
@@ -89,6 +102,13 @@ namespace vimpac {
 
 using Stream = void*;
 using emulator::SharedArena;
+
+inline float approximate_reciprocal(float x) {
+  return 1.0f / x;
+}
+inline float approximate_exp2(float x) {
+  return std::exp2(x);
+}
 
 inline void clear(void* p, size_t bytes, Stream /*stream*/) {
   std::memset(p, 0, bytes);

@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vimpac_kernels._library import extension
+from vimpac_kernels._compiled.pointers import aligned, pointer
+from vimpac_kernels._library import cuda_stream, extension
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the CPU kernel's
 
 
-def launch_cpu_fwd(
+def launch_cuda_fwd(
     x: Tensor,  # (..., D) contiguous
     bias: Tensor,  # (D,) fp32
     y: Tensor,  # (..., D)
 ) -> None:
     """Fills y."""
-    extension("cpu").bias_gelu_fwd(*(t.data_ptr() for t in (x, bias, y)), *_shared(x))
+    inputs = [aligned(t) for t in (x, bias)]
+    extension("cuda").bias_gelu_fwd(
+        *map(pointer, (*inputs, y)), *_type_and_sizes(x), cuda_stream(x)
+    )
 
 
-def launch_cpu_bwd(
+def launch_cuda_bwd(
     dy: Tensor,  # (..., D) contiguous
     x: Tensor,  # (..., D) contiguous
     bias: Tensor,  # (D,) fp32
@@ -27,9 +31,36 @@ def launch_cpu_bwd(
     dbias: Tensor,  # (D,) fp32, or empty: not wanted
 ) -> None:
     """Fills dx and dbias."""
-    sums = dbias.data_ptr() if dbias.numel() else 0
-    pointers = (t.data_ptr() for t in (dy, x, bias, dx))
-    extension("cpu").bias_gelu_bwd(*pointers, sums, *_shared(x))
+    module = extension("cuda")
+    dtype, M, D = _type_and_sizes(x)
+    partial = dbias.new_empty(module.bias_gelu_blocks(M, D) if dbias.numel() else 0, D)
+    inputs = [aligned(t) for t in (dy, x, bias)]
+    module.bias_gelu_bwd(*map(pointer, (*inputs, dx, partial, dbias)), dtype, M, D, cuda_stream(x))
+
+
+def launch_cpu_fwd(
+    x: Tensor,
+    bias: Tensor,
+    y: Tensor,
+) -> None:
+    """As `launch_cuda_fwd`."""
+    extension("cpu").bias_gelu_fwd(*map(pointer, (x, bias, y)), *_shared(x))
+
+
+def launch_cpu_bwd(
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor,
+    dx: Tensor,
+    dbias: Tensor,
+) -> None:
+    """As `launch_cuda_bwd`."""
+    extension("cpu").bias_gelu_bwd(*map(pointer, (dy, x, bias, dx, dbias)), *_shared(x))
+
+
+def _type_and_sizes(x: Tensor) -> tuple[str, int, int]:
+    D = x.shape[-1]
+    return str(x.dtype).removeprefix("torch."), x.numel() // D, D
 
 
 def _shared(x: Tensor) -> tuple[int, int, int, int]:
