@@ -236,11 +236,12 @@ def test_ops_pass_opcheck(impl):
     grid, axes = (2, 3, 4), "H|W"
     qkv = random_qkv(grid, axes, batch=1).to(impl.device, dtype_of(impl))
     padding, seed = random_padding(grid, 1).to(impl.device), torch.tensor(3, device=impl.device)
+    bias = torch.randn(3, 2, 32) if impl.name == "cpu" else None
     plan = (list(grid), axes, 0.2, 6554, impl.name)
     ops, dout = torch.ops.vimpac_kernels, torch.ones_like(qkv[:, :, 0])
-    torch.library.opcheck(ops.axial_attention_fwd.default, (qkv, padding, seed, *plan))
+    torch.library.opcheck(ops.axial_attention_fwd.default, (qkv, bias, padding, seed, *plan))
     plan = (list(grid), axes, 0.2, 0, impl.name)
-    torch.library.opcheck(ops.axial_attention_bwd.default, (dout, qkv, None, None, *plan))
+    torch.library.opcheck(ops.axial_attention_bwd.default, (dout, qkv, bias, None, None, *plan))
 
 
 @pytest.mark.impls("cpu", "triton", "cuda")

@@ -11,7 +11,7 @@ without the bias; the bias, dropout, residual sum and LayerNorm are one op:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,15 +50,15 @@ class Attention(nn.Module):
         seed: Tensor | None,  # 0-d int64
         rows: Tensor | None = None,  # (R,) of the output; None: all
     ) -> Tensor:  # (B, S - 1 + cls_rows(grid), D) or (R, D), without the bias of `out`
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim))
-        attended = (attend_per_line if self.per_line else axial_attention)(
-            qkv,
-            grid,
-            self.axes,
-            key_padding_mask=key_padding_mask,
-            dropout_p=dropout_p,
-            seed=None if self.joint else seed,
-        ).flatten(2)
+        shape = (3, self.heads, self.head_dim)
+        options: dict[str, Any] = dict(key_padding_mask=key_padding_mask, dropout_p=dropout_p)
+        options["seed"] = None if self.joint else seed
+        bias: Tensor | None = self.qkv.bias
+        if x.is_cpu and not self.joint and not self.per_line:  # the kernel adds it on the way
+            options["bias"], bias = self.qkv.bias.view(shape), None
+        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, shape)
+        attend = attend_per_line if self.per_line else axial_attention
+        attended = attend(qkv, grid, self.axes, **options).flatten(2)
         if rows is not None:
             attended = take_rows(attended, rows)
         return F.linear(attended, self.out.weight)

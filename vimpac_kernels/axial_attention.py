@@ -11,18 +11,15 @@ kernels take go through F.scaled_dot_product_attention; the reference takes the 
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vimpac_kernels import _library, _philox, reference
-from vimpac_kernels._compiled import axial_attention as _compiled
+from vimpac_kernels._axial_attention import AxialAttention, Plan, axial_attention_fwd
 from vimpac_kernels._sdpa import axial_attention as _sdpa
 
 JOINT_AXES = ("HW", "THW")
@@ -37,6 +34,7 @@ def axial_attention(
     grid: tuple[int, int, int],
     axes: str = "T",
     *,
+    bias: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
@@ -60,6 +58,9 @@ def axial_attention(
         grid: (T, H, W); the token (t, h, w) is row [1 +] (t*H + h)*W + w.
         axes: "T", "H" or "W"; distinct axes joined by "|", such as "H|W", split the heads into
             equal consecutive groups of one axis each; "HW" (one frame) and "THW" are joint lines.
+        bias: (3, N, Dh), any floating dtype, the bias of the projection, added to qkv. On a CPU
+            the kernel adds it as it reads and sums its gradient as it writes; other backends add
+            it before, so leave it to the projection there, where a GPU's product adds it for free.
         key_padding_mask: (B, T, H, W) bool, True = never a key. [CLS] is never masked.
         dropout_p: Dropout on the probabilities, [CLS] included, in [0, 1), in steps of 2^-16.
         scale: Factor of q k^T; default Dh**-0.5.
@@ -80,12 +81,14 @@ def axial_attention(
     backward; the same seed drops the same elements there and in the reference. Extra memory: fp32
     partial sums for [CLS], at most one row per line. sdpa takes dropout without a seed only.
     """
-    plan = _check(qkv, grid, axes, key_padding_mask, dropout_p, scale)
+    plan = _check(qkv, grid, axes, bias, key_padding_mask, dropout_p, scale)
     device = qkv.device
     if qkv.dtype == torch.float32 and device.type != "meta":  # which knows no autocast
         if torch.is_autocast_enabled(device.type):
             qkv = qkv.to(torch.get_autocast_dtype(device.type))
     chosen = _select(impl, qkv, plan, seed)
+    if bias is not None and chosen != "cpu":
+        qkv, bias = qkv + bias.to(qkv.dtype), None
     if chosen == "sdpa":
         return _sdpa(qkv, plan.grid, axes, key_padding_mask, dropout_p, plan.scale)
     key = None
@@ -96,37 +99,20 @@ def axial_attention(
             qkv, plan.grid, axes, key_padding_mask=key_padding_mask, dropout_p=dropout_p,
             scale=plan.scale, seed=0 if key is None else key,
         )  # fmt: skip
-    if _library.needs_autograd(qkv):
-        return _AxialAttention.apply(qkv, key_padding_mask, key, plan, chosen)
-    return _axial_attention_fwd(qkv, key_padding_mask, key, *plan.arguments(), chosen)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is not a tensor, with every default resolved."""
-
-    grid: tuple[int, int, int]
-    axes: str
-    scale: float
-    threshold: int  # a 16-bit dropout decision below it drops
-
-    def arguments(self) -> tuple[list[int], str, float, int]:
-        return list(self.grid), self.axes, self.scale, self.threshold
-
-    @property
-    def longest_line(self) -> int:
-        sizes = dict(zip("THW", self.grid, strict=True))
-        return max([math.prod([sizes[a] for a in name]) for name in self.axes.split("|")])
+    if _library.needs_autograd(qkv, bias):
+        return AxialAttention.apply(qkv, bias, key_padding_mask, key, plan, chosen)
+    return axial_attention_fwd(qkv, bias, key_padding_mask, key, *plan.arguments(), chosen)
 
 
 def _check(
     qkv: Tensor,
     grid: tuple[int, int, int],
     axes: str,
+    bias: Tensor | None,
     key_padding_mask: Tensor | None,
     dropout_p: float,
     scale: float | None,
-) -> _Plan:
+) -> Plan:
     if not qkv.is_floating_point():
         raise TypeError(f"qkv must be fp16, bf16, fp32 or fp64, got {qkv.dtype}")
     if qkv.dim() != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
@@ -141,6 +127,13 @@ def _check(
             f"qkv has {S} rows, grid {grid} needs {tokens}, or {tokens + 1} with [CLS] as row 0"
         )
     check_axes(axes, N)
+    if bias is not None:
+        if not bias.is_floating_point():
+            raise TypeError(f"bias must be floating, got {bias.dtype}")
+        if bias.shape != (3, N, Dh):
+            raise ValueError(f"bias must be (3, N, Dh) = {(3, N, Dh)}, got {tuple(bias.shape)}")
+        if bias.device != qkv.device:
+            raise ValueError(f"bias is on {bias.device}, qkv on {qkv.device}")
     if key_padding_mask is not None:
         if key_padding_mask.dtype != torch.bool:
             raise TypeError(f"key_padding_mask must be bool, got {key_padding_mask.dtype}")
@@ -160,7 +153,7 @@ def _check(
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
     scale = Dh**-0.5 if scale is None else float(scale)
-    return _Plan(grid, axes, scale, _philox.dropout_threshold(dropout_p))
+    return Plan(grid, axes, scale, _philox.dropout_threshold(dropout_p))
 
 
 def check_axes(axes: str, num_heads: int) -> None:
@@ -181,7 +174,7 @@ _LIMITS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None, int]] 
 }
 
 
-def _limit(impl: str, qkv: Tensor, plan: _Plan) -> str | None:
+def _limit(impl: str, qkv: Tensor, plan: Plan) -> str | None:
     dtypes, head_dims, max_line = _LIMITS[impl]
     head_dim = qkv.shape[-1]
     if plan.axes in JOINT_AXES:
@@ -195,7 +188,7 @@ def _limit(impl: str, qkv: Tensor, plan: _Plan) -> str | None:
     return None if head_dim in head_dims else f"it takes head dims {head_dims}, not {head_dim}"
 
 
-def _select(impl: str, qkv: Tensor, plan: _Plan, seed: int | Tensor | None) -> str:
+def _select(impl: str, qkv: Tensor, plan: Plan, seed: int | Tensor | None) -> str:
     device = qkv.device.type
 
     def kernel(name: str) -> tuple[str, Callable[[], str | None]]:
@@ -214,84 +207,3 @@ def _select(impl: str, qkv: Tensor, plan: _Plan, seed: int | Tensor | None) -> s
         last.reverse()  # on short lines of the CPU the eager formula is the faster of the two
     candidates = [kernel("cuda"), kernel("triton"), kernel("cpu"), *last]
     return _library.select("axial_attention", impl, candidates)
-
-
-class _AxialAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        key_padding_mask: Tensor | None,
-        seed: Tensor | None,
-        plan: _Plan,
-        impl: str,
-    ) -> Tensor:
-        ctx.save_for_backward(qkv, key_padding_mask, seed)
-        ctx.plan, ctx.impl = plan, impl
-        return _axial_attention_fwd(qkv, key_padding_mask, seed, *plan.arguments(), impl)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None, None, None]:
-        _library.refuse_second_order("axial_attention")
-        tensors, arguments = ctx.saved_tensors, ctx.plan.arguments()
-        dqkv = _axial_attention_bwd(dout.contiguous(), *tensors, *arguments, ctx.impl)
-        return dqkv, None, None, None, None
-
-
-# A backend is a row: forward (qkv, key_padding_mask, seed, grid, axes, scale, threshold) -> out,
-# backward (dout, qkv, ...) -> dqkv. They get a non-empty batch, a unit last stride of qkv, a
-# contiguous key_padding_mask and dout, a seed iff threshold > 0; both outputs are contiguous.
-def _launcher(impl: str, direction: str) -> Callable[..., Tensor]:
-    if impl == "triton":  # imported late: it takes a while, and needs triton
-        module = importlib.import_module("vimpac_kernels._triton.axial_attention")
-    else:
-        module = _compiled
-    return getattr(module, f"launch_{impl}_{direction}")
-
-
-def _fwd(
-    qkv: Tensor, key_padding_mask: Tensor | None, seed: Tensor | None, *arguments: Any
-) -> Tensor:
-    *plan, impl = arguments
-    if qkv.shape[0] == 0:
-        return _fwd_fake(qkv)
-    qkv, padding = _readable(qkv, key_padding_mask)
-    return _launcher(impl, "fwd")(qkv, padding, seed, *plan)
-
-
-def _bwd(
-    dout: Tensor,
-    qkv: Tensor,
-    key_padding_mask: Tensor | None,
-    seed: Tensor | None,
-    *arguments: Any,
-) -> Tensor:
-    *plan, impl = arguments
-    if qkv.shape[0] == 0:
-        return _bwd_fake(dout, qkv)
-    qkv, padding = _readable(qkv, key_padding_mask)
-    return _launcher(impl, "bwd")(dout, qkv, padding, seed, *plan)
-
-
-def _readable(qkv: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
-    return qkv, None if key_padding_mask is None else key_padding_mask.contiguous()
-
-
-def _fwd_fake(qkv: Tensor, *_: Any) -> Tensor:
-    B, S, _three, N, Dh = qkv.shape
-    return qkv.new_empty((B, S, N, Dh))
-
-
-def _bwd_fake(dout: Tensor, qkv: Tensor, *_: Any) -> Tensor:
-    return qkv.new_empty(qkv.shape)
-
-
-_ARGUMENTS = (
-    "Tensor qkv, Tensor? key_padding_mask, Tensor? seed, SymInt[] grid, str axes, float scale, "
-    "int threshold, str impl) -> Tensor"
-)
-_axial_attention_fwd = _library.define("axial_attention_fwd", f"({_ARGUMENTS}", _fwd, _fwd_fake)
-_axial_attention_bwd = _library.define(
-    "axial_attention_bwd", f"(Tensor dout, {_ARGUMENTS}", _bwd, _bwd_fake
-)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac_kernels.axial_attention import axial_attention, check_axes
+from vimpac_kernels.axial_attention import JOINT_AXES, axial_attention, check_axes
 
 
 class AxialAttention(nn.Module):
@@ -133,11 +133,16 @@ class AxialAttention(nn.Module):
                 f"x must be (B, T, H, W, D), or (B, [1 +] T*H*W, D) with grid=(T, H, W), "
                 f"got {tuple(x.shape)} and grid={grid}"
             )
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        shape, early = (3, self.num_heads, self.head_dim), self.in_proj_bias
+        late: Tensor | None = None
+        if early is not None and x.is_cpu and self.axes not in JOINT_AXES:
+            late, early = early.view(shape), None  # the kernel adds it on the way
+        qkv = F.linear(x, self.in_proj_weight, early)
         out = axial_attention(
-            qkv.unflatten(-1, (3, self.num_heads, self.head_dim)),
+            qkv.unflatten(-1, shape),
             grid,
             self.axes,
+            bias=late,
             key_padding_mask=key_padding_mask,
             dropout_p=self.dropout if self.training else 0.0,
             impl=self.impl,

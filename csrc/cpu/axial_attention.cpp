@@ -3,8 +3,8 @@
 // q, k, v (and dout) of a head into fp32 tiles, [CLS] being the last row; scores; softmax of
 // several heads at once, queries in lanes; products; scatter. What the next phase gathers is
 // fetched meanwhile. q, k, v, dout are read once and the result is written once: bound by memory.
-// [CLS]'s sums over lines are kept per task and added in order, so that results repeat whatever the
-// number of threads.
+// A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's gradient,
+// are kept per task and added in order, so that results repeat whatever the number of threads.
 #include "cpu/line_rows.hpp"
 #include "cpu/line_softmax.hpp"
 #include "cpu/ops.hpp"
@@ -42,7 +42,8 @@ struct Problem {
   T* result;     // (B, S, N, Dh) or (B, S, 3, N, Dh)
   Axis axes[3];
   int64_t tokens, tasks, width; // tasks of one clip; floats of a tile's row
-  float* partials;              // (B, tasks, parts, heads of the axis, width): [CLS]'s sums
+  // (B, tasks, 1 or 2, parts, heads of the axis, width): sums of [CLS], then those of the bias.
+  float* partials;
   int64_t partial_stride;
 
   int64_t rows() const { return tokens + a.has_cls; }
@@ -126,18 +127,22 @@ struct Line {
   void gather_part(int part, int64_t head, float scale, float* tile) const {
     const T* const clip = part_of(part, head);
     const int64_t row = p.a.strides[1];
-    gather(clip + first_row * row, axis.token_step * row, length, p.a.Dh, p.width, scale, tile);
+    const int64_t step = axis.token_step * row;
+    const float* const bias =
+        p.a.bias == nullptr ? nullptr : p.a.bias + (part * p.a.N + first_head + head) * p.a.Dh;
+    gather(clip + first_row * row, bias, step, length, p.a.Dh, p.width, scale, tile);
     if (p.a.has_cls) {
-      gather_row(clip, p.a.Dh, scale, tile + length * p.width);
+      gather_row(clip, bias, p.a.Dh, scale, tile + length * p.width);
     }
   }
 
   void gather_dout(int64_t head, float* tile) const {
     const T* const clip = dout_of(head);
     const int64_t row = p.a.N * p.a.Dh;
-    gather(clip + first_row * row, axis.token_step * row, length, p.a.Dh, p.width, 1.0f, tile);
+    const int64_t step = axis.token_step * row;
+    gather(clip + first_row * row, nullptr, step, length, p.a.Dh, p.width, 1.0f, tile);
     if (p.a.has_cls) {
-      gather_row(clip, p.a.Dh, 1.0f / axis.lines, tile + length * p.width);
+      gather_row(clip, nullptr, p.a.Dh, 1.0f / axis.lines, tile + length * p.width);
     }
   }
 
@@ -159,16 +164,20 @@ struct Line {
     fetch(clip + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
-  // The tile's tokens to part `part` of `parts` of the result; its [CLS] row is added to a partial.
+  // The tile's tokens to part `part` of `parts` of the result; its [CLS] row is added to a partial,
+  // and the sum of all its rows to that of the bias.
   void scatter_part(
       const float* tile, int64_t head, int part, int parts, float scale, float* partial) const {
     const AxialAttention& a = p.a;
     const int64_t row = parts * a.N * a.Dh;
     T* const clip = p.result + b * p.rows() * row + (part * a.N + first_head + head) * a.Dh;
     scatter(tile, axis.token_step * row, length, a.Dh, p.width, scale, clip + first_row * row);
+    const int64_t at = (part * axis.heads + first_head + head - axis.first_head) * p.width;
     if (a.has_cls) {
-      accumulate(tile + length * p.width, p.width, scale,
-                 partial + (part * axis.heads + first_head + head - axis.first_head) * p.width);
+      accumulate(tile + length * p.width, p.width, scale, partial + at);
+    }
+    if (a.dbias != nullptr) {
+      accumulate_rows(tile, keys, p.width, scale, partial + parts * axis.heads * p.width + at);
     }
   }
 
@@ -295,6 +304,23 @@ void reduce_cls(const Problem<T>& p, int64_t b, int parts) {
   }
 }
 
+// The bias's gradient of one head of q, k or v from the partials, in the order of clips and tasks.
+template <class T>
+void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
+  const AxialAttention& a = p.a;
+  const Axis& axis = p.axes[head / (a.N / a.num_axes)];
+  const int64_t at = ((3 + part) * axis.heads + head - axis.first_head) * p.width;
+  for_each_vector(a.Dh, [&](int64_t d, int n) {
+    VecF sum{};
+    for (int64_t b = 0; b < a.B; ++b) {
+      for (int64_t chunk = 0; chunk < axis.tasks; ++chunk) {
+        sum = sum + load_n(p.partial(b, axis, chunk) + at + d, n);
+      }
+    }
+    store_n(a.dbias + (part * a.N + head) * a.Dh + d, sum, n);
+  });
+}
+
 template <class T>
 TileSizes plan_axes(const AxialAttention& a, Problem<T>& p) {
   const int64_t steps[] = {int64_t{1} * a.grid[1] * a.grid[2], a.grid[2], 1};
@@ -323,7 +349,7 @@ bool run(const AxialAttention& a, int parts) {
                nullptr,
                0};
   const TileSizes sizes = plan_axes(a, p);
-  p.partial_stride = parts * (a.N / a.num_axes) * p.width;
+  p.partial_stride = (a.dbias == nullptr ? 1 : 2) * parts * (a.N / a.num_axes) * p.width;
   const int threads = a.num_threads < 1 ? 1 : a.num_threads;
   const int64_t per_thread = round_up(sizes.total(), kLine);
   Scratch<float> partials(a.B * p.tasks * p.partial_stride), tiles(threads * per_thread);
@@ -340,6 +366,10 @@ bool run(const AxialAttention& a, int parts) {
   if (a.has_cls) {
     parallel_for(a.B, a.B * p.tasks * p.partial_stride, threads,
                  [&](int64_t b) { reduce_cls(p, b, parts); });
+  }
+  if (a.dbias != nullptr) {
+    parallel_for(3 * a.N, a.B * p.tasks * p.partial_stride, threads,
+                 [&](int64_t i) { reduce_bias(p, i / a.N, i % a.N); });
   }
   return true;
 }

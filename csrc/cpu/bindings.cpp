@@ -83,6 +83,8 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
                      uintptr_t padding, // (B, T, H, W) bool, or 0
                      uintptr_t seed,    // 0-d int64, or 0
                      uintptr_t result,  // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh)
+                     uintptr_t bias,    // (3, N, Dh) fp32, or 0
+                     uintptr_t dbias,   // (3, N, Dh) fp32, or 0
                      int dtype,
                      std::array<int64_t, 5> shape, // of qkv
                      std::array<int64_t, 5> strides,
@@ -97,6 +99,8 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   args.qkv = pointer<const void>(qkv);
   args.dout = pointer<const void>(dout);
   args.result = pointer<void>(result);
+  args.bias = pointer<const float>(bias);
+  args.dbias = pointer<float>(dbias);
   args.padding = pointer<const uint8_t>(padding);
   args.seed = pointer<const int64_t>(seed);
   args.dtype = static_cast<Args::DType>(dtype);

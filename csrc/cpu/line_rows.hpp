@@ -7,15 +7,14 @@
 namespace vimpac {
 namespace {
 
+// to = scale * (from + bias); bias: (head_dim,) or null
 template <class T>
-VIMPAC_INLINE void gather_row(const T* from, int64_t head_dim, float scale, float* to) {
-  int64_t d = 0;
-  for (; d + kWidth <= head_dim; d += kWidth) {
-    store(to + d, load(from + d) * scale);
-  }
-  if (d < head_dim) {
-    store(to + d, load_n(from + d, static_cast<int>(head_dim - d)) * scale);
-  }
+VIMPAC_INLINE void
+gather_row(const T* from, const float* bias, int64_t head_dim, float scale, float* to) {
+  for_each_vector(head_dim, [&](int64_t d, int n) {
+    const VecF x = load_n(from + d, n);
+    store(to + d, (bias == nullptr ? x : x + load_n(bias + d, n)) * scale);
+  });
 }
 
 template <class T>
@@ -29,9 +28,10 @@ VIMPAC_INLINE void scatter_row(const float* from, int64_t head_dim, float scale,
   }
 }
 
-// tile[l] = scale * from[l * step]
+// tile[l] = scale * (from[l * step] + bias)
 template <class T>
 void gather(const T* from,
+            const float* bias,
             int64_t step,
             int64_t length,
             int64_t head_dim,
@@ -39,7 +39,7 @@ void gather(const T* from,
             float scale,
             float* tile) {
   for (int64_t l = 0; l < length; ++l) {
-    gather_row(from + l * step, head_dim, scale, tile + l * width);
+    gather_row(from + l * step, bias, head_dim, scale, tile + l * width);
   }
 }
 
@@ -65,6 +65,18 @@ void scatter(const float* tile,
              T* to) {
   for (int64_t l = 0; l < length; ++l) {
     scatter_row(tile + l * width, head_dim, scale, to + l * step);
+  }
+}
+
+// sum += scale * the sum of a tile's rows
+inline void
+accumulate_rows(const float* tile, int64_t rows, int64_t width, float scale, float* sum) {
+  for (int64_t d = 0; d < width; d += kWidth) {
+    VecF total{};
+    for (int64_t l = 0; l < rows; ++l) {
+      total = total + load(tile + l * width + d);
+    }
+    store(sum + d, fmadd(total, broadcast(scale), load(sum + d)));
   }
 }
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _philox
+from vimpac_kernels._compiled.pointers import pointer
 from vimpac_kernels._library import cuda_stream, extension
 
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
@@ -20,11 +21,13 @@ def launch_cpu_fwd(
     axes: str,
     scale: float,
     threshold: int,
+    bias: Tensor | None,  # (3, N, Dh) fp32
 ) -> Tensor:  # (B, S, N, Dh)
     """Runs the forward."""
     B, S, _, N, Dh = qkv.shape
     out = qkv.new_empty((B, S, N, Dh))
-    _run_cpu("fwd", None, qkv, key_padding_mask, seed, out, grid, axes, scale, threshold)
+    tensors = (None, qkv, key_padding_mask, seed, out, bias, None)
+    _run_cpu("fwd", tensors, qkv, grid, axes, scale, threshold)
     return out
 
 
@@ -37,29 +40,27 @@ def launch_cpu_bwd(
     axes: str,
     scale: float,
     threshold: int,
+    bias: Tensor | None,  # (3, N, Dh) fp32
+    dbias: Tensor,  # (3, N, Dh) fp32, or empty without a bias
 ) -> Tensor:  # (B, S, 3, N, Dh)
-    """Runs the backward."""
+    """Runs the backward, and fills dbias."""
     dqkv = qkv.new_empty(qkv.shape)
-    _run_cpu("bwd", dout, qkv, key_padding_mask, seed, dqkv, grid, axes, scale, threshold)
+    tensors = (dout, qkv, key_padding_mask, seed, dqkv, bias, dbias)
+    _run_cpu("bwd", tensors, qkv, grid, axes, scale, threshold)
     return dqkv
 
 
 def _run_cpu(
     direction: str,
-    dout: Tensor | None,
+    tensors: tuple[Tensor | None, ...],  # dout, qkv, key_padding_mask, seed, result, bias, dbias
     qkv: Tensor,
-    key_padding_mask: Tensor | None,
-    seed: Tensor | None,
-    result: Tensor,
     grid: list[int],
     axes: str,
     scale: float,
     threshold: int,
 ) -> None:
-    kernel = getattr(extension("cpu"), f"axial_attention_{direction}")
-    tensors = (dout, qkv, key_padding_mask, seed, result)
-    kernel(
-        *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+    getattr(extension("cpu"), f"axial_attention_{direction}")(
+        *map(pointer, tensors),
         _DTYPE_IDS[qkv.dtype],
         qkv.shape,
         qkv.stride(),
