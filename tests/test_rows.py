@@ -69,8 +69,8 @@ def test_checkpointed_rows_have_the_same_gradients(layout, cls):
 def test_last_layer_computes_the_rows_that_are_read():
     model = Vimpac.from_preset("tiny", grid=GRID)
     seen: list[int] = []
-    up = model.encoder.layers[-1].mlp.up
-    up.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][..., 0].numel()))
+    mlp = model.encoder.layers[-1].mlp
+    mlp.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][..., 0].numel()))
     clips = torch.randint(0, 8192, (8, 2, *GRID))
     labels = clips.masked_fill(torch.rand(clips.shape) < 0.9, -100)
     model(clips, labels)  # 16 [CLS] and the masked tokens, in steps of 128
