@@ -87,7 +87,7 @@ def axial_attention(
         if torch.is_autocast_enabled(device.type):
             qkv = qkv.to(torch.get_autocast_dtype(device.type))
     chosen = _select(impl, qkv, plan, seed)
-    if bias is not None and chosen != "cpu":
+    if bias is not None and chosen not in ("cpu", "reference"):
         qkv, bias = qkv + bias.to(qkv.dtype), None
     if chosen == "sdpa":
         return _sdpa(qkv, plan.grid, axes, key_padding_mask, dropout_p, plan.scale)
@@ -96,8 +96,8 @@ def axial_attention(
         key = _philox.fresh_seed(device) if seed is None else _philox.as_seed(seed, device)
     if chosen == "reference":
         return reference.axial_attention(
-            qkv, plan.grid, axes, key_padding_mask=key_padding_mask, dropout_p=dropout_p,
-            scale=plan.scale, seed=0 if key is None else key,
+            qkv, plan.grid, axes, bias=bias, key_padding_mask=key_padding_mask,
+            dropout_p=dropout_p, scale=plan.scale, seed=0 if key is None else key,
         )  # fmt: skip
     if _library.needs_autograd(qkv, bias):
         return AxialAttention.apply(qkv, bias, key_padding_mask, key, plan, chosen)

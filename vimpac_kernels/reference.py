@@ -46,18 +46,20 @@ def axial_attention(
     grid: tuple[int, int, int],
     axes: str = "T",
     *,
+    bias: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: int | Tensor = 0,
 ) -> Tensor:
-    """`vimpac_kernels.axial_attention`: qkv (B, S, 3, N, Dh) -> (B, S, N, Dh).
+    """`vimpac_kernels.axial_attention`: qkv (B, S, 3, N, Dh) [+ bias] -> (B, S, N, Dh).
 
     In a line the tokens are numbers 0..L-1 and [CLS] is number L, both as queries and as keys.
     Dropout decision of (query, key): counter (key // 8, query, line, head | axis << 16), where
     line = clip * lines + index of the line in `to_lines` order and head counts over all groups.
     A line without any key (no [CLS], all padding) gives zeros.
     """
+    qkv = qkv if bias is None else qkv + bias.to(qkv.dtype)
     (T, H, W), (B, S, _, N, Dh) = grid, qkv.shape
     has_cls = S == T * H * W + 1
     scale = Dh**-0.5 if scale is None else scale
@@ -133,9 +135,8 @@ def linear_cross_entropy(
     if positions is not None:
         index = positions.long().clamp(min=0)
         rows, labels = rows[index], labels[index]
-        capacity = index.numel()
-        live = torch.arange(capacity, device=index.device) < (capacity if count is None else count)
-        labels = labels.masked_fill(~live, ignore_index)
+        slot = torch.arange(len(index), device=index.device)
+        labels = labels.masked_fill(slot >= (len(index) if count is None else count), ignore_index)
     counted = labels != ignore_index
     rows = rows.masked_fill(~counted[:, None], 0.0)
     vocabulary = linear_weight.shape[0]
@@ -257,11 +258,10 @@ def mask_tokens(
         noisy = torch.where(decision < high, random_ids, ids)
         inputs = torch.where(mask & (decision >= low), noisy, inputs)
     flat = mask.flatten()
-    order = flat.cumsum(0) - 1
     row = torch.arange(cells, device=ids.device) + row_offset
     row = (torch.arange(B, device=ids.device).view(B, 1) * (cells + row_offset) + row).flatten()
     positions = torch.full((B * cells + 1,), -1, dtype=torch.int32, device=ids.device)
-    positions.scatter_(0, torch.where(flat, order, B * cells), row.int())
+    positions.scatter_(0, torch.where(flat, flat.cumsum(0) - 1, B * cells), row.int())
     return MaskedTokens(
         inputs.to(tokens.dtype).view(B, T, H, W),
         mask.view(B, T, H, W),
