@@ -99,9 +99,10 @@ def _bwd(
     *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     *plan, impl = arguments
-    dqkv, dbias = _bwd_fake(dout, qkv, bias)
     if qkv.shape[0] == 0:
+        dqkv, dbias = _bwd_fake(dout, qkv, bias)
         return dqkv, dbias.zero_()
+    dbias = _empty_dbias(qkv, bias)
     qkv, padding = _readable(qkv, key_padding_mask)
     own = (_vector(bias), dbias) if impl == "cpu" else ()
     return _launcher(impl, "bwd")(dout, qkv, padding, seed, *plan, *own), dbias
@@ -122,8 +123,11 @@ def _fwd_fake(qkv: Tensor, *_: Any) -> Tensor:
 
 
 def _bwd_fake(dout: Tensor, qkv: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-    shape = (0,) if bias is None else bias.shape
-    return qkv.new_empty(qkv.shape), qkv.new_empty(shape, dtype=torch.float32)
+    return qkv.new_empty(qkv.shape), _empty_dbias(qkv, bias)
+
+
+def _empty_dbias(qkv: Tensor, bias: Tensor | None) -> Tensor:
+    return qkv.new_empty((0,) if bias is None else bias.shape, dtype=torch.float32)
 
 
 _ARGUMENTS = (
