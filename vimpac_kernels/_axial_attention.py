@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,11 +67,9 @@ class AxialAttention(torch.autograd.Function):
 # contiguous key_padding_mask and dout, a seed iff threshold > 0; both outputs are contiguous.
 # That of the CPU takes a contiguous fp32 bias at the end, or None, and a dbias to fill.
 def _launcher(impl: str, direction: str) -> Callable[..., Tensor]:
-    if impl == "triton":  # imported late: it takes a while, and needs triton
-        module = importlib.import_module("vimpac_kernels._triton.axial_attention")
-    else:
-        module = _compiled
-    return getattr(module, f"launch_{impl}_{direction}")
+    if impl == "triton":
+        return _library.triton_launcher("axial_attention", direction)
+    return getattr(_compiled, f"launch_{impl}_{direction}")
 
 
 def _fwd(

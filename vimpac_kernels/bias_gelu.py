@@ -10,7 +10,6 @@ by bandwidth.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -97,18 +96,10 @@ class _BiasGelu(torch.autograd.Function):
         return dx, dbias.to(bias.dtype) if ctx.needs_input_grad[1] else None, None
 
 
-def _triton(direction: str) -> Callable[..., None]:
-    def launch(*arguments: Any) -> None:  # imports late: it takes a while, and needs triton
-        module = importlib.import_module("vimpac_kernels._triton.bias_gelu")
-        getattr(module, f"launch_triton_{direction}")(*arguments)
-
-    return launch
-
-
 # Forward and backward, best first.
 _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
-    "triton": (_triton("fwd"), _triton("bwd")),
+    "triton": (_library.triton_launcher(_NAME, "fwd"), _library.triton_launcher(_NAME, "bwd")),
     "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
 }
 

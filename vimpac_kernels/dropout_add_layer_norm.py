@@ -10,7 +10,6 @@ CUDA and Triton; bound by bandwidth.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -174,18 +173,10 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         )
 
 
-def _triton(direction: str) -> Callable[..., None]:
-    def launch(*arguments: Any) -> None:  # imports late: it takes a while, and needs triton
-        module = importlib.import_module("vimpac_kernels._triton.dropout_add_layer_norm")
-        getattr(module, f"launch_triton_{direction}")(*arguments)
-
-    return launch
-
-
 # Forward and backward, best first.
 _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
-    "triton": (_triton("fwd"), _triton("bwd")),
+    "triton": (_library.triton_launcher(_NAME, "fwd"), _library.triton_launcher(_NAME, "bwd")),
     "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
 }
 

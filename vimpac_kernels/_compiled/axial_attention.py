@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _philox
-from vimpac_kernels._compiled.pointers import pointer
+from vimpac_kernels._compiled.pointers import cpu_dtype, pointer
 from vimpac_kernels._library import cuda_stream, extension
 
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
-_DTYPE_IDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def launch_cpu_fwd(
@@ -61,7 +60,7 @@ def _run_cpu(
 ) -> None:
     getattr(extension("cpu"), f"axial_attention_{direction}")(
         *map(pointer, tensors),
-        _DTYPE_IDS[qkv.dtype],
+        cpu_dtype(qkv),
         qkv.shape,
         qkv.stride(),
         grid,

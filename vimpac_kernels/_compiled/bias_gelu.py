@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vimpac_kernels._compiled.pointers import aligned, pointer
+from vimpac_kernels._compiled.pointers import aligned, cpu_dtype, pointer
 from vimpac_kernels._library import cuda_stream, extension
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the CPU kernel's
 
 
 def launch_cuda_fwd(
@@ -65,4 +63,4 @@ def _type_and_sizes(x: Tensor) -> tuple[str, int, int]:
 
 def _shared(x: Tensor) -> tuple[int, int, int, int]:
     D = x.shape[-1]
-    return _DTYPES.index(x.dtype), x.numel() // D, D, torch.get_num_threads()
+    return cpu_dtype(x), x.numel() // D, D, torch.get_num_threads()

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _philox
-from vimpac_kernels._compiled.pointers import aligned, pointer
+from vimpac_kernels._compiled.pointers import aligned, cpu_dtype, pointer
 from vimpac_kernels._library import cuda_stream, extension
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the CPU kernel's
 
 
 def launch_cuda_fwd(
@@ -113,7 +111,7 @@ def _shared(tensors: tuple[Tensor, ...], x: Tensor, residual: Tensor, threshold:
     D = residual.shape[-1]
     return extension("cpu").DropoutAddLayerNorm(
         [pointer(t) for t in tensors],
-        [_DTYPES.index(t.dtype) for t in (x, residual)],
+        [cpu_dtype(t) for t in (x, residual)],
         (residual.numel() // D, D),
         threshold,
         _philox.dropout_scale(threshold),
