@@ -5,6 +5,7 @@
 // fetched meanwhile. q, k, v, dout are read once and the result is written once: bound by memory.
 // A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's gradient,
 // are kept per task and added in order, so that results repeat whatever the number of threads.
+#include "cpu/element_type.hpp"
 #include "cpu/line_rows.hpp"
 #include "cpu/line_softmax.hpp"
 #include "cpu/ops.hpp"
@@ -374,25 +375,14 @@ bool run(const AxialAttention& a, int parts) {
   return true;
 }
 
-bool dispatch(const AxialAttention& args, int parts) {
-  switch (args.dtype) {
-  case AxialAttention::kFloat32:
-    return run<float>(args, parts);
-  case AxialAttention::kBfloat16:
-    return run<Bf16>(args, parts);
-  default:
-    return run<Half>(args, parts);
-  }
-}
-
 } // namespace
 
 bool axial_attention_fwd(const AxialAttention& args) {
-  return dispatch(args, 1);
+  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 1); });
 }
 
 bool axial_attention_bwd(const AxialAttention& args) {
-  return dispatch(args, 3);
+  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 3); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

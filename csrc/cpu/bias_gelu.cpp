@@ -1,6 +1,7 @@
 // y = GELU(x + bias) and its backward on the CPU. A thread owns chunks of rows; memory is read and
 // written once per direction, which is what the time goes to. dbias keeps one partial per chunk,
 // added in the order of the chunks.
+#include "cpu/element_type.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
@@ -155,31 +156,14 @@ bool backward(const Args& a) {
   return true;
 }
 
-template <class T>
-bool run_for(const Args& a, bool is_backward) {
-  return is_backward ? backward<T>(a) : forward<T>(a);
-}
-
-bool run(const Args& a, bool is_backward) {
-  switch (a.dtype) {
-  case Args::kFloat32:
-    return run_for<float>(a, is_backward);
-  case Args::kBfloat16:
-    return run_for<Bf16>(a, is_backward);
-  case Args::kFloat16:
-    break;
-  }
-  return run_for<Half>(a, is_backward);
-}
-
 } // namespace
 
 bool bias_gelu_fwd(const BiasGelu& args) {
-  return run(args, false);
+  return with_type(args.dtype, [&](auto zero) { return forward<decltype(zero)>(args); });
 }
 
 bool bias_gelu_bwd(const BiasGelu& args) {
-  return run(args, true);
+  return with_type(args.dtype, [&](auto zero) { return backward<decltype(zero)>(args); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -103,7 +103,7 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   args.dbias = pointer<float>(dbias);
   args.padding = pointer<const uint8_t>(padding);
   args.seed = pointer<const int64_t>(seed);
-  args.dtype = static_cast<Args::DType>(dtype);
+  args.dtype = static_cast<vimpac::ElementType>(dtype);
   args.B = shape[0];
   std::copy(grid.begin(), grid.end(), args.grid);
   args.N = shape[3];
@@ -180,8 +180,8 @@ vimpac::DropoutAddLayerNorm layer_norm_arguments(std::array<uintptr_t, 5> shared
   args.total = pointer<void>(shared[2]);
   args.mean = pointer<float>(shared[3]);
   args.rstd = pointer<float>(shared[4]);
-  args.x_type = static_cast<vimpac::DropoutAddLayerNorm::DType>(types[0]);
-  args.residual_type = static_cast<vimpac::DropoutAddLayerNorm::DType>(types[1]);
+  args.x_type = static_cast<vimpac::ElementType>(types[0]);
+  args.residual_type = static_cast<vimpac::ElementType>(types[1]);
   args.rows = sizes[0];
   args.D = sizes[1];
   args.threshold = threshold;
@@ -236,7 +236,7 @@ void bias_gelu_fwd(uintptr_t x,    // (rows, D)
   using Args = vimpac::BiasGelu;
   run<Args>(VIMPAC_EACH_ISA(bias_gelu_fwd),
             {nullptr, pointer<const void>(x), pointer<const float>(bias), pointer<void>(y), nullptr,
-             static_cast<Args::DType>(dtype), rows, D, num_threads});
+             static_cast<vimpac::ElementType>(dtype), rows, D, num_threads});
 }
 
 void bias_gelu_bwd(uintptr_t dy,    // (rows, D)
@@ -251,8 +251,8 @@ void bias_gelu_bwd(uintptr_t dy,    // (rows, D)
   using Args = vimpac::BiasGelu;
   run<Args>(VIMPAC_EACH_ISA(bias_gelu_bwd),
             {pointer<const void>(dy), pointer<const void>(x), pointer<const float>(bias),
-             pointer<void>(dx), pointer<float>(dbias), static_cast<Args::DType>(dtype), rows, D,
-             num_threads});
+             pointer<void>(dx), pointer<float>(dbias), static_cast<vimpac::ElementType>(dtype),
+             rows, D, num_threads});
 }
 
 } // namespace

@@ -2,6 +2,7 @@
 // in the core's own cache while it is walked twice more (variance, then y), so main memory is read
 // and written once per direction. Bound by bandwidth, with dropout by Philox. The sums over rows
 // (dweight, dbias, dlinear_bias) keep one partial per chunk, added in the order of the chunks.
+#include "cpu/element_type.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
@@ -193,34 +194,24 @@ bool backward(const Args& a) {
   return true;
 }
 
-template <class X>
-bool run_for(const Args& a, bool is_backward) {
-  if (a.residual_type == Args::kFloat32) {
-    return is_backward ? backward<X, float>(a) : forward<X, float>(a);
-  }
-  return is_backward ? backward<X, X>(a) : forward<X, X>(a);
-}
-
-bool run(const Args& a, bool is_backward) {
-  switch (a.x_type) {
-  case Args::kFloat32:
-    return run_for<float>(a, is_backward);
-  case Args::kBfloat16:
-    return run_for<Bf16>(a, is_backward);
-  case Args::kFloat16:
-    break;
-  }
-  return run_for<Half>(a, is_backward);
+// f(X{}, R{}) for the types of x and of residual.
+template <class F>
+bool with_types(const Args& a, const F& f) {
+  return with_type(a.x_type, [&](auto x) {
+    return a.residual_type == ElementType::kFloat32 ? f(x, float{}) : f(x, x);
+  });
 }
 
 } // namespace
 
 bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args) {
-  return run(args, false);
+  return with_types(
+      args, [&](auto x, auto residual) { return forward<decltype(x), decltype(residual)>(args); });
 }
 
 bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args) {
-  return run(args, true);
+  return with_types(
+      args, [&](auto x, auto residual) { return backward<decltype(x), decltype(residual)>(args); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

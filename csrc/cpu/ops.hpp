@@ -8,6 +8,8 @@
 
 namespace vimpac {
 
+enum class ElementType { kFloat32, kBfloat16, kFloat16 };
+
 struct AxialAttention {
   const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride
   const void* dout;       // (B, S, N, Dh) of dtype, contiguous; backward only
@@ -16,7 +18,7 @@ struct AxialAttention {
   float* dbias;           // (3, N, Dh), or null; backward only
   const uint8_t* padding; // (B, T, H, W), 1 = never a key; null if there is none
   const int64_t* seed;    // 0-d; null without dropout
-  enum DType { kFloat32, kBfloat16, kFloat16 } dtype;
+  ElementType dtype;
   int64_t B;
   int64_t grid[3]; // T, H, W
   int64_t N, Dh;
@@ -55,7 +57,7 @@ struct LinearCrossEntropyFwd {
 //   dresidual = dtotal + rstd * (g - mean(g) - h * mean(g * h)),  dx = dropout(dresidual)
 // All tensors are contiguous.
 struct DropoutAddLayerNorm {
-  enum DType { kFloat32, kBfloat16, kFloat16 } x_type, residual_type;
+  ElementType x_type, residual_type;
   int64_t rows, D;
   const float* weight; // (D,)
   const int64_t* seed; // 0-d
@@ -89,7 +91,7 @@ struct BiasGelu {
   const float* bias; // (D,)
   void* result;      // (rows, D) of dtype: y, or dx
   float* dbias;      // (D,) or null
-  enum DType { kFloat32, kBfloat16, kFloat16 } dtype;
+  ElementType dtype;
   int64_t rows, D;
   int num_threads;
 };

@@ -7,10 +7,13 @@
 // order, and a second kernel the blocks in order, so that results repeat bit for bit.
 // Bound by memory: forward 2 reads and 2 writes of (M, D), backward the same.
 #include "column_sums.cuh"
+#include "element_type.cuh"
 #include "ops.hpp"
 #include "philox.hpp"
 #include "platform.cuh"
 #include "vector.cuh"
+
+#include <type_traits>
 
 namespace vimpac {
 namespace {
@@ -298,43 +301,17 @@ void launch_bwd(const DropoutAddLayerNormBwd& a, const Split& split, Stream stre
   add_blocks<false>(a.partial, {a.dweight, a.dbias, a.dlinear_bias}, blocks, 3 * a.D, a.D, stream);
 }
 
-template <class T, class R, class F>
-void with_types(int chunks, const F& f) {
-  chunks == 2 ? f.template run<T, R, 2>() : f.template run<T, R, 4>();
-}
-
-// Calls f.run<T, R, chunks>() for the types of x and of residual.
+// f(T{}, R{}, chunks) for the types of x and of residual.
 template <class F>
 void dispatch(ElementType x, ElementType residual, int chunks, const F& f) {
-  const bool wide = residual == ElementType::kFloat;
-  if (x == ElementType::kFloat)
-    with_types<float, float>(chunks, f);
-  else if (x == ElementType::kHalf)
-    wide ? with_types<__half, float>(chunks, f) : with_types<__half, __half>(chunks, f);
-  else
-    wide ? with_types<__nv_bfloat16, float>(chunks, f)
-         : with_types<__nv_bfloat16, __nv_bfloat16>(chunks, f);
+  with_type(x, [&](auto t) {
+    const auto with_chunks = [&](auto r) {
+      chunks == 2 ? f(t, r, std::integral_constant<int, 2>{})
+                  : f(t, r, std::integral_constant<int, 4>{});
+    };
+    residual == ElementType::kFloat ? with_chunks(float{}) : with_chunks(t);
+  });
 }
-
-struct Fwd {
-  const DropoutAddLayerNormFwd& args;
-  const Split split;
-  Stream stream;
-  template <class T, class R, int kChunks>
-  void run() const {
-    launch_fwd<T, R, kChunks>(args, split, stream);
-  }
-};
-
-struct Bwd {
-  const DropoutAddLayerNormBwd& args;
-  const Split split;
-  Stream stream;
-  template <class T, class R, int kChunks>
-  void run() const {
-    launch_bwd<T, R, kChunks>(args, split, stream);
-  }
-};
 
 } // namespace
 
@@ -345,14 +322,16 @@ int dropout_add_layer_norm_blocks(int64_t M, int D) {
 
 void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwd& args, void* stream) {
   const Split split(args.D);
-  dispatch(args.x_type, args.residual_type, split.chunks,
-           Fwd{args, split, static_cast<Stream>(stream)});
+  dispatch(args.x_type, args.residual_type, split.chunks, [&](auto t, auto r, auto chunks) {
+    launch_fwd<decltype(t), decltype(r), chunks>(args, split, static_cast<Stream>(stream));
+  });
 }
 
 void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwd& args, void* stream) {
   const Split split(args.D);
-  dispatch(args.x_type, args.residual_type, split.chunks,
-           Bwd{args, split, static_cast<Stream>(stream)});
+  dispatch(args.x_type, args.residual_type, split.chunks, [&](auto t, auto r, auto chunks) {
+    launch_bwd<decltype(t), decltype(r), chunks>(args, split, static_cast<Stream>(stream));
+  });
 }
 
 } // namespace vimpac

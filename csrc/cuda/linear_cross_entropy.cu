@@ -6,6 +6,7 @@
 // blocks' sums are added in order by a second kernel, so that results repeat bit for bit. Hits and
 // targets are integers and may be counted by atomics. Bound by memory: one read and one write of z.
 #include "column_sums.cuh"
+#include "element_type.cuh"
 #include "ops.hpp"
 #include "platform.cuh"
 #include "vector.cuh"
@@ -198,13 +199,8 @@ int linear_cross_entropy_blocks(int64_t rows) {
 }
 
 void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args, void* stream) {
-  const auto on = static_cast<Stream>(stream);
-  if (args.z_type == ElementType::kFloat)
-    launch_row_pass<float>(args, on);
-  else if (args.z_type == ElementType::kHalf)
-    launch_row_pass<__half>(args, on);
-  else
-    launch_row_pass<__nv_bfloat16>(args, on);
+  with_type(args.z_type,
+            [&](auto zero) { launch_row_pass<decltype(zero)>(args, static_cast<Stream>(stream)); });
 }
 
 } // namespace vimpac

@@ -1,0 +1,21 @@
+// From the type that a call names to the type that a template takes.
+#pragma once
+#include "ops.hpp"
+#include "platform.cuh"
+
+namespace vimpac {
+
+// f(T{}) with T = float, __half or __nv_bfloat16.
+template <class F>
+void with_type(ElementType type, const F& f) {
+  switch (type) {
+  case ElementType::kFloat:
+    return f(float{});
+  case ElementType::kHalf:
+    return f(__half{});
+  case ElementType::kBFloat16:
+    return f(__nv_bfloat16{});
+  }
+}
+
+} // namespace vimpac
