@@ -20,8 +20,7 @@ def _command(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> No
         return 0
 
     module = types.ModuleType("fake_command")
-    module.add_parser = lambda subparsers: subparsers.add_parser("try")  # type: ignore[attr-defined]
-    module.run = run  # type: ignore[attr-defined]
+    vars(module).update(add_parser=lambda subparsers: subparsers.add_parser("try"), run=run)
     monkeypatch.setitem(sys.modules, "fake_command", module)
     monkeypatch.setitem(cli.COMMANDS, "try", ("fake_command", "a command"))
 
