@@ -27,6 +27,7 @@ SETTINGS = (
     "device=cpu",
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ON_TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 
 
 def make_store(path: Path, height: int = 4, frames: int = 6) -> Path:
@@ -54,6 +55,13 @@ def program(store: Path, out: Path, *more: str) -> list[str]:
 def start_process(*command: str) -> subprocess.Popen:
     """Starts a command with one thread, keeping what it says."""
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def run_process(*command: str) -> None:
+    """Runs a command with one thread to its end, which must be a good one."""
+    process = start_process(*command)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
 
 
 def wait_for_steps(process: subprocess.Popen, log: Path, steps: int) -> None:

@@ -2,14 +2,21 @@
 
 import itertools
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import ENVIRONMENT, make_store, program, start_process, tiny_config, wait_for_steps
+from runs import (
+    ON_TWO_RANKS,
+    make_store,
+    program,
+    run_process,
+    start_process,
+    tiny_config,
+    wait_for_steps,
+)
 
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
@@ -33,7 +40,7 @@ def store(tmp_path_factory) -> Path:
 def whole_run(store, tmp_path_factory) -> Path:
     """The run that nothing interrupts."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    subprocess.run(program(store, out), check=True, env=ENVIRONMENT, capture_output=True)
+    run_process(*program(store, out))
     return out
 
 
@@ -68,8 +75,7 @@ def test_kill_and_resume_is_bit_exact(store, whole_run, tmp_path):
         "step-00000010",
         "step-00000015",
     )
-    resumed = program(store, tmp_path, "--resume", "auto")
-    subprocess.run(resumed, check=True, env=ENVIRONMENT, capture_output=True)
+    run_process(*program(store, tmp_path, "--resume", "auto"))
     _check_same_run(tmp_path, whole_run)
 
 
@@ -101,18 +107,13 @@ def test_training_learns(whole_run):
     assert records[-1]["lr"] == pytest.approx(records[1]["lr"] / 18)
 
 
-def _on_two_ranks(*words: str) -> None:
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    subprocess.run((*launcher, *words), check=True, env=ENVIRONMENT, capture_output=True)
-
-
 # At a rate at which rounding, which differs in the sums over ranks, stays rounding.
 GENTLE = ("optim.steps=10", "optim.lr=3e-4")
 
 
 def test_two_ranks_equal_one(store, tmp_path):
     pretrain(tiny_config(store, tmp_path / "one", *GENTLE))
-    _on_two_ranks(*program(store, tmp_path / "two", *GENTLE)[1:])
+    run_process(*ON_TWO_RANKS, *program(store, tmp_path / "two", *GENTLE)[1:])
     losses = [np.array(_losses(tmp_path / name))[:, :2] for name in ("one", "two")]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
@@ -139,7 +140,7 @@ def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path, mode):
     words = program(store, tmp_path / "two", *settings, "--resume", start)[1:]
     if mode != "none":
         words = ["--no-python", sys.executable, "-c", WITHOUT_INDUCTOR, *words[2:]]
-    _on_two_ranks(*words)
+    run_process(*ON_TWO_RANKS, *words)
     losses = np.array(_losses(tmp_path / "one"))[5:], np.array(_losses(tmp_path / "two"))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     ends = [load_checkpoint(tmp_path / run / "checkpoints/step-00000010") for run in ("one", "two")]

@@ -5,13 +5,20 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import ENVIRONMENT, make_store, program, start_process, tiny_config, wait_for_steps
+from runs import (
+    ENVIRONMENT,
+    ON_TWO_RANKS,
+    make_store,
+    program,
+    start_process,
+    tiny_config,
+    wait_for_steps,
+)
 
 from vimpac import cli
 from vimpac.errors import VimpacError
@@ -42,8 +49,7 @@ def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monke
     """A killed one cannot answer: the other says where the last checkpoint is."""
     monkeypatch.setitem(ENVIRONMENT, "VIMPAC_TEST", str(tmp_path))
     words = program(store, tmp_path, "optim.steps=100000")[1:]
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    process = start_process(*launcher, *words)
+    process = start_process(*ON_TWO_RANKS, *words)
     wait_for_steps(process, tmp_path / "log.jsonl", 7)
     os.kill(_find_worker(f"VIMPAC_TEST={tmp_path}", rank=1), number)
     start = time.monotonic()
