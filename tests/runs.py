@@ -27,7 +27,8 @@ SETTINGS = (
     "device=cpu",
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-ON_TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+ON_TWO_RANKS = (*TORCHRUN, "--nproc-per-node", "2")
 
 
 def make_store(path: Path, height: int = 4, frames: int = 6) -> Path:

@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from runs import (
     ON_TWO_RANKS,
+    TORCHRUN,
     make_store,
     program,
     run_process,
@@ -66,6 +68,12 @@ def _check_same_run(out: Path, whole_run: Path) -> None:
     assert [record["step"] for record in read_log(out / "log.jsonl")] == list(range(1, 21))
 
 
+def _check_same_losses(one: Path, two: Path) -> None:
+    """Up to the order in which the ranks' sums are rounded."""
+    losses = [np.array(_losses(out))[:, :2] for out in (one, two)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 def test_kill_and_resume_is_bit_exact(store, whole_run, tmp_path):
     process = start_process(*program(store, tmp_path))
     wait_for_steps(process, tmp_path / "log.jsonl", 12)
@@ -114,8 +122,20 @@ GENTLE = ("optim.steps=10", "optim.lr=3e-4")
 def test_two_ranks_equal_one(store, tmp_path):
     pretrain(tiny_config(store, tmp_path / "one", *GENTLE))
     run_process(*ON_TWO_RANKS, *program(store, tmp_path / "two", *GENTLE)[1:])
-    losses = [np.array(_losses(tmp_path / name))[:, :2] for name in ("one", "two")]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    _check_same_losses(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_nodes_equal_one(store, tmp_path):
+    """The command of docs/training.md for several nodes, started twice on this one."""
+    pretrain(tiny_config(store, tmp_path / "one", *GENTLE))
+    with socket.create_server(("localhost", 0)) as free:
+        meeting = f"localhost:{free.getsockname()[1]}"
+    words = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting)
+    command = (*TORCHRUN, *words, *program(store, tmp_path / "two", *GENTLE)[1:])
+    for node in [start_process(*command) for _ in range(2)]:
+        said = node.communicate()[1]
+        assert node.returncode == 0, said
+    _check_same_losses(tmp_path / "one", tmp_path / "two")
 
 
 # One graph for the last layer, one for those before it, and the same of the pass that caches [CLS].
