@@ -161,12 +161,14 @@ def test_noncontiguous_input_is_read_right(impl) -> None:
     [
         ({"residual": torch.zeros(2, 9)}, ValueError, "alike"),
         ({"weight": torch.ones(9)}, ValueError, "weight must be"),
+        ({"weight": None}, TypeError, "weight must be a tensor .*got None"),
+        ({"bias": None}, TypeError, "bias must be a tensor .*got None"),
         ({"x": torch.zeros(2, 8, dtype=torch.int32)}, TypeError, "x must be"),
         ({"dropout_p": 1.0}, ValueError, "dropout_p must be in"),
         ({"eps": -1.0}, ValueError, "eps must be"),
         ({"impl": "fastest"}, ValueError, "impl must be"),
     ],
-    ids=["residual", "weight", "dtype", "dropout", "eps", "impl"],
+    ids=["residual", "weight", "no-weight", "no-bias", "dtype", "dropout", "eps", "impl"],
 )
 def test_rejects_what_does_not_fit(change: dict, error: type, message: str) -> None:
     arguments = {

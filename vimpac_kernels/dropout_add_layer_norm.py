@@ -98,7 +98,9 @@ def _check(
         )
     for name, tensor in (("weight", weight), ("bias", bias), ("linear_bias", linear_bias)):
         if tensor is None:
-            continue
+            if name == "linear_bias":
+                continue
+            raise TypeError(f"{name} must be a tensor {tuple(x.shape[-1:])}, got None")
         if tensor.shape != x.shape[-1:]:
             raise ValueError(f"{name} must be {tuple(x.shape[-1:])}, got {tuple(tensor.shape)}")
         if not tensor.dtype.is_floating_point:
