@@ -64,7 +64,7 @@ def dropout_add_layer_norm(
     are dropped on every backend. Kept for the backward: the sum, mean and rstd of each row.
     """
     _check(x, residual, weight, bias, linear_bias, dropout_p, eps)
-    chosen = _select(impl, x, residual, weight)
+    chosen = _select(impl, x)
     if seed is None:
         key = _philox.fresh_seed(x.device) if dropout_p > 0 else _philox.as_seed(0, x.device)
     else:
@@ -119,7 +119,7 @@ def _check(
         raise ValueError(f"eps must be >= 0, got {eps}")
 
 
-def _select(impl: str, x: Tensor, residual: Tensor, weight: Tensor) -> str:
+def _select(impl: str, x: Tensor) -> str:
     def problem(backend: str) -> str | None:
         reason = _library.backend_problem(backend, _NAME, x.device.type)
         if reason is None and x.dtype not in _DTYPES:
