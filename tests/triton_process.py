@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,8 @@ class Child:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
+        if find_spec("triton"):
+            _read_scalars()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keeps the call's outcome, and what went wrong before or after it."""
@@ -38,6 +42,22 @@ class Child:
         line = {"test": report.nodeid, "outcome": report.outcome, "text": reason}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _read_scalars() -> None:
+    """Lets Triton 3.6 interpret a loop to a tensor of one element, whose way NumPy 2.5 forbids."""
+    import triton
+
+    if not triton.__version__.startswith("3.6."):
+        return
+    interpreter = triton.runtime.interpreter
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_index(tensor: type, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_index
 
 
 class Parent:
