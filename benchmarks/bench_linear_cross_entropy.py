@@ -71,9 +71,9 @@ def liger() -> Loss:
 
 
 def cut_cross_entropy() -> Loss:
-    """Apple's cut-cross-entropy."""
+    """Apple's cut-cross-entropy, whose releases take no bias."""
     module = importlib.import_module("cut_cross_entropy")
-    return lambda x, weight, bias, target: module.linear_cross_entropy(x, weight, target, bias=bias)
+    return lambda x, weight, bias, target: module.linear_cross_entropy(x, weight, target)
 
 
 def fla() -> Loss:
@@ -88,7 +88,7 @@ OTHERS: dict[str, Callable[[], Loss]] = {
     "torch.compile": lambda: torch.compile(eager),
     "torch": torch_chunked,
     "liger": liger,
-    "cut-cross-entropy": cut_cross_entropy,
+    "cut-cross-entropy, no bias": cut_cross_entropy,
     "fla": fla,
 }
 
@@ -104,14 +104,14 @@ def _tensors(rows: int, width: int, dtype: torch.dtype, device: str) -> tuple[Te
 
 @functools.cache
 def _true_weight_gradient(
-    rows: int, width: int, dtype: torch.dtype, device: str
+    rows: int, width: int, dtype: torch.dtype, device: str, has_bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Loss and dweight in fp64, in pieces of 1,024 rows."""
     x, weight, bias, target = (t.detach() for t in _tensors(rows, width, dtype, device))
-    weight = weight.double().requires_grad_()
+    weight, bias = weight.double().requires_grad_(), has_bias * bias.double()
     total = torch.zeros((), dtype=torch.float64, device=device)
     for piece, labels in zip(x.double().split(1024), target.split(1024), strict=True):
-        loss = F.cross_entropy(F.linear(piece, weight, bias.double()), labels, reduction="sum")
+        loss = F.cross_entropy(F.linear(piece, weight, bias), labels, reduction="sum")
         (loss / rows).backward()
         total += loss.detach() / rows
     assert weight.grad is not None
@@ -127,7 +127,8 @@ def test_linear_cross_entropy(bench, rows: int, width: int, cast: bool) -> None:
     flops = sum(common.linear_cross_entropy_flops(rows, width, common.VOCABULARY))
 
     def check(name: str, forward: Callable[[], Tensor]) -> None:
-        true_loss, truth = _true_weight_gradient(rows, width, dtype, bench.device)
+        case = rows, width, dtype, bench.device
+        true_loss, truth = _true_weight_gradient(*case, has_bias="no bias" not in name)
         value = forward()
         (gradient,) = torch.autograd.grad(value, leaves[1])
         error = ((gradient.double() - truth).abs().max() / truth.abs().max()).item()
@@ -139,7 +140,8 @@ def test_linear_cross_entropy(bench, rows: int, width: int, cast: bool) -> None:
         loss = OTHERS[name]() if name in OTHERS else ours(name)
         forward = functools.partial(autocast(loss) if cast else loss, *leaves, target)
         check_it = functools.partial(check, name, forward)
-        return turns.Candidate(forward, check_it, inputs=leaves, flops=flops)
+        inputs = leaves[:2] if "no bias" in name else leaves
+        return turns.Candidate(forward, check_it, inputs=inputs, flops=flops)
 
     mode = "autocast" if cast else str(dtype).removeprefix("torch.")
     label = f"M{rows} D{width} V{common.VOCABULARY} {mode}"
