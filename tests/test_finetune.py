@@ -256,9 +256,18 @@ def test_wrong_labels_are_one_line(store, checkpoint, tmp_path, capsys, change, 
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_in_another_encoding_are_one_line(store, checkpoint, labels, tmp_path, capsys):
+    labels.write_bytes(labels.read_text(encoding="utf-8-sig").replace("high", "é").encode("cp1252"))
+    words = [*SETTINGS, f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}"]
+    assert cli.main(["finetune", str(checkpoint), *words]) == 2
+    error = capsys.readouterr().err
+    assert "labels.csv is not UTF-8" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["labels="], "labels= is missing: give a CSV file"),
         (["labels=/nonexistent.csv"], "labels=/nonexistent.csv: no such file"),
         (["data="], "data= is missing"),
         (["test_clips=0"], "test_clips=0 must be positive"),

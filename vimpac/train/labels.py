@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from pathlib import Path
 
 from vimpac.data.store import TokenStore
@@ -31,8 +32,8 @@ def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Spli
         The names of the classes, sorted, and the videos of each of `SPLITS`.
 
     Raises:
-        UsageError: The file is no such file, a video has no line or two, or a class or a split has
-            too few.
+        UsageError: There is no such file, it is no such table, a video has no line or two, or a
+            class or a split has too few.
     """
     lines = _read(path)
     names = [store.name(i) for i in range(len(store))]
@@ -54,17 +55,23 @@ def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Spli
 
 def _read(path: str) -> dict[str, tuple[str, str]]:
     """(class, split) of every video in the file."""
+    columns = ",".join(COLUMNS)
+    if not path:
+        raise UsageError(f"labels= is missing: give a CSV file with the columns {columns}")
     if not Path(path).is_file():
-        raise UsageError(f"labels={path}: no such file; its columns are {','.join(COLUMNS)}")
+        raise UsageError(f"labels={path}: no such file; its columns are {columns}")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # Excel begins it with a mark
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: save it as 'CSV UTF-8' ({error})") from None
+    reader = csv.DictReader(io.StringIO(text))
+    if not set(COLUMNS) <= set(reader.fieldnames or ()):
+        raise UsageError(f"{path} must begin with the line {columns}")
     lines: dict[str, tuple[str, str]] = {}
-    with open(path, encoding="utf-8-sig", newline="") as file:  # Excel begins it with a mark
-        reader = csv.DictReader(file)
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise UsageError(f"{path} must begin with the line {','.join(COLUMNS)}")
-        for line in reader:
-            video, label, split = (line[column] for column in COLUMNS)
-            if split not in SPLITS or video in lines:
-                wrong = f"a second '{video}'" if video in lines else f"no split '{split}'"
-                raise UsageError(f"{path}, line {reader.line_num}: {wrong}")
-            lines[video] = (label, split)
+    for line in reader:
+        video, label, split = (line[column] for column in COLUMNS)
+        if split not in SPLITS or video in lines:
+            wrong = f"a second '{video}'" if video in lines else f"no split '{split}'"
+            raise UsageError(f"{path}, line {reader.line_num}: {wrong}")
+        lines[video] = (label, split)
     return lines
