@@ -55,6 +55,13 @@ def test_absent_file_is_one_line(tmp_path, capfd):
     assert "no.pt: No such file" in capfd.readouterr().err
 
 
+def test_directory_without_a_model_is_one_line(tmp_path, capfd):
+    """A checkpoint of `vimpac pretrain` has the weights, but settings of another form."""
+    (tmp_path / "model.safetensors").touch()
+    assert cli.main(["convert", "--back", str(tmp_path), str(tmp_path / "b.pt")]) == 1
+    assert "is no saved model: it has no model.json\n" in capfd.readouterr().err
+
+
 def test_nothing_is_overwritten(model, tmp_path, capfd):
     save_model(model, tmp_path / "out")
     assert cli.main(["convert", str(tmp_path / "released.pt"), str(tmp_path / "out")]) == 2

@@ -62,6 +62,9 @@ def load_model(folder: str | Path) -> Vimpac:
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    missing = [name for name in (WEIGHTS, SETTINGS) if not (folder / name).is_file()]
+    if missing:
+        raise VimpacError(f"{folder} is no saved model: it has no {' and no '.join(missing)}")
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         with torch.device("meta"):

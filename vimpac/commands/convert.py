@@ -23,7 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Converts a released checkpoint to a model directory, exactly.",
         epilog="example: vimpac convert released.pt out/",
     )
-    parser.add_argument("source", type=Path, help="a released .pt file; with --back a directory")
+    parser.add_argument(
+        "source", type=Path, help="a released .pt file; with --back a model directory"
+    )
     parser.add_argument("out", type=Path, help="the new directory; with --back the new .pt file")
     parser.add_argument("--back", action="store_true", help="write the released names instead")
     parser.add_argument("--layout", default="T,H|W", help="as trained (default: %(default)s)")
