@@ -68,6 +68,20 @@ def test_cpu_matches_reference_in_half_precision(impl, dtype):
 
 
 @pytest.mark.impls("cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_cpu_takes_a_bias_of_any_dtype_with_gaps(impl, dtype):
+    """As a packed fp32 bias of the same values; the gradient has the dtype of the bias."""
+    grid = (2, 3, 4)
+    qkv, dout = random_qkv(grid, "H|W").float(), torch.randn(2, 25, 2, 32)
+    bias = torch.randn(3, 2, 64).to(dtype)[..., ::2]
+    *same, dbias = run(axial_attention, qkv, bias, dout, grid, "H|W", impl=impl.name)
+    plain = bias.float().contiguous()
+    *packed, wide = run(axial_attention, qkv, plain, dout, grid, "H|W", impl=impl.name)
+    assert all(torch.equal(a, b) for a, b in zip(same, packed, strict=True))
+    assert dbias.dtype == dtype and torch.equal(dbias, wide.to(dtype))
+
+
+@pytest.mark.impls("cpu")
 def test_cpu_gradient_does_not_depend_on_threads(impl):
     qkv = random_qkv((5, 16, 16), "T|H").float()
     bias, dout = torch.randn(3, 2, 32), torch.randn(2, qkv.shape[1], 2, 32)
