@@ -126,8 +126,9 @@ def test_trains_under_distributed_data_parallel(tmp_path) -> None:
         ((_x(2, 26), GRID), "needs 24, or 25 with"),
         ((_x(2, *GRID), (2, 4, 3)), "does not fit"),
         ((_x(25), GRID), "x must be"),
+        ((_x(2, 25)[..., 1:], GRID), f"x must be {D} wide"),
     ],
-    ids=["no grid", "wrong rows", "two grids", "no batch"],
+    ids=["no grid", "wrong rows", "two grids", "no batch", "width"],
 )
 def test_rejects_inputs_that_do_not_fit(arguments: tuple, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -141,6 +142,7 @@ def test_rejects_inputs_that_do_not_fit(arguments: tuple, words: str) -> None:
         (3, "H|W", 0.0, "2 equal groups"),
         (3, "WH", 0.0, "axes must be one of"),
         (3, "T", 1.0, "dropout must be"),
+        (0, "T", 0.0, "num_heads and head_dim must be positive"),
     ],
 )
 def test_rejects_settings_that_do_not_fit(

@@ -26,7 +26,7 @@ class AxialAttention(nn.Module):
         dtype: Of the parameters.
 
     Raises:
-        ValueError: If `axes` is not legal, or a size does not divide.
+        ValueError: If `axes` is not legal, or a size is not positive or does not divide.
     """
 
     def __init__(
@@ -43,6 +43,11 @@ class AxialAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if min(embed_dim, num_heads, 1 if head_dim is None else head_dim) < 1:
+            raise ValueError(
+                f"embed_dim, num_heads and head_dim must be positive, got {embed_dim}, "
+                f"{num_heads} and {head_dim}"
+            )
         check_axes(axes, num_heads)
         if head_dim is None:
             if embed_dim % num_heads:
@@ -121,7 +126,7 @@ class AxialAttention(nn.Module):
             The shape of x.
 
         Raises:
-            ValueError: If the shape of x and `grid` do not fit.
+            ValueError: If the shape of x does not fit `grid` or the layer.
         """
         if x.dim() == 5:
             _, T, H, W, _ = x.shape
@@ -133,6 +138,8 @@ class AxialAttention(nn.Module):
                 f"x must be (B, T, H, W, D), or (B, [1 +] T*H*W, D) with grid=(T, H, W), "
                 f"got {tuple(x.shape)} and grid={grid}"
             )
+        if x.shape[-1] != self.embed_dim:
+            raise ValueError(f"x must be {self.embed_dim} wide, got {tuple(x.shape)}")
         shape, early = (3, self.num_heads, self.head_dim), self.in_proj_bias
         late: Tensor | None = None
         if early is not None and x.is_cpu and self.axes not in JOINT_AXES:
