@@ -33,6 +33,13 @@ def test_seed_wraps_to_64_bits() -> None:
     assert _philox.as_seed(2**63, cpu) == -(2**63)
 
 
+@pytest.mark.parametrize("seed", [1.5, "1", torch.tensor(1, dtype=torch.int32)], ids=str)
+def test_a_seed_that_is_no_integer_is_refused(seed) -> None:
+    """Cut to an integer, 0.1 and 0.9 would draw the same bits."""
+    with pytest.raises(ValueError, match="seed must be an int or a 0-d int64 tensor, got "):
+        _philox.as_seed(seed, torch.device("cpu"))
+
+
 def test_compiled_decisions_are_the_eager_ones() -> None:
     """With the broadcast of heads and queries for which Inductor's own words differ."""
     weights = torch.ones(2, 2, 3, 3)

@@ -7,6 +7,8 @@ counter carries the stream in its top byte, so that ops sharing a seed never sha
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,8 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
                 f"seed must be an int or a 0-d int64 tensor, got {seed.dtype} {tuple(seed.shape)}"
             )
         return seed if seed.device == device else seed.to(device, non_blocking=True)
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"seed must be an int or a 0-d int64 tensor, got {seed!r}")
     wrapped = (int(seed) + (1 << 63)) % (1 << 64) - (1 << 63)
     return torch.full((), wrapped, dtype=torch.int64, device=device)
 
