@@ -236,7 +236,7 @@ def test_noise_has_its_probabilities(impl, unit: str) -> None:
         ({"noise": (0.5, 0.5), "vocab_size": 9}, ValueError, "noise must be three"),
         ({"noise": (0.8, 0.1, 0.1)}, ValueError, "noise needs a vocab_size"),
         ({"noise_unit": "clip"}, ValueError, "noise_unit must be"),
-        ({"mask_token": 2**63}, ValueError, "mask_token does not fit"),
+        ({"mask_token": 2**63}, ValueError, "mask_token: id 9223372036854775808 does not fit"),
         ({"clip_offset": -1}, ValueError, "clip_offset must be"),
         ({"row_offset": 2}, ValueError, "row_offset must be"),
         ({"seed": torch.tensor(1.0)}, ValueError, "seed must be"),

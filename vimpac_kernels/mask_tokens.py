@@ -72,7 +72,8 @@ def mask_tokens(
         ValueError: If an argument is outside its range, naming it.
         RuntimeError: If `impl` cannot run here, with the reason.
 
-    The same seed gives the same bits on every backend. Extra memory: none beyond the outputs.
+    The same seed gives the same bits on every backend. Extra memory: bytes per clip: cuda
+    8, triton 4 per 1,024 of its tokens; cpu 12 per token of one clip for each thread.
     """
     plan = _check(
         tokens, mask_token, strategy, num_blocks, ratio, pad_token, max_block, noise, noise_unit,
@@ -133,7 +134,7 @@ def _check(
     low, high = torch.iinfo(tokens.dtype).min, torch.iinfo(tokens.dtype).max
     for name, value in (("mask_token", mask_token), ("vocab_size", (vocab_size or 1) - 1)):
         if not low <= value <= high:
-            raise ValueError(f"{name} does not fit the dtype of tokens, {tokens.dtype}")
+            raise ValueError(f"{name}: id {value} does not fit the dtype of tokens, {tokens.dtype}")
     if not 0 <= clip_offset < 2**32:
         raise ValueError(f"clip_offset must be in [0, 2^32), got {clip_offset}")
     if row_offset not in (0, 1):
