@@ -123,6 +123,7 @@ def test_rejects_an_unknown_implementation() -> None:
     ("change", "error", "words"),
     [
         ({"qkv": torch.zeros(1, 25, 3, 2, 8, dtype=torch.int32)}, TypeError, "qkv must be fp16"),
+        ({"qkv": torch.zeros(1, 25, 3, 2, 8).to(torch.float8_e5m2)}, TypeError, "qkv must be fp16"),
         ({"qkv": torch.zeros(1, 25, 2, 8)}, ValueError, r"\(B, S, 3, N, Dh\), got \(1, 25, 2, 8\)"),
         ({"qkv": torch.zeros(1, 25, 3, 0, 8)}, ValueError, r"\(B, S, 3, N, Dh\)"),
         ({"qkv": torch.zeros(1, 26, 3, 2, 8)}, ValueError, "has 26 rows, grid.*needs 24, or 25"),

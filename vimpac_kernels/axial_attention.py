@@ -113,7 +113,7 @@ def _check(
     dropout_p: float,
     scale: float | None,
 ) -> Plan:
-    if not qkv.is_floating_point():
+    if qkv.dtype not in (*_HALF, torch.float32, torch.float64):
         raise TypeError(f"qkv must be fp16, bf16, fp32 or fp64, got {qkv.dtype}")
     if qkv.dim() != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
         raise ValueError(f"qkv must be (B, S, 3, N, Dh), got {tuple(qkv.shape)}")
