@@ -6,7 +6,6 @@
 // This header adds what the language lacks:
 //   broadcast(x), iota()               all lanes x; lanes 0, 1, 2, ...
 //   as_float(v), as_uint(v)            the same bits as another type
-//   to_float(i)                        int32 -> fp32, exact below 2^24
 //   fmadd(a, b, c)                     a * b + c, one rounding where the instruction set has FMA
 //   max(a, b), min(a, b)               b where either is NaN
 //   reduce_add(v), reduce_max(v)       over the lanes, always in the same order
@@ -66,9 +65,6 @@ VIMPAC_INLINE VecU as_uint(VecF x) {
 }
 VIMPAC_INLINE VecU as_uint(VecI x) {
   return reinterpret_cast<VecU>(x);
-}
-VIMPAC_INLINE VecF to_float(VecI x) {
-  return __builtin_convertvector(x, VecF);
 }
 
 VIMPAC_INLINE VecF fmadd(VecF a, VecF b, VecF c) {
