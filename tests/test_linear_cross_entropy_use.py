@@ -275,6 +275,11 @@ def test_ddp_averages_the_gradients(impl, tmp_path: Path) -> None:
         ({"linear_bias": torch.zeros(37).bfloat16()}, TypeError, "use torch.autocast"),
         ({"count": torch.zeros((), dtype=torch.int32)}, ValueError, "count needs positions"),
         ({"positions": torch.zeros(3)}, ValueError, "positions must be 1-d int32"),
+        (
+            {"positions": torch.zeros(3, dtype=torch.int32), "count": 2},
+            TypeError,
+            "count must be a 0-d int32 tensor, got 2",
+        ),
         ({"reduction": "average"}, ValueError, "mean, sum, none"),
         ({"label_smoothing": 2.0}, ValueError, "label_smoothing must be in"),
         ({"z_loss": -1.0}, ValueError, "z_loss must be >= 0"),

@@ -55,7 +55,8 @@ def linear_cross_entropy(
         positions: (capacity,) int32, distinct rows of the flattened input: only the rows
             positions[:count] are predicted. `mask_tokens` returns it. A GPU multiplies all of
             them, as it does not wait for the count: pass positions[:bound] where you know one.
-        count: 0-d int32 on the device, read there; None takes all positions that are not -1.
+        count: 0-d int32 on the device, read there; None: as many as positions are not -1. Those
+            that are stand last.
         reduction: "mean" over the targets that count, "sum", or "none": one loss per row.
         ignore_index: Targets equal to it do not count.
         label_smoothing: In [0, 1]: weight of the mean over all classes.
@@ -206,6 +207,8 @@ def _check(
     if count is not None and positions is None:
         raise ValueError("count needs positions")
     for name, tensor, dim in (("positions", positions, 1), ("count", count, 0)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a {dim}-d int32 tensor, got {tensor!r}")
         if tensor is not None and (tensor.dtype != torch.int32 or tensor.dim() != dim):
             raise ValueError(
                 f"{name} must be {dim}-d int32, got {tensor.dtype} {tuple(tensor.shape)}"
