@@ -1,4 +1,4 @@
-"""Fused kernels for VIMPAC: axial attention with [CLS], tied cross-entropy, block masks."""
+"""Fused kernels for VIMPAC: axial attention, dropout + LayerNorm, bias + GELU, loss, masks."""
 
 from vimpac_kernels._library import available_impls
 from vimpac_kernels.axial_attention import axial_attention
