@@ -69,7 +69,7 @@ LAUNCHES = {
     "bias_gelu_bwd_kernel<*>": (256, 8192),
     "dropout_add_layer_norm_fwd_kernel<*>": (128, 16),
     "dropout_add_layer_norm_bwd_kernel<*>": (128, 16),
-    "linear_cross_entropy_fwd_kernel<*>": (544, 240),  # 8,197 columns
+    "linear_cross_entropy_fwd_kernel<*>": (544, 320),  # 8,197 columns
     "mask_tokens_fwd_kernel<*>": (256, 560),  # (5, 16, 16) tokens, 5 blocks
 }
 
