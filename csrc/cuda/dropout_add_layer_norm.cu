@@ -20,6 +20,12 @@ namespace {
 
 constexpr int kWarps = 4;           // of a block, where a row takes no more
 constexpr int kMaxBlocks = 4 * 132; // backward: four blocks on each multiprocessor of a Hopper GPU
+// Threads of a block, and how many blocks registers must leave room for on a multiprocessor, by the
+// chunks of a lane: a grid of four where three fit would end with a quarter of them alone.
+template <int kChunks>
+constexpr int kMaxThreads = kChunks == 2 ? 32 * kWarps : 256;
+template <int kChunks>
+constexpr int kResident = kChunks == 2 ? 4 : 1;
 constexpr unsigned kAll = 0xffffffffu;
 constexpr uint32_t kResidualStream = 1u << 24;
 
@@ -168,20 +174,21 @@ __global__ void dropout_add_layer_norm_fwd_kernel(const T* __restrict__ x,      
 // is dresidual; dx is the same after dropout, and null if there is none. partial: sums over the
 // block's rows of dy * xhat, dy and dx, the gradients of weight, bias and linear_bias.
 template <class T, class R, int kChunks>
-__global__ void dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,       // (M, D)
-                                                  const R* __restrict__ dtotal,   // (M, D) or null
-                                                  const R* __restrict__ total,    // (M, D)
-                                                  const float* __restrict__ mean, // (M,)
-                                                  const float* __restrict__ rstd, // (M,)
-                                                  const float* __restrict__ weight,    // (D,)
-                                                  const int64_t* __restrict__ seed_at, // 0-d
-                                                  T* __restrict__ dx,          // (M, D) or null
-                                                  R* __restrict__ dresidual,   // (M, D)
-                                                  float* __restrict__ partial, // (blocks, 3, D)
-                                                  int64_t M,
-                                                  int D,
-                                                  int threshold,
-                                                  int warps_per_row) {
+__global__ void __launch_bounds__(kMaxThreads<kChunks>, kResident<kChunks>)
+    dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,            // (M, D)
+                                      const R* __restrict__ dtotal,        // (M, D) or null
+                                      const R* __restrict__ total,         // (M, D)
+                                      const float* __restrict__ mean,      // (M,)
+                                      const float* __restrict__ rstd,      // (M,)
+                                      const float* __restrict__ weight,    // (D,)
+                                      const int64_t* __restrict__ seed_at, // 0-d
+                                      T* __restrict__ dx,                  // (M, D) or null
+                                      R* __restrict__ dresidual,           // (M, D)
+                                      float* __restrict__ partial,         // (blocks, 3, D)
+                                      int64_t M,
+                                      int D,
+                                      int threshold,
+                                      int warps_per_row) {
   SharedArena arena;
   const Place place(warps_per_row);
   float* shared = arena.take<float>(blockDim.x / 32 * 2);
