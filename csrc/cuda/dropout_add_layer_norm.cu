@@ -253,12 +253,9 @@ __global__ void __launch_bounds__(kMaxThreads<kChunks>, kResident<kChunks>)
     if (column >= D)
       continue;
     float* at = columns + static_cast<size_t>(place.row) * 3 * D + column;
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      at[i] = dweight[c][i];
-      at[D + i] = dbias[c][i];
-      at[2 * D + i] = dlinear[c][i];
-    }
+    store_chunk(at, dweight[c]);
+    store_chunk(at + D, dbias[c]);
+    store_chunk(at + 2 * D, dlinear[c]);
   }
   __syncthreads();
   for (int j = static_cast<int>(threadIdx.x); j < 3 * D; j += static_cast<int>(blockDim.x)) {
