@@ -105,7 +105,7 @@ __device__ __forceinline__ void softmax(float (&s)[kPerLane], const Line& line, 
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
   largest = largest == -INFINITY ? 0.0f : largest;
   for (int i = 0; i < kPerLane; ++i) {
-    s[i] = exp2f(s[i] - largest);
+    s[i] = approximate_exp2(s[i] - largest);
     sum += s[i];
   }
   sum = warp_sum(sum);

@@ -167,7 +167,7 @@ softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scal
 #pragma unroll
     for (int i = 0; i < 2 * kOctets; ++i) {
       float& x = s[i / 2][2 * half + i % 2];
-      x = exp2f(x - largest);
+      x = approximate_exp2(x - largest);
       sum += x;
     }
     sum = row_sum(sum);
