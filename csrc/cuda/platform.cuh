@@ -34,7 +34,7 @@ public:
   }
 };
 
-// 1 / x and 2^x in one instruction each, to about 2 ulp. Subnormal numbers count as 0: to scale
+// 1 / x and 2^x in one instruction each, to 1 and 2 ulp. Subnormal numbers count as 0: to scale
 // them takes three more.
 __device__ __forceinline__ float approximate_reciprocal(float x) {
   float y;
@@ -104,10 +104,10 @@ using Stream = void*;
 using emulator::SharedArena;
 
 inline float approximate_reciprocal(float x) {
-  return 1.0f / x;
+  return emulator::approximate(1.0f / emulator::flush(x), 1);
 }
 inline float approximate_exp2(float x) {
-  return std::exp2(x);
+  return emulator::approximate(std::exp2(x), 2);
 }
 
 inline void clear(void* p, size_t bytes, Stream /*stream*/) {

@@ -11,8 +11,8 @@
 //   shared_arena.hpp, intrinsics.hpp, matrix.hpp   what kernels call
 // Under -fsanitize=thread only barriers order the threads, so every race between two kernel
 // accesses shows; under -fsanitize=address the arrays of a SharedArena have red zones around them.
-// Not modelled: the memory hierarchy, execution in lockstep, the timing, numerics of fast
-// intrinsics.
+// Approximate instructions err by as much as they may. Not modelled: the memory hierarchy,
+// execution in lockstep, the timing.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

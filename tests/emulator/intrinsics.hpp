@@ -67,6 +67,21 @@ T atomic_update(T* p, F f) {
   return old;
 }
 
+// A subnormal number as instructions with .ftz take and return it.
+inline float flush(float x) {
+  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
+}
+
+// What an approximate instruction with .ftz may return for the exact result: as many units in the
+// last place off as its documentation allows, up or down by a hash of the bits, so that it repeats.
+// 1, which 2^0 is on every GPU, stays.
+inline float approximate(float exact, unsigned ulps) {
+  if (!std::isnormal(exact) || exact == 1.0f)
+    return flush(exact);
+  const unsigned bits = std::bit_cast<unsigned>(exact);
+  return flush(std::bit_cast<float>(bits * 2654435761u >> 31 != 0 ? bits + ulps : bits - ulps));
+}
+
 } // namespace emulator
 
 #define EMULATOR_HERE const ::emulator::Location& here = ::emulator::Location::current()
