@@ -134,6 +134,7 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path, workers, moment):
         (["--fps", "x"], 2, "--fps x is no number"),
         (["--fps", "0"], 2, "fps positive"),
         (["--size", "30"], 2, "multiple of 8"),
+        (["--workers", "0"], 2, "--workers 0 must be positive"),
         (["--tokenizer", "none"], 2, "unknown tokenizer 'none'"),
         (["--tokenizer", "dalle"], 2, "download https://"),
         (["--device", "none"], 2, "device 'none' cannot be used"),

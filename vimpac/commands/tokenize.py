@@ -98,7 +98,10 @@ def _workers(args: argparse.Namespace) -> int:
     """How many processes work."""
     cpus = os.cpu_count() or 1
     default = cpus if args.device == "cpu" else min(cpus, GPU_WORKERS)
-    return getattr(args, "workers", default)
+    workers = getattr(args, "workers", default)
+    if workers < 1:
+        raise UsageError(f"--workers {workers} must be positive")
+    return workers
 
 
 def _progress(console: Console) -> Progress:
