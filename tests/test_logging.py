@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from runs import make_store, tiny_config
 
+from vimpac.data.store import TokenStore
+from vimpac.train.batches import doubts
 from vimpac.train.logging import LOG, RunLog, read_log
 from vimpac.train.trainer import Pretraining, pretrain
 
@@ -59,6 +61,16 @@ def test_videos_that_meet_themselves_as_negatives_are_said(
     pretrain(tiny_config(make_store(tmp_path / "store"), tmp_path / "run", *words))
     said = "warning: batch.contrastive=32 of 16 videos" in capsys.readouterr().err
     assert said == warns
+
+
+@pytest.mark.parametrize(("frames", "stride", "warns"), [(6, 1, False), (7, 1, True), (3, 3, True)])
+def test_clips_longer_than_most_videos_are_said(tmp_path, frames, stride, warns):
+    store, words = make_store(tmp_path / "store", frames=6), ("loss.alpha=0",)
+    words += (f"clips.frames={frames}", f"clips.frame_stride={stride}")
+    said = list(doubts(TokenStore(store), tiny_config(store, tmp_path / "run", *words)))
+    assert len(said) == warns
+    if warns:
+        assert said[0].startswith("16 of 16 videos have fewer than the 7 frames of a clip")
 
 
 def test_rate_is_of_the_steps_and_not_of_the_checkpoints(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -58,6 +58,23 @@ def clip_pairs(store: TokenStore, config: PretrainConfig) -> ClipDataset:
         pad_token=PAD_TOKEN,
         seed=config.seed,
     )
+
+
+def doubts(store: TokenStore, config: PretrainConfig) -> Iterator[str]:
+    """What a run may do but is hardly meant to, a line each."""
+    videos, rivals, clips = len(store), config.batch.contrastive, config.clips
+    if config.loss.alpha and videos < rivals:
+        yield (
+            f"batch.contrastive={rivals} of {videos} videos tells clips of one video apart: "
+            "lower it, or give more videos"
+        )
+    span = (clips.frames - 1) * clips.frame_stride + 1
+    short = int((store.frames < span).sum())
+    if 2 * short > videos:
+        yield (
+            f"{short} of {videos} videos have fewer than the {span} frames of a clip and are "
+            "padded: lower clips.frames or clips.frame_stride"
+        )
 
 
 def make_loader(

@@ -29,7 +29,7 @@ from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.model import Vimpac
 from vimpac.train import checkpoint as ckpt
-from vimpac.train.batches import clip_pairs, make_loader, open_store, read
+from vimpac.train.batches import clip_pairs, doubts, make_loader, open_store, read
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World, join_world
 from vimpac.train.graph import Graphed
@@ -136,6 +136,7 @@ class Pretraining:
             load_whole(self.optimizer, loaded)
         make_update = partial(update, self.model, self.optimizer, config.optim)
         self.update = Graphed(make_update) if config.graph else make_update
+        self.doubts = list(doubts(store, config))
         pairs = clip_pairs(store, config)
         self.loader = make_loader(pairs, self.sampler, self.step.micro, config.clips, world.device)
 
@@ -155,12 +156,8 @@ class Pretraining:
         signals = catch_signals(only_first=self.world.size == 1)
         with log, signals as caught, closing(read(self.loader)) as batches:
             log.say(self._headline())
-            videos, rivals = self.sampler.num_videos, self.config.batch.contrastive
-            if self.config.loss.alpha and videos < rivals:
-                log.say(
-                    f"warning: batch.contrastive={rivals} of {videos} videos tells clips of one "
-                    "video apart: lower it, or give more videos"
-                )
+            for doubt in self.doubts:
+                log.say(f"warning: {doubt}")
             try:
                 return self._train(batches, log, lambda: max(STOP * stop(), caught()))
             except RuntimeError as error:
