@@ -41,3 +41,15 @@ def test_more_classes_than_a_block_holds_go_elsewhere(impl):
     assert torch.allclose(linear_cross_entropy(*case).cpu(), expected, rtol=1e-5)
     with pytest.raises(RuntimeError, match="10240 classes, not 10241"):
         linear_cross_entropy(*case, impl=impl.name)
+
+
+@pytest.mark.parametrize("target, hits", [(5, 1.0), (300, 0.0), (590, 0.0)])
+def test_the_first_maximum_counts_over_warps(impl, target, hits):
+    """Equal logits in two warps and in their second chunk of columns."""
+    weight = torch.zeros(600, 16, device=impl.device)
+    weight[[5, 300, 590]] = 1.0
+    input, targets = torch.ones(2, 16, device=impl.device), torch.full((2,), target)
+    output = linear_cross_entropy(
+        input, weight, targets.to(impl.device), return_stats=True, impl=impl.name
+    )
+    assert output.accuracy == hits
