@@ -7,7 +7,7 @@ from test_axial_attention import assert_matches_reference, random_qkv
 triton = pytest.importorskip("triton")
 tl = triton.language
 
-from vimpac_kernels._triton.axial_tiles import dot  # noqa: E402 (imports triton)
+from vimpac_kernels._triton.axial_tiles import dot, reciprocal  # noqa: E402 (imports triton)
 
 pytestmark = pytest.mark.impls("triton")
 
@@ -32,6 +32,20 @@ def test_fp32_products_in_parts_are_whole_products(impl):
     out = torch.full((32, 16), torch.nan, device=impl.device)
     _product_kernel[(1,)](a.to(impl.device), b.to(impl.device), out, 32, 16, 64)
     assert torch.equal(out.cpu(), a @ b)  # integers: exact in any order
+
+
+@triton.jit
+def _reciprocal_kernel(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, reciprocal(tl.load(x + i)))
+
+
+def test_reciprocals_are_off_by_half_a_unit_at_most(impl):
+    """In the last place, as 1 / x on a CPU: on a GPU `/` may be off by two."""
+    x = 1 + torch.arange(1024, device=impl.device) / 1024
+    y = torch.empty_like(x)
+    _reciprocal_kernel[(1,)](x, y, 1024)
+    assert ((y.double() - 1 / x.double()).abs() <= 1.001 * 2**-25).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])

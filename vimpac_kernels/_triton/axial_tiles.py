@@ -84,6 +84,13 @@ def load_rows(base, token, first, stride, live, D: tl.constexpr):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x and a step of Newton's: `/` is an approximation on a GPU, whose error a row shares."""
+    y = 1.0 / x
+    return tl.fma(y, tl.fma(-x, y, 1.0), y)
+
+
+@triton.jit
 def probabilities(
     q,  # (BLOCK, D)
     k,  # (BLOCK, D)
@@ -108,14 +115,14 @@ def probabilities(
         top = tl.where(top == -float("inf"), 0.0, top)
     p, p_column = tl.exp2((s - top[:, None]) * LOG2E), tl.exp2((column - top) * LOG2E)
     total = tl.sum(p, 1) + p_column
-    inverse = tl.where(total > 0, 1.0 / total, 0.0)
+    inverse = tl.where(total > 0, reciprocal(total), 0.0)
     p, p_column = p * inverse[:, None], p_column * inverse
     if HAS_CLS:
         s_row = tl.where(own, s_row[None, :], -float("inf"))
         s_self = tl.sum(q_cls * k_cls, 0) * scale
         row_top = tl.maximum(tl.max(s_row, 1), s_self)
         row, self = tl.exp2((s_row - row_top[:, None]) * LOG2E), tl.exp2((s_self - row_top) * LOG2E)
-        row_inverse = 1.0 / (tl.sum(row, 1) + self)
+        row_inverse = reciprocal(tl.sum(row, 1) + self)
         row = tl.sum(row * row_inverse[:, None], 0)  # a key is in one line
         self = self * row_inverse
     else:
