@@ -68,11 +68,10 @@ def doubts(store: TokenStore, config: PretrainConfig) -> Iterator[str]:
             f"batch.contrastive={rivals} of {videos} videos tells clips of one video apart: "
             "lower it, or give more videos"
         )
-    span = (clips.frames - 1) * clips.frame_stride + 1
-    short = int((store.frames < span).sum())
+    short = int((store.frames < clips.span).sum())
     if 2 * short > videos:
         yield (
-            f"{short} of {videos} videos have fewer than the {span} frames of a clip and are "
+            f"{short} of {videos} videos have fewer than the {clips.span} frames of a clip and are "
             "padded: lower clips.frames or clips.frame_stride"
         )
 

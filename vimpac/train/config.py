@@ -30,6 +30,11 @@ class ClipConfig:
     workers: int = 2  # data-loading processes per rank; 0: load in the training process
     prefetch: int = 4  # micro-batches that each worker keeps ready
 
+    @property
+    def span(self) -> int:
+        """Stored frames from the first of a clip to its last, both counted."""
+        return (self.frames - 1) * self.frame_stride + 1
+
 
 @dataclasses.dataclass
 class PairConfig(ClipConfig):

@@ -114,8 +114,7 @@ class Finetuning:
         self.config, self.device = config, device
         self.store = open_store(config.data, config.clips.variant)
         self.classes, self.splits = read_labels(config.labels, self.store)
-        span = (config.clips.frames - 1) * config.clips.frame_stride + 1
-        self.has_padding = int(self.store.frames.min()) < span
+        self.has_padding = int(self.store.frames.min()) < config.clips.span
         meta = self.store.meta
         encoder.positions.resize_((config.clips.frames, meta.height, meta.width), None)
         torch.manual_seed(config.seed)

@@ -127,8 +127,7 @@ class Pretraining:
         self.optimizer = make_optimizer(self.model, config.optim)
         if path is not None:
             self._restore(path)
-        span = (config.clips.frames - 1) * config.clips.frame_stride + 1
-        has_padding = int(store.frames.min()) < span
+        has_padding = int(store.frames.min()) < config.clips.span
         loaded = self.optimizer.state_dict()
         self.step = PretrainStep(self.model, config, world, has_padding=has_padding)
         if config.parallel == "fsdp":  # the parameters are other ones now
