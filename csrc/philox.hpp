@@ -3,7 +3,7 @@
 // A pure function from a 128-bit counter and a 64-bit key to 128 random bits: no state, so the CPU,
 // Triton, CUDA and the PyTorch reference agree bit for bit, in any order and on any thread.
 // The key is the seed, low word first. The four counter words are laid out by each op and written
-// down in vimpac_kernels/reference.py.
+// down in vimpac_kernels/reference/.
 //
 // `Word` is uint32_t (C++, nvcc) or a SIMD vector (cpu/vec_philox.hpp, which specialises multiply;
 // then every lane is a generator of its own and the key is broadcast).

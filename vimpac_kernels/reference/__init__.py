@@ -1,0 +1,29 @@
+"""The specification: every op in eager PyTorch, for any floating dtype, differentiable by autograd.
+
+Each function takes what the public function of the same name takes, with every default resolved
+(a seed, a scale, block bounds), and defines what all kernels must return. Matrix products run in
+the input's dtype, softmax and statistics in fp32 (fp64 for fp64 inputs). Speed is no concern here.
+"""
+
+from vimpac_kernels._lines import to_lines
+from vimpac_kernels.reference.axial_attention import axial_attention
+from vimpac_kernels.reference.bias_gelu import bias_gelu
+from vimpac_kernels.reference.dropout_add_layer_norm import dropout_add_layer_norm
+from vimpac_kernels.reference.dtypes import accumulation_dtype
+from vimpac_kernels.reference.linear_cross_entropy import (
+    LinearCrossEntropyOutput,
+    linear_cross_entropy,
+)
+from vimpac_kernels.reference.mask_tokens import MaskedTokens, mask_tokens
+
+__all__ = [
+    "LinearCrossEntropyOutput",
+    "MaskedTokens",
+    "accumulation_dtype",
+    "axial_attention",
+    "bias_gelu",
+    "dropout_add_layer_norm",
+    "linear_cross_entropy",
+    "mask_tokens",
+    "to_lines",
+]

@@ -1,0 +1,84 @@
+"""axial_attention in eager PyTorch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vimpac_kernels import _philox
+from vimpac_kernels._lines import AXES, from_lines, to_lines
+from vimpac_kernels._philox import keep_mask
+from vimpac_kernels.reference.dtypes import accumulation_dtype
+
+
+def axial_attention(
+    qkv: Tensor,
+    grid: tuple[int, int, int],
+    axes: str = "T",
+    *,
+    bias: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: int | Tensor = 0,
+) -> Tensor:
+    """`vimpac_kernels.axial_attention`: qkv (B, S, 3, N, Dh) [+ bias] -> (B, S, N, Dh).
+
+    In a line the tokens are numbers 0..L-1 and [CLS] is number L, both as queries and as keys.
+    Dropout decision of (query, key): counter (key // 8, query, line, head | axis << 16), where
+    line = clip * lines + index of the line in `to_lines` order and head counts over all groups.
+    A line without any key (no [CLS], all padding) gives zeros.
+    """
+    qkv = qkv if bias is None else qkv + bias.to(qkv.dtype)
+    (T, H, W), (B, S, _, N, Dh) = grid, qkv.shape
+    has_cls = S == T * H * W + 1
+    scale = Dh**-0.5 if scale is None else scale
+    seed = _philox.as_seed(seed, qkv.device)
+    names = axes.split("|")
+    outputs = []
+    for g, name in enumerate(names):
+        heads = range(g * N // len(names), (g + 1) * N // len(names))
+        x = qkv[:, :, :, heads.start : heads.stop]  # (B, S, 3, n, Dh)
+        x, cls = (x[:, 1:], x[:, :1]) if has_cls else (x, None)
+        x = to_lines(x.unflatten(1, (T, H, W)), name)  # (B, lines, L, 3, n, Dh)
+        padding = None if key_padding_mask is None else to_lines(key_padding_mask, name)
+        if cls is not None:
+            x = torch.cat((x, cls[:, None].expand(B, x.shape[1], 1, *x.shape[3:])), dim=2)
+            padding = None if padding is None else F.pad(padding, (0, 1))
+        out = _line_attention(x, padding, scale, dropout_p, seed, heads.start, AXES[name][0])
+        tokens = from_lines(out[:, :, : T * H * W // out.shape[1]], name, grid).flatten(1, 3)
+        if cls is not None:
+            mean = out[:, :, -1:].to(accumulation_dtype(out.dtype)).mean(1).to(out.dtype)
+            tokens = torch.cat((mean, tokens), dim=1)
+        outputs.append(tokens)
+    return torch.cat(outputs, dim=2)
+
+
+def _line_attention(
+    qkv: Tensor,  # (B, lines, K, 3, n, Dh), K = L [+ 1]
+    padding: Tensor | None,  # (B, lines, K) bool
+    scale: float,
+    dropout_p: float,
+    seed: Tensor,
+    first_head: int,
+    axis: int,
+) -> Tensor:  # (B, lines, K, n, Dh)
+    q, k, v = qkv.transpose(2, 4).unbind(3)  # (B, lines, n, K, Dh) each
+    scores = (q @ k.mT).to(accumulation_dtype(q.dtype)) * scale  # (B, lines, n, K, K)
+    if padding is None:
+        p = scores.softmax(-1)
+    else:
+        hidden = padding[:, :, None, None]
+        p = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1)
+        p = p.masked_fill(hidden, 0.0)
+    if dropout_p > 0:
+        B, lines, n, K, _ = scores.shape
+        line = torch.arange(B * lines, device=q.device).view(B, lines, 1, 1)
+        head = (torch.arange(n, device=q.device) + first_head).view(n, 1)
+        query = torch.arange(K, device=q.device)
+        last = head | axis << 16 | _philox.STREAM_ATTENTION << 24
+        threshold = _philox.dropout_threshold(dropout_p)
+        keep = keep_mask(seed, threshold, K, *torch.broadcast_tensors(query, line, last))
+        p = p * keep * _philox.dropout_scale(threshold)
+    return (p.to(v.dtype) @ v).transpose(2, 3)
