@@ -30,21 +30,31 @@ DENSE = {  # backends of F.scaled_dot_product_attention; a CPU has MATH as well,
     "cpu": ("FLASH_ATTENTION",),
     "cuda": ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"),
 }
-ORDER = {"T": (0, 2, 3, 1), "H": (0, 1, 3, 2), "W": (0, 1, 2, 3)}  # of (B, T, H, W), line last
+# Axes of (B, T, H, W) with those of a line last, and how many those are.
+ORDER = {
+    "T": ((0, 2, 3, 1), 1),
+    "H": ((0, 1, 3, 2), 1),
+    "W": ((0, 1, 2, 3), 1),
+    "HW": ((0, 1, 2, 3), 2),
+    "THW": ((0, 1, 2, 3), 3),
+}
 
 
 def with_cls_lines(qkv: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
     """(B, S, 3, n, Dh) -> (B, lines, L + 1, 3, n, Dh): [CLS], then the tokens, of every line."""
-    x = qkv[:, 1:].unflatten(1, grid).permute(*ORDER[axis], 4, 5, 6).flatten(1, 2)
+    order, joint = ORDER[axis]
+    x = qkv[:, 1:].unflatten(1, grid).permute(*order, 4, 5, 6)
+    length = math.prod(x.shape[4 - joint : 4])
+    x = x.reshape(len(x), -1, length, *x.shape[4:])
     cls = qkv[:, None, :1].expand(-1, x.shape[1], -1, -1, -1, -1)
     return torch.cat((cls, x), dim=2)
 
 
 def from_cls_lines(y: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
     """The inverse, [CLS] averaged: (B, lines, L + 1, n, Dh) -> (B, S, n, Dh)."""
-    order = ORDER[axis]
-    sizes = [grid[i - 1] for i in order[1:]]
-    tokens = y[:, :, 1:].unflatten(1, sizes[:2]).permute(*(order.index(i) for i in range(4)), 4, 5)
+    order, _ = ORDER[axis]
+    tokens = y[:, :, 1:].reshape(len(y), *(grid[i - 1] for i in order[1:]), *y.shape[3:])
+    tokens = tokens.permute(*(order.index(i) for i in range(4)), 4, 5)
     return torch.cat((y[:, :, :1].mean(1), tokens.flatten(1, 3)), dim=1)
 
 

@@ -2,8 +2,9 @@
 
     pytest benchmarks/bench_train.py --benchmark-only
 
-`released` is the step of benchmarks/released_step.py, `+ compile` a model under torch.compile;
-layout `THW` is the dense baseline, ours through SDPA, released with its probabilities in memory.
+`released` is the step of benchmarks/released_step.py, `plain` the best that plain PyTorch allows
+(benchmarks/plain_step.py), `+ compile` a model under torch.compile; layout `THW` is the dense
+baseline, ours through SDPA, released with its probabilities in memory.
 report.py sets the ratios of the paper's Tables 13 and 14 beside ours. The steps of one input size
 are timed by turns, a matrix product beside each of them, which is what MFU is against. A CPU takes
 one video at a time and compares steps on the smaller inputs only. Without `--full` it takes two
@@ -25,6 +26,7 @@ import pytest
 import report
 import torch
 import turns
+from plain_step import PlainModel
 from released_step import ReleasedModel, copy_weights, released_inputs
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -40,6 +42,7 @@ from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN, ModelConfig, prese
 GPU = common.default_device() == "cuda"
 VIDEOS = 32 if GPU else 1
 BLOCKS = {(5, 8): 4, (5, 16): 5, (10, 16): 6, (5, 32): 6, (10, 32): 7}  # about 15 % masked
+MODELS = {"released": ReleasedModel, "plain": PlainModel, "ours": Vimpac}
 Size = tuple[int, int]  # T, tokens per side
 Step = Callable[[Tensor], None]  # of clips (2 * VIDEOS, T, H, W)
 
@@ -64,7 +67,7 @@ class Case:
 
 INPUTS: tuple[Size, ...] = ((5, 16), (10, 16), (5, 32), (10, 32)) if GPU else ((5, 8), (5, 16))
 CASES = (
-    *(Case(impl, size=size) for impl in ("released", "ours") for size in INPUTS),
+    *(Case(impl, size=size) for impl in ("released", "plain", "ours") for size in INPUTS),
     *(Case("ours", "THW", size) for size in INPUTS),
     *(Case("ours", size=size) for size in report.TABLE_14 if size not in INPUTS),
     Case("released + compile"),
@@ -98,14 +101,13 @@ _timed: list[common.Timed] = []
 
 def _loss(case: Case, device: str) -> tuple[torch.nn.Module, Callable[[Tensor], Tensor]]:
     """The model and the function that masks clips and gives their loss."""
-    ours = case.impl.startswith("ours")
-    model = (Vimpac if ours else ReleasedModel)(case.config).to(device)
+    model = MODELS[case.impl.split()[0]](case.config).to(device)
     compiled = case.impl.endswith("compile")
     run = torch.compile(model) if compiled else model
     # Masks cover about 15 %; only eager code on a CPU reads how many rows there are.
     share = 0.25 if GPU or compiled else None
 
-    def released_loss(tokens: Tensor) -> Tensor:
+    def baseline_loss(tokens: Tensor) -> Tensor:
         with phases.phase("masks"):
             inputs = released_inputs(tokens)
         return run(*inputs)
@@ -128,7 +130,7 @@ def _loss(case: Case, device: str) -> tuple[torch.nn.Module, Callable[[Tensor], 
             has_padding=False,
         ).loss
 
-    return model, loss if ours else released_loss
+    return model, loss if isinstance(model, Vimpac) else baseline_loss
 
 
 def _make_step(case: Case, device: str) -> Step:
@@ -183,14 +185,16 @@ def _phases(case: Case, step: Step, device: str, store: Path) -> dict[str, float
 
 @functools.cache
 def _check_agreement() -> None:
-    """The released step and ours give one loss on the same weights, masks and no dropout."""
+    """The steps give one loss on the same weights, masks and no dropout."""
     model = Vimpac.from_preset("tiny", grid=(3, 4, 4), dropout=0.0)
-    baseline = ReleasedModel(model.config)
-    copy_weights(model, baseline)
+    released, plain = ReleasedModel(model.config), PlainModel(model.config)
+    copy_weights(model, released)
+    plain.model.load_state_dict(model.state_dict())
     tokens = torch.randint(0, NUM_TOKENS, (4, 3, 4, 4))
     inputs, labels = released_inputs(tokens)
     ours = model(inputs, labels).loss
-    torch.testing.assert_close(ours, baseline(inputs, labels), rtol=1e-4, atol=1e-4)
+    for baseline in (released, plain):
+        torch.testing.assert_close(ours, baseline(inputs, labels), rtol=1e-4, atol=1e-4)
 
 
 def _prepare(case: Case, device: str, warm_up: int) -> tuple[Callable[[], None], Step, float]:

@@ -18,6 +18,7 @@ import common
 import gpu_summary
 import learning
 import phases
+import plain_step
 import released_step
 import report
 import turns
@@ -215,6 +216,21 @@ def test_released_model_of_the_benchmark_computes_our_loss(layout):
     released_step.copy_weights(ours, released)
     clips, labels = released_step.released_inputs(torch.randint(0, 8192, (4, 2, 3, 4)))
     torch.testing.assert_close(released(clips, labels), ours(clips, labels).loss)
+
+
+@pytest.mark.parametrize("layout", ["T,H|W", "T,H,W", "T,HW", "THW"])
+def test_plain_model_of_the_benchmark_computes_our_loss_and_gradients(layout):
+    torch.manual_seed(0)
+    config = preset("tiny", layout=layout, grid=(2, 3, 4), dropout=0.0)
+    ours, plain = Vimpac(config).double(), plain_step.PlainModel(config).double()
+    plain.model.load_state_dict(ours.state_dict())
+    clips, labels = released_step.released_inputs(torch.randint(0, 8192, (4, 2, 3, 4)))
+    losses = ours(clips, labels).loss, plain(clips, labels)
+    torch.testing.assert_close(*losses, check_dtype=False)
+    for loss in losses:
+        loss.backward()
+    for mine, theirs in zip(ours.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_shapes_move_as_labelled():
