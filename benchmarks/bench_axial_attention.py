@@ -41,21 +41,27 @@ ORDER = {
 
 
 def with_cls_lines(qkv: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
-    """(B, S, 3, n, Dh) -> (B, lines, L + 1, 3, n, Dh): [CLS], then the tokens, of every line."""
+    """(B, S, 3, n, Dh) -> (B, lines, L + 1, 3, n, Dh): [CLS] if any, then the tokens, of each."""
     order, joint = ORDER[axis]
-    x = qkv[:, 1:].unflatten(1, grid).permute(*order, 4, 5, 6)
+    has_cls = qkv.shape[1] == math.prod(grid) + 1
+    x = qkv[:, int(has_cls) :].unflatten(1, grid).permute(*order, 4, 5, 6)
     length = math.prod(x.shape[4 - joint : 4])
     x = x.reshape(len(x), -1, length, *x.shape[4:])
+    if not has_cls:
+        return x
     cls = qkv[:, None, :1].expand(-1, x.shape[1], -1, -1, -1, -1)
     return torch.cat((cls, x), dim=2)
 
 
 def from_cls_lines(y: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
-    """The inverse, [CLS] averaged: (B, lines, L + 1, n, Dh) -> (B, S, n, Dh)."""
+    """The inverse, [CLS] averaged if there is one: (B, lines, L + 1, n, Dh) -> (B, S, n, Dh)."""
     order, _ = ORDER[axis]
-    tokens = y[:, :, 1:].reshape(len(y), *(grid[i - 1] for i in order[1:]), *y.shape[3:])
+    has_cls = y.shape[1] * y.shape[2] > math.prod(grid)
+    sizes = [grid[i - 1] for i in order[1:]]
+    tokens = y[:, :, int(has_cls) :].reshape(len(y), *sizes, *y.shape[3:])
     tokens = tokens.permute(*(order.index(i) for i in range(4)), 4, 5)
-    return torch.cat((y[:, :, :1].mean(1), tokens.flatten(1, 3)), dim=1)
+    tokens = tokens.flatten(1, 3)
+    return torch.cat((y[:, :, :1].mean(1), tokens), dim=1) if has_cls else tokens
 
 
 def each_axis(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:
@@ -160,14 +166,15 @@ def _inputs(bench, shape: common.Shape, dtype: torch.dtype) -> tuple[Tensor, tup
     return torch.randn(size, device=bench.device, dtype=dtype, requires_grad=True), grid
 
 
-def _near(actual: Tensor, truth: Tensor) -> None:
+def near(actual: Tensor, truth: Tensor) -> None:
+    """Raises AssertionError where a candidate is not the reference within its dtype's errors."""
     tolerance = {torch.float32: 1e-4}.get(actual.dtype, 4e-2)
     torch.testing.assert_close(actual.float(), truth.float(), atol=tolerance, rtol=tolerance)
 
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 SHAPES = common.SHAPES[common.default_device()]
-LAYER_SHAPES = {"cuda": SHAPES, "cpu": (common.LAPTOP, common.LARGE_SLICE)}
+DENSE_SHAPES = {"cuda": SHAPES, "cpu": (common.LAPTOP, common.LARGE_SLICE)}
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -183,7 +190,7 @@ def test_axial_attention(bench, axes: str, dtype: torch.dtype, shape: common.Sha
         if name == "NATTEN na1d, no [CLS]":
             truth = axial_attention(qkv.detach()[:, 1:], grid, axes, impl="reference")
             truth = F.pad(truth, (0, 0, 0, 0, 1, 0))
-        _near(run(qkv.detach(), grid, axes), truth)
+        near(run(qkv.detach(), grid, axes), truth)
 
     def candidate(name: str) -> turns.Candidate:
         if name == "FlexAttention" and bench.device == "cpu":
@@ -203,10 +210,10 @@ def test_axial_attention(bench, axes: str, dtype: torch.dtype, shape: common.Sha
 
 @dtypes
 @pytest.mark.parametrize(
-    "shape", LAYER_SHAPES[common.default_device()], ids=lambda shape: shape.label
+    "shape", DENSE_SHAPES[common.default_device()], ids=lambda shape: shape.label
 )
-def test_layer_against_dense(bench, dtype: torch.dtype, shape: common.Shape) -> None:
-    """Times a layer's attention, T and H|W, and the dense one's; on a CPU forward only."""
+def test_against_dense(bench, dtype: torch.dtype, shape: common.Shape) -> None:
+    """Times the attention of a layer, T and H|W, and the dense one; on a CPU forward only."""
     on_cpu = bench.device == "cpu"
     qkv, grid = _inputs(bench, shape, dtype)
     if on_cpu:
@@ -228,11 +235,11 @@ def test_layer_against_dense(bench, dtype: torch.dtype, shape: common.Shape) -> 
 
     def check_layer() -> None:
         truth = sum(axial_attention(qkv.detach(), grid, a, impl="reference") for a in AXES)
-        _near(layer().detach(), truth)
+        near(layer().detach(), truth)
 
     def check_dense(backend: str) -> None:  # one head of one clip: all of its scores are held
         truth = axial_attention(qkv.detach()[:1, :, :, :1], grid, "THW", impl="reference")
-        _near(dense(backend).detach()[:1, :, :1], truth)
+        near(dense(backend).detach()[:1, :, :1], truth)
 
     def candidate(name: str) -> turns.Candidate:
         if name == "ours":
@@ -244,4 +251,4 @@ def test_layer_against_dense(bench, dtype: torch.dtype, shape: common.Shape) -> 
 
     label = f"{shape.label} {str(dtype).removeprefix('torch.')}"
     names = ("ours", *(f"dense SDPA {backend.lower()}" for backend in DENSE[bench.device]))
-    bench("axial_attention_layer", label, names, candidate)
+    bench("axial_attention_dense", label, names, candidate)

@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = ("cuda", "triton", "cpu", "ours")
 REPLACES = {
-    "axial_attention": "permute + attention per axis",
-    "axial_attention_layer": "SDPA over all tokens of a clip (on a CPU: forward only)",
+    "axial_attention_layer": "a whole layer: permute + SDPA, axial-attention, timesformer-pytorch",
+    "axial_attention": "permute + attention along one axis; without projections",
+    "axial_attention_dense": "SDPA over all tokens; without projections, on a CPU forward only",
     "linear_cross_entropy": "`F.linear` + `F.cross_entropy`",
     "dropout_add_layer_norm": "bias, dropout, residual sum, LayerNorm",
     "bias_gelu": "bias, GELU; with or without the Linear before them",
@@ -35,7 +36,7 @@ REPLACES = {
 # Videos per second of the small model: layouts at T=5 S=128; (T, tokens per side) of the default.
 TABLE_13 = {"THW": 12.6, "T,HW": 20.0, "T,H,W": 26.4, "T,H|W": 32.0}
 TABLE_14 = {(5, 16): 32.0, (10, 16): 16.5, (5, 32): 8.4, (10, 32): 4.4}
-COLORS = ("#1f77b4", "#6baed6", "#757575", "#bdbdbd")
+COLORS = ("#1f77b4", "#6baed6", "#e6550d", "#757575", "#bdbdbd")
 
 
 def rows_of(results: dict[str, Any], op: str) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def _step_name(row: dict[str, Any]) -> str:
 def step_table(rows: list[dict[str, Any]]) -> list[str]:
     """Three groups of Markdown rows, each with its ratio to the first one that was timed."""
     timed = {(r["impl"], r["layout"], r["frames"], r["side"]): r for r in rows}
-    impls = ("released", "released + compile", "ours", "ours + compile")
+    impls = ("released", "released + compile", "plain", "ours", "ours + compile")
     dense = 1 / TABLE_13["THW"]
     groups = {
         "implementations": [((impl, "T,H|W", 5, 16), None) for impl in impls],
@@ -139,6 +140,7 @@ def plot_steps(rows: list[dict[str, Any]], device: str, path: Path) -> None:
     lines = {
         "ours": ("ours", "T,H|W"),
         "ours, dense (SDPA)": ("ours", "THW"),
+        "plain PyTorch": ("plain", "T,H|W"),
         "released": ("released", "T,H|W"),
         "released + compile": ("released + compile", "T,H|W"),
     }
