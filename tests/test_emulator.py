@@ -30,6 +30,7 @@ BROKEN = {
     "exited_lane": {"plain": "mask names lanes that have exited: __shfl_sync" + HERE},
     "foreign_mask": {"plain": "a lane that is not in its own mask: __shfl_sync" + HERE},
     "global_overrun": {"asan": "heap-buffer-overflow"},
+    "global_store_to_shared": {"plain": "address is in shared memory: __stcg" + HERE},
     "grid_sum_race": {"tsan": RACE},
     "half_a_barrier": {"plain": "mask names lanes that have exited: __syncwarp" + HERE},
     "integer_overflow": {"asan": "signed integer overflow"},

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kLanes* kRows, kResident)
   if (partial == nullptr)
     return;
   const int thread = static_cast<int>(threadIdx.y * kLanes + threadIdx.x);
-  store_chunk(shared + thread * kChunk, sums);
+  store_chunk_shared(shared + thread * kChunk, sums);
   __syncthreads();
   static_assert(kLanes * kRows == kColumns); // a thread for each column
   const int column = static_cast<int>(blockIdx.x) * kColumns + thread;

@@ -253,9 +253,9 @@ __global__ void __launch_bounds__(kMaxThreads<kChunks>, kResident<kChunks>)
     if (column >= D)
       continue;
     float* at = columns + static_cast<size_t>(place.row) * 3 * D + column;
-    store_chunk(at, dweight[c]);
-    store_chunk(at + D, dbias[c]);
-    store_chunk(at + 2 * D, dlinear[c]);
+    store_chunk_shared(at, dweight[c]);
+    store_chunk_shared(at + D, dbias[c]);
+    store_chunk_shared(at + 2 * D, dlinear[c]);
   }
   __syncthreads();
   for (int j = static_cast<int>(threadIdx.x); j < 3 * D; j += static_cast<int>(blockDim.x)) {

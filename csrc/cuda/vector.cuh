@@ -23,11 +23,13 @@ __device__ __forceinline__ void load16_readonly(T (&out)[kVector<T>], const T* p
   memcpy(static_cast<void*>(out), &bits, sizeof(bits));
 }
 
+// Stores kVector<T> elements to global memory; p is 16-byte aligned. By an intrinsic: where nvcc
+// sees how the words of a vector came about, it splits a plain store of it into four.
 template <class T>
 __device__ __forceinline__ void store16(T* p, const T (&values)[kVector<T>]) {
   uint4 bits;
   memcpy(&bits, values, sizeof(bits));
-  *reinterpret_cast<uint4*>(p) = bits;
+  __stcg(reinterpret_cast<uint4*>(p), bits);
 }
 
 __device__ __forceinline__ float to_float(float x) {
@@ -71,6 +73,7 @@ __device__ __forceinline__ void load_chunk(float (&out)[kChunk], const T* p) {
   }
 }
 
+// To global memory.
 template <class T>
 __device__ __forceinline__ void store_chunk(T* p, const float (&in)[kChunk]) {
 #pragma unroll
@@ -80,6 +83,16 @@ __device__ __forceinline__ void store_chunk(T* p, const float (&in)[kChunk]) {
     for (int i = 0; i < kVector<T>; ++i)
       values[i] = from_float<T>(in[part * kVector<T> + i]);
     store16(p + part * kVector<T>, values);
+  }
+}
+
+// To shared memory, where store_chunk would write to a wrong address.
+__device__ __forceinline__ void store_chunk_shared(float* p, const float (&in)[kChunk]) {
+#pragma unroll
+  for (int i = 0; i < kChunk; i += 4) {
+    const uint4 bits = {__float_as_uint(in[i]), __float_as_uint(in[i + 1]),
+                        __float_as_uint(in[i + 2]), __float_as_uint(in[i + 3])};
+    *reinterpret_cast<uint4*>(p + i) = bits;
   }
 }
 

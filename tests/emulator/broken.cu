@@ -265,6 +265,13 @@ __global__ void ldmatrix_misaligned(float* out) {
   out[global_thread()] = 0;
 }
 
+__global__ void global_store_to_shared(float* out) {
+  SharedArena arena;
+  float* x = arena.take<float>(kThreads);
+  __stcg(x + threadIdx.x, 0.0f);
+  out[global_thread()] = x[threadIdx.x];
+}
+
 __global__ void ldmatrix_from_global(float* out) {
   uint32_t r[4];
   ldmatrix(r, out + threadIdx.x * 4);
@@ -323,6 +330,7 @@ const std::map<std::string, Case> kCases = {
     {"foreign_mask", {foreign_mask, 1, one}},
     {"global_overrun", {global_store<1>, 2, zero}},
     {"global_store_ok", {global_store<0>, 2, zero}},
+    {"global_store_to_shared", {global_store_to_shared, 1, zero}},
     {"grid_sum_ok", {grid_sum<true>, 2, grid_total}},
     {"grid_sum_race", {grid_sum<false>, 2, grid_total}},
     {"half_a_barrier", {half_a_barrier, 1, zero}},

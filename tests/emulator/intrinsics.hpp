@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "shared_arena.hpp"
 #include "sync.hpp"
 
 namespace emulator {
@@ -197,26 +198,36 @@ inline void __nanosleep(unsigned /*ns*/, EMULATOR_HERE) {
   emulator::sleep(here);
 }
 
-// Cache hints are no part of the result.
+// Cache hints are no part of the result, but these instructions know global memory only: given a
+// shared address, a GPU would go astray.
+namespace emulator {
 template <class T>
-T __ldg(const T* p) {
-  return *p;
+T* expect_global(const char* operation, T* p, const Location& location) {
+  if (in_shared(p, sizeof(T)))
+    fail("the address is in shared memory", operation, location);
+  return p;
+}
+} // namespace emulator
+
+template <class T>
+T __ldg(const T* p, EMULATOR_HERE) {
+  return *emulator::expect_global("__ldg", p, here);
 }
 template <class T>
-T __ldcs(const T* p) {
-  return *p;
+T __ldcs(const T* p, EMULATOR_HERE) {
+  return *emulator::expect_global("__ldcs", p, here);
 }
 template <class T>
-T __ldcg(const T* p) {
-  return *p;
+T __ldcg(const T* p, EMULATOR_HERE) {
+  return *emulator::expect_global("__ldcg", p, here);
 }
 template <class T>
-void __stcs(T* p, T v) {
-  *p = v;
+void __stcs(T* p, T v, EMULATOR_HERE) {
+  *emulator::expect_global("__stcs", p, here) = v;
 }
 template <class T>
-void __stcg(T* p, T v) {
-  *p = v;
+void __stcg(T* p, T v, EMULATOR_HERE) {
+  *emulator::expect_global("__stcg", p, here) = v;
 }
 
 // --- arithmetic ---
