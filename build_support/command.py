@@ -10,7 +10,7 @@ from pathlib import Path
 
 from setuptools.command.build_ext import build_ext
 
-from build_support import toolchain
+from build_support import toolchain, tuning
 from build_support.ninja_file import NinjaFile, module_filename
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,8 +68,9 @@ def _build(folder: Path) -> list[str]:
     plan = NinjaFile(ROOT, compiler, headers, nvcc, werror)
     plan.add_cpu_module()
     if nvcc is not None:
-        plan.add_cuda_module(nvcc)
-    (folder / "build.ninja").write_text(plan.text())
+        wanted = os.environ.get(tuning.TUNING_SWITCH, "")
+        plan.add_cuda_module(nvcc, tuning.parse(wanted, ROOT / "csrc" / "cuda"))
+    plan.write(folder)
     result = subprocess.run(
         [ninja, "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -3,7 +3,7 @@
 Sources are found by name, so a new op is a new file:
   csrc/cpu/<op>.cpp       one object per instruction set, in a namespace of its own
   csrc/cpu/bindings.cpp   _C_cpu
-  csrc/cuda/<op>.cu       one object with code for every architecture
+  csrc/cuda/<op>.cu       one object with code for every architecture, and for each set of tuning
   csrc/cuda/bindings.cpp  _C_cuda
 """
 
@@ -13,6 +13,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from build_support import tuning
 from build_support.toolchain import Nvcc
 
 # Multiplications and additions are fused where a kernel says fmadd and nowhere else, so that
@@ -67,6 +68,8 @@ class NinjaFile:
     werror: bool = False
     lines: list[str] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)  # to be written, by path in the build
+    _objects: set[str] = field(default_factory=set)
 
     def add_cpu_module(self) -> None:
         """_C_cpu: every kernel for every instruction set, and the bindings."""
@@ -79,20 +82,38 @@ class NinjaFile:
                 objects.append(self._object("cxx", source, f"cpu/{source.stem}.{isa}.o", flags))
         self._module("_C_cpu", objects, "-fopenmp")
 
-    def add_cuda_module(self, nvcc: Nvcc) -> None:
-        """_C_cuda: every kernel for every architecture, and the bindings; static CUDA run time."""
+    def add_cuda_module(
+        self, nvcc: Nvcc, changes: tuning.Changes | None = None, folder: str = ""
+    ) -> None:
+        """_C_cuda: every kernel for every architecture, and the bindings; static CUDA run time.
+
+        Args:
+            nvcc: the CUDA compiler.
+            changes: values of tuning constants.
+            folder: where in the build the module goes; one file can have several of them.
+        """
         objects = [self._bindings("cuda", f"-isystem {_quote(nvcc.include)}")]
+        for source in sorted(self.root.glob("csrc/cuda/*.cu")):
+            objects.append(self._kernels(nvcc, source, changes or {}))
+        libraries = f"-L{_quote(nvcc.library)} -lcudart_static -lpthread -ldl -lrt"
+        self._module("_C_cuda", objects, libraries, folder)
+
+    def _kernels(self, nvcc: Nvcc, source: Path, changes: tuning.Changes) -> str:
+        """The object of one CUDA source, under a name of its own where a change concerns it."""
+        own = {op: changes[op] for op in sorted(tuning.read_by(source) & set(changes))}
+        mark = f"-{tuning.digest(own)}" if own else ""
+        for op, values in own.items():
+            header = source.parent / f"{op}_tuning.cuh"
+            self.headers[f"tuned{mark}/{header.name}"] = tuning.changed(header.read_text(), values)
+        csrc = self.root / "csrc"
         flags = (
-            f"-std=c++17 -O3 -I{_quote(self.root / 'csrc')} -ccbin {self.cxx}"
+            f"-std=c++17 -O3{f' -Ituned{mark}' if own else ''} -I{_quote(csrc)}"
+            f" -I{_quote(csrc / 'cuda')} -ccbin {self.cxx}"
             f" -Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden"
             f"{' -Werror=all-warnings' if self.werror else ''}"
             f" -Xfatbin=-compress-all --threads=0 {' '.join(nvcc.gencode)}"
         )
-        for source in sorted(self.root.glob("csrc/cuda/*.cu")):
-            objects.append(self._object("nvcc", source, f"cuda/{source.stem}.o", flags))
-        self._module(
-            "_C_cuda", objects, f"-L{_quote(nvcc.library)} -lcudart_static -lpthread -ldl -lrt"
-        )
+        return self._object("nvcc", source, f"cuda/{source.stem}{mark}.o", flags)
 
     def text(self) -> str:
         """The whole build.ninja."""
@@ -102,6 +123,14 @@ class NinjaFile:
             RULES,
         ]
         return "\n".join([*head, *self.lines, ""])
+
+    def write(self, folder: Path) -> None:
+        """Puts build.ninja and the changed headers into the folder of the build."""
+        for name, content in {"build.ninja": self.text(), **self.headers}.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists() or path.read_text() != content:  # kept, its users are not rebuilt
+                path.write_text(content)
 
     def _common(self) -> str:
         return f"{COMMON}{' -Werror' if self.werror else ''} -I{_quote(self.root / 'csrc')}"
@@ -115,11 +144,13 @@ class NinjaFile:
         )
 
     def _object(self, rule: str, source: Path, target: str, flags: str) -> str:
-        self.lines += [f"build {target}: {rule} {_escape(source)}", f"  flags = {flags}"]
+        if target not in self._objects:
+            self._objects.add(target)
+            self.lines += [f"build {target}: {rule} {_escape(source)}", f"  flags = {flags}"]
         return target
 
-    def _module(self, name: str, objects: list[str], flags: str) -> None:
-        target = module_filename(name)
+    def _module(self, name: str, objects: list[str], flags: str, folder: str = "") -> None:
+        target = str(Path(folder, module_filename(name)))
         self.lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {flags}"]
         self.modules.append(target)
 

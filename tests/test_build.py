@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,81 @@ def test_architectures_follow_the_list(toolchain: ModuleType) -> None:
         flags("8.0;10.0", known)
     with pytest.raises(toolchain.BuildError, match="'Hopper' is not like"):
         flags("Hopper", known)
+
+
+TABLE = """
+constexpr int kWarps = 4; // of a block
+constexpr bool kHeld = true; // operands in registers
+"""
+
+
+@pytest.fixture
+def kernels(tmp_path: Path) -> Path:
+    """Two CUDA sources of which one reads the tuning table of `op`, through another header."""
+    folder = tmp_path / "csrc/cuda"
+    folder.mkdir(parents=True)
+    (folder / "op_tuning.cuh").write_text(TABLE)
+    (folder / "launch.cuh").write_text("#include <op_tuning.cuh>\n")
+    (folder / "op.cu").write_text('#include "launch.cuh"\n')
+    (folder / "other.cu").write_text("#include <cstdint>\n")
+    return folder
+
+
+def test_tuned_build_compiles_a_changed_copy_for_those_who_read_it(
+    toolchain: ModuleType, kernels: Path, tmp_path: Path
+) -> None:
+    """Builds that differ in one op share the objects of the others, in one build.ninja."""
+    tuning = importlib.import_module("build_support.tuning")
+    ninja_file = importlib.import_module("build_support.ninja_file")
+    nvcc = toolchain.Nvcc("nvcc", tmp_path, tmp_path, ())
+    plan = ninja_file.NinjaFile(tmp_path, "g++", tmp_path, nvcc)
+    plan.add_cuda_module(nvcc)
+    plan.add_cuda_module(nvcc, tuning.parse("op.kWarps=8 op.kHeld=false", kernels), "second")
+    build = tmp_path / "build"
+    plan.write(build)
+    (copy,) = build.glob("tuned*/*")
+    assert copy.name == "op_tuning.cuh"
+    assert copy.read_text() == TABLE.replace("kWarps = 4", "kWarps = 8").replace("true", "false")
+    rules = (build / "build.ninja").read_text().splitlines()
+    made = [line.split()[1].rstrip(":") for line in rules if line.startswith("build cuda/o")]
+    mark = copy.parent.name.removeprefix("tuned")
+    assert sorted(made) == sorted(["cuda/op.o", "cuda/other.o", f"cuda/op{mark}.o"])
+    (flags,) = (line for line in rules if f"-Ituned{mark}" in line)
+    assert flags.index(f"-Ituned{mark}") < flags.index(str(kernels))
+    links = [line.split() for line in rules if ": link " in line]
+    assert [line[-2:] for line in links] == [
+        ["cuda/op.o", "cuda/other.o"],
+        [f"cuda/op{mark}.o", "cuda/other.o"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("op.kWarps", "is not like op.kConstant=1"),
+        ("sum.kWarps=8", "'sum' has no table, only op"),
+        ("op.kTiles=8", "op has no 'kTiles', only kWarps, kHeld"),
+        ("op.kWarps=many", "op.kWarps is a constexpr int, got 'many'"),
+        ("op.kHeld=1", "op.kHeld is a constexpr bool, got '1'"),
+    ],
+)
+def test_change_that_is_not_legal_names_what_is(
+    toolchain: ModuleType, kernels: Path, change: str, said: str
+) -> None:
+    tuning = importlib.import_module("build_support.tuning")
+    with pytest.raises(toolchain.BuildError, match=re.escape(said)):
+        tuning.parse(change, kernels)
+
+
+def test_every_tuning_constant_can_be_changed_and_has_its_reason(toolchain: ModuleType) -> None:
+    """A line of another form would be compiled, and a change of it refused."""
+    tuning = importlib.import_module("build_support.tuning")
+    for header in tuning.tables(ROOT / "csrc/cuda").values():
+        lines = [ln for ln in header.read_text().splitlines() if "constexpr" in ln]
+        for line in lines:
+            assert re.match(tuning.CONSTANT.pattern + r" +// \S", line), line
+        names = [re.search(r"k\w+", line)[0] for line in lines]
+        assert names and len(set(names)) == len(names)
 
 
 def test_kernels_leave_no_weak_symbols() -> None:

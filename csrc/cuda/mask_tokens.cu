@@ -4,6 +4,8 @@
 // The order of blocks decides nothing: the result is a function of the arguments alone.
 #include "mask_tokens.hpp"
 
+#include <mask_tokens_tuning.cuh>
+
 #include "ops.hpp"
 #include "philox.hpp"
 #include "platform.cuh"
@@ -11,11 +13,12 @@
 namespace vimpac {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = kMaskThreads, kWarps = kThreads / 32;
 constexpr int kGroup = 4; // consecutive tokens of one thread: one Philox call of iid
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr uint32_t kStreamMask = 2u << 24, kStreamNoise = 3u << 24;
 constexpr size_t kMaxSharedBytes = 227 << 10;
+static_assert(kThreads % 32 == 0 && kThreads <= 1024, "a block is whole warps");
 
 // Division of n < 2^31 by a constant of the launch, by multiply-high.
 class Divider {
@@ -236,7 +239,7 @@ __device__ uint32_t look_back(unsigned long long* status, uint32_t clip, uint32_
     unsigned long long seen = kRunningCount; // before the first clip: nothing
     if (lane < end)
       while ((seen = atomicAdd(status + end - 1 - lane, 0ull)) == 0)
-        __nanosleep(20);
+        __nanosleep(kMaskNanoseconds);
     // Own counts up to the nearest running count complete the sum.
     const unsigned running = __ballot_sync(kAllLanes, seen >= kRunningCount);
     const uint32_t nearest = running == 0 ? 32 : static_cast<uint32_t>(__ffs(running)) - 1;
@@ -278,7 +281,7 @@ __device__ __forceinline__ void write_positions(const Plan& plan,
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) mask_tokens_fwd_kernel(const Plan plan) {
+__global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kernel(const Plan plan) {
   const MaskTokensFwd& a = plan.args;
   SharedArena arena;
   uint32_t* scratch = arena.take<uint32_t>(kWarps);

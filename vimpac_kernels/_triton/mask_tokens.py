@@ -16,6 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+TUNING = {
+    "CELLS": 1024,  # of a program: a clip of the small model is two, so that 64 fill a GPU
+    "WARPS": 4,  # of it: eight cells a thread, two Philox calls of iid
+}
 STREAM_MASK = tl.constexpr(2 << 24)
 STREAM_NOISE = tl.constexpr(3 << 24)
 BLOCK, IID, TUBE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -195,11 +199,11 @@ def _launches(
     """Both launches as (kernel, programs, arguments, constants)."""
     B, T, H, W = shape
     cells = T * H * W
-    size = max(4, min(1024, triton.next_power_of_2(cells)))
+    size = max(4, min(TUNING["CELLS"], triton.next_power_of_2(cells)))
     plane = max(4, triton.next_power_of_2(H * W))
     programs = B * triton.cdiv(cells, size)
     counts = torch.empty(programs, dtype=torch.int32, device=tokens.device)
-    warps = 4 if size >= 512 else 1
+    warps = TUNING["WARPS"] if size >= 512 else 1
     flags = mask.view(torch.int8)
     drawn = (
         tokens, seed, inputs, flags, counts, T, H, W, *max_block, amount, mask_token,
