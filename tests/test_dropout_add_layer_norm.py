@@ -10,17 +10,20 @@ from torch import Tensor
 import vimpac_kernels
 from vimpac_kernels import dropout_add_layer_norm, reference
 
-# rows, D, dtype of x, dtype of residual, dropout, linear bias, sum returned
+# rows, D, dtype of x, dtype of residual, dropout, linear bias, what is returned
 CASES = {
-    "one-row": (1, 8, torch.float32, torch.float32, 0.0, False, False),
-    "ragged-fp32": (13, 72, torch.float32, torch.float32, 0.3, True, True),
-    "small-model-bf16": (37, 512, torch.bfloat16, torch.bfloat16, 0.1, True, False),
-    "prenorm-bf16-fp32": (9, 256, torch.bfloat16, torch.float32, 0.1, True, True),
-    "fp16": (5, 128, torch.float16, torch.float16, 0.1, False, False),
-    "undropped-bf16": (21, 136, torch.bfloat16, torch.bfloat16, 0.0, True, True),
-    "undropped-bf16-fp32": (7, 64, torch.bfloat16, torch.float32, 0.0, True, False),
-    "wide": (3, 1544, torch.float32, torch.float32, 0.1, True, False),
+    "one-row": (1, 8, torch.float32, torch.float32, 0.0, False, "y"),
+    "ragged-fp32": (13, 72, torch.float32, torch.float32, 0.3, True, "y, sum"),
+    "small-model-bf16": (37, 512, torch.bfloat16, torch.bfloat16, 0.1, True, "y, y"),
+    "prenorm-bf16-fp32": (9, 256, torch.bfloat16, torch.float32, 0.1, True, "y, sum"),
+    "fp16": (5, 128, torch.float16, torch.float16, 0.1, False, "y"),
+    "undropped-bf16": (21, 136, torch.bfloat16, torch.bfloat16, 0.0, True, "y, sum"),
+    "undropped-bf16-fp32": (7, 64, torch.bfloat16, torch.float32, 0.0, True, "y"),
+    "two-readers-bf16-fp32": (11, 80, torch.bfloat16, torch.float32, 0.2, False, "y, y"),
+    "two-readers-fp32": (6, 144, torch.float32, torch.float32, 0.0, True, "y, y"),
+    "wide": (3, 1544, torch.float32, torch.float32, 0.1, True, "y"),
 }
+RETURNED: dict[str, dict] = {"y": {}, "y, sum": {"prenorm": True}, "y, y": {"readers": 2}}
 
 
 def _inputs(case: tuple, device: str) -> dict[str, Tensor | None]:
@@ -45,9 +48,8 @@ def _run(function, tensors: dict, case: tuple, dtype: torch.dtype | None = None,
         name: t if t is None else t.detach().to(dtype or t.dtype).requires_grad_()
         for name, t in tensors.items()
     }
-    out = function(
-        **leaves, dropout_p=case[4], prenorm=case[6], seed=1234567890123, eps=1e-12, **kwargs
-    )
+    kwargs |= RETURNED[case[6]]
+    out = function(**leaves, dropout_p=case[4], seed=1234567890123, eps=1e-12, **kwargs)
     outputs = out if isinstance(out, tuple) else (out,)
     # Drawn, since a ramp over the rows cancels in sums of many; in bf16, which fp32 and fp64 hold.
     generator = torch.Generator().manual_seed(1)
@@ -80,7 +82,7 @@ def test_instruction_sets_match_reference(impl, isa: str, name: str) -> None:
 @pytest.mark.impls("cpu")
 @pytest.mark.parametrize("rows", [70, 1100], ids=["five-chunks", "62-longer-chunks"])
 def test_many_chunks_of_rows_match_reference(impl, rows: int) -> None:
-    _check(impl, (rows, 24, torch.float32, torch.float32, 0.1, True, True))
+    _check(impl, (rows, 24, torch.float32, torch.float32, 0.1, True, "y, sum"))
 
 
 def test_drops_the_elements_of_the_reference(impl) -> None:
@@ -114,30 +116,34 @@ def test_one_gradient_is_both_without_dropout(impl) -> None:
 
 
 def test_empty_batch_gives_empty_output_and_zero_gradients(impl) -> None:
-    case = (0, 16, torch.float32, torch.float32, 0.0, True, False)
+    case = (0, 16, torch.float32, torch.float32, 0.0, True, "y")
     y, *grads = _run(dropout_add_layer_norm, _inputs(case, impl.device), case, impl=impl.name)
     assert y.shape == (0, 16)
     assert all(not g.any() for g in grads)
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("returned", ["y, sum", "y, y"])
+def test_gradcheck(returned: str) -> None:
     tensors = [torch.randn(*s, dtype=torch.float64) for s in ((2, 8), (2, 8), (8,), (8,), (8,))]
 
     def function(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, linear_bias: Tensor):
-        return dropout_add_layer_norm(
-            x, residual, weight, bias, linear_bias=linear_bias, dropout_p=0.2, seed=3, prenorm=True
-        )
+        options = {"linear_bias": linear_bias, "dropout_p": 0.2, "seed": 3, **RETURNED[returned]}
+        return dropout_add_layer_norm(x, residual, weight, bias, **options)
 
     assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors])
 
 
+@pytest.mark.parametrize("returned", RETURNED)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-def test_fullgraph_compile_equals_eager(dropout_p: float) -> None:
+def test_fullgraph_compile_equals_eager(dropout_p: float, returned: str) -> None:
     leaves = [t.clone().requires_grad_() for t in torch.randn(2, 3, 16, 32)]
     weight, bias = torch.randn(2, 32).unbind()
+    options = {"dropout_p": dropout_p, "seed": 5, **RETURNED[returned]}
 
     def function(x: Tensor, residual: Tensor) -> Tensor:
-        return dropout_add_layer_norm(x, residual, weight, bias, dropout_p=dropout_p, seed=5)
+        out = dropout_add_layer_norm(x, residual, weight, bias, **options)
+        first, second = out if isinstance(out, tuple) else (out, out)
+        return first.square() + second.sin()
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     results = []
@@ -166,9 +172,14 @@ def test_noncontiguous_input_is_read_right(impl) -> None:
         ({"x": torch.zeros(2, 8, dtype=torch.int32)}, TypeError, "x must be"),
         ({"dropout_p": 1.0}, ValueError, "dropout_p must be in"),
         ({"eps": -1.0}, ValueError, "eps must be"),
+        ({"readers": 3}, ValueError, "readers must be 1, or 2 without prenorm, got 3"),
+        ({"readers": 2, "prenorm": True}, ValueError, "or 2 without prenorm"),
         ({"impl": "fastest"}, ValueError, "impl must be"),
     ],
-    ids=["residual", "weight", "no-weight", "no-bias", "dtype", "dropout", "eps", "impl"],
+    ids=[
+        *("residual", "weight", "no-weight", "no-bias", "dtype", "dropout", "eps", "readers"),
+        *("readers-of-prenorm", "impl"),
+    ],
 )
 def test_rejects_what_does_not_fit(change: dict, error: type, message: str) -> None:
     arguments = {

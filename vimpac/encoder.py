@@ -137,7 +137,7 @@ class Layer(nn.Module):
                     stream = take_rows(stream, early)
             else:
                 update, cls_rows = branch(x), 1
-            result = dropout_add_layer_norm(
+            x, stream = dropout_add_layer_norm(
                 update,
                 stream if cls_rows == 1 else repeat_cls(stream, cls_rows),
                 norm.weight,
@@ -146,9 +146,9 @@ class Layer(nn.Module):
                 dropout_p=dropout_p,
                 eps=LAYER_NORM_EPS,
                 prenorm=self.prenorm,
+                readers=1 if self.prenorm else 2,
                 seed=outer,
             )
-            x, stream = result if isinstance(result, tuple) else (result, result)
             if cls_rows > 1:
                 x, stream = merge_cls(x, stream, cls_rows, norm if self.prenorm else None)
                 if needed is not None:

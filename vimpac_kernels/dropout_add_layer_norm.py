@@ -2,9 +2,10 @@
 
 The forward reads x and residual, writes y (and the sum, which it otherwise keeps for the backward);
 the backward reads dy and the sum and writes dx and dresidual: 4 units of (rows, D) each instead of
-7.5. Without dropout one tensor is both. Statistics are fp32 and kept per row, dropout bits are
-recomputed from the seed, and dweight, dbias are summed in two ordered stages. Serves CPU (C++),
-CUDA and Triton; bound by bandwidth.
+7.5. Without dropout one tensor is both. Where a branch and the next residual sum read y (post-LN),
+the backward reads both gradients: 5 units instead of the 7 with autograd's addition in front.
+Statistics are fp32 and kept per row, dropout bits are recomputed from the seed, and dweight, dbias
+are summed in two ordered stages. Serves CPU (C++), CUDA and Triton; bound by bandwidth.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def dropout_add_layer_norm(
     dropout_p: float = 0.0,
     eps: float = 1e-12,
     prenorm: bool = False,
+    readers: int = 1,
     seed: int | Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -48,12 +50,16 @@ def dropout_add_layer_norm(
         dropout_p: In [0, 1), quantised to 1/65536; 0 outside training.
         eps: Added to the variance, >= 0.
         prenorm: Also return the sum, for blocks that normalise before the branch.
+        readers: 2 returns y twice, for blocks that normalise after the branch: for the next branch
+            and the next residual sum. The backward adds both gradients in fp32 as it reads them.
+            It is one memory, which neither reader may change in place. Not with `prenorm`.
         seed: int, or 0-d int64 tensor on the device of `x`; None draws one from PyTorch's
             generator if there is dropout.
         impl: "auto", "cuda", "triton", "cpu" or "reference".
 
     Returns:
-        y (..., D), dtype of `x`; with `prenorm` (y, sum), the sum in the dtype of `residual`.
+        y (..., D), dtype of `x`; with `prenorm` (y, sum), the sum in the dtype of `residual`; with
+        `readers=2` (y, y).
 
     Raises:
         TypeError: If a dtype is not among those above.
@@ -64,22 +70,24 @@ def dropout_add_layer_norm(
     are dropped on every backend. Kept for the backward: the sum, mean and rstd of each row.
     """
     _check(x, residual, weight, bias, linear_bias, dropout_p, eps)
+    if readers not in (1, 2) or (readers == 2 and prenorm):
+        raise ValueError(f"readers must be 1, or 2 without prenorm, got {readers}")
     chosen = _select(impl, x)
     if seed is None:
-        key = _philox.fresh_seed(x.device) if dropout_p > 0 else _philox.as_seed(0, x.device)
-    else:
-        key = _philox.as_seed(seed, x.device)
+        seed = _philox.fresh_seed(x.device) if dropout_p > 0 else 0
+    key = _philox.as_seed(seed, x.device)
     if chosen == "reference":
         return reference.dropout_add_layer_norm(
             x, residual, weight, bias, linear_bias=linear_bias, dropout_p=dropout_p, eps=eps,
-            prenorm=prenorm, seed=key,
+            prenorm=prenorm, readers=readers, seed=key,
         )  # fmt: skip
     tensors = (x, residual, weight, bias, linear_bias, key)
     if _library.needs_autograd(*tensors):
-        y, total = _DropoutAddLayerNorm.apply(*tensors, dropout_p, eps, prenorm, chosen)
+        y, second = _DropoutAddLayerNorm.apply(*tensors, dropout_p, eps, prenorm, readers, chosen)
     else:
         y, total, *_ = _fwd(*tensors, dropout_p, eps, prenorm, chosen)
-    return (y, total) if prenorm else y
+        second = total if prenorm else y
+    return (y, second) if prenorm or readers == 2 else y
 
 
 def _check(
@@ -145,24 +153,33 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         dropout_p: float,
         eps: float,
         prenorm: bool,
+        readers: int,
         impl: str,
     ) -> tuple[Tensor, Tensor | None]:
         y, total, mean, rstd = _fwd(
             x, residual, weight, bias, linear_bias, seed, dropout_p, eps, True, impl
         )
         ctx.save_for_backward(total, mean, rstd, weight, seed)
-        ctx.dropout_p, ctx.impl = dropout_p, impl
+        ctx.dropout_p, ctx.readers, ctx.impl = dropout_p, readers, impl
         ctx.dtypes = (x.dtype, bias.dtype, None if linear_bias is None else linear_bias.dtype)
+        ctx.set_materialize_grads(False)
+        if readers == 2:  # views: of several, autograd lets none be changed in place
+            return y.view_as(y), y.view_as(y)
         return y, total if prenorm else None
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dtotal: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, ...]:
         _library.refuse_second_order(_NAME)
+        dy_other, dtotal = (second, None) if ctx.readers == 2 else (None, second)
         total, mean, rstd, weight, seed = ctx.saved_tensors
         x_dtype, bias_dtype, linear_bias_dtype = ctx.dtypes
         needs_linear_bias = ctx.needs_input_grad[4]
+        if dy is None:
+            dy, dy_other = dy_other, None
+        if dy is None:  # the sum alone was read
+            dy = total.new_zeros(total.shape, dtype=x_dtype)
         dx, dresidual, dweight, dbias, dlinear_bias = _bwd(
-            dy, dtotal, total, mean, rstd, weight, seed, ctx.dropout_p, x_dtype,
+            dy, dy_other, dtotal, total, mean, rstd, weight, seed, ctx.dropout_p, x_dtype,
             needs_linear_bias, ctx.impl,
         )  # fmt: skip
         return (
@@ -171,7 +188,7 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
             dweight.to(weight.dtype),
             dbias.to(bias_dtype),
             dlinear_bias.to(linear_bias_dtype) if needs_linear_bias else None,
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
@@ -232,6 +249,7 @@ def _is_dresidual(total: Tensor, dropout_p: float, x_dtype: torch.dtype) -> bool
 
 def _run_bwd(
     dy: Tensor,
+    dy_other: Tensor | None,
     dtotal: Tensor | None,
     total: Tensor,
     mean: Tensor,
@@ -244,31 +262,22 @@ def _run_bwd(
     impl: str,
 ) -> tuple[Tensor, ...]:
     outputs = _fake_bwd(
-        dy, dtotal, total, mean, rstd, weight, seed, dropout_p, x_dtype, needs_linear_bias, impl
-    )
+        dy, dy_other, dtotal, total, mean, rstd, weight, seed, dropout_p, x_dtype,
+        needs_linear_bias, impl,
+    )  # fmt: skip
     if not total.numel():
         return tuple(t.zero_() for t in outputs)
     launch = _KERNELS[impl][1]
-    dtotal = None if dtotal is None else dtotal.contiguous()
+    gradients = [None if t is None else t.contiguous() for t in (dy, dy_other, dtotal)]
     threshold = _philox.dropout_threshold(dropout_p)
-    vector = weight.float().contiguous()
-    launch(dy.contiguous(), dtotal, total, mean, rstd, vector, seed, threshold, *outputs)
+    launch(*gradients, total, mean, rstd, weight.float().contiguous(), seed, threshold, *outputs)
     return outputs
 
 
 def _fake_bwd(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    seed: Tensor,
-    dropout_p: float,
-    x_dtype: torch.dtype,
-    needs_linear_bias: bool,
-    impl: str,
+    dy: Tensor, dy_other: Tensor | None, dtotal: Tensor | None, total: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
+    *_, dropout_p, x_dtype, needs_linear_bias, _impl = rest
     D = total.shape[-1]
     dx_shape = (0,) if _is_dresidual(total, dropout_p, x_dtype) else total.shape
     return (
@@ -282,8 +291,9 @@ def _fake_bwd(
 
 _bwd = _library.define(
     "dropout_add_layer_norm_bwd",
-    "(Tensor dy, Tensor? dtotal, Tensor total, Tensor mean, Tensor rstd, Tensor weight, "
-    "Tensor seed, float dropout_p, ScalarType x_dtype, bool needs_linear_bias, str impl) "
+    "(Tensor dy, Tensor? dy_other, Tensor? dtotal, Tensor total, Tensor mean, Tensor rstd, "
+    "Tensor weight, Tensor seed, float dropout_p, ScalarType x_dtype, bool needs_linear_bias, "
+    "str impl) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_bwd,
     _fake_bwd,

@@ -208,6 +208,7 @@ void dropout_add_layer_norm_fwd(uintptr_t x,           // (rows, D)
 }
 
 void dropout_add_layer_norm_bwd(uintptr_t dy,           // (rows, D)
+                                uintptr_t dy_other,     // (rows, D), or 0
                                 uintptr_t dtotal,       // (rows, D), or 0
                                 uintptr_t dx,           // (rows, D), or 0
                                 uintptr_t dresidual,    // (rows, D)
@@ -217,6 +218,7 @@ void dropout_add_layer_norm_bwd(uintptr_t dy,           // (rows, D)
                                 const vimpac::DropoutAddLayerNorm& shared) {
   vimpac::DropoutAddLayerNorm args = shared;
   args.dy = pointer<const void>(dy);
+  args.dy_other = pointer<const void>(dy_other);
   args.dtotal = pointer<const void>(dtotal);
   args.dx = pointer<void>(dx);
   args.dresidual = pointer<void>(dresidual);

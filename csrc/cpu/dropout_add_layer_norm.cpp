@@ -108,6 +108,8 @@ void backward_row(const Args& a,
                   const Partials& sums) {
   const int64_t D = a.D, at = row * D;
   const X* const dy = static_cast<const X*>(a.dy) + at;
+  const X* const dy_other =
+      a.dy_other == nullptr ? nullptr : static_cast<const X*>(a.dy_other) + at;
   const R* const total = static_cast<const R*>(a.total) + at;
   const R* const dtotal = a.dtotal == nullptr ? nullptr : static_cast<const R*>(a.dtotal) + at;
   const float mean = a.mean[row], rstd = a.rstd[row];
@@ -115,7 +117,11 @@ void backward_row(const Args& a,
   for_each_vector(D, [&](int64_t i, int n) {
     fetch(dy + D + i);
     fetch(total + D + i);
-    const VecF d = load_n(dy + i, n);
+    VecF d = load_n(dy + i, n);
+    if (dy_other != nullptr) {
+      fetch(dy_other + D + i);
+      d = d + load_n(dy_other + i, n);
+    }
     const VecF hi = (load_n(total + i, n) - mean) * rstd;
     const VecF gi = d * load_n(a.weight + i, n);
     store_n(sums.dweight + i, fmadd(d, hi, load_n(sums.dweight + i, n)), n);

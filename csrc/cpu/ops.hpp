@@ -53,7 +53,7 @@ struct LinearCrossEntropyFwd {
 };
 
 //   total = residual + dropout(x + linear_bias),  y = (total - mean) * rstd * weight + bias
-//   h = (total - mean) * rstd,  g = dy * weight
+//   h = (total - mean) * rstd,  g = (dy + dy_other) * weight
 //   dresidual = dtotal + rstd * (g - mean(g) - h * mean(g * h)),  dx = dropout(dresidual)
 // All tensors are contiguous.
 struct DropoutAddLayerNorm {
@@ -75,13 +75,14 @@ struct DropoutAddLayerNorm {
   float eps;
   void* y; // (rows, D) of x_type
   // Backward
-  const void* dy;      // (rows, D) of x_type
-  const void* dtotal;  // (rows, D) of residual_type, or null
-  void* dx;            // (rows, D) of x_type, or null: it is dresidual
-  void* dresidual;     // (rows, D) of residual_type
-  float* dweight;      // (D,)
-  float* dbias;        // (D,)
-  float* dlinear_bias; // (D,) or null
+  const void* dy;       // (rows, D) of x_type
+  const void* dy_other; // (rows, D) of x_type, or null
+  const void* dtotal;   // (rows, D) of residual_type, or null
+  void* dx;             // (rows, D) of x_type, or null: it is dresidual
+  void* dresidual;      // (rows, D) of residual_type
+  float* dweight;       // (D,)
+  float* dbias;         // (D,)
+  float* dlinear_bias;  // (D,) or null
 };
 
 // y = GELU(x + bias); dx = dy * GELU'(x + bias), dbias its sum over the rows. All contiguous.

@@ -54,6 +54,7 @@ void dropout_add_layer_norm_fwd(uintptr_t x,
 }
 
 void dropout_add_layer_norm_bwd(uintptr_t dy,
+                                uintptr_t dy_other,
                                 uintptr_t dtotal,
                                 uintptr_t total,
                                 uintptr_t mean,
@@ -73,10 +74,10 @@ void dropout_add_layer_norm_bwd(uintptr_t dy,
                                 int threshold,
                                 uintptr_t stream) {
   vimpac::dropout_add_layer_norm_bwd(
-      {at<void>(dy), at<void>(dtotal), at<void>(total), at<float>(mean), at<float>(rstd),
-       at<float>(weight), at<int64_t>(seed), at<void>(dx), at<void>(dresidual), at<float>(partial),
-       at<float>(dweight), at<float>(dbias), at<float>(dlinear_bias), element_type(x_type),
-       element_type(residual_type), M, D, threshold},
+      {at<void>(dy), at<void>(dy_other), at<void>(dtotal), at<void>(total), at<float>(mean),
+       at<float>(rstd), at<float>(weight), at<int64_t>(seed), at<void>(dx), at<void>(dresidual),
+       at<float>(partial), at<float>(dweight), at<float>(dbias), at<float>(dlinear_bias),
+       element_type(x_type), element_type(residual_type), M, D, threshold},
       at<void>(stream));
 }
 

@@ -169,13 +169,14 @@ __global__ void dropout_add_layer_norm_fwd_kernel(const T* __restrict__ x,      
   }
 }
 
-// With xhat = (total - mean) * rstd and g = dy * weight:
+// With xhat = (total - mean) * rstd, dy the sum of both gradients of y, and g = dy * weight:
 //   dtotal' = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dtotal
 // is dresidual; dx is the same after dropout, and null if there is none. partial: sums over the
 // block's rows of dy * xhat, dy and dx, the gradients of weight, bias and linear_bias.
 template <class T, class R, int kChunks>
 __global__ void __launch_bounds__(kMaxThreads<kChunks>, kResident<kChunks>)
     dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,            // (M, D)
+                                      const T* __restrict__ dy_other,      // (M, D) or null
                                       const R* __restrict__ dtotal,        // (M, D) or null
                                       const R* __restrict__ total,         // (M, D)
                                       const float* __restrict__ mean,      // (M,)
@@ -209,6 +210,13 @@ __global__ void __launch_bounds__(kMaxThreads<kChunks>, kResident<kChunks>)
       float w[kChunk];
       load_chunk(xhat[c], total + row * D + column);
       load_chunk(g[c], dy + row * D + column);
+      if (dy_other != nullptr) {
+        float add[kChunk];
+        load_chunk(add, dy_other + row * D + column);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i)
+          g[c][i] += add[i];
+      }
       load_chunk(w, weight + column);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
@@ -299,9 +307,9 @@ void launch_bwd(const DropoutAddLayerNormBwd& a, const Split& split, Stream stre
                         static_cast<size_t>(split.rows()) * 3 * a.D * sizeof(float);
   launch(dropout_add_layer_norm_bwd_kernel<T, R, kChunks>, dim3(static_cast<unsigned>(blocks)),
          dim3(threads), shared, stream, static_cast<const T*>(a.dy),
-         static_cast<const R*>(a.dtotal), static_cast<const R*>(a.total), a.mean, a.rstd, a.weight,
-         a.seed, static_cast<T*>(a.dx), static_cast<R*>(a.dresidual), a.partial, a.M, a.D,
-         a.threshold, split.warps_per_row);
+         static_cast<const T*>(a.dy_other), static_cast<const R*>(a.dtotal),
+         static_cast<const R*>(a.total), a.mean, a.rstd, a.weight, a.seed, static_cast<T*>(a.dx),
+         static_cast<R*>(a.dresidual), a.partial, a.M, a.D, a.threshold, split.warps_per_row);
   add_blocks<false>(a.partial, {a.dweight, a.dbias, a.dlinear_bias}, blocks, 3 * a.D, a.D, stream);
 }
 

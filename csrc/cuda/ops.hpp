@@ -34,19 +34,20 @@ struct DropoutAddLayerNormFwd {
 };
 
 struct DropoutAddLayerNormBwd {
-  const void* dy;      // (M, D) of x_type
-  const void* dtotal;  // (M, D) of residual_type or null
-  const void* total;   // (M, D) of residual_type
-  const float* mean;   // (M,)
-  const float* rstd;   // (M,)
-  const float* weight; // (D,)
-  const int64_t* seed; // 0-d
-  void* dx;            // (M, D) of x_type, or null: it is dresidual
-  void* dresidual;     // (M, D) of residual_type
-  float* partial;      // (dropout_add_layer_norm_blocks(M, D), 3, D): scratch
-  float* dweight;      // (D,)
-  float* dbias;        // (D,)
-  float* dlinear_bias; // (D,) or null
+  const void* dy;       // (M, D) of x_type
+  const void* dy_other; // (M, D) of x_type or null, added to dy
+  const void* dtotal;   // (M, D) of residual_type or null
+  const void* total;    // (M, D) of residual_type
+  const float* mean;    // (M,)
+  const float* rstd;    // (M,)
+  const float* weight;  // (D,)
+  const int64_t* seed;  // 0-d
+  void* dx;             // (M, D) of x_type, or null: it is dresidual
+  void* dresidual;      // (M, D) of residual_type
+  float* partial;       // (dropout_add_layer_norm_blocks(M, D), 3, D): scratch
+  float* dweight;       // (D,)
+  float* dbias;         // (D,)
+  float* dlinear_bias;  // (D,) or null
   ElementType x_type, residual_type;
   int64_t M;
   int D, threshold;

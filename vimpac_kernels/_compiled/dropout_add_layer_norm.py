@@ -39,6 +39,7 @@ def launch_cuda_fwd(
 
 def launch_cuda_bwd(
     dy: Tensor,  # (..., D) contiguous
+    dy_other: Tensor | None,  # (..., D) contiguous, added to dy
     dtotal: Tensor | None,  # (..., D) contiguous
     total: Tensor,  # (..., D)
     mean: Tensor,  # (M,) fp32
@@ -58,7 +59,7 @@ def launch_cuda_bwd(
     M, D = types_and_sizes[2:]
     blocks = module.dropout_add_layer_norm_blocks(M, D)
     partial = torch.empty((blocks, 3, D), dtype=torch.float32, device=dy.device)
-    inputs = [aligned(t) for t in (dy, dtotal, total, mean, rstd, weight)]
+    inputs = [aligned(t) for t in (dy, dy_other, dtotal, total, mean, rstd, weight)]
     outputs = (dx, dresidual, partial, dweight, dbias, dlinear_bias)
     module.dropout_add_layer_norm_bwd(
         *map(pointer, (*inputs, seed, *outputs)), *types_and_sizes, threshold, cuda_stream(dy)
@@ -87,6 +88,7 @@ def launch_cpu_fwd(
 
 def launch_cpu_bwd(
     dy: Tensor,
+    dy_other: Tensor | None,
     dtotal: Tensor | None,
     total: Tensor,
     mean: Tensor,
@@ -102,7 +104,7 @@ def launch_cpu_bwd(
 ) -> None:
     """As `launch_cuda_bwd`."""
     shared = _shared((weight, seed, total, mean, rstd), dx, total, threshold)
-    pointers = map(pointer, (dy, dtotal, dx, dresidual, dweight, dbias, dlinear_bias))
+    pointers = map(pointer, (dy, dy_other, dtotal, dx, dresidual, dweight, dbias, dlinear_bias))
     extension("cpu").dropout_add_layer_norm_bwd(*pointers, shared)
 
 

@@ -83,12 +83,13 @@ def dropout_add_layer_norm_fwd_kernel(
         tl.store(rstd + row, inverse, mask=row < M)
 
 
-# With xhat = (total - mean) * rstd and g = dy * weight,
+# With xhat = (total - mean) * rstd and g = (dy + dy_other) * weight,
 #   dresidual = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dtotal
 # and dx is the same after dropout.
 @triton.jit(do_not_specialize=["M", "threshold", "keep_scale"])
 def dropout_add_layer_norm_bwd_kernel(
     dy,  # (M, D)
+    dy_other,  # (M, D) or None
     dtotal,  # (M, D) or None
     total,  # (M, D)
     mean,  # (M,) fp32
@@ -97,7 +98,7 @@ def dropout_add_layer_norm_bwd_kernel(
     seed_at,  # 0-d int64
     dx,  # (M, D), or None: it is dresidual
     dresidual,  # (M, D)
-    partial,  # (programs, 3, D) fp32: sums of dy * xhat, dy and, if LINEAR_BIAS, dx
+    partial,  # (programs, 3, D) fp32: sums of dy * xhat, dy (both) and, if LINEAR_BIAS, dx
     M,
     threshold,
     keep_scale,
@@ -120,6 +121,8 @@ def dropout_add_layer_norm_bwd_kernel(
         mu = tl.load(mean + row, mask=row < M, other=0.0)
         inverse = tl.load(rstd + row, mask=row < M, other=0.0)
         g = tl.load(dy + at, mask=live, other=0.0).to(tl.float32)
+        if dy_other is not None:
+            g += tl.load(dy_other + at, mask=live, other=0.0).to(tl.float32)
         xhat = tl.load(total + at, mask=live, other=0.0).to(tl.float32)
         xhat = tl.where(live, (xhat - mu) * inverse, 0.0)
         dweight += g * xhat
@@ -206,6 +209,7 @@ def launch_triton_fwd(
 
 def launch_triton_bwd(
     dy: Tensor,  # (..., D) contiguous
+    dy_other: Tensor | None,  # (..., D) contiguous, added to dy
     dtotal: Tensor | None,  # (..., D) contiguous
     total: Tensor,  # (..., D)
     mean: Tensor,  # (M,) fp32
@@ -228,8 +232,8 @@ def launch_triton_bwd(
     scalars, constants = _dropout(threshold)
     constants["LINEAR_BIAS"] = linear is not None
     dropout_add_layer_norm_bwd_kernel[(programs,)](
-        dy, dtotal, total, mean, rstd, weight, seed, own_dx, dresidual, partial, M, *scalars,
-        **constants, **tile,
+        dy, dy_other, dtotal, total, mean, rstd, weight, seed, own_dx, dresidual, partial, M,
+        *scalars, **constants, **tile,
     )  # fmt: skip
     groups = triton.cdiv(D, SUM_COLUMNS), 2 + constants["LINEAR_BIAS"]
     dropout_add_layer_norm_sum_kernel[groups](
@@ -247,10 +251,10 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         seed = torch.empty((), dtype=torch.int64, device="meta")
         (threshold, keep_scale), constants = _dropout(6554)
         scalars, tile = (1280, threshold, keep_scale), _tile(D)
-        inputs = (x, r, vector, vector, vector, seed, x, r, vector, vector)
-        yield dropout_add_layer_norm_fwd_kernel, (*inputs, *scalars, 1e-12), constants | tile
-        inputs = (x, r, r, vector, vector, vector, seed, x, r, vector)
+        forward = (x, r, vector, vector, vector, seed, x, r, vector, vector)
+        yield dropout_add_layer_norm_fwd_kernel, (*forward, *scalars, 1e-12), constants | tile
+        backward = (x, x, r, r, vector, vector, vector, seed, x, r, vector)
         constants["LINEAR_BIAS"] = True
-        yield dropout_add_layer_norm_bwd_kernel, (*inputs, *scalars), constants | tile
+        yield dropout_add_layer_norm_bwd_kernel, (*backward, *scalars), constants | tile
         sizes = {"D": D, "COLUMNS": SUM_COLUMNS, "CHUNK": SUM_CHUNK}
         yield dropout_add_layer_norm_sum_kernel, (vector, vector, vector, vector, 528), sizes

@@ -21,14 +21,16 @@ def dropout_add_layer_norm(
     dropout_p: float = 0.0,
     eps: float = 1e-12,
     prenorm: bool = False,
+    readers: int = 1,
     seed: int | Tensor = 0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`vimpac_kernels.dropout_add_layer_norm`: y = LN(residual + dropout(x + linear_bias)).
 
-    y has the dtype of x; the sum, returned beside y if `prenorm`, that of residual, to which it is
-    rounded before the LayerNorm reads it, as a sum of two tensors is (kernels keep that rounding
-    out of y, and meet it in the backward). Dropout decision of (row, column): counter (column // 8,
-    row low word, row high word, stream), rows being counted over all leading dimensions.
+    y has the dtype of x and is returned once for each of `readers`; the sum, returned beside y if
+    `prenorm`, that of residual, to which it is rounded before the LayerNorm reads it, as a sum of
+    two tensors is (kernels keep that rounding out of y, and meet it in the backward). Dropout
+    decision of (row, column): counter (column // 8, row low word, row high word, stream), rows
+    being counted over all leading dimensions.
     """
     high = accumulation_dtype(residual.dtype if x.dtype != torch.float64 else x.dtype)
     branch = x.to(high) if linear_bias is None else x.to(high) + linear_bias.to(high)
@@ -41,4 +43,7 @@ def dropout_add_layer_norm(
         branch = branch * keep.view(x.shape) * _philox.dropout_scale(threshold)
     total = (residual.to(high) + branch).to(residual.dtype)
     y = F.layer_norm(total.to(high), total.shape[-1:], weight.to(high), bias.to(high), eps)
-    return (y.to(x.dtype), total) if prenorm else y.to(x.dtype)
+    y = y.to(x.dtype)
+    if readers == 2:
+        return y, y
+    return (y, total) if prenorm else y
