@@ -34,7 +34,15 @@ struct Product {
 
 template <class Word>
 VIMPAC_HOST_DEVICE Product<Word> multiply(Word a, uint32_t b) {
+#ifdef __CUDA_ARCH__ // one instruction; from the formula nvcc makes 64-bit products and xors of two
+  uint32_t high, low;
+  asm("{ .reg .u64 p; mul.wide.u32 p, %2, %3; mov.b64 {%1, %0}, p; }"
+      : "=r"(high), "=r"(low)
+      : "r"(a), "r"(b));
+  return {high, low};
+#else
   return {static_cast<Word>((static_cast<uint64_t>(a) * b) >> 32), a * b};
+#endif
 }
 
 template <class Word>
