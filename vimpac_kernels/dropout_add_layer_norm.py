@@ -66,8 +66,9 @@ def dropout_add_layer_norm(
         ValueError: If a shape or an option is not as above.
         RuntimeError: If `impl` cannot run this call, with the reason.
 
-    Statistics are fp32 and taken before the sum is rounded; deterministic, and the same elements
-    are dropped on every backend. Kept for the backward: the sum, mean and rstd of each row.
+    Statistics are fp32 and taken before the sum is rounded. Every backend drops the same elements.
+    Results repeat bit for bit on one device; on another one sums over rows may differ. Kept for
+    the backward: the sum, mean and rstd of each row.
     """
     _check(x, residual, weight, bias, linear_bias, dropout_p, eps)
     if readers not in (1, 2) or (readers == 2 and prenorm):

@@ -1,15 +1,18 @@
 // y = LN(residual + dropout(x + linear_bias)), forward and backward in one pass each.
 //
-// One to eight warps own a row: a lane holds chunks of eight neighbouring columns, 16 bytes of a
-// 16-bit type, from the load to the store, so that the row is read once. Statistics are fp32, the
-// variance is taken around the mean. Dropout is drawn again in the backward; eight columns share
-// one Philox call. Parameter gradients: a warp adds up its rows in registers, a block its warps in
-// order, and a second kernel the blocks in order, so that results repeat bit for bit.
-// Bound by memory: forward 2 reads and 2 writes of (M, D), backward the same.
+// One to sixteen warps own a row: a lane holds chunks of eight neighbouring columns from the load
+// to the store, and walks rows with the parameters of its columns in registers. The grid is what
+// the device holds at a time. Rows come through shared memory by asynchronous copies, the next ones
+// while this one is worked on, without registers to wait in. Statistics are fp32, the variance is
+// taken around the mean. Dropout is drawn again in the backward; eight columns share one Philox
+// call. Parameter gradients: a warp adds up its rows in registers, a block its warps in order, and
+// a second kernel the blocks in order, so that results repeat bit for bit on one device.
+// Bound by memory: forward 2 reads and 2 writes of (M, D), backward the same and a read of each
+// further gradient.
 #include "column_sums.cuh"
 #include "element_type.cuh"
+#include "layer_norm_rows.cuh"
 #include "ops.hpp"
-#include "philox.hpp"
 #include "platform.cuh"
 #include "vector.cuh"
 
@@ -18,163 +21,143 @@
 namespace vimpac {
 namespace {
 
-constexpr int kWarps = 4;           // of a block, where a row takes no more
-constexpr int kMaxBlocks = 4 * 132; // backward: four blocks on each multiprocessor of a Hopper GPU
-// Threads of a block, and how many blocks registers must leave room for on a multiprocessor, by the
-// chunks of a lane: a grid of four where three fit would end with a quarter of them alone.
-template <int kChunks>
-constexpr int kMaxThreads = kChunks == 2 ? 32 * kWarps : 256;
-template <int kChunks>
-constexpr int kResident = kChunks == 2 ? 4 : 1;
-constexpr unsigned kAll = 0xffffffffu;
-constexpr uint32_t kResidualStream = 1u << 24;
+// Threads of a block and how many blocks registers must leave room for on a multiprocessor. Rows of
+// several warps may need a larger block, of which there is one then.
+template <bool kOneWarp>
+constexpr int kThreads = 32 * (kOneWarp ? kNormWarps : kMaxWarps);
+template <bool kOneWarp, int kWanted>
+constexpr int kBlocks = kOneWarp ? kWanted : 1;
 
-// Sets dropped elements to 0 and multiplies the others by the inverse of the kept fraction.
-__device__ __forceinline__ void
-apply_dropout(float (&x)[kChunk], uint64_t seed, int threshold, int64_t row, int column) {
-  const Philox4<uint32_t> words = philox4x32_10<uint32_t>(
-      {static_cast<uint32_t>(column / kChunk), static_cast<uint32_t>(row),
-       static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), kResidualStream},
-      seed);
-  const uint32_t word[4] = {words.x, words.y, words.z, words.w};
-  const float scale = 65536.0f / static_cast<float>(65536 - threshold);
-#pragma unroll
-  for (int i = 0; i < kChunk; ++i) {
-    const int decision = static_cast<int>((word[i / 2] >> (i % 2 * 16)) & 0xffffu);
-    x[i] = decision >= threshold ? x[i] * scale : 0.0f;
-  }
+// Bytes of the memory in which the warps of a block add up `values` sums of a row: two in turn.
+constexpr size_t sums_bytes(int warps, int values) {
+  return (static_cast<size_t>(2 * warps * values) * sizeof(float) + 15) / 16 * 16;
 }
 
-// Where a thread stands: which of the block's rows, and its first column.
-struct Place {
-  int rows;   // of the block at a time
-  int row;    // this warp's
-  int part;   // of the row's warps
-  int column; // of chunk 0
-  int step;   // from chunk to chunk
-
-  __device__ explicit Place(int warps_per_row) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    rows = static_cast<int>(blockDim.x) / 32 / warps_per_row;
-    row = warp / warps_per_row;
-    part = warp % warps_per_row;
-    column = (part * 32 + lane) * kChunk;
-    step = warps_per_row * 32 * kChunk;
-  }
-};
-
-// Adds over the lanes of a row; every thread of the block takes part and gets its row's sums.
-template <int N>
-__device__ __forceinline__ void
-sum_row(float (&values)[N], float* shared, const Place& place, int warps_per_row) {
-#pragma unroll
-  for (int n = 0; n < N; ++n)
-#pragma unroll
-    for (int bit = 16; bit > 0; bit /= 2)
-      values[n] += __shfl_xor_sync(kAll, values[n], bit);
-  if (warps_per_row == 1)
-    return;
-  const int warp = static_cast<int>(threadIdx.x) / 32, first = place.row * warps_per_row;
-  __syncthreads(); // the previous sums have been read
-  if (threadIdx.x % 32 == 0)
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-      shared[warp * N + n] = values[n];
-  __syncthreads();
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    values[n] = 0.0f;
-    for (int i = 0; i < warps_per_row; ++i)
-      values[n] += shared[(first + i) * N + n];
-  }
-}
-
-template <class T, class R, int kChunks>
-__global__ void dropout_add_layer_norm_fwd_kernel(const T* __restrict__ x,               // (M, D)
-                                                  const R* __restrict__ residual,        // (M, D)
-                                                  const float* __restrict__ weight,      // (D,)
-                                                  const float* __restrict__ bias,        // (D,)
-                                                  const float* __restrict__ linear_bias, // (D,)
-                                                  const int64_t* __restrict__ seed_at,   // 0-d
-                                                  T* __restrict__ y,                     // (M, D)
-                                                  R* __restrict__ total,    // (M, D) or null
-                                                  float* __restrict__ mean, // (M,)
-                                                  float* __restrict__ rstd, // (M,)
-                                                  int64_t M,
-                                                  int D,
-                                                  int threshold,
-                                                  float eps,
-                                                  int warps_per_row) {
+template <class T, class R, bool kOneWarp>
+__global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormForward>)
+    dropout_add_layer_norm_fwd_kernel(const T* __restrict__ x,               // (M, D)
+                                      const R* __restrict__ residual,        // (M, D)
+                                      const float* __restrict__ weight,      // (D,)
+                                      const float* __restrict__ bias,        // (D,)
+                                      const float* __restrict__ linear_bias, // (D,) or null
+                                      const int64_t* __restrict__ seed_at,   // 0-d
+                                      T* __restrict__ y,                     // (M, D)
+                                      R* __restrict__ total,                 // (M, D) or null
+                                      float* __restrict__ mean,              // (M,)
+                                      float* __restrict__ rstd,              // (M,)
+                                      Rows rows,
+                                      float eps) {
   SharedArena arena;
-  float* shared = arena.take<float>(blockDim.x / 32);
-  const Place place(warps_per_row);
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows + place.row;
-  const uint64_t seed = threshold > 0 ? static_cast<uint64_t>(*seed_at) : 0;
-  float sum[kChunks][kChunk] = {};
-  float statistic[1] = {0.0f};
+  const Place place(rows);
+  const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
+  float* const sums = arena.take<float>(2 * warps);
+  constexpr int kSlot = kColumnBytes<T> + kColumnBytes<R>; // x, then residual
+  unsigned char* const ring =
+      arena.take<unsigned char>(warps * rows.stages * kSlot) + warp * rows.stages * kSlot;
+  const uint64_t seed = rows.threshold > 0 ? static_cast<uint64_t>(*seed_at) : 0;
+  float w[kNormChunks][kChunk], b[kNormChunks][kChunk], add[kNormChunks][kChunk];
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int column = place.column + c * place.step;
-    if (row >= M || column >= D)
-      continue;
-    float branch[kChunk];
-    load_chunk(branch, x + row * D + column);
-    load_chunk(sum[c], residual + row * D + column);
-    if (linear_bias != nullptr) {
-      float add[kChunk];
-      load_chunk(add, linear_bias + column);
+  for (int c = 0; c < kNormChunks; ++c) {
+    load_column(w[c], weight, c, place);
+    load_column(b[c], bias, c, place);
+    load_column(add[c], linear_bias, c, place);
+  }
+
+  const int stride = static_cast<int>(gridDim.x) * place.rows_at_once;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows_at_once + place.row;
+  const auto fetch = [&](int64_t which, unsigned char* slot) {
+    const int64_t at = which * rows.D + place.first;
+    copy_columns(slot, x + at, which < rows.M, place);
+    copy_columns(slot + kColumnBytes<T>, residual + at, which < rows.M, place);
+    cp_async_commit();
+  };
+  for (int stage = 0; stage < rows.stages; ++stage)
+    fetch(row + stage * stride, ring + stage * kSlot);
+  // The warps of a block go on together.
+  for (int stage = 0; row - place.row < rows.M; row += stride) {
+    unsigned char* const slot = ring + stage * kSlot;
+    const int64_t at = row * rows.D + place.first;
+    float sum[kNormChunks][kChunk], statistic[1] = {0.0f};
+    Decisions decisions;
+    if (rows.threshold > 0)
+      decisions.draw(seed, row, place);
+    wait_for_row(rows);
+#pragma unroll
+    for (int c = 0; c < kNormChunks; ++c) {
+      float branch[kChunk];
+      load_copied<T>(branch, slot, c, place);
+      load_copied<R>(sum[c], slot + kColumnBytes<T>, c, place);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i)
-        branch[i] += add[i];
-    }
-    if (threshold > 0)
-      apply_dropout(branch, seed, threshold, row, column);
+        branch[i] += add[c][i];
+      if (rows.threshold > 0) {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      sum[c][i] += branch[i];
-      statistic[0] += sum[c][i];
-    }
-    if (total != nullptr)
-      store_chunk(total + row * D + column, sum[c]);
-  }
-  sum_row(statistic, shared, place, warps_per_row);
-  const float mu = statistic[0] / static_cast<float>(D);
-  statistic[0] = 0.0f;
+        for (int i = 0; i < kChunk; ++i)
+          if (decisions.keep(c, i, rows.limit()))
+            sum[c][i] = fmaf(branch[i], rows.keep_scale, sum[c][i]);
+      } else {
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c)
-    if (place.column + c * place.step < D)
+        for (int i = 0; i < kChunk; ++i)
+          sum[c][i] += branch[i];
+      }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i)
-        statistic[0] += (sum[c][i] - mu) * (sum[c][i] - mu);
-  sum_row(statistic, shared, place, warps_per_row);
-  const float inverse = 1.0f / sqrtf(statistic[0] / static_cast<float>(D) + eps);
-  if (row >= M)
-    return;
+        statistic[0] += sum[c][i];
+      if (total != nullptr && row < rows.M && place.column(c) < place.width)
+        store_chunk(total + at + place.column(c), sum[c]);
+    }
+    __syncwarp(); // all lanes have read
+    fetch(row + rows.stages * stride, slot);
+    stage = stage + 1 == rows.stages ? 0 : stage + 1;
+
+    sum_row<kOneWarp>(statistic, sums, place, rows.warps_per_row);
+    const float mu = statistic[0] * rows.inverse_D;
+    statistic[0] = 0.0f;
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int column = place.column + c * place.step;
-    if (column >= D)
-      continue;
-    float w[kChunk], b[kChunk];
-    load_chunk(w, weight + column);
-    load_chunk(b, bias + column);
+    for (int c = 0; c < kNormChunks; ++c) {
+      float squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i)
-      w[i] = (sum[c][i] - mu) * inverse * w[i] + b[i];
-    store_chunk(y + row * D + column, w);
-  }
-  if (total != nullptr && place.column == 0) {
-    mean[row] = mu;
-    rstd[row] = inverse;
+      for (int i = 0; i < kChunk; ++i) {
+        sum[c][i] -= mu;
+        squares = fmaf(sum[c][i], sum[c][i], squares);
+      }
+      statistic[0] += place.column(c) < place.width ? squares : 0.0f;
+    }
+    sum_row<kOneWarp>(statistic, sums + warps, place, rows.warps_per_row);
+    const float inverse = __frsqrt_rn(fmaf(statistic[0], rows.inverse_D, eps));
+#pragma unroll
+    for (int c = 0; c < kNormChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i)
+        sum[c][i] = fmaf(sum[c][i] * inverse, w[c][i], b[c][i]);
+      if (row < rows.M && place.column(c) < place.width)
+        store_chunk(y + at + place.column(c), sum[c]);
+    }
+    if (total != nullptr && row < rows.M && place.first == 0 && place.lane == 0) {
+      mean[row] = mu;
+      rstd[row] = inverse;
+    }
   }
 }
+
+// Where a warp's columns of a row stand in shared memory, in bytes: mean and rstd, total, dy and
+// then what there is of dy_other and dtotal.
+template <class T, class R>
+struct Slot {
+  static constexpr int kTotal = 16, kDy = kTotal + kColumnBytes<R>, kOther = kDy + kColumnBytes<T>;
+  int dtotal, size;
+
+  __host__ __device__ Slot(bool has_other, bool has_dtotal)
+      : dtotal(kOther + (has_other ? kColumnBytes<T> : 0)),
+        size(dtotal + (has_dtotal ? kColumnBytes<R> : 0)) {}
+};
 
 // With xhat = (total - mean) * rstd, dy the sum of both gradients of y, and g = dy * weight:
 //   dtotal' = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dtotal
 // is dresidual; dx is the same after dropout, and null if there is none. partial: sums over the
 // block's rows of dy * xhat, dy and dx, the gradients of weight, bias and linear_bias.
-template <class T, class R, int kChunks>
-__global__ void __launch_bounds__(kMaxThreads<kChunks>, kResident<kChunks>)
+template <class T, class R, bool kOneWarp>
+__global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBackward>)
     dropout_add_layer_norm_bwd_kernel(const T* __restrict__ dy,            // (M, D)
                                       const T* __restrict__ dy_other,      // (M, D) or null
                                       const R* __restrict__ dtotal,        // (M, D) or null
@@ -186,163 +169,221 @@ __global__ void __launch_bounds__(kMaxThreads<kChunks>, kResident<kChunks>)
                                       T* __restrict__ dx,                  // (M, D) or null
                                       R* __restrict__ dresidual,           // (M, D)
                                       float* __restrict__ partial,         // (blocks, 3, D)
-                                      int64_t M,
-                                      int D,
-                                      int threshold,
-                                      int warps_per_row) {
+                                      Rows rows) {
   SharedArena arena;
-  const Place place(warps_per_row);
-  float* shared = arena.take<float>(blockDim.x / 32 * 2);
-  float* columns = arena.take<float>(static_cast<size_t>(place.rows) * 3 * D); // (rows, 3, D)
-  const uint64_t seed = threshold > 0 ? static_cast<uint64_t>(*seed_at) : 0;
-  float dweight[kChunks][kChunk] = {}, dbias[kChunks][kChunk] = {}, dlinear[kChunks][kChunk] = {};
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * place.rows;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * place.rows; first < M; first += stride) {
-    const int64_t row = first + place.row;
-    const bool live = row < M;
-    const float mu = live ? mean[row] : 0.0f, inverse = live ? rstd[row] : 0.0f;
-    float xhat[kChunks][kChunk] = {}, g[kChunks][kChunk] = {}, sums[2] = {0.0f, 0.0f};
+  const Place place(rows);
+  const bool has_other = dy_other != nullptr, has_dtotal = dtotal != nullptr;
+  const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
+  using At = Slot<T, R>;
+  const At layout(has_other, has_dtotal);
+  const int ring_bytes = warps * rows.stages * layout.size;
+  const int sums_bytes = place.rows_at_once * 3 * rows.D * static_cast<int>(sizeof(float));
+  float* const sums = arena.take<float>(4 * warps);
+  unsigned char* const bytes =
+      arena.take<unsigned char>(ring_bytes > sums_bytes ? ring_bytes : sums_bytes);
+  const uint64_t seed = rows.threshold > 0 ? static_cast<uint64_t>(*seed_at) : 0;
+  float w[kNormChunks][kChunk], dweight[kNormChunks][kChunk] = {};
+  float dbias[kNormChunks][kChunk] = {}, dlinear[kNormChunks][kChunk] = {};
+  constexpr bool kHold = kOneWarp && kNormHoldWeight;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int column = place.column + c * place.step;
-      if (!live || column >= D)
-        continue;
-      float w[kChunk];
-      load_chunk(xhat[c], total + row * D + column);
-      load_chunk(g[c], dy + row * D + column);
-      if (dy_other != nullptr) {
-        float add[kChunk];
-        load_chunk(add, dy_other + row * D + column);
+  for (int c = 0; c < kNormChunks && kHold; ++c)
+    load_column(w[c], weight, c, place);
+
+  const int stride = static_cast<int>(gridDim.x) * place.rows_at_once;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows_at_once + place.row;
+  unsigned char* const ring = bytes + warp * rows.stages * layout.size;
+  const auto fetch = [&](int64_t which, unsigned char* slot) {
+    const bool live = which < rows.M;
+    const int64_t at = which * rows.D + place.first;
+    if (place.lane < 2)
+      cp_async<4>(slot + place.lane * 4, (place.lane == 0 ? mean : rstd) + which, live);
+    copy_columns(slot + At::kTotal, total + at, live, place);
+    copy_columns(slot + At::kDy, dy + at, live, place);
+    if (has_other)
+      copy_columns(slot + At::kOther, dy_other + at, live, place);
+    if (has_dtotal)
+      copy_columns(slot + layout.dtotal, dtotal + at, live, place);
+    cp_async_commit();
+  };
+  for (int stage = 0; stage < rows.stages; ++stage)
+    fetch(row + stage * stride, ring + stage * layout.size);
+  for (int stage = 0, turn = 0; row - place.row < rows.M; row += stride) {
+    unsigned char* const slot = ring + stage * layout.size;
+    wait_for_row(rows);
+    const float mu = reinterpret_cast<const float*>(slot)[0];
+    const float inverse = reinterpret_cast<const float*>(slot)[1];
+    float g[kNormChunks][kChunk], means[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int c = 0; c < kNormChunks; ++c) {
+      float xhat[kChunk];
+      load_copied<R>(xhat, slot + At::kTotal, c, place);
+      load_copied<T>(g[c], slot + At::kDy, c, place);
+      if (has_other) {
+        float more[kChunk];
+        load_copied<T>(more, slot + At::kOther, c, place);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i)
-          g[c][i] += add[i];
+          g[c][i] += more[i];
       }
-      load_chunk(w, weight + column);
+      if constexpr (!kHold)
+        load_column(w[c], weight, c, place);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
-        xhat[c][i] = (xhat[c][i] - mu) * inverse;
-        dweight[c][i] += g[c][i] * xhat[c][i];
+        xhat[i] = (xhat[i] - mu) * inverse;
+        dweight[c][i] = fmaf(g[c][i], xhat[i], dweight[c][i]);
         dbias[c][i] += g[c][i];
-        g[c][i] *= w[i];
-        sums[0] += g[c][i];
-        sums[1] += g[c][i] * xhat[c][i];
+        g[c][i] *= w[c][i];
+        means[0] += g[c][i];
+        means[1] = fmaf(g[c][i], xhat[i], means[1]);
       }
     }
-    sum_row(sums, shared, place, warps_per_row);
-    const float g_mean = sums[0] / static_cast<float>(D), gx_mean = sums[1] / static_cast<float>(D);
+    sum_row<kOneWarp>(means, sums + turn, place, rows.warps_per_row);
+    turn = 2 * warps - turn;
+    const float g_mean = inverse * (means[0] * rows.inverse_D);
+    const float gx_mean = inverse * inverse * (means[1] * rows.inverse_D);
+    const int64_t at = row * rows.D + place.first;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int column = place.column + c * place.step;
-      if (!live || column >= D)
-        continue;
+    for (int c = 0; c < kNormChunks; ++c) {
+      float centred[kChunk];
+      load_copied<R>(centred, slot + At::kTotal, c, place);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i)
-        g[c][i] = inverse * (g[c][i] - g_mean - xhat[c][i] * gx_mean);
-      if (dtotal != nullptr) {
-        float add[kChunk];
-        load_chunk(add, dtotal + row * D + column);
+        g[c][i] = fmaf(-gx_mean, centred[i] - mu, fmaf(inverse, g[c][i], -g_mean));
+      if (has_dtotal) {
+        float more[kChunk];
+        load_copied<R>(more, slot + layout.dtotal, c, place);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i)
-          g[c][i] += add[i];
+          g[c][i] += more[i];
       }
-      store_chunk(dresidual + row * D + column, g[c]);
-      if (threshold > 0)
-        apply_dropout(g[c], seed, threshold, row, column);
-      if (dx != nullptr)
-        store_chunk(dx + row * D + column, g[c]);
+      if (row < rows.M && place.column(c) < place.width)
+        store_chunk(dresidual + at + place.column(c), g[c]);
+    }
+    if (rows.threshold > 0) {
+      Decisions decisions;
+      decisions.draw(seed, row, place);
+#pragma unroll
+      for (int c = 0; c < kNormChunks; ++c)
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i)
+          g[c][i] = decisions.keep(c, i, rows.limit()) ? g[c][i] * rows.keep_scale : 0.0f;
+    }
+#pragma unroll
+    for (int c = 0; c < kNormChunks; ++c) {
+      if (dx != nullptr && row < rows.M && place.column(c) < place.width)
+        store_chunk(dx + at + place.column(c), g[c]);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i)
         dlinear[c][i] += g[c][i];
     }
+    __syncwarp(); // all lanes have read
+    fetch(row + rows.stages * stride, slot);
+    stage = stage + 1 == rows.stages ? 0 : stage + 1;
   }
+  cp_async_wait();
+  __syncthreads(); // nothing is on its way to where the sums go now
+  float* const columns = reinterpret_cast<float*>(bytes); // (rows, 3, D)
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int column = place.column + c * place.step;
-    if (column >= D)
+  for (int c = 0; c < kNormChunks; ++c) {
+    if (place.column(c) >= place.width)
       continue;
-    float* at = columns + static_cast<size_t>(place.row) * 3 * D + column;
+    float* const at = columns + place.row * 3 * rows.D + place.first + place.column(c);
     store_chunk_shared(at, dweight[c]);
-    store_chunk_shared(at + D, dbias[c]);
-    store_chunk_shared(at + 2 * D, dlinear[c]);
+    store_chunk_shared(at + rows.D, dbias[c]);
+    store_chunk_shared(at + 2 * rows.D, dlinear[c]);
   }
   __syncthreads();
-  for (int j = static_cast<int>(threadIdx.x); j < 3 * D; j += static_cast<int>(blockDim.x)) {
+  for (int j = static_cast<int>(threadIdx.x); j < 3 * rows.D; j += static_cast<int>(blockDim.x)) {
     float sum = 0.0f;
-    for (int r = 0; r < place.rows; ++r)
-      sum += columns[static_cast<size_t>(r) * 3 * D + j];
-    partial[static_cast<int64_t>(blockIdx.x) * 3 * D + j] = sum;
+    for (int r = 0; r < place.rows_at_once; ++r)
+      sum += columns[r * 3 * rows.D + j];
+    partial[static_cast<int64_t>(blockIdx.x) * 3 * rows.D + j] = sum;
   }
 }
 
-// Chunks of a lane and warps of a row: two chunks keep 16-bit rows of 512 in one warp; wider rows
-// take four and as many warps as that leaves.
+// Warps, rows and shared memory of a block.
 struct Split {
-  int chunks, warps_per_row;
+  int warps_per_row;
 
-  explicit Split(int D) : chunks(D <= 512 ? 2 : 4) {
-    warps_per_row = (D + chunks * 32 * kChunk - 1) / (chunks * 32 * kChunk);
+  explicit Split(int D) : warps_per_row((D + kWarpColumns - 1) / kWarpColumns) {}
+
+  int rows() const { return warps_per_row > kNormWarps ? 1 : kNormWarps / warps_per_row; }
+  int warps() const { return rows() * warps_per_row; }
+
+  // A block for each of M rows, or as many as the device holds at a time: `most` of usual blocks on
+  // a multiprocessor, unless their shared memory allows less.
+  int64_t blocks(int64_t M, int most, size_t shared = 0) const {
+    const int64_t wanted = (M + rows() - 1) / rows();
+    const int larger = most * kNormWarps / warps(); // of those that may be
+    const int resident = resident_blocks(larger > 1 ? larger : 1, shared);
+    return wanted < resident ? wanted : resident;
   }
-  int warps() const {
-    return warps_per_row > kWarps ? warps_per_row : kWarps / warps_per_row * warps_per_row;
+  // With as many stages as every GPU has room for.
+  Rows rows_of(int64_t M, int D, int threshold, int slot_bytes) const {
+    constexpr int kSmallest = 96 << 10; // bytes of a block, without the sums
+    const int stages = warps() * kNormStages * slot_bytes <= kSmallest ? kNormStages : 1;
+    const float kept = static_cast<float>(65536 - threshold);
+    return {M, D, warps_per_row, stages, threshold, 1.0f / static_cast<float>(D), 65536.0f / kept};
   }
-  int rows() const { return warps() / warps_per_row; }
 };
 
-template <class T, class R, int kChunks>
+template <class T, class R, bool kOneWarp>
 void launch_fwd(const DropoutAddLayerNormFwd& a, const Split& split, Stream stream) {
-  const int64_t blocks = (a.M + split.rows() - 1) / split.rows();
-  const unsigned threads = static_cast<unsigned>(split.warps()) * 32;
-  launch(dropout_add_layer_norm_fwd_kernel<T, R, kChunks>, dim3(static_cast<unsigned>(blocks)),
-         dim3(threads), split.warps() * sizeof(float), stream, static_cast<const T*>(a.x),
+  const int slot = kColumnBytes<T> + kColumnBytes<R>, warps = split.warps();
+  const Rows rows = split.rows_of(a.M, a.D, a.threshold, slot);
+  const size_t shared = sums_bytes(warps, 1) + static_cast<size_t>(warps * rows.stages * slot);
+  const int64_t blocks = split.blocks(a.M, kNormForward, shared);
+  launch(dropout_add_layer_norm_fwd_kernel<T, R, kOneWarp>, dim3(static_cast<unsigned>(blocks)),
+         dim3(static_cast<unsigned>(warps) * 32), shared, stream, static_cast<const T*>(a.x),
          static_cast<const R*>(a.residual), a.weight, a.bias, a.linear_bias, a.seed,
-         static_cast<T*>(a.y), static_cast<R*>(a.total), a.mean, a.rstd, a.M, a.D, a.threshold,
-         a.eps, split.warps_per_row);
+         static_cast<T*>(a.y), static_cast<R*>(a.total), a.mean, a.rstd, rows, a.eps);
 }
 
-template <class T, class R, int kChunks>
+template <class T, class R, bool kOneWarp>
 void launch_bwd(const DropoutAddLayerNormBwd& a, const Split& split, Stream stream) {
-  const int blocks = dropout_add_layer_norm_blocks(a.M, a.D);
-  const unsigned threads = static_cast<unsigned>(split.warps()) * 32;
-  const size_t shared = (static_cast<size_t>(split.warps()) * 2 + 3) / 4 * 4 * sizeof(float) +
-                        static_cast<size_t>(split.rows()) * 3 * a.D * sizeof(float);
-  launch(dropout_add_layer_norm_bwd_kernel<T, R, kChunks>, dim3(static_cast<unsigned>(blocks)),
-         dim3(threads), shared, stream, static_cast<const T*>(a.dy),
+  const int slot = Slot<T, R>(a.dy_other != nullptr, a.dtotal != nullptr).size;
+  const int warps = split.warps();
+  const Rows rows = split.rows_of(a.M, a.D, a.threshold, slot);
+  const size_t ring = static_cast<size_t>(warps * rows.stages * slot);
+  const size_t columns = static_cast<size_t>(split.rows() * 3 * a.D) * sizeof(float);
+  const size_t shared = sums_bytes(warps, 2) + (ring > columns ? ring : columns);
+  const int blocks = static_cast<int>(split.blocks(a.M, kNormBackward, shared));
+  launch(dropout_add_layer_norm_bwd_kernel<T, R, kOneWarp>, dim3(static_cast<unsigned>(blocks)),
+         dim3(static_cast<unsigned>(warps) * 32), shared, stream, static_cast<const T*>(a.dy),
          static_cast<const T*>(a.dy_other), static_cast<const R*>(a.dtotal),
          static_cast<const R*>(a.total), a.mean, a.rstd, a.weight, a.seed, static_cast<T*>(a.dx),
-         static_cast<R*>(a.dresidual), a.partial, a.M, a.D, a.threshold, split.warps_per_row);
+         static_cast<R*>(a.dresidual), a.partial, rows);
   add_blocks<false>(a.partial, {a.dweight, a.dbias, a.dlinear_bias}, blocks, 3 * a.D, a.D, stream);
 }
 
-// f(T{}, R{}, chunks) for the types of x and of residual.
+// f(T{}, R{}, one warp a row) for the types of x and of residual.
 template <class F>
-void dispatch(ElementType x, ElementType residual, int chunks, const F& f) {
+void dispatch(ElementType x, ElementType residual, const Split& split, const F& f) {
   with_type(x, [&](auto t) {
-    const auto with_chunks = [&](auto r) {
-      chunks == 2 ? f(t, r, std::integral_constant<int, 2>{})
-                  : f(t, r, std::integral_constant<int, 4>{});
+    const auto with_warps = [&](auto r) {
+      split.warps_per_row == 1 ? f(t, r, std::true_type{}) : f(t, r, std::false_type{});
     };
-    residual == ElementType::kFloat ? with_chunks(float{}) : with_chunks(t);
+    residual == ElementType::kFloat ? with_warps(float{}) : with_warps(t);
   });
 }
 
 } // namespace
 
 int dropout_add_layer_norm_blocks(int64_t M, int D) {
-  const int64_t rows = Split(D).rows(), blocks = (M + rows - 1) / rows;
-  return static_cast<int>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
+  return static_cast<int>(Split(D).blocks(M, kNormBackward));
 }
 
 void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwd& args, void* stream) {
   const Split split(args.D);
-  dispatch(args.x_type, args.residual_type, split.chunks, [&](auto t, auto r, auto chunks) {
-    launch_fwd<decltype(t), decltype(r), chunks>(args, split, static_cast<Stream>(stream));
+  dispatch(args.x_type, args.residual_type, split, [&](auto t, auto r, auto one_warp) {
+    launch_fwd<decltype(t), decltype(r), one_warp>(args, split, static_cast<Stream>(stream));
   });
 }
 
 void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwd& args, void* stream) {
   const Split split(args.D);
-  dispatch(args.x_type, args.residual_type, split.chunks, [&](auto t, auto r, auto chunks) {
-    launch_bwd<decltype(t), decltype(r), chunks>(args, split, static_cast<Stream>(stream));
+  dispatch(args.x_type, args.residual_type, split, [&](auto t, auto r, auto one_warp) {
+    launch_bwd<decltype(t), decltype(r), one_warp>(args, split, static_cast<Stream>(stream));
   });
 }
 

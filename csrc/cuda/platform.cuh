@@ -47,6 +47,13 @@ __device__ __forceinline__ float approximate_exp2(float x) {
   return y;
 }
 
+// x, of which the compiler knows nothing: what follows from it is computed where it is used, and
+// holds no registers throughout a loop.
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 inline std::string kernel_name(const void* kernel) {
   const char* mangled = nullptr;
   if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr)
@@ -69,6 +76,25 @@ inline void clear(void* p, size_t bytes, Stream stream) {
   const cudaError_t error = cudaMemsetAsync(p, 0, bytes, stream);
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("cudaMemsetAsync: ") + cudaGetErrorString(error));
+}
+
+// How many blocks the current device runs at a time: `most` on a multiprocessor, or as many as its
+// shared memory holds.
+inline int resident_blocks(int most, size_t shared_bytes) {
+  const auto attribute = [](cudaDeviceAttr which) {
+    int device = 0, value = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
+      error = cudaDeviceGetAttribute(&value, which, device);
+    if (error != cudaSuccess)
+      throw std::runtime_error(std::string("cudaDeviceGetAttribute: ") + cudaGetErrorString(error));
+    return value;
+  };
+  const size_t reserved = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
+  const size_t held =
+      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / (shared_bytes + reserved);
+  const int fit = held < static_cast<size_t>(most) ? static_cast<int>(held) : most;
+  return attribute(cudaDevAttrMultiProcessorCount) * (fit > 1 ? fit : 1);
 }
 
 // Starts `kernel` on the current device; `shared_bytes` covers what its SharedArena hands out.
@@ -110,8 +136,17 @@ inline float approximate_exp2(float x) {
   return emulator::approximate(std::exp2(x), 2);
 }
 
+inline uint32_t opaque(uint32_t x) {
+  return x;
+}
+
 inline void clear(void* p, size_t bytes, Stream /*stream*/) {
   std::memset(p, 0, bytes);
+}
+
+// One multiprocessor, so that small tensors, too, are more than one wave.
+inline int resident_blocks(int most, size_t /*shared_bytes*/) {
+  return most;
 }
 
 template <class... Params, class... Args>
