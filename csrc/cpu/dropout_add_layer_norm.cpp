@@ -98,8 +98,9 @@ struct Partials {
   float* dlinear_bias;
 };
 
-// One row backward; `g`, `h` and `factors` are scratch rows.
-template <class X, class R>
+// One row backward; `g`, `h` and `factors` are scratch rows. kTwo: y has two gradients, a template,
+// as a condition slows the loop down that most calls run.
+template <bool kTwo, class X, class R>
 void backward_row(const Args& a,
                   int64_t row,
                   float* __restrict__ g,
@@ -108,8 +109,7 @@ void backward_row(const Args& a,
                   const Partials& sums) {
   const int64_t D = a.D, at = row * D;
   const X* const dy = static_cast<const X*>(a.dy) + at;
-  const X* const dy_other =
-      a.dy_other == nullptr ? nullptr : static_cast<const X*>(a.dy_other) + at;
+  [[maybe_unused]] const X* const dy_other = static_cast<const X*>(a.dy_other) + (kTwo ? at : 0);
   const R* const total = static_cast<const R*>(a.total) + at;
   const R* const dtotal = a.dtotal == nullptr ? nullptr : static_cast<const R*>(a.dtotal) + at;
   const float mean = a.mean[row], rstd = a.rstd[row];
@@ -118,7 +118,7 @@ void backward_row(const Args& a,
     fetch(dy + D + i);
     fetch(total + D + i);
     VecF d = load_n(dy + i, n);
-    if (dy_other != nullptr) {
+    if constexpr (kTwo) {
       fetch(dy_other + D + i);
       d = d + load_n(dy_other + i, n);
     }
@@ -175,7 +175,7 @@ bool forward(const Args& a) {
   return true;
 }
 
-template <class X, class R>
+template <bool kTwo, class X, class R>
 bool backward(const Args& a) {
   const RowChunks chunks(a.rows);
   const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
@@ -190,7 +190,8 @@ bool backward(const Args& a) {
     memset(sums, 0, 3 * a.D * sizeof(float));
     float* const linear = a.dlinear_bias == nullptr ? nullptr : sums + 2 * a.D;
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      backward_row<X, R>(a, row, own, own + width, own + 2 * width, {sums, sums + a.D, linear});
+      backward_row<kTwo, X, R>(a, row, own, own + width, own + 2 * width,
+                               {sums, sums + a.D, linear});
     }
   });
   float* const outputs[3] = {a.dweight, a.dbias, a.dlinear_bias};
@@ -216,8 +217,10 @@ bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args) {
 }
 
 bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args) {
-  return with_types(
-      args, [&](auto x, auto residual) { return backward<decltype(x), decltype(residual)>(args); });
+  return with_types(args, [&](auto x, auto residual) {
+    return args.dy_other == nullptr ? backward<false, decltype(x), decltype(residual)>(args)
+                                    : backward<true, decltype(x), decltype(residual)>(args);
+  });
 }
 
 } // namespace vimpac::VIMPAC_ISA
