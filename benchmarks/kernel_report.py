@@ -67,12 +67,12 @@ LAUNCHES = {
     "axial_attention_bwd_kernel<*, 5, 2>": (128, 62208),
     "bias_gelu_fwd_kernel<*>": (256, 0),
     "bias_gelu_bwd_kernel<*>": (256, 8192),
-    "dropout_add_layer_norm_fwd_kernel<float, *>": (128, 32800),  # D = 512 and 1024
+    "dropout_add_layer_norm_fwd_kernel<*>": (128, 16416),  # D = 512 and 1024
     "dropout_add_layer_norm_fwd_kernel<*, float, *>": (128, 24608),
-    "dropout_add_layer_norm_fwd_kernel<*>": (128, 16416),
-    "dropout_add_layer_norm_bwd_kernel<float, *>": (128, 49344),  # with two gradients
-    "dropout_add_layer_norm_bwd_kernel<*, float, *>": (128, 41152),
-    "dropout_add_layer_norm_bwd_kernel<*>": (128, 24768),
+    "dropout_add_layer_norm_fwd_kernel<float, *>": (128, 32800),
+    "dropout_add_layer_norm_bwd_kernel<*>": (128, 24768),  # y with two gradients
+    "dropout_add_layer_norm_bwd_kernel<*, float, *>": (128, 32960),
+    "dropout_add_layer_norm_bwd_kernel<float, *>": (128, 49344),
     "linear_cross_entropy_fwd_kernel<*>": (544, 320),  # 8,197 columns
     "mask_tokens_fwd_kernel<*>": (256, 560),  # (5, 16, 16) tokens, 5 blocks
 }

@@ -2,10 +2,9 @@
 
 The forward reads x and residual, writes y (and the sum, which it otherwise keeps for the backward);
 the backward reads dy and the sum and writes dx and dresidual: 4 units of (rows, D) each instead of
-7.5. Without dropout one tensor is both. Where a branch and the next residual sum read y (post-LN),
-the backward reads both gradients: 5 units instead of the 7 with autograd's addition in front.
-Statistics are fp32 and kept per row, dropout bits are recomputed from the seed, and dweight, dbias
-are summed in two ordered stages. Serves CPU (C++), CUDA and Triton; bound by bandwidth.
+7.5. Without dropout one tensor is both. Where two read y (post-LN), the backward reads both
+gradients: 5 units instead of 7 with autograd's addition. Statistics are fp32, dropout bits are
+drawn again, sums over rows have two ordered stages. CPU (C++), CUDA, Triton; bound by bandwidth.
 """
 
 from __future__ import annotations
