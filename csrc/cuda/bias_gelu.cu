@@ -1,24 +1,24 @@
 // y = GELU(x + bias), forward and backward in one pass each.
 //
 // A thread owns a chunk of eight neighbouring columns, 16 bytes of a 16-bit type: it keeps their
-// bias in registers and walks rows, two loads in flight at a time. A block is 32 chunks by 8 rows.
-// dbias: a thread adds up dx of its rows in registers, a block its rows in order, and a second
-// kernel the blocks in order; the grid follows from the shape alone, so that sums repeat bit for
-// bit. Bound by memory: forward one read and one write of (M, D), backward two and one. In the time
-// of a bf16 element's 4 bytes an H200 issues about 24 instructions; the forward takes 23.
+// bias in registers and walks rows, two loads in flight at a time. The grid is what the device
+// holds at a time. dbias: a thread adds up dx of its rows in registers, a block its rows in order,
+// and a second kernel the blocks in order, so that sums repeat bit for bit on one device. Bound by
+// memory: forward one read and one write of (M, D), backward two and one. In the time of a bf16
+// element's 4 bytes an H200 issues about 24 instructions; the forward takes 23.
 #include "column_sums.cuh"
 #include "element_type.cuh"
 #include "ops.hpp"
 #include "platform.cuh"
 #include "vector.cuh"
 
+#include <bias_gelu_tuning.cuh>
+
 namespace vimpac {
 namespace {
 
-constexpr int kLanes = 32, kRows = 8; // of a block: chunks of columns, rows
+constexpr int kLanes = 32, kRows = kGeluRows; // of a block: chunks of columns, rows
 constexpr int kColumns = kLanes * kChunk;
-constexpr int kResident = 4;                // blocks on a multiprocessor
-constexpr int kMaxBlocks = kResident * 132; // all of a Hopper GPU's multiprocessors
 
 // The standard normal distribution at u.
 struct Normal {
@@ -57,7 +57,7 @@ struct Place {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kLanes* kRows, kResident)
+__global__ void __launch_bounds__(kLanes* kRows, kGeluForward)
     bias_gelu_fwd_kernel(const T* __restrict__ x,        // (M, D)
                          const float* __restrict__ bias, // (D,)
                          T* __restrict__ y,              // (M, D)
@@ -69,30 +69,30 @@ __global__ void __launch_bounds__(kLanes* kRows, kResident)
   const int64_t end = M * D;
   float b[kChunk];
   load_chunk(b, bias + place.column);
-  for (int64_t at = place.begin; at < end; at += 2 * place.step) {
-    const int64_t rows[2] = {at, at + place.step}; // both in flight at a time
-    float u[2][kChunk];
+  for (int64_t first = place.begin; first < end; first += kGeluForwardLoads * place.step) {
+    float u[kGeluForwardLoads][kChunk];
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-      if (rows[r] < end)
-        load_chunk(u[r], x + rows[r]);
+    for (int r = 0; r < kGeluForwardLoads; ++r)
+      if (const int64_t at = first + r * place.step; at < end)
+        load_chunk(u[r], x + at);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (rows[r] >= end)
+    for (int r = 0; r < kGeluForwardLoads; ++r) {
+      const int64_t at = first + r * place.step;
+      if (at >= end)
         break;
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         u[r][i] += b[i];
         u[r][i] *= normal(u[r][i]).below;
       }
-      store_chunk(y + rows[r], u[r]);
+      store_chunk(y + at, u[r]);
     }
   }
 }
 
 // dx = dy (P(N <= u) + u density(u)) with u = x + bias. partial: sums of dx over the block's rows.
 template <class T>
-__global__ void __launch_bounds__(kLanes* kRows, kResident)
+__global__ void __launch_bounds__(kLanes* kRows, kGeluBackward)
     bias_gelu_bwd_kernel(const T* __restrict__ dy,       // (M, D)
                          const T* __restrict__ x,        // (M, D)
                          const float* __restrict__ bias, // (D,)
@@ -108,51 +108,72 @@ __global__ void __launch_bounds__(kLanes* kRows, kResident)
   float b[kChunk] = {}, sums[kChunk] = {};
   if (live)
     load_chunk(b, bias + place.column);
-  for (int64_t at = place.begin; at < end; at += place.step) {
-    float u[kChunk], d[kChunk];
-    load_chunk(u, x + at);
-    load_chunk(d, dy + at);
+  for (int64_t first = place.begin; first < end; first += kGeluBackwardLoads * place.step) {
+    float u[kGeluBackwardLoads][kChunk], d[kGeluBackwardLoads][kChunk];
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      u[i] += b[i];
-      const Normal at_u = normal(u[i]);
-      d[i] *= fmaf(u[i], at_u.density, at_u.below);
-      sums[i] += d[i];
+    for (int r = 0; r < kGeluBackwardLoads; ++r)
+      if (const int64_t at = first + r * place.step; at < end) {
+        load_chunk(u[r], x + at);
+        load_chunk(d[r], dy + at);
+      }
+#pragma unroll
+    for (int r = 0; r < kGeluBackwardLoads; ++r) {
+      const int64_t at = first + r * place.step;
+      if (at >= end)
+        break;
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        u[r][i] += b[i];
+        const Normal at_u = normal(u[r][i]);
+        d[r][i] *= fmaf(u[r][i], at_u.density, at_u.below);
+        sums[i] += d[r][i];
+      }
+      store_chunk(dx + at, d[r]);
     }
-    store_chunk(dx + at, d);
   }
   if (partial == nullptr)
     return;
   const int thread = static_cast<int>(threadIdx.y * kLanes + threadIdx.x);
   store_chunk_shared(shared + thread * kChunk, sums);
   __syncthreads();
-  static_assert(kLanes * kRows == kColumns); // a thread for each column
-  const int column = static_cast<int>(blockIdx.x) * kColumns + thread;
-  if (column >= D)
-    return;
-  float sum = 0.0f;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r)
-    sum += shared[r * kColumns + thread];
-  partial[static_cast<int64_t>(blockIdx.y) * D + column] = sum;
+  for (int in_block = thread; in_block < kColumns; in_block += kLanes * kRows) {
+    const int column = static_cast<int>(blockIdx.x) * kColumns + in_block;
+    if (column >= D)
+      return;
+    float sum = 0.0f;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      sum += shared[r * kColumns + in_block];
+    partial[static_cast<int64_t>(blockIdx.y) * D + column] = sum;
+  }
 }
 
-dim3 grid(int64_t M, int D) {
-  const unsigned groups = static_cast<unsigned>((D + kColumns - 1) / kColumns);
-  return dim3(groups, static_cast<unsigned>(bias_gelu_blocks(M, D)));
+// Blocks over columns and over rows, as many as the device holds at a time.
+dim3 grid(int64_t M, int D, int on_a_multiprocessor, size_t shared) {
+  const int groups = (D + kColumns - 1) / kColumns;
+  const int resident = resident_blocks(on_a_multiprocessor, shared);
+  const int64_t wanted = (M + kRows - 1) / kRows, most = groups < resident ? resident / groups : 1;
+  return dim3(static_cast<unsigned>(groups), static_cast<unsigned>(wanted < most ? wanted : most));
+}
+
+constexpr size_t kBackwardShared = kRows * kColumns * sizeof(float);
+
+dim3 backward_grid(int64_t M, int D) {
+  return grid(M, D, kGeluBackward, kBackwardShared);
 }
 
 template <class T>
 void launch_fwd(const BiasGeluFwd& a, Stream stream) {
-  launch(bias_gelu_fwd_kernel<T>, grid(a.M, a.D), dim3(kLanes, kRows), 0, stream,
+  launch(bias_gelu_fwd_kernel<T>, grid(a.M, a.D, kGeluForward, 0), dim3(kLanes, kRows), 0, stream,
          static_cast<const T*>(a.x), a.bias, static_cast<T*>(a.y), a.M, a.D);
 }
 
 template <class T>
 void launch_bwd(const BiasGeluBwd& a, Stream stream) {
-  launch(bias_gelu_bwd_kernel<T>, grid(a.M, a.D), dim3(kLanes, kRows),
-         kRows * kColumns * sizeof(float), stream, static_cast<const T*>(a.dy),
-         static_cast<const T*>(a.x), a.bias, static_cast<T*>(a.dx), a.partial, a.M, a.D);
+  launch(bias_gelu_bwd_kernel<T>, backward_grid(a.M, a.D), dim3(kLanes, kRows), kBackwardShared,
+         stream, static_cast<const T*>(a.dy), static_cast<const T*>(a.x), a.bias,
+         static_cast<T*>(a.dx), a.partial, a.M, a.D);
   if (a.partial != nullptr)
     add_blocks<false>(a.partial, {a.dbias}, bias_gelu_blocks(a.M, a.D), a.D, a.D, stream);
 }
@@ -160,10 +181,7 @@ void launch_bwd(const BiasGeluBwd& a, Stream stream) {
 } // namespace
 
 int bias_gelu_blocks(int64_t M, int D) {
-  const int groups = (D + kColumns - 1) / kColumns;
-  const int64_t wanted = (M + kRows - 1) / kRows,
-                most = groups < kMaxBlocks ? kMaxBlocks / groups : 1;
-  return static_cast<int>(wanted < most ? wanted : most);
+  return static_cast<int>(backward_grid(M, D).y);
 }
 
 void bias_gelu_fwd(const BiasGeluFwd& args, void* stream) {

@@ -1,8 +1,8 @@
 """y = GELU(x + bias) in Triton, forward and backward in one pass each, bound by memory.
 
 A program holds a tile of rows and columns in registers from the load to the store. dbias: each
-program of a fixed grid adds up its rows, a second kernel the programs in order, so that it repeats
-bit for bit.
+program of a grid that fits the device adds up its rows, a second kernel the programs in order, so
+that it repeats bit for bit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vimpac_kernels._triton.column_sums import add_programs
+from vimpac_kernels._triton.column_sums import add_programs, most_programs
 
-MAX_PROGRAMS = 8 * 132  # backward: eight for each multiprocessor of a Hopper GPU; fixed, as above
-MAX_COLUMNS = 256  # of a tile: rows of 512 bytes of a 16-bit type
-SUM_COLUMNS, SUM_CHUNK = 32, 64
+TUNING = {
+    "COLUMNS": 256,  # of a tile at most: rows of 512 bytes of a 16-bit type
+    "FWD_ELEMENTS": 2048,  # of a program: four warps
+    "BWD_ELEMENTS": 2048,  # of a program at a time
+    "THREAD_ELEMENTS": 16,  # two accesses of 16 bytes in flight for each 16-bit tensor
+    "ROWS": 32,  # of a tile at most, where they are short
+    "PROGRAMS": 8,  # of a backward on a multiprocessor
+    "SUM_COLUMNS": 32,  # of a program that adds column sums: a cache line
+    "SUM_CHUNK": 64,  # programs whose sums it adds at a time
+}
 
 
 @triton.jit
@@ -109,11 +116,16 @@ def bias_gelu_sum_kernel(
     tl.store(dbias + column, add_programs(partial, programs, column, live, D, CHUNK), mask=live)
 
 
-def _tile(D: int) -> dict[str, int]:
-    """Rows and columns of a program: 16 elements for each of its threads."""
-    C = min(MAX_COLUMNS, max(16, triton.next_power_of_2(D)))
-    R = min(32, 2048 // C)
-    return {"D": D, "R": R, "C": C, "num_warps": max(1, R * C // 512)}
+def _tile(D: int, elements: int) -> dict[str, int]:
+    """Rows and columns of a program of about so many elements."""
+    C = min(TUNING["COLUMNS"], max(16, triton.next_power_of_2(D)))
+    R = min(TUNING["ROWS"], max(1, elements // C))
+    warps = max(1, R * C // (32 * TUNING["THREAD_ELEMENTS"]))
+    return {"D": D, "R": R, "C": C, "num_warps": min(32, warps)}
+
+
+def _sums(D: int) -> dict[str, int]:
+    return {"D": D, "COLUMNS": TUNING["SUM_COLUMNS"], "CHUNK": TUNING["SUM_CHUNK"]}
 
 
 def launch_triton_fwd(
@@ -123,7 +135,7 @@ def launch_triton_fwd(
 ) -> None:
     """Fills y."""
     D = x.shape[-1]
-    M, tile = x.numel() // D, _tile(D)
+    M, tile = x.numel() // D, _tile(D, TUNING["FWD_ELEMENTS"])
     grid = triton.cdiv(M, tile["R"]), triton.cdiv(D, tile["C"])
     bias_gelu_fwd_kernel[grid](x, bias, y, M, **tile)
 
@@ -137,16 +149,17 @@ def launch_triton_bwd(
 ) -> None:
     """Fills dx and dbias."""
     D = x.shape[-1]
-    M, tile = x.numel() // D, _tile(D)
+    M, tile = x.numel() // D, _tile(D, TUNING["BWD_ELEMENTS"])
     groups = triton.cdiv(D, tile["C"])
-    programs = min(triton.cdiv(M, tile["R"]), max(1, MAX_PROGRAMS // groups))
+    most = most_programs(x, TUNING["PROGRAMS"])
+    programs = min(triton.cdiv(M, tile["R"]), max(1, most // groups))
     partial = None
     if dbias.numel():
         partial = torch.empty((programs, D), dtype=torch.float32, device=x.device)
     bias_gelu_bwd_kernel[(programs, groups)](dy, x, bias, dx, partial, M, **tile)
     if partial is not None:
-        bias_gelu_sum_kernel[(triton.cdiv(D, SUM_COLUMNS),)](
-            partial, dbias, programs, D=D, COLUMNS=SUM_COLUMNS, CHUNK=SUM_CHUNK
+        bias_gelu_sum_kernel[(triton.cdiv(D, TUNING["SUM_COLUMNS"]),)](
+            partial, dbias, programs, **_sums(D)
         )
 
 
@@ -156,7 +169,7 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     vector = torch.empty(D, device="meta")
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.empty(M, D, dtype=dtype, device="meta")
-        yield bias_gelu_fwd_kernel, (x, vector, x, M), _tile(D)
-        yield bias_gelu_bwd_kernel, (x, x, vector, x, vector, M), _tile(D)
-    sizes = {"D": D, "COLUMNS": SUM_COLUMNS, "CHUNK": SUM_CHUNK}
-    yield bias_gelu_sum_kernel, (vector, vector, 132), sizes
+        forward, backward = (_tile(D, TUNING[k]) for k in ("FWD_ELEMENTS", "BWD_ELEMENTS"))
+        yield bias_gelu_fwd_kernel, (x, vector, x, M), forward
+        yield bias_gelu_bwd_kernel, (x, x, vector, x, vector, M), backward
+    yield bias_gelu_sum_kernel, (vector, vector, 132), _sums(D)

@@ -1,10 +1,22 @@
-"""Column sums in two stages, so that they repeat bit for bit: the second stage.
+"""Column sums in two stages, so that they repeat bit for bit on one device.
 
-Each program of a fixed grid leaves the sums over its rows; here they are added in order.
+Each program of a grid that follows from the shape and the device leaves the sums over its rows;
+here they are added in order.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+def most_programs(tensor: Tensor, per_multiprocessor: int) -> int:
+    """So many on each multiprocessor of the tensor's device; the interpreter has one."""
+    if not tensor.is_cuda:
+        return per_multiprocessor
+    return (
+        per_multiprocessor * torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    )
 
 
 @triton.jit

@@ -2,9 +2,9 @@
 
 A program holds a few whole rows in registers from the load to the store, so that each is read
 once. Statistics are fp32, the variance is taken around the mean, dropout is drawn again in the
-backward. Parameter gradients: each program of a fixed grid adds up its rows, a second kernel the
-programs in order, so that results repeat bit for bit. Bound by memory: forward 2 reads and 2
-writes of (M, D), backward the same.
+backward. Parameter gradients: each program of a grid that fits the device adds up its rows, a
+second kernel the programs in order, so that results repeat bit for bit. Bound by memory: forward 2
+reads and 2 writes of (M, D), backward the same and a read of each further gradient.
 """
 
 from __future__ import annotations
@@ -17,12 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vimpac_kernels._triton.column_sums import add_programs
+from vimpac_kernels._triton.column_sums import add_programs, most_programs
 from vimpac_kernels._triton.philox import keep_rows
 
-MAX_PROGRAMS = 4 * 132  # backward: four for each multiprocessor of a Hopper GPU; fixed, as above
+TUNING = {
+    "FWD_ELEMENTS": 2048,  # of a program, but whole rows: four warps
+    "BWD_ELEMENTS": 2048,  # of a program at a time
+    "THREAD_ELEMENTS": 16,  # two accesses of 16 bytes in flight for each 16-bit tensor
+    "ROWS": 32,  # of a program at most, where they are short
+    "PROGRAMS": 4,  # of a backward on a multiprocessor
+    "SUM_COLUMNS": 32,  # of a program that adds column sums: a cache line
+    "SUM_CHUNK": 64,  # programs whose sums it adds at a time
+}
 STREAM_RESIDUAL = tl.constexpr(1 << 24)
-SUM_COLUMNS, SUM_CHUNK = 32, 64
 
 
 @triton.jit
@@ -171,11 +178,16 @@ def dropout_add_layer_norm_sum_kernel(
         tl.store(dlinear_bias + column, sums, mask=live)
 
 
-def _tile(D: int) -> dict[str, int]:
-    """Rows and columns of a program: 16 elements for each of its threads."""
+def _tile(D: int, elements: int) -> dict[str, int]:
+    """Rows and columns of a program of about so many elements."""
     C = max(16, triton.next_power_of_2(D))
-    R = min(32, max(1, 2048 // C))
-    return {"D": D, "R": R, "C": C, "num_warps": max(1, R * C // 512)}
+    R = min(TUNING["ROWS"], max(1, elements // C))
+    warps = max(1, R * C // (32 * TUNING["THREAD_ELEMENTS"]))
+    return {"D": D, "R": R, "C": C, "num_warps": min(32, warps)}
+
+
+def _sums(D: int) -> dict[str, int]:
+    return {"D": D, "COLUMNS": TUNING["SUM_COLUMNS"], "CHUNK": TUNING["SUM_CHUNK"]}
 
 
 def _dropout(threshold: int) -> tuple[tuple[int, float], dict[str, bool]]:
@@ -198,7 +210,7 @@ def launch_triton_fwd(
 ) -> None:
     """Fills y and, if wanted, total, mean and rstd."""
     D = x.shape[-1]
-    M, tile = x.numel() // D, _tile(D)
+    M, tile = x.numel() // D, _tile(D, TUNING["FWD_ELEMENTS"])
     scalars, constants = _dropout(threshold)
     outputs = (y, *(t if t.numel() else None for t in (total, mean, rstd)))
     dropout_add_layer_norm_fwd_kernel[(triton.cdiv(M, tile["R"]),)](
@@ -225,8 +237,8 @@ def launch_triton_bwd(
 ) -> None:
     """Fills dx, dresidual and the gradients of the parameters."""
     D = total.shape[-1]
-    M, tile = total.numel() // D, _tile(D)
-    programs = min(triton.cdiv(M, tile["R"]), MAX_PROGRAMS)
+    M, tile = total.numel() // D, _tile(D, TUNING["BWD_ELEMENTS"])
+    programs = min(triton.cdiv(M, tile["R"]), most_programs(dy, TUNING["PROGRAMS"]))
     partial = torch.empty((programs, 3, D), dtype=torch.float32, device=dy.device)
     own_dx, linear = (t if t.numel() else None for t in (dx, dlinear_bias))
     scalars, constants = _dropout(threshold)
@@ -235,10 +247,8 @@ def launch_triton_bwd(
         dy, dy_other, dtotal, total, mean, rstd, weight, seed, own_dx, dresidual, partial, M,
         *scalars, **constants, **tile,
     )  # fmt: skip
-    groups = triton.cdiv(D, SUM_COLUMNS), 2 + constants["LINEAR_BIAS"]
-    dropout_add_layer_norm_sum_kernel[groups](
-        partial, dweight, dbias, linear, programs, D=D, COLUMNS=SUM_COLUMNS, CHUNK=SUM_CHUNK
-    )
+    groups = triton.cdiv(D, TUNING["SUM_COLUMNS"]), 2 + constants["LINEAR_BIAS"]
+    dropout_add_layer_norm_sum_kernel[groups](partial, dweight, dbias, linear, programs, **_sums(D))
 
 
 def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
@@ -250,11 +260,12 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         vector = torch.empty(D, dtype=fp32, device="meta")
         seed = torch.empty((), dtype=torch.int64, device="meta")
         (threshold, keep_scale), constants = _dropout(6554)
-        scalars, tile = (1280, threshold, keep_scale), _tile(D)
+        scalars = (1280, threshold, keep_scale)
         forward = (x, r, vector, vector, vector, seed, x, r, vector, vector)
+        tile = _tile(D, TUNING["FWD_ELEMENTS"])
         yield dropout_add_layer_norm_fwd_kernel, (*forward, *scalars, 1e-12), constants | tile
         backward = (x, x, r, r, vector, vector, vector, seed, x, r, vector)
         constants["LINEAR_BIAS"] = True
+        tile = _tile(D, TUNING["BWD_ELEMENTS"])
         yield dropout_add_layer_norm_bwd_kernel, (*backward, *scalars), constants | tile
-        sizes = {"D": D, "COLUMNS": SUM_COLUMNS, "CHUNK": SUM_CHUNK}
-        yield dropout_add_layer_norm_sum_kernel, (vector, vector, vector, vector, 528), sizes
+        yield dropout_add_layer_norm_sum_kernel, (vector, vector, vector, vector, 528), _sums(D)
