@@ -12,6 +12,7 @@ from vimpac_kernels import (
     axial_attention,
     bias_gelu,
     dropout_add_layer_norm,
+    embed_tokens,
     linear_cross_entropy,
     mask_tokens,
 )
@@ -32,6 +33,7 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
         dropout_add_layer_norm(x, residual, weight, weight, dropout_p=0.5, seed=1, impl=impl),
         linear_cross_entropy(x, classes, target, impl=impl),
         bias_gelu(x, weight, impl=impl),
+        embed_tokens(tokens, classes, (x[:2], x[:3], x[:4]), dropout_p=0.5, seed=1, impl=impl),
     ]
     leaves = [qkv, x, residual, weight, classes]
     gradients = torch.autograd.grad([y.sum() for y in outputs], leaves)
@@ -44,7 +46,7 @@ def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
         _library, "device_guard", lambda t: guarded.append(t) or contextlib.nullcontext()
     )
     run_every_operator("cpu", "cpu")
-    assert len(guarded) == 9  # four ops forward and backward, and mask_tokens
+    assert len(guarded) == 11  # five ops forward and backward, and mask_tokens
 
 
 def _axial_attention(x: Tensor) -> Tensor:
@@ -63,7 +65,14 @@ def _bias_gelu(x: Tensor) -> Tensor:
     return bias_gelu(x, x[0])
 
 
-DIFFERENTIABLE = [_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy, _bias_gelu]
+def _embed_tokens(x: Tensor) -> Tensor:
+    return embed_tokens(torch.zeros(2, 5, dtype=torch.int64), x, [x])
+
+
+DIFFERENTIABLE = [
+    *(_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy, _bias_gelu),
+    _embed_tokens,
+]
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -96,6 +105,7 @@ def test_graphs_serve_every_batch_and_grid():
         masked = mask_tokens(tokens, mask_token=1, seed=1)
         x = dropout_add_layer_norm(x, x * 2, weight, bias, dropout_p=0.1, seed=1)
         x = bias_gelu(x, bias)
+        x = x + embed_tokens(tokens[..., 0, 0], classes, [x], weight, bias)[0]
         x = x + axial_attention(x.view(1, n, 3, 1, 8), (n, 1, 1)).view(n, 8).repeat(1, 3)
         target, positions = masked.inputs[0, :, 0, 0], torch.arange(n, dtype=torch.int32)
         return linear_cross_entropy(x, classes, target, positions=positions)

@@ -148,12 +148,19 @@ def _bias_gelu(device: torch.device, impl: str) -> None:
     vimpac_kernels.bias_gelu(x, bias, impl=impl)
 
 
+def _embed_tokens(device: torch.device, impl: str) -> None:
+    tokens = torch.zeros(1, 4, dtype=torch.int32, device=device)
+    embedding, positions = torch.zeros(8, 32, device=device), torch.zeros(4, 32, device=device)
+    vimpac_kernels.embed_tokens(tokens, embedding, [positions], impl=impl)
+
+
 CALLS = {
     "axial_attention": _axial_attention,
     "linear_cross_entropy": _linear_cross_entropy,
     "mask_tokens": _mask_tokens,
     "dropout_add_layer_norm": _dropout_add_layer_norm,
     "bias_gelu": _bias_gelu,
+    "embed_tokens": _embed_tokens,
 }
 
 

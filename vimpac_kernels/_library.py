@@ -24,7 +24,7 @@ IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")  # in the order of prefer
 OLDEST_GPU = (8, 0)  # compute capability for which kernels are built, by Triton too
 OPS = (
     *("axial_attention", "linear_cross_entropy", "mask_tokens"),
-    *("dropout_add_layer_norm", "bias_gelu"),
+    *("dropout_add_layer_norm", "bias_gelu", "embed_tokens"),
 )
 
 _LIBRARY = torch.library.Library("vimpac_kernels", "DEF")
@@ -170,8 +170,8 @@ def available_impls(op: str) -> list[str]:
     """The implementations of `op` that can run on this machine, best first.
 
     Args:
-        op: "axial_attention", "linear_cross_entropy", "mask_tokens", "dropout_add_layer_norm" or
-            "bias_gelu".
+        op: "axial_attention", "linear_cross_entropy", "mask_tokens", "dropout_add_layer_norm",
+            "bias_gelu" or "embed_tokens".
 
     Returns:
         Names to pass as `impl=`; "reference" is always among them.

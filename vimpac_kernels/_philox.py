@@ -18,6 +18,7 @@ STREAM_ATTENTION = 0  # counter: key group, query, line, head | axis << 16
 STREAM_RESIDUAL = 1  # counter: column group, row (low word), row (high word)
 STREAM_MASK = 2  # counter: clip, block or token group, word group
 STREAM_NOISE = 3  # counter: clip, token pair, 0
+STREAM_EMBEDDING = 4  # counter: as STREAM_RESIDUAL
 
 DECISIONS = 8  # dropout decisions of one call: 16 bits each, low half of a word first
 _U32 = 0xFFFFFFFF

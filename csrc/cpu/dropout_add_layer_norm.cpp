@@ -6,9 +6,9 @@
 #include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
+#include "cpu/row_dropout.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
-#include "cpu/vec_philox.hpp"
 
 #include <math.h>
 
@@ -19,28 +19,8 @@ using Args = DropoutAddLayerNorm;
 
 constexpr uint32_t kStreamResidual = 1u << 24;
 
-// factors[e] = keep_scale where element e of the row is kept, 0 where it is dropped. A Philox call
-// decides eight elements, 16 bits each, so a vector of calls decides 8 * kWidth; `factors` has room
-// for a whole number of vectors.
-void draw_factors(const Args& a, int64_t row, float* __restrict__ factors) {
-  const VecU low = broadcast(static_cast<uint32_t>(row));
-  const VecU high = broadcast(static_cast<uint32_t>(row >> 32));
-  const uint64_t seed = static_cast<uint64_t>(*a.seed);
-  const float keep_scale = a.keep_scale; // read under the condition, it would end vectorisation
-  for (int64_t first = 0; first < a.D; first += 8 * kWidth) {
-    const VecU group = call_numbers() + static_cast<uint32_t>(first / 8);
-    const Philox4<VecU> drawn =
-        philox4x32_10<VecU>({group, low, high, broadcast(kStreamResidual)}, seed);
-    uint16_t decisions[8 * kWidth];
-    store_words(drawn, decisions);
-    for (int i = 0; i < 8 * kWidth; ++i) {
-      factors[first + i] = decisions[i] >= a.threshold ? keep_scale : 0.0f;
-    }
-  }
-}
-
-int64_t padded_width(int64_t D) {
-  return (D + 8 * kWidth - 1) / (8 * kWidth) * (8 * kWidth);
+void draw_factors(const Args& a, int64_t row, float* factors) {
+  draw_row_factors({*a.seed, a.threshold, a.keep_scale, kStreamResidual}, row, a.D, factors);
 }
 
 // One row forward; `total` and `factors` are scratch rows.

@@ -97,6 +97,38 @@ struct BiasGelu {
   int num_threads;
 };
 
+//   x = embedding[token] + time[t] + height[h] + width[w], or cls in row 0 of a clip
+//   y = dropout((x - mean) * rstd * weight + bias), without LayerNorm dropout(x)
+//   h = (x - mean) * rstd,  g = dropout(dy) * weight,  dx = rstd * (g - mean(g) - h * mean(g * h))
+// All tensors are contiguous; S = [1 +] T * H * W.
+struct EmbedTokens {
+  const void* tokens;               // (B, T, H, W), int64 if `wide_tokens`, otherwise int32
+  const void* embedding;            // (V, D) of embedding_type
+  const float* positions[3];        // (T, D), (H, D), (W, D); null: none along that axis
+  const float* cls;                 // (D,), or null: no such row
+  const float* weight;              // (D,), or null, as bias: no LayerNorm
+  float* mean;                      // (B * S,) read by the backward; null: not wanted
+  float* rstd;                      // (B * S,)
+  const int64_t* seed;              // 0-d
+  ElementType embedding_type, type; // the latter of y and dy
+  bool wide_tokens;
+  int64_t B;
+  int64_t grid[3]; // T, H, W
+  int64_t V, D;
+  uint32_t threshold; // a 16-bit decision below it drops; 0: no dropout
+  float keep_scale;   // of kept elements
+  int num_threads;
+  // Forward
+  const float* bias; // (D,)
+  float eps;
+  void* y;          // (B, S, D)
+  int64_t* invalid; // becomes the first token outside [0, V), if there is one: y is undefined then
+  // Backward, into zeros
+  const void* dy;    // (B, S, D)
+  float* dembedding; // (V, D), or null: not wanted
+  float* dvectors;   // (T + H + W + 3, D): rows of time, height, width, cls, weight, bias; or null
+};
+
 #define VIMPAC_DECLARE_CPU_OPS(isa)                                                                \
   namespace isa {                                                                                  \
   bool mask_tokens_fwd(const MaskTokensFwd& args);                                                 \
@@ -107,6 +139,8 @@ struct BiasGelu {
   bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args);                                \
   bool bias_gelu_fwd(const BiasGelu& args);                                                        \
   bool bias_gelu_bwd(const BiasGelu& args);                                                        \
+  bool embed_tokens_fwd(const EmbedTokens& args);                                                  \
+  bool embed_tokens_bwd(const EmbedTokens& args);                                                  \
   }
 
 VIMPAC_DECLARE_CPU_OPS(portable)

@@ -10,6 +10,7 @@ from vimpac_kernels.reference.axial_attention import axial_attention
 from vimpac_kernels.reference.bias_gelu import bias_gelu
 from vimpac_kernels.reference.dropout_add_layer_norm import dropout_add_layer_norm
 from vimpac_kernels.reference.dtypes import accumulation_dtype
+from vimpac_kernels.reference.embed_tokens import embed_tokens
 from vimpac_kernels.reference.linear_cross_entropy import (
     LinearCrossEntropyOutput,
     linear_cross_entropy,
@@ -23,6 +24,7 @@ __all__ = [
     "axial_attention",
     "bias_gelu",
     "dropout_add_layer_norm",
+    "embed_tokens",
     "linear_cross_entropy",
     "mask_tokens",
     "to_lines",

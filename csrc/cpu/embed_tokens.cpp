@@ -1,0 +1,305 @@
+// embed_tokens on the CPU. Forward: a thread owns chunks of rows; a row is summed from the tables,
+// which caches hold, and kept in fp32 in the core's own cache while it is walked twice more.
+// Backward: blocks of rows in order. Threads first share a block's rows and leave their dx in
+// scratch memory that caches hold, then share its columns and add the rows, in order, to the
+// gradients of the tables. So every sum has one order, whatever the number of threads; those of
+// weight and bias keep one partial for each place of a block. Bound by bandwidth and, with dropout,
+// by Philox.
+#include "cpu/element_type.hpp"
+#include "cpu/ops.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/row_chunks.hpp"
+#include "cpu/row_dropout.hpp"
+#include "cpu/vec.hpp"
+#include "cpu/vec_io.hpp"
+
+#include <math.h>
+
+namespace vimpac::VIMPAC_ISA {
+namespace {
+
+using Args = EmbedTokens;
+
+constexpr uint32_t kStreamEmbedding = 4u << 24;
+constexpr int64_t kParts = 32, kPartRows = 16; // of a block of the backward
+
+int64_t cells(const Args& a) {
+  return a.grid[0] * a.grid[1] * a.grid[2];
+}
+
+int64_t rows_of_clip(const Args& a) {
+  return (a.cls != nullptr) + cells(a);
+}
+
+int64_t token_at(const Args& a, int64_t i) {
+  return a.wide_tokens ? static_cast<const int64_t*>(a.tokens)[i]
+                       : static_cast<const int32_t*>(a.tokens)[i];
+}
+
+// What a row holds: the token's number and its place in the grid, or [CLS].
+struct Place {
+  Place(const Args& a, int64_t row) {
+    const int64_t S = rows_of_clip(a), clip = row / S;
+    const int64_t cell = row % S - (a.cls != nullptr);
+    is_cls = cell < 0;
+    token = clip * cells(a) + cell;
+    at[2] = cell % a.grid[2];
+    at[1] = cell / a.grid[2] % a.grid[1];
+    at[0] = cell / a.grid[2] / a.grid[1];
+  }
+
+  bool is_cls;
+  int64_t token; // of all clips
+  int64_t at[3]; // t, h, w
+};
+
+// x(i, n): columns i..i+n of a row's sum, from the tables.
+template <class E>
+class Sum {
+public:
+  Sum(const Args& a, const Place& place) : cls_(place.is_cls ? a.cls : nullptr) {
+    if (place.is_cls) {
+      return;
+    }
+    embedding_ = static_cast<const E*>(a.embedding) + token_at(a, place.token) * a.D;
+    for (int axis = 0; axis < 3; ++axis) {
+      if (a.positions[axis] != nullptr) {
+        positions_[axis] = a.positions[axis] + place.at[axis] * a.D;
+      }
+    }
+  }
+
+  VIMPAC_INLINE VecF operator()(int64_t i, int n) const {
+    if (cls_ != nullptr) {
+      return load_n(cls_ + i, n);
+    }
+    VecF x = load_n(positions_[2] + i, n); // the last axis has a table
+    for (int axis = 1; axis >= 0; --axis) {
+      if (positions_[axis] != nullptr) {
+        x = x + load_n(positions_[axis] + i, n);
+      }
+    }
+    return x + load_n(embedding_ + i, n);
+  }
+
+private:
+  const float* cls_;
+  const E* embedding_ = nullptr;
+  const float* positions_[3] = {};
+};
+
+void draw_factors(const Args& a, int64_t row, float* factors) {
+  draw_row_factors({*a.seed, a.threshold, a.keep_scale, kStreamEmbedding}, row, a.D, factors);
+}
+
+// One row forward; `total` and `factors` are scratch rows.
+template <class E, class Y>
+void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* factors) {
+  const int64_t D = a.D;
+  const Sum<E> x(a, Place(a, row));
+  Y* const y = static_cast<Y*>(a.y) + row * D;
+  const bool drop = a.threshold > 0;
+  if (drop) {
+    draw_factors(a, row, factors);
+  }
+  if (a.weight == nullptr) {
+    for_each_vector(D, [&](int64_t i, int n) {
+      fetch(y + D + i);
+      store_n(y + i, drop ? x(i, n) * load_n(factors + i, n) : x(i, n), n);
+    });
+    return;
+  }
+  VecF sum{};
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF t = x(i, n);
+    store_n(total + i, t, n);
+    sum = sum + t;
+  });
+  const float mean = reduce_add(sum) / static_cast<float>(D);
+  VecF squares{};
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF d = load_n(total + i, n) - mean;
+    squares = squares + (n == kWidth ? d * d : (iota() < n ? d * d : VecF{}));
+  });
+  const float rstd = 1.0f / sqrtf(reduce_add(squares) / static_cast<float>(D) + a.eps);
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF h = (load_n(total + i, n) - mean) * rstd;
+    const VecF normalised = fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n));
+    fetch(y + D + i);
+    store_n(y + i, drop ? normalised * load_n(factors + i, n) : normalised, n);
+  });
+  if (a.mean != nullptr) {
+    a.mean[row] = mean;
+    a.rstd[row] = rstd;
+  }
+}
+
+// One row backward: dx; `h` and `factors` are scratch rows, `sums` those of weight and bias, (2,
+// D).
+template <class E, class Y>
+void backward_row(const Args& a,
+                  int64_t row,
+                  float* __restrict__ dx,
+                  float* __restrict__ h,
+                  float* factors,
+                  float* __restrict__ sums) {
+  const int64_t D = a.D;
+  const Y* const dy = static_cast<const Y*>(a.dy) + row * D;
+  const bool drop = a.threshold > 0;
+  if (drop) {
+    draw_factors(a, row, factors);
+  }
+  const auto dropped = [&](int64_t i, int n) {
+    fetch(dy + D + i);
+    const VecF d = load_n(dy + i, n);
+    return drop ? d * load_n(factors + i, n) : d;
+  };
+  if (a.weight == nullptr) {
+    for_each_vector(D, [&](int64_t i, int n) { store_n(dx + i, dropped(i, n), n); });
+    return;
+  }
+  const Sum<E> x(a, Place(a, row));
+  const float mean = a.mean[row], rstd = a.rstd[row];
+  VecF sum_g{}, sum_gh{};
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF d = dropped(i, n);
+    const VecF hi = n == kWidth || iota() < n ? (x(i, n) - mean) * rstd : VecF{};
+    const VecF g = d * load_n(a.weight + i, n);
+    store_n(sums + i, fmadd(d, hi, load_n(sums + i, n)), n);
+    store_n(sums + D + i, load_n(sums + D + i, n) + d, n);
+    store_n(dx + i, g, n);
+    store_n(h + i, hi, n);
+    sum_g = sum_g + g;
+    sum_gh = fmadd(g, hi, sum_gh);
+  });
+  const float mean_g = reduce_add(sum_g) / static_cast<float>(D);
+  const float mean_gh = reduce_add(sum_gh) / static_cast<float>(D);
+  for_each_vector(D, [&](int64_t i, int n) {
+    const VecF g = load_n(dx + i, n);
+    store_n(dx + i, (g - mean_g - load_n(h + i, n) * mean_gh) * rstd, n);
+  });
+}
+
+VIMPAC_INLINE void add_row(float* to, const float* row, int64_t size) {
+  for_each_vector(
+      size, [&](int64_t i, int n) { store_n(to + i, load_n(to + i, n) + load_n(row + i, n), n); });
+}
+
+// Adds columns begin..end of rows first..last, whose dx lie from `dx` on, to the gradients of the
+// tables. `line` is a scratch row: time and height take whole lines along W.
+void add_rows(const Args& a,
+              int64_t first,
+              int64_t last,
+              const float* dx, // (last - first, D)
+              int64_t begin,
+              int64_t end,
+              float* line) {
+  const int64_t D = a.D, size = end - begin;
+  float* const time = a.dvectors + begin;
+  float* const height = time + a.grid[0] * D;
+  float* const width = height + a.grid[1] * D;
+  bool is_new = true; // whether `line` starts anew
+  for (int64_t row = first; row < last; ++row) {
+    const Place place(a, row);
+    const float* const added = dx + (row - first) * D + begin;
+    if (!place.is_cls && a.dembedding != nullptr) {
+      add_row(a.dembedding + token_at(a, place.token) * D + begin, added, size);
+    }
+    if (a.dvectors == nullptr) {
+      continue;
+    }
+    if (place.is_cls) {
+      add_row(width + a.grid[2] * D, added, size);
+      continue;
+    }
+    add_row(width + place.at[2] * D, added, size);
+    if (is_new) {
+      memcpy(line + begin, added, size * sizeof(float));
+    } else {
+      add_row(line + begin, added, size);
+    }
+    is_new = place.at[2] == a.grid[2] - 1 || row == last - 1;
+    if (is_new) {
+      add_row(height + place.at[1] * D, line + begin, size);
+      add_row(time + place.at[0] * D, line + begin, size);
+    }
+  }
+}
+
+template <class E, class Y>
+bool forward(const Args& a) {
+  for (int64_t i = 0; i < a.B * cells(a); ++i) {
+    if (token_at(a, i) < 0 || token_at(a, i) >= a.V) {
+      *a.invalid = i;
+      return true;
+    }
+  }
+  const RowChunks chunks(a.B * rows_of_clip(a));
+  const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
+  Scratch<float> scratch(threads * 2 * width);
+  if (scratch.data == nullptr) {
+    return false;
+  }
+  parallel_for(chunks.count, 2 * chunks.rows * a.D, a.num_threads, [&](int64_t chunk) {
+    float* const own = scratch.data + thread_index() * 2 * width;
+    for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
+      forward_row<E, Y>(a, row, own, own + width);
+    }
+  });
+  return true;
+}
+
+template <class E, class Y>
+bool backward(const Args& a) {
+  const int64_t D = a.D, rows = a.B * rows_of_clip(a), width = padded_width(D);
+  const int64_t threads = a.num_threads > 1 ? a.num_threads : 1;
+  Scratch<float> scratch(threads * 2 * width), dx(kParts * kPartRows * D), line(D);
+  Scratch<float> partials(kParts * 2 * D);
+  if (scratch.data == nullptr || dx.data == nullptr || line.data == nullptr ||
+      partials.data == nullptr) {
+    return false;
+  }
+  memset(partials.data, 0, kParts * 2 * D * sizeof(float));
+  const int64_t slice = (D / kWidth / threads + 1) * kWidth; // columns of a thread
+  for (int64_t first = 0; first < rows; first += kParts * kPartRows) {
+    const int64_t last = first + kParts * kPartRows < rows ? first + kParts * kPartRows : rows;
+    const int64_t parts = (last - first + kPartRows - 1) / kPartRows, work = (last - first) * D;
+    parallel_for(parts, 2 * work, a.num_threads, [&](int64_t part) {
+      float* const own = scratch.data + thread_index() * 2 * width;
+      float* const sums = partials.data + part * 2 * D;
+      const int64_t begin = first + part * kPartRows;
+      for (int64_t row = begin; row < begin + kPartRows && row < last; ++row) {
+        backward_row<E, Y>(a, row, dx.data + (row - first) * D, own, own + width, sums);
+      }
+    });
+    parallel_for((D + slice - 1) / slice, 4 * work, a.num_threads, [&](int64_t i) {
+      const int64_t end = (i + 1) * slice < D ? (i + 1) * slice : D;
+      add_rows(a, first, last, dx.data, i * slice, end, line.data);
+    });
+  }
+  if (a.dvectors != nullptr && a.weight != nullptr) {
+    float* const dweight = a.dvectors + (a.grid[0] + a.grid[1] + a.grid[2] + 1) * D;
+    add_partials(partials.data, kParts, 2 * D, 2 * D, dweight);
+  }
+  return true;
+}
+
+// f(E{}, Y{}) for the types of the embedding and of y.
+template <class F>
+bool with_types(const Args& a, const F& f) {
+  return with_type(a.type, [&](auto y) {
+    return a.embedding_type == ElementType::kFloat32 ? f(float{}, y) : f(y, y);
+  });
+}
+
+} // namespace
+
+bool embed_tokens_fwd(const EmbedTokens& args) {
+  return with_types(args, [&](auto e, auto y) { return forward<decltype(e), decltype(y)>(args); });
+}
+
+bool embed_tokens_bwd(const EmbedTokens& args) {
+  return with_types(args, [&](auto e, auto y) { return backward<decltype(e), decltype(y)>(args); });
+}
+
+} // namespace vimpac::VIMPAC_ISA
