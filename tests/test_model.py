@@ -168,16 +168,17 @@ def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm):
 
         monkeypatch.setattr(vimpac.encoder, name, run)
 
+    watch("embed_tokens")
     watch("axial_attention")
     watch("dropout_add_layer_norm")
     encoder, (clips, _) = _tiny(dropout=0.3, norm=norm).encoder, _clips()
     encoder(clips[:, 0])
     rates, seeds = zip(*calls, strict=True)
-    assert rates == 10 * (0.3,) and len(set(seeds)) == 10  # 2 layers: T, H|W and MLP
+    assert rates == 11 * (0.3,) and len(set(seeds)) == 11  # 2 layers: T, H|W and MLP
     assert (encoder._embed(clips[:, 0]) == 0).float().mean() == pytest.approx(0.3, abs=0.05)
     calls.clear()
     encoder.eval()(clips[:, 0])
-    assert calls == 10 * [(0.0, None)] and encoder._embed(clips[:, 0]).all()
+    assert calls == 11 * [(0.0, None)] and encoder._embed(clips[:, 0]).all()
 
 
 @pytest.mark.parametrize(("norm", "backend"), [("post", "aot_eager"), ("pre", "eager")])
@@ -221,7 +222,9 @@ def test_initialisation_is_as_published():
         (layer.attention[1].out.weight, 0.02 / 9**0.5),
     ]:
         assert abs(weight.std().item() / std - 1) < 0.03
-    assert abs(encoder.positions()[1:].std().item() / 0.02 - 1) < 0.2
+    tables = (table.std().item() for table in encoder.positions.parameters())  # [CLS] first
+    assert abs(next(tables) / 0.02 - 1) < 0.2
+    assert abs(sum(std**2 for std in tables) ** 0.5 / 0.02 - 1) < 0.2
     assert not layer.mlp.out.bias.any()
     assert {m.eps for m in encoder.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-12}
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vimpac.cls_per_line import attend_per_line, count_lines, merge_cls, repeat_cls
+from vimpac.initial import init_bert
 from vimpac.positions import Positions
 from vimpac.presets import EMBEDDING_ROWS, PAD_TOKEN, ModelConfig
 from vimpac.rows import cls_rows, take_rows
-from vimpac_kernels import axial_attention, bias_gelu, dropout_add_layer_norm
+from vimpac_kernels import axial_attention, bias_gelu, dropout_add_layer_norm, embed_tokens
 
 LAYER_NORM_EPS = 1e-12
 
@@ -228,14 +229,14 @@ class VideoTokenEncoder(nn.Module):
         if tokens.dtype not in (torch.int32, torch.int64):
             tokens = tokens.long()
         padding = tokens == PAD_TOKEN if has_padding else None
-        x = self._embed(tokens)
         layers = [cast(Layer, layer) for layer in self.layers]
         norms = [branch.norm for branch in self._branches()]
+        per_layer = len(norms) // len(layers)
+        embedding_seed, seeds = self._seeds(len(layers), per_layer, tokens.device)
+        x = self._embed(tokens, embedding_seed)
         stream = x  # of pre-LN: the sum; x is what the next branch reads
         if self.prenorm:
             x, norms = norms[0](stream), [*norms[1:], self.final_norm]
-        per_layer = len(norms) // len(layers)
-        seeds = self._seeds(len(layers), per_layer, x.device)
         for i, layer in enumerate(layers):
             own = norms[i * per_layer : (i + 1) * per_layer]
             needed = rows if layer is layers[-1] else None
@@ -254,31 +255,39 @@ class VideoTokenEncoder(nn.Module):
 
     def _seeds(
         self, layers: int, branches: int, device: torch.device
-    ) -> Sequence[Tensor] | None:  # (branches, 2) int64 per layer
+    ) -> tuple[Tensor | None, Sequence[Tensor] | None]:  # 0-d int64; (branches, 2) per layer
         """Fresh seeds in one draw, which the ops read on the device; None without dropout."""
         if not self.training or self.dropout == 0:
-            return None
+            return None, None
         low, high = -(1 << 63), (1 << 63) - 1
-        shape = (layers, branches, 2)
-        return torch.randint(low, high, shape, dtype=torch.int64, device=device).unbind()
+        shape = (1 + layers * branches * 2,)
+        drawn = torch.randint(low, high, shape, dtype=torch.int64, device=device)
+        return drawn[0], drawn[1:].view(layers, branches, 2).unbind()
 
     def _branches(self) -> list[Attention | MLP]:
         return [branch for layer in self.layers for branch in cast(Layer, layer).branches()]
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """Returns (B, 1 + T*H*W, D): embedding + position [, LayerNorm], dropout."""
-        positions = self.positions()
-        x = self.token_embedding(tokens.flatten(1)) + positions[1:]
-        cls = (self.cls_token + positions[0]).expand(len(tokens), 1, -1)
-        x = torch.cat((cls, x), dim=1)
-        if not self.prenorm:
-            x = self.embedding_norm(x)
-        x = F.dropout(x, self.dropout, self.training)
-        device = x.device.type
-        if not self.prenorm and device != "meta" and torch.is_autocast_enabled(device):
+    def _embed(
+        self,
+        tokens: Tensor,  # (B, T, H, W)
+        seed: Tensor | None = None,  # 0-d int64
+    ) -> Tensor:  # (B, 1 + T*H*W, D): embedding + position [, LayerNorm], dropout
+        place, norm, dtype = self.positions, None if self.prenorm else self.embedding_norm, None
+        device = self.cls_token.device.type
+        if norm is not None and device != "meta" and torch.is_autocast_enabled(device):
             # Post-LN rounds its stream at every LayerNorm anyway; pre-LN sums in fp32 to the end.
-            x = x.to(torch.get_autocast_dtype(device))
-        return x
+            dtype = torch.get_autocast_dtype(device)
+        return embed_tokens(
+            tokens,
+            self.token_embedding.weight,
+            (place.time, place.height, place.width),
+            *(() if norm is None else (norm.weight, norm.bias)),
+            cls=self.cls_token + place.cls[0],
+            dropout_p=self.dropout if self.training else 0.0,
+            eps=LAYER_NORM_EPS,
+            dtype=dtype,
+            seed=seed,
+        )
 
     def _check(self, tokens: Tensor) -> None:
         if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
@@ -288,13 +297,3 @@ class VideoTokenEncoder(nn.Module):
                 f"tokens must be (B, T, H, W) with (T, H, W) = {self.grid}, got "
                 f"{tuple(tokens.shape)}; resize_grid changes the model's input shape"
             )
-
-
-def init_bert(module: nn.Module) -> None:
-    """Draws a Linear or an Embedding from N(0, 0.02), with bias 0; resets a LayerNorm."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        module.reset_parameters()

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac.encoder import LAYER_NORM_EPS, VideoTokenEncoder, init_bert
+from vimpac.encoder import LAYER_NORM_EPS, VideoTokenEncoder
+from vimpac.initial import init_bert
 from vimpac.objective import BatchNorm
 from vimpac.presets import EMBEDDING_ROWS, ModelConfig
 from vimpac.rows import IGNORE_INDEX, MaskedRows, choose_masked_rows, take_rows

@@ -1,6 +1,7 @@
 """Factorised positions, and their interpolation when the input shape changes.
 
-The position of token (t, i, j) is time[t] + height[i] + width[j]; [CLS] has a vector of its own.
+The position of token (t, i, j) is time[t] + height[i] + width[j], which `embed_tokens` adds up;
+[CLS] has a vector of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +32,6 @@ class Positions(nn.Module):
     def grid(self) -> tuple[int, int, int]:
         """(T, H, W)."""
         return self.time.shape[0], self.height.shape[0], self.width.shape[0]
-
-    def forward(self) -> Tensor:
-        """Returns the positions of [CLS] and of all tokens, (1 + T*H*W, D)."""
-        tokens = self.time[:, None, None] + self.height[:, None] + self.width  # (T, H, W, D)
-        return torch.cat((self.cls, tokens.flatten(0, 2)))
 
     @torch.no_grad()
     def resize_(
