@@ -50,6 +50,10 @@ EXPECTED = (
     ("cuda", "axial_attention_?wd_fp32_kernel<*>", "LDG.128"),
     ("cuda", "bias_gelu_?wd_kernel<*>", "LDG.128"),
     ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", "LDG.128"),
+    ("cuda", "embed_tokens_fwd_kernel<*>", "LDG.128"),
+    ("cuda", "embed_tokens_places_kernel<*>", "LDG.128"),
+    ("cuda", "embed_tokens_ids_kernel<*>", "LDG.128"),
+    ("cuda", "embed_tokens_carry_kernel", "LDG.128"),
     ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128"),
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128"),
     ("triton", "axial_attention_?wd_kernel bf16 *", "MMA"),
@@ -73,6 +77,11 @@ LAUNCHES = {
     "dropout_add_layer_norm_bwd_kernel<*>": (128, 24768),  # y with two gradients
     "dropout_add_layer_norm_bwd_kernel<*, float, *>": (128, 32960),
     "dropout_add_layer_norm_bwd_kernel<float, *>": (128, 49344),
+    "embed_tokens_fwd_kernel<*>": (128, 16),  # D = 512, as all of these
+    "embed_tokens_places_kernel<*, 2>": (128, 16416),
+    "embed_tokens_ids_kernel<*, 2>": (128, 32),
+    "embed_tokens_axes_kernel": (512, 2048),
+    "embed_tokens_carry_kernel": (512, 32768),
     "linear_cross_entropy_fwd_kernel<*>": (544, 320),  # 8,197 columns
     "mask_tokens_fwd_kernel<*>": (256, 560),  # (5, 16, 16) tokens, 5 blocks
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 import vimpac_kernels
 from vimpac_kernels import embed_tokens, reference
 
-pytestmark = pytest.mark.impls("reference", "cpu")
+pytestmark = pytest.mark.impls("reference", "cpu", "cuda")
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 

@@ -107,7 +107,7 @@ def _check(
 ) -> None:
     if tokens.dtype not in _INTEGERS:
         raise TypeError(f"tokens must be integers, got {tokens.dtype}")
-    if not 2 <= tokens.dim() <= 4:
+    if not 2 <= tokens.dim() <= 4 or 0 in tokens.shape[1:]:
         raise ValueError(f"tokens must be (B, *grid), 1 to 3 axes, got {tuple(tokens.shape)}")
     if embedding.dim() != 2 or 0 in embedding.shape:
         raise ValueError(f"embedding must be (V, D), got {tuple(embedding.shape)}")
