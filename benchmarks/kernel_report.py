@@ -58,6 +58,9 @@ EXPECTED = (
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128"),
     ("triton", "axial_attention_?wd_kernel bf16 *", "MMA"),
     ("triton", "dropout_add_layer_norm_?wd_kernel *", "LDG.128"),
+    ("triton", "embed_tokens_fwd_kernel *", "LDG.128"),
+    ("triton", "embed_tokens_places_kernel *", "LDG.128"),
+    ("triton", "embed_tokens_ids_kernel *", "LDG.128"),
     ("triton", "bias_gelu_?wd_kernel *", "LDG.128"),
     ("triton", "linear_cross_entropy_fwd_kernel *", "LDG.128"),
 )

@@ -1,4 +1,4 @@
-"""Fused kernels for VIMPAC: axial attention, dropout + LayerNorm, bias + GELU, loss, masks."""
+"""Fused kernels for VIMPAC: embedding, axial attention, dropout + LayerNorm, GELU, loss, masks."""
 
 from vimpac_kernels._library import available_impls
 from vimpac_kernels.axial_attention import axial_attention

@@ -22,6 +22,7 @@ _NAME = "embed_tokens"
 # Forward and backward, best first.
 KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
+    "triton": (_library.triton_launcher(_NAME, "fwd"), _library.triton_launcher(_NAME, "bwd")),
     "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
 }
 
