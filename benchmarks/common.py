@@ -102,6 +102,14 @@ def bias_gelu_bytes(rows: int, width: int, itemsize: int) -> tuple[int, int]:
     return 2 * unit, 3 * unit
 
 
+def embed_tokens_bytes(shape: Shape, itemsize: int) -> tuple[int, int]:
+    """Forward reads int64 ids and the fp32 embedding and writes y; backward reads ids, embedding
+    and dy and writes the embedding's gradient. Other parameters are small."""
+    ids, width = shape.B * shape.cells * 8, shape.N * shape.Dh
+    table, unit = VOCABULARY * width * 4, shape.rows * width * itemsize
+    return ids + table + unit, ids + 2 * table + unit
+
+
 def mask_tokens_bytes(shape: Shape, itemsize: int) -> int:
     """Reads tokens; writes inputs, the mask (1 byte) and positions (4 bytes)."""
     return shape.B * shape.cells * (2 * itemsize + 1 + 4)

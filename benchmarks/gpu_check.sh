@@ -11,7 +11,7 @@
 #
 #     benchmarks/gpu_check.sh FOLDER build tests memcheck racecheck
 #     benchmarks/gpu_check.sh FOLDER bench_{axial_attention,linear_cross_entropy}
-#     benchmarks/gpu_check.sh FOLDER bench_{dropout_add_layer_norm,bias_gelu,mask_tokens,train}
+#     benchmarks/gpu_check.sh FOLDER bench_{dropout_add_layer_norm,bias_gelu,embed_tokens,mask_tokens,train}
 #
 # The last lines are a table. Exits with 1 if a stage failed.
 set -uo pipefail

@@ -31,6 +31,7 @@ REPLACES = {
     "linear_cross_entropy": "`F.linear` + `F.cross_entropy`",
     "dropout_add_layer_norm": "bias, dropout, residual sum, LayerNorm",
     "bias_gelu": "bias, GELU; with or without the Linear before them",
+    "embed_tokens": "lookup, sum of positions, LayerNorm, dropout, cast",
     "mask_tokens": "Python loop over clips and boxes, or torch / NumPy",
 }
 # Videos per second of the small model: layouts at T=5 S=128; (T, tokens per side) of the default.

@@ -286,10 +286,15 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         seed = torch.empty((), dtype=torch.int64, device="meta")
         tables, tile = (tokens, *(table,) * 4), _tile(D, True)
         sizes = (4, 16, 16, 1281, 8197, 6554, 65536 / (65536 - 6554))
-        inputs = (*tables, *(vector,) * 3, seed, y, vector, vector)
-        yield embed_tokens_fwd_kernel, (*inputs, *sizes, 1e-12), tile
-        inputs = (y, *tables, *(vector,) * 4, seed, table, table)
-        yield embed_tokens_places_kernel, inputs + sizes, tile
+        outputs = (y, vector, vector)
+        inputs = (*tables, *(vector,) * 3, seed, *outputs, *sizes, 1e-12)
+        yield embed_tokens_fwd_kernel, inputs, tile
+        scratch = (table, table)
+        yield (
+            embed_tokens_places_kernel,
+            (y, *tables, *(vector,) * 4, seed, *scratch, *sizes),
+            tile,
+        )
         columns = {"D": D, "COLUMNS": TUNING["SUM_COLUMNS"], "CHUNK": TUNING["SUM_CHUNK"]}
-        sizes = (5, 16, 16, 1281, 1, 321)
-        yield embed_tokens_axes_kernel, (table, table, table, *sizes), {"CLS": 1} | columns
+        counts = (5, 16, 16, 1281, 1, 321)
+        yield embed_tokens_axes_kernel, (*scratch, table, *counts), {"CLS": 1} | columns

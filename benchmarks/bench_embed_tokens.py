@@ -1,0 +1,94 @@
+"""embed_tokens against eager and torch.compile.
+
+    pytest benchmarks/bench_embed_tokens.py --benchmark-only
+
+The embedding of a real configuration, every seventh token being [MASK]: lookup, positions, [CLS],
+LayerNorm, dropout 0.1 and, on a GPU, the cast to bf16, from fp32 parameters. The others drop other
+elements than ours: they are checked without dropout.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import common
+import pytest
+import torch
+import torch.nn.functional as F
+import turns
+from torch import Tensor
+
+import vimpac_kernels
+from vimpac_kernels import reference
+
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+EPS = 1e-12
+# tokens, (embedding, time, height, width, weight, bias, cls), dropout_p, dtype -> (B, S, D)
+Op = Callable[[Tensor, list[Tensor], float, torch.dtype], Tensor]
+
+
+def eager(tokens: Tensor, leaves: list[Tensor], p: float, dtype: torch.dtype) -> Tensor:
+    """One torch operator after the other."""
+    embedding, time, height, width, weight, bias, cls = leaves
+    place = time[:, None, None] + height[:, None] + width  # (T, H, W, D)
+    x = F.embedding(tokens.flatten(1), embedding) + place.flatten(0, 2)
+    x = torch.cat((cls.expand(len(x), 1, -1), x), dim=1)
+    x = F.layer_norm(x, x.shape[-1:], weight, bias, EPS)
+    return F.dropout(x, p).to(dtype)
+
+
+def _by(function: Callable[..., Tensor], **options: object) -> Op:
+    """A function with the arguments of the op."""
+
+    def run(tokens: Tensor, leaves: list[Tensor], p: float, dtype: torch.dtype) -> Tensor:
+        embedding, *places, weight, bias, cls = leaves
+        return function(
+            tokens, embedding, places, weight, bias, cls=cls, dropout_p=p, eps=EPS, dtype=dtype,
+            seed=1, **options,
+        )  # fmt: skip
+
+    return run
+
+
+def compiled() -> Op:
+    """The compiled formula at its best: static, and with the faster generator of each device."""
+    on_cpu = common.default_device() == "cpu"
+    return torch.compile(eager, dynamic=False, options={"fallback_random": on_cpu})
+
+
+OTHERS: dict[str, Callable[[], Op]] = {"eager": lambda: eager, "torch.compile": compiled}
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "shape", common.SHAPES[common.default_device()], ids=lambda shape: shape.label
+)
+def test_embed_tokens(bench, dropout_p: float, shape: common.Shape) -> None:
+    """Times the embedding of one real configuration."""
+    dtype, device, width = DTYPE[bench.device], bench.device, shape.N * shape.Dh
+    torch.manual_seed(0)
+    grid = shape.T, shape.H, shape.W
+    tokens = torch.randint(0, 8192, (shape.B, *grid), device=device)
+    tokens = tokens.masked_fill(torch.rand(tokens.shape, device=device) < 1 / 7, 8196)
+    sizes = [(common.VOCABULARY, width), *((n, width) for n in grid), *((width,),) * 3]
+    leaves = [torch.randn(size, device=device).requires_grad_() for size in sizes]
+
+    def check(op: Op, p: float) -> None:
+        wide = [t.detach().double() for t in leaves]
+        truth = _by(reference.embed_tokens)(tokens, wide, p, torch.float64)
+        error = (op(tokens, leaves, p, dtype).double() - truth).abs().max().item()
+        assert error < (1e-4 if dtype == torch.float32 else 0.1), f"error {error:.1e}"
+
+    def candidate(name: str) -> turns.Candidate:
+        other = name in OTHERS
+        op = OTHERS[name]() if other else _by(vimpac_kernels.embed_tokens, impl=name)
+        return turns.Candidate(
+            lambda: op(tokens, leaves, dropout_p, dtype),
+            functools.partial(check, op, 0.0 if other else dropout_p),
+            inputs=leaves,
+            moved_bytes=sum(common.embed_tokens_bytes(shape, dtype.itemsize)),
+        )
+
+    label = f"{shape.label} {str(dtype).removeprefix('torch.')} dropout {dropout_p}"
+    bench("embed_tokens", label, (*common.KERNELS[bench.device], *OTHERS), candidate)
