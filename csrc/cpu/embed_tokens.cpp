@@ -21,7 +21,10 @@ namespace {
 using Args = EmbedTokens;
 
 constexpr uint32_t kStreamEmbedding = 4u << 24;
-constexpr int64_t kParts = 32, kPartRows = 16; // of a block of the backward
+constexpr int64_t kParts = 64, kPartRows = 32; // of a block of the backward
+// Rows between two additions of the tables' recent sums to their gradients: so many that these
+// additions are an eighth of the others at most.
+constexpr int64_t kTermsRows = 8, kShortestInterval = 256;
 
 int64_t cells(const Args& a) {
   return a.grid[0] * a.grid[1] * a.grid[2];
@@ -185,17 +188,29 @@ VIMPAC_INLINE void add_row(float* to, const float* row, int64_t size) {
       size, [&](int64_t i, int n) { store_n(to + i, load_n(to + i, n) + load_n(row + i, n), n); });
 }
 
-// Adds columns begin..end of rows first..last, whose dx lie from `dx` on, to the gradients of the
-// tables. `line` is a scratch row: time and height take whole lines along W.
+// Rows of time, height, width and cls among dvectors.
+int64_t table_rows(const Args& a) {
+  return a.grid[0] + a.grid[1] + a.grid[2] + 1;
+}
+
+// Sums of the tables' gradients as far as they go: a long sum loses less by way of shorter ones.
+struct TableSums {
+  float* recent; // (table_rows, D): of rows since the last multiple of `interval`
+  float* line;   // (D,): of rows of one line along W, which time and height take as a whole
+  int64_t interval;
+};
+
+// Adds columns begin..end of rows first..last, whose dx lie from `dx` on, to the gradients.
 void add_rows(const Args& a,
               int64_t first,
               int64_t last,
               const float* dx, // (last - first, D)
               int64_t begin,
               int64_t end,
-              float* line) {
-  const int64_t D = a.D, size = end - begin;
-  float* const time = a.dvectors + begin;
+              const TableSums& sums) {
+  const int64_t D = a.D, size = end - begin, rows = a.B * rows_of_clip(a);
+  float* const line = sums.line + begin;
+  float* const time = sums.recent + begin;
   float* const height = time + a.grid[0] * D;
   float* const width = height + a.grid[1] * D;
   bool is_new = true; // whether `line` starts anew
@@ -208,20 +223,25 @@ void add_rows(const Args& a,
     if (a.dvectors == nullptr) {
       continue;
     }
+    const bool pauses = (row + 1) % sums.interval == 0 || row == rows - 1;
     if (place.is_cls) {
       add_row(width + a.grid[2] * D, added, size);
-      continue;
-    }
-    add_row(width + place.at[2] * D, added, size);
-    if (is_new) {
-      memcpy(line + begin, added, size * sizeof(float));
     } else {
-      add_row(line + begin, added, size);
+      add_row(width + place.at[2] * D, added, size);
+      if (is_new) {
+        memcpy(line, added, size * sizeof(float));
+      } else {
+        add_row(line, added, size);
+      }
+      is_new = place.at[2] == a.grid[2] - 1 || row == last - 1 || pauses;
+      if (is_new) {
+        add_row(height + place.at[1] * D, line, size);
+        add_row(time + place.at[0] * D, line, size);
+      }
     }
-    is_new = place.at[2] == a.grid[2] - 1 || row == last - 1;
-    if (is_new) {
-      add_row(height + place.at[1] * D, line + begin, size);
-      add_row(time + place.at[0] * D, line + begin, size);
+    for (int64_t i = 0; pauses && i < table_rows(a); ++i) {
+      add_row(a.dvectors + i * D + begin, time + i * D, size);
+      memset(time + i * D, 0, size * sizeof(float));
     }
   }
 }
@@ -253,32 +273,36 @@ template <class E, class Y>
 bool backward(const Args& a) {
   const int64_t D = a.D, rows = a.B * rows_of_clip(a), width = padded_width(D);
   const int64_t threads = a.num_threads > 1 ? a.num_threads : 1;
-  Scratch<float> scratch(threads * 2 * width), dx(kParts * kPartRows * D), line(D);
-  Scratch<float> partials(kParts * 2 * D);
-  if (scratch.data == nullptr || dx.data == nullptr || line.data == nullptr ||
-      partials.data == nullptr) {
+  Scratch<float> scratch(threads * 2 * width), dx(kParts * kPartRows * D);
+  Scratch<float> partials(kParts * 2 * D), recent((table_rows(a) + 1) * D);
+  if (scratch.data == nullptr || dx.data == nullptr || partials.data == nullptr ||
+      recent.data == nullptr) {
     return false;
   }
   memset(partials.data, 0, kParts * 2 * D * sizeof(float));
+  memset(recent.data, 0, table_rows(a) * D * sizeof(float));
+  const int64_t usual = kTermsRows * table_rows(a);
+  const TableSums sums{recent.data, recent.data + table_rows(a) * D,
+                       usual > kShortestInterval ? usual : kShortestInterval};
   const int64_t slice = (D / kWidth / threads + 1) * kWidth; // columns of a thread
   for (int64_t first = 0; first < rows; first += kParts * kPartRows) {
     const int64_t last = first + kParts * kPartRows < rows ? first + kParts * kPartRows : rows;
     const int64_t parts = (last - first + kPartRows - 1) / kPartRows, work = (last - first) * D;
     parallel_for(parts, 2 * work, a.num_threads, [&](int64_t part) {
       float* const own = scratch.data + thread_index() * 2 * width;
-      float* const sums = partials.data + part * 2 * D;
+      float* const own_sums = partials.data + part * 2 * D;
       const int64_t begin = first + part * kPartRows;
       for (int64_t row = begin; row < begin + kPartRows && row < last; ++row) {
-        backward_row<E, Y>(a, row, dx.data + (row - first) * D, own, own + width, sums);
+        backward_row<E, Y>(a, row, dx.data + (row - first) * D, own, own + width, own_sums);
       }
     });
     parallel_for((D + slice - 1) / slice, 4 * work, a.num_threads, [&](int64_t i) {
       const int64_t end = (i + 1) * slice < D ? (i + 1) * slice : D;
-      add_rows(a, first, last, dx.data, i * slice, end, line.data);
+      add_rows(a, first, last, dx.data, i * slice, end, sums);
     });
   }
   if (a.dvectors != nullptr && a.weight != nullptr) {
-    float* const dweight = a.dvectors + (a.grid[0] + a.grid[1] + a.grid[2] + 1) * D;
+    float* const dweight = a.dvectors + table_rows(a) * D;
     add_partials(partials.data, kParts, 2 * D, 2 * D, dweight);
   }
   return true;

@@ -19,6 +19,12 @@ inline RowSplit embed_split(int D) {
   return RowSplit(D, kEmbedNarrow, kEmbedWarps);
 }
 
+// Parts of a batch, each a blockIdx.y, so that a warp has about so many clips.
+inline int embed_parts(int B, int clips) {
+  const int parts = (B + clips - 1) / clips;
+  return parts < 65535 ? parts : 65535; // the most that a grid can have
+}
+
 // Number of a token in the embedding, or -1: it is outside.
 __device__ __forceinline__ int token_at(const EmbedTokens& a, int64_t i) {
   const int64_t token = a.wide_tokens ? static_cast<const int64_t*>(a.tokens)[i]

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
 void embed_tokens_fwd(const EmbedTokens& a, void* stream) {
   const RowSplit split = embed_split(a.D);
   const unsigned groups = static_cast<unsigned>((a.S + split.rows() - 1) / split.rows());
-  const unsigned parts = static_cast<unsigned>((a.B + kEmbedForwardClips - 1) / kEmbedForwardClips);
+  const unsigned parts = static_cast<unsigned>(embed_parts(a.B, kEmbedForwardClips));
   with_type(a.type, [&](auto y) {
     const auto run = [&](auto e) {
       using E = decltype(e);

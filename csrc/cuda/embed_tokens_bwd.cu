@@ -314,7 +314,7 @@ struct Plan {
   int64_t partial, carry, end; // elements of scratch memory before each
 
   explicit Plan(const EmbedTokens& a) : split(embed_split(a.D)) {
-    parts = (a.B + kEmbedPlacesClips - 1) / kEmbedPlacesClips;
+    parts = embed_parts(a.B, kEmbedPlacesClips);
     groups = (a.S + split.rows() - 1) / split.rows();
     const int64_t tokens = static_cast<int64_t>(a.B) * (a.S - a.has_cls);
     const int64_t fair = (tokens + kEmbedRuns - 1) / kEmbedRuns;

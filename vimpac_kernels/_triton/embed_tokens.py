@@ -207,6 +207,11 @@ def _tile(D: int, dropout: bool) -> dict[str, Any]:
     return {"DROPOUT": dropout, "D": D, "R": R, "C": C, "num_warps": max(1, R * C // 512)}
 
 
+def _parts(B: int, clips: int) -> int:
+    """Parts of a batch, so that a program has about so many clips; a grid has at most 65,535."""
+    return min(triton.cdiv(B, clips), 65535)
+
+
 def launch_triton_fwd(
     tokens: Tensor,  # (B, T, H, W) int32 or int64, contiguous as all
     embedding: Tensor,  # (V, D) fp32 or of the dtype of y
@@ -226,7 +231,7 @@ def launch_triton_fwd(
     """Fills y and, if wanted, mean and rstd; NaN for an id outside [0, V)."""
     (B, _, H, W), (V, D), S = tokens.shape, embedding.shape, y.shape[1]
     tile = _tile(D, threshold > 0)
-    grid = triton.cdiv(S, tile["R"]), triton.cdiv(B, TUNING["FORWARD_CLIPS"])
+    grid = triton.cdiv(S, tile["R"]), _parts(B, TUNING["FORWARD_CLIPS"])
     tables = (embedding, time, height, width, cls, weight, bias)
     outputs = (y, *(t if t.numel() else None for t in (mean, rstd)))
     embed_tokens_fwd_kernel[grid](
@@ -261,7 +266,7 @@ def launch_triton_bwd(
         return
     (B, T, H, W), (V, D), S = tokens.shape, embedding.shape, dy.shape[1]
     tile = _tile(D, threshold > 0)
-    groups, parts = triton.cdiv(S, tile["R"]), triton.cdiv(B, TUNING["PLACES_CLIPS"])
+    groups, parts = triton.cdiv(S, tile["R"]), _parts(B, TUNING["PLACES_CLIPS"])
     sums = dvectors.new_empty((parts, S, D))
     partial = dvectors.new_empty((parts * groups, 2, D))
     embed_tokens_places_kernel[(groups, parts)](
