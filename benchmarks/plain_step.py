@@ -46,10 +46,10 @@ class PlainModel(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(2B, T, H, W) ids -> (2B, 1 + T*H*W, D)."""
-        encoder = self.model.encoder
-        positions = encoder.positions()
-        x = encoder.token_embedding(tokens.flatten(1)) + positions[1:]
-        cls = (encoder.cls_token + positions[0]).expand(len(tokens), 1, -1)
+        encoder, place = self.model.encoder, self.model.encoder.positions
+        positions = place.time[:, None, None] + place.height[:, None] + place.width
+        x = encoder.token_embedding(tokens.flatten(1)) + positions.flatten(0, 2)
+        cls = (encoder.cls_token + place.cls).expand(len(tokens), 1, -1)
         return self.dropout(encoder.embedding_norm(torch.cat((cls, x), dim=1)))
 
     def attend(self, block: Attention, x: Tensor) -> Tensor:
