@@ -67,11 +67,11 @@ EXPECTED = (
 # CUDA kernel -> threads and bytes of dynamic shared memory of a usual launch.
 LAUNCHES = {
     "add_blocks_kernel<*>": (512, 2048),
-    "axial_attention_cls_kernel<*>": (128, 0),
-    "axial_attention_fwd_kernel<*, 3, 2>": (128, 8704),  # lines up to 23, head dim 64
-    "axial_attention_bwd_kernel<*, 3, 2>": (128, 41472),
-    "axial_attention_fwd_kernel<*, 5, 2>": (128, 8960),  # lines up to 39
-    "axial_attention_bwd_kernel<*, 5, 2>": (128, 62208),
+    "axial_attention_sums_kernel<*>": (256, 1024),
+    "axial_attention_fwd_kernel<*, 3, 2>": (128, 512),  # lines up to 23, head dim 64
+    "axial_attention_bwd_kernel<*, 3, 2>": (128, 16896),
+    "axial_attention_fwd_kernel<*, 5, 2>": (128, 768),  # lines up to 39
+    "axial_attention_bwd_kernel<*, 5, 2>": (128, 37632),
     "bias_gelu_fwd_kernel<*>": (256, 0),
     "bias_gelu_bwd_kernel<*>": (256, 8192),
     "dropout_add_layer_norm_fwd_kernel<*>": (128, 16416),  # D = 512 and 1024

@@ -241,7 +241,9 @@ def test_ops_pass_opcheck(impl):
     ops, dout = torch.ops.vimpac_kernels, torch.ones_like(qkv[:, :, 0])
     torch.library.opcheck(ops.axial_attention_fwd.default, (qkv, bias, padding, seed, *plan))
     plan = (list(grid), axes, 0.2, 0, impl.name)
-    torch.library.opcheck(ops.axial_attention_bwd.default, (dout, qkv, bias, None, None, *plan))
+    for wants_dbias in (False, True):
+        arguments = (dout, qkv, bias, None, None, *plan, wants_dbias)
+        torch.library.opcheck(ops.axial_attention_bwd.default, arguments)
 
 
 @pytest.mark.impls("cpu", "triton", "cuda")

@@ -42,30 +42,33 @@ class AxialAttention(torch.autograd.Function):
         ctx: Any,
         qkv: Tensor,  # (B, S, 3, N, Dh)
         bias: Tensor | None,  # (3, N, Dh)
+        bias_in_qkv: bool,
         key_padding_mask: Tensor | None,  # (B, T, H, W) bool
         seed: Tensor | None,  # 0-d int64
         plan: Plan,
         impl: str,
     ) -> Tensor:
         """Computes the output and keeps its inputs."""
-        ctx.save_for_backward(qkv, bias, key_padding_mask, seed)
-        ctx.plan, ctx.impl = plan, impl
-        return axial_attention_fwd(qkv, bias, key_padding_mask, seed, *plan.arguments(), impl)
+        added = None if bias_in_qkv else bias
+        ctx.save_for_backward(qkv, added, key_padding_mask, seed)
+        ctx.plan, ctx.impl, ctx.bias_dtype = plan, impl, None if bias is None else bias.dtype
+        return axial_attention_fwd(qkv, added, key_padding_mask, seed, *plan.arguments(), impl)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Computes the probabilities again."""
         _library.refuse_second_order("axial_attention")
-        tensors, arguments = ctx.saved_tensors, ctx.plan.arguments()
-        dqkv, dbias = axial_attention_bwd(dout.contiguous(), *tensors, *arguments, ctx.impl)
-        bias = tensors[1]
-        return dqkv, None if bias is None else dbias.to(bias.dtype), None, None, None, None
+        arguments = *ctx.saved_tensors, *ctx.plan.arguments(), ctx.impl
+        wants_dbias = ctx.needs_input_grad[1]
+        dqkv, dbias = axial_attention_bwd(dout.contiguous(), *arguments, wants_dbias)
+        return dqkv, dbias.to(ctx.bias_dtype) if wants_dbias else None, *[None] * 5
 
 
 # A backend is a row: forward (qkv, key_padding_mask, seed, grid, axes, scale, threshold) -> out,
-# backward (dout, qkv, ...) -> dqkv. They get a non-empty batch, a unit last stride of qkv, a
-# contiguous key_padding_mask and dout, a seed iff threshold > 0; both outputs are contiguous.
-# That of the CPU takes a contiguous fp32 bias at the end, or None, and a dbias to fill.
+# backward (dout, qkv, ..., dbias) -> dqkv. They get a non-empty batch, a unit last stride of qkv, a
+# contiguous key_padding_mask and dout, a seed iff threshold > 0, and a dbias, fp32 (3, N, Dh), to
+# fill, or None; outputs are contiguous. After the threshold the CPU's takes a contiguous fp32 bias to
+# add, or None.
 def _launcher(impl: str, direction: str) -> Callable[..., Tensor]:
     if impl == "triton":
         return _library.triton_launcher("axial_attention", direction)
@@ -95,14 +98,22 @@ def _bwd(
     seed: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
-    *plan, impl = arguments
+    *plan, impl, wants_dbias = arguments
+    dbias = _empty_dbias(qkv, wants_dbias)
     if qkv.shape[0] == 0:
-        dqkv, dbias = _bwd_fake(dout, qkv, bias)
-        return dqkv, dbias.zero_()
-    dbias = _empty_dbias(qkv, bias)
+        return qkv.new_empty(qkv.shape), dbias.zero_()
     qkv, padding = _readable(qkv, key_padding_mask)
-    own = (_vector(bias), dbias) if impl == "cpu" else ()
-    return _launcher(impl, "bwd")(dout, qkv, padding, seed, *plan, *own), dbias
+    own = (_vector(bias),) if impl == "cpu" else ()
+    launch, to_fill = _launcher(impl, "bwd"), dbias if wants_dbias else None
+    if impl == "triton":
+        return _summed(launch(dout, qkv, padding, seed, *plan), to_fill), dbias
+    return launch(dout, qkv, padding, seed, *plan, *own, to_fill), dbias
+
+
+def _summed(dqkv: Tensor, dbias: Tensor | None) -> Tensor:
+    if dbias is not None:
+        dbias.copy_(dqkv.sum((0, 1), dtype=torch.float32))
+    return dqkv
 
 
 def _readable(qkv: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -119,21 +130,24 @@ def _fwd_fake(qkv: Tensor, *_: Any) -> Tensor:
     return qkv.new_empty((B, S, N, Dh))
 
 
-def _bwd_fake(dout: Tensor, qkv: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), _empty_dbias(qkv, bias)
+def _bwd_fake(dout: Tensor, qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(qkv.shape), _empty_dbias(qkv, arguments[-1])
 
 
-def _empty_dbias(qkv: Tensor, bias: Tensor | None) -> Tensor:
-    return qkv.new_empty((0,) if bias is None else bias.shape, dtype=torch.float32)
+def _empty_dbias(qkv: Tensor, wanted: bool) -> Tensor:
+    return qkv.new_empty(qkv.shape[2:] if wanted else (0,), dtype=torch.float32)
 
 
 _ARGUMENTS = (
     "Tensor qkv, Tensor? bias, Tensor? key_padding_mask, Tensor? seed, SymInt[] grid, str axes, "
-    "float scale, int threshold, str impl)"
+    "float scale, int threshold, str impl"
 )
 axial_attention_fwd = _library.define(
-    "axial_attention_fwd", f"({_ARGUMENTS} -> Tensor", _fwd, _fwd_fake
+    "axial_attention_fwd", f"({_ARGUMENTS}) -> Tensor", _fwd, _fwd_fake
 )
 axial_attention_bwd = _library.define(
-    "axial_attention_bwd", f"(Tensor dout, {_ARGUMENTS} -> (Tensor, Tensor)", _bwd, _bwd_fake
+    "axial_attention_bwd",
+    f"(Tensor dout, {_ARGUMENTS}, bool wants_dbias) -> (Tensor, Tensor)",
+    _bwd,
+    _bwd_fake,
 )

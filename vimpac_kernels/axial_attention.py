@@ -21,6 +21,7 @@ from torch import Tensor
 from vimpac_kernels import _library, _philox, reference
 from vimpac_kernels._axial_attention import AxialAttention, Plan, axial_attention_fwd
 from vimpac_kernels._sdpa import axial_attention as _sdpa
+from vimpac_kernels.reference.axial_attention import add_bias
 
 JOINT_AXES = ("HW", "THW")
 LEGAL_AXES = (
@@ -35,6 +36,7 @@ def axial_attention(
     axes: str = "T",
     *,
     bias: Tensor | None = None,
+    bias_in_qkv: bool = False,
     key_padding_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
@@ -58,9 +60,11 @@ def axial_attention(
         grid: (T, H, W); the token (t, h, w) is row [1 +] (t*H + h)*W + w.
         axes: "T", "H" or "W"; distinct axes joined by "|", such as "H|W", split the heads into
             equal consecutive groups of one axis each; "HW" (one frame) and "THW" are joint lines.
-        bias: (3, N, Dh), any floating dtype, the bias of the projection, added to qkv. On a CPU
-            the kernel adds it as it reads and sums its gradient as it writes; other backends add
-            it before, so leave it to the projection there, where a GPU's product adds it for free.
+        bias: (3, N, Dh), any floating dtype, the bias of the projection, added to qkv. Kernels sum
+            its gradient in fp32 as they write that of qkv. On a CPU the kernel adds it, too, as it
+            reads; other backends add it before, which is a pass over qkv.
+        bias_in_qkv: Whether qkv contains the bias already, which then only gets its gradient. On a
+            GPU the product adds it for free: qkv = F.linear(x, weight, bias.detach()).
         key_padding_mask: (B, T, H, W) bool, True = never a key. [CLS] is never masked.
         dropout_p: Dropout on the probabilities, [CLS] included, in [0, 1), in steps of 2^-16.
         scale: Factor of q k^T; default Dh**-0.5.
@@ -82,26 +86,31 @@ def axial_attention(
     partial sums for [CLS], at most one row per line. sdpa takes dropout without a seed only.
     """
     plan = _check(qkv, grid, axes, bias, key_padding_mask, dropout_p, scale)
+    if bias_in_qkv and bias is None:
+        raise ValueError("bias_in_qkv needs the bias, whose gradient it is about")
     device = qkv.device
     if qkv.dtype == torch.float32 and device.type != "meta":  # which knows no autocast
         if torch.is_autocast_enabled(device.type):
             qkv = qkv.to(torch.get_autocast_dtype(device.type))
     chosen = _select(impl, qkv, plan, seed)
-    if bias is not None and chosen not in ("cpu", "reference"):
-        qkv, bias = qkv + bias.to(qkv.dtype), None
     if chosen == "sdpa":
+        qkv = qkv if bias is None else add_bias(qkv, bias, bias_in_qkv)
         return _sdpa(qkv, plan.grid, axes, key_padding_mask, dropout_p, plan.scale)
     key = None
     if plan.threshold > 0:
         key = _philox.fresh_seed(device) if seed is None else _philox.as_seed(seed, device)
     if chosen == "reference":
         return reference.axial_attention(
-            qkv, plan.grid, axes, bias=bias, key_padding_mask=key_padding_mask,
-            dropout_p=dropout_p, scale=plan.scale, seed=0 if key is None else key,
+            qkv, plan.grid, axes, bias=bias, bias_in_qkv=bias_in_qkv,
+            key_padding_mask=key_padding_mask, dropout_p=dropout_p, scale=plan.scale,
+            seed=0 if key is None else key,
         )  # fmt: skip
+    if bias is not None and not bias_in_qkv and chosen != "cpu":
+        qkv, bias_in_qkv = qkv + bias.detach().to(qkv.dtype), True
     if _library.needs_autograd(qkv, bias):
-        return AxialAttention.apply(qkv, bias, key_padding_mask, key, plan, chosen)
-    return axial_attention_fwd(qkv, bias, key_padding_mask, key, *plan.arguments(), chosen)
+        return AxialAttention.apply(qkv, bias, bias_in_qkv, key_padding_mask, key, plan, chosen)
+    added = None if bias_in_qkv else bias
+    return axial_attention_fwd(qkv, added, key_padding_mask, key, *plan.arguments(), chosen)
 
 
 def _check(

@@ -14,8 +14,8 @@ struct AxialAttention {
   const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride
   const void* dout;       // (B, S, N, Dh) of dtype, contiguous; backward only
   void* result;           // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh), contiguous
-  const float* bias;      // (3, N, Dh), added to qkv; null if there is none
-  float* dbias;           // (3, N, Dh), or null; backward only
+  const float* bias;      // (3, N, Dh), added to qkv; null if there is none, or qkv contains it
+  float* dbias;           // (3, N, Dh), or null: not wanted; backward only
   const uint8_t* padding; // (B, T, H, W), 1 = never a key; null if there is none
   const int64_t* seed;    // 0-d; null without dropout
   ElementType dtype;

@@ -6,8 +6,8 @@
 // by memory bandwidth: 4 units of (B, S, N, Dh) forward, 7 backward.
 //
 // [CLS] is a row of every line. What belongs to its row 0 (out; dq, dk, dv) is summed over a warp's
-// lines in shared memory, written as one fp32 row per unit, and added up over the units in order by
-// a second kernel: results repeat bit for bit.
+// lines in registers, written as one fp32 row per unit, and added up over the units in order by a
+// second kernel, as is the gradient of the bias over all rows: results repeat bit for bit.
 #include "axial_launch.cuh"
 #include "line_fragments.cuh"
 #include "line_softmax.cuh"
@@ -27,30 +27,27 @@ constexpr int kForwardBlocks = kOctets * kBlocks > 6 ? 2 : 3;
 template <class T, int kOctets, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<kOctets, kBlocks>)
     axial_attention_fwd_kernel(AxialProblem p,
-                               const T* __restrict__ qkv,   // (B, S, 3, N, Dh), strided
-                               T* __restrict__ out,         // (B, S, N, Dh)
-                               float* __restrict__ partials // (units, Dh), with [CLS]
+                               const T* __restrict__ qkv, // (B, S, 3, N, Dh), strided
+                               T* __restrict__ out        // (B, S, N, Dh)
     ) {
   constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks;
   constexpr bool kHeld = kHoldForward<kOctets, kBlocks>;
   SharedArena arena;
   const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
   const unsigned unit = blockIdx.x * warps + warp;
-  float* sums = arena.take<float>(p.has_cls ? warps * 8 * kDim : 0) + warp * 8 * kDim;
   int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
   if (unit >= p.units)
     return;
   const AxialUnit u = find_unit(p, unit);
   const AxialAxis& axis = p.axes[u.axis];
-  if (p.has_cls)
-    clear_sums<1, kDim>(sums);
 
   const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
   const Operand<T, kOctets, kBlocks, false> q(q_base, p.row_stride, rows);
   Operand<T, kOctets, kBlocks, kHeld> k(q_base + p.part_stride, p.row_stride, rows);
   Operand<T, kOctets, kBlocks, kHeld> v(q_base + 2 * p.part_stride, p.row_stride, rows);
   const RowSink<T> sink(out + p.offset(u.clip, u.head, 1), int64_t{p.heads} * kDim, rows,
-                        p.has_cls ? sums : nullptr, kDim);
+                        p.has_cls);
+  UnitSums<1, kBlocks> cls_sums;
   const float keep_scale = 65536.0f / float(65536 - p.threshold);
 
   for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
@@ -90,11 +87,16 @@ __global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<kOctets, kBlocks>)
         for (int j = 0; j < kTiles; ++j)
           multiply_columns<T>(o, weights[j], v.columns(2 * j, b), v.columns(2 * j + 1, b));
         sink.store(o, m, b);
+        if (const ClsRows cls = sink.cls(m); cls.any) {
+          RowSums sum;
+          sum.add(o, cls);
+          cls_sums.add(0, b, sum.total());
+        }
       }
     }
   }
   if (p.has_cls)
-    write_sums<1, kDim>(sums, partials + int64_t{unit} * kDim);
+    cls_sums.write(p.cls_sums, unit);
 }
 
 } // namespace
@@ -107,17 +109,15 @@ void axial_attention_fwd(const AxialArguments& call, void* stream) {
     using T = decltype(type);
     constexpr int kTiles = tiles_of_16(octets);
     const AxialProblem p = plan_axes(call, 8 * octets);
-    const size_t shared =
-        size_t{p.has_cls} * 8 * 32 * blocks * sizeof(float) + 16 * kTiles * sizeof(int);
-    launch_units(axial_attention_fwd_kernel<T, octets, blocks>, p, shared, on, p,
-                 static_cast<const T*>(call.qkv), static_cast<T*>(call.result), call.workspace);
-    launch_cls<T>(p, call, 1, on);
+    launch_units(axial_attention_fwd_kernel<T, octets, blocks>, p, 16 * kTiles * sizeof(int), on, p,
+                 static_cast<const T*>(call.qkv), static_cast<T*>(call.result));
+    launch_sums<T>(p, call, on);
   });
 }
 
-int64_t axial_attention_workspace(const AxialArguments& call, int parts) {
+int64_t axial_attention_workspace(const AxialArguments& call) {
   const AxialProblem p = plan_axes(call, 8 * tile_octets(call));
-  return p.has_cls ? int64_t{p.units} * parts * p.head_dim : 0;
+  return cls_elements(p) + (call.dbias == nullptr ? 0 : int64_t{p.units} * 2 * p.head_dim);
 }
 
 } // namespace vimpac

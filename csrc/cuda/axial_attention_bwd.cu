@@ -76,12 +76,11 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
 template <class T, int kOctets, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, 2)
     axial_attention_bwd_kernel(AxialProblem p,
-                               const T* __restrict__ dout,  // (B, S, N, Dh)
-                               const T* __restrict__ qkv,   // (B, S, 3, N, Dh), strided
-                               T* __restrict__ dqkv,        // (B, S, 3, N, Dh)
-                               float* __restrict__ partials // (units, 3, Dh), with [CLS]
+                               const T* __restrict__ dout, // (B, S, N, Dh)
+                               const T* __restrict__ qkv,  // (B, S, 3, N, Dh), strided
+                               T* __restrict__ dqkv        // (B, S, 3, N, Dh)
     ) {
-  constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks, kSums = 8 * kDim;
+  constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks;
   constexpr bool kHeld = kHoldBackward<kOctets, kBlocks>;
   using Rows = Operand<T, kOctets, kBlocks, kHeld>;
   SharedArena arena;
@@ -89,14 +88,11 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
   const unsigned unit = blockIdx.x * warps + warp;
   const WeightStore<kTiles> weights(arena.take<uint4>(warps * WeightStore<kTiles>::kSize) +
                                     warp * WeightStore<kTiles>::kSize);
-  float* sums = arena.take<float>(p.has_cls ? warps * 3 * kSums : 0) + warp * 3 * kSums;
   int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
   if (unit >= p.units)
     return;
   const AxialUnit u = find_unit(p, unit);
   const AxialAxis& axis = p.axes[u.axis];
-  if (p.has_cls)
-    clear_sums<3, kDim>(sums);
 
   const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
   const int64_t width = int64_t{p.heads} * kDim;
@@ -106,10 +102,11 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
   Rows dy(dout + p.offset(u.clip, u.head, 1), width, rows);
   T* dq_base = dqkv + p.offset(u.clip, u.head, 3);
   const auto sink = [&](int part) {
-    return RowSink<T>(dq_base + part * width, 3 * width, rows,
-                      p.has_cls ? sums + part * kSums : nullptr, kDim);
+    return RowSink<T>(dq_base + part * width, 3 * width, rows, p.has_cls);
   };
   const RowSink<T> dq = sink(0), dk = sink(1), dv = sink(2);
+  UnitSums<3, kBlocks> cls_sums;
+  UnitSums<2, kBlocks> bias_sums; // of dq and dv
 
   for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
     if (t * axis.lines_per_tile >= axis.lines)
@@ -146,11 +143,22 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
         for (int j = 0; j < kTiles; ++j)
           multiply_columns<T>(d, ds[j], k.columns(2 * j, b), k.columns(2 * j + 1, b));
         dq.store(d, m, b);
+        if (const ClsRows cls = dq.cls(m); cls.any) {
+          RowSums sum;
+          sum.add(d, cls);
+          cls_sums.add(0, b, sum.total());
+        }
+        if (p.bias_sums != nullptr) {
+          RowSums sum;
+          sum.add(d);
+          bias_sums.add(0, b, sum.total());
+        }
       }
     }
     q.turn(), dy.turn();
 #pragma unroll(kHeld ? kBlocks : 1)
-    for (int b = 0; b < kBlocks; ++b)
+    for (int b = 0; b < kBlocks; ++b) {
+      RowSums dk_cls, dv_cls, dv_all;
 #pragma unroll(kHeld ? kTiles : 1)
       for (int j = 0; j < kTiles; ++j) {
         float dk_sum[4][4] = {}, dv_sum[4][4] = {};
@@ -165,10 +173,21 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
         }
         dk.store(dk_sum, j, b);
         dv.store(dv_sum, j, b);
+        if (const ClsRows cls = dv.cls(j); cls.any)
+          dk_cls.add(dk_sum, cls), dv_cls.add(dv_sum, cls);
+        if (p.bias_sums != nullptr)
+          dv_all.add(dv_sum);
       }
+      if (p.has_cls)
+        cls_sums.add(1, b, dk_cls.total()), cls_sums.add(2, b, dv_cls.total());
+      if (p.bias_sums != nullptr)
+        bias_sums.add(1, b, dv_all.total());
+    }
   }
   if (p.has_cls)
-    write_sums<3, kDim>(sums, partials + int64_t{unit} * 3 * kDim);
+    cls_sums.write(p.cls_sums, unit);
+  if (p.bias_sums != nullptr)
+    bias_sums.write(p.bias_sums, unit);
 }
 
 } // namespace
@@ -181,12 +200,11 @@ void axial_attention_bwd(const AxialArguments& call, void* stream) {
     using T = decltype(type);
     constexpr int kTiles = tiles_of_16(octets);
     const AxialProblem p = plan_axes(call, 8 * octets);
-    const size_t shared = WeightStore<kTiles>::kSize * sizeof(uint4) + 16 * kTiles * sizeof(int) +
-                          size_t{p.has_cls} * 3 * 8 * 32 * blocks * sizeof(float);
+    const size_t shared = WeightStore<kTiles>::kSize * sizeof(uint4) + 16 * kTiles * sizeof(int);
     launch_units(axial_attention_bwd_kernel<T, octets, blocks>, p, shared, on, p,
                  static_cast<const T*>(call.dout), static_cast<const T*>(call.qkv),
-                 static_cast<T*>(call.result), call.workspace);
-    launch_cls<T>(p, call, 3, on);
+                 static_cast<T*>(call.result));
+    launch_sums<T>(p, call, on);
   });
 }
 

@@ -1,8 +1,7 @@
 // Axial attention, fp32, forward and backward on CUDA cores: exact products, for tests and small
 // models. One warp owns a unit (axial_lines.cuh), line by line and query by query: for the scores a
 // lane owns every 32nd key, for what is written every 32nd element of a row. Keys and values are
-// read again for every query, which the L1 cache serves. [CLS] sums as in axial_attention.cu, in
-// registers.
+// read again for every query, which the L1 cache serves. Sums over lines as in axial_attention.cu.
 #include "axial_launch.cuh"
 #include "line_softmax.cuh"
 
@@ -145,8 +144,7 @@ template <int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
     axial_attention_fwd_fp32_kernel(AxialProblem p,
                                     const float* __restrict__ qkv, // (B, S, 3, N, Dh), strided
-                                    float* __restrict__ out,       // (B, S, N, Dh)
-                                    float* __restrict__ partials   // (units, Dh), with [CLS]
+                                    float* __restrict__ out        // (B, S, N, Dh)
     ) {
   constexpr int kDim = 32 * kBlocks;
   SharedArena arena;
@@ -182,7 +180,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
   }
   if (p.has_cls)
     for (int b = 0; b < kBlocks; ++b)
-      partials[int64_t{unit} * kDim + lane_id() + 32 * b] = sums[b];
+      p.cls_sums[int64_t{unit} * kDim + lane_id() + 32 * b] = sums[b];
 }
 
 template <int kBlocks>
@@ -190,8 +188,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
     axial_attention_bwd_fp32_kernel(AxialProblem p,
                                     const float* __restrict__ dout, // (B, S, N, Dh)
                                     const float* __restrict__ qkv,  // (B, S, 3, N, Dh), strided
-                                    float* __restrict__ dqkv,       // (B, S, 3, N, Dh)
-                                    float* __restrict__ partials    // (units, 3, Dh), with [CLS]
+                                    float* __restrict__ dqkv        // (B, S, 3, N, Dh)
     ) {
   constexpr int kDim = 32 * kBlocks;
   SharedArena arena;
@@ -210,7 +207,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
   float* dq = dqkv + p.offset(u.clip, u.head, 3);
   const int64_t width = int64_t{p.heads} * kDim;
   const int keys = axis.keys;
-  float sums[3][kBlocks] = {};
+  float sums[3][kBlocks] = {}, bias_sums[2][kBlocks] = {}; // of [CLS]; of all rows of dq and dv
 
   for (int n = p.first_line(axis, u.chunk); n < p.first_line(axis, u.chunk + 1); ++n) {
     const Line line = find_line(p, axis, u.clip, n, rows);
@@ -235,6 +232,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
       __syncwarp();
       sum_rows(ds + i * keys, 1, k, p.row_stride, line, row);
       store_row(row, is_cls, dq + rows[i] * 3 * width, sums[0]);
+      for (int b = 0; b < kBlocks; ++b)
+        bias_sums[0][b] += row[b];
     }
     for (int j = 0; j < keys; ++j) {
       const bool is_cls = j == axis.length;
@@ -244,12 +243,17 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
       store_row(row, is_cls, to + width, sums[1]);
       sum_rows(prob + j, keys, dy, width, line, row);
       store_row(row, is_cls, to + 2 * width, sums[2]);
+      for (int b = 0; b < kBlocks; ++b)
+        bias_sums[1][b] += row[b];
     }
   }
   if (p.has_cls)
     for (int i = 0; i < 3 * kBlocks; ++i)
-      partials[(int64_t{unit} * 3 + i / kBlocks) * kDim + lane_id() + 32 * (i % kBlocks)] =
-          sums[i / kBlocks][i % kBlocks];
+      p.cls_sums[int64_t{unit} * 3 * kDim + lane_id() + 32 * i] = sums[i / kBlocks][i % kBlocks];
+  if (p.bias_sums != nullptr)
+    for (int i = 0; i < 2 * kBlocks; ++i)
+      p.bias_sums[int64_t{unit} * 2 * kDim + lane_id() + 32 * i] =
+          bias_sums[i / kBlocks][i % kBlocks];
 }
 
 } // namespace
@@ -258,10 +262,9 @@ void axial_attention_fwd_fp32(const AxialArguments& call, Stream stream) {
   const AxialProblem p = plan_axes(call, 8 * tile_octets(call));
   dispatch_head_dim(call, [&](auto blocks) {
     launch_units(axial_attention_fwd_fp32_kernel<blocks>, p, 2 * kMaxKeys * sizeof(float), stream,
-                 p, static_cast<const float*>(call.qkv), static_cast<float*>(call.result),
-                 call.workspace);
+                 p, static_cast<const float*>(call.qkv), static_cast<float*>(call.result));
   });
-  launch_cls<float>(p, call, 1, stream);
+  launch_sums<float>(p, call, stream);
 }
 
 void axial_attention_bwd_fp32(const AxialArguments& call, Stream stream) {
@@ -270,9 +273,9 @@ void axial_attention_bwd_fp32(const AxialArguments& call, Stream stream) {
   dispatch_head_dim(call, [&](auto blocks) {
     launch_units(axial_attention_bwd_fp32_kernel<blocks>, p, shared, stream, p,
                  static_cast<const float*>(call.dout), static_cast<const float*>(call.qkv),
-                 static_cast<float*>(call.result), call.workspace);
+                 static_cast<float*>(call.result));
   });
-  launch_cls<float>(p, call, 3, stream);
+  launch_sums<float>(p, call, stream);
 }
 
 } // namespace vimpac

@@ -1,11 +1,12 @@
-// Sums over lines for row 0, [CLS]: within a warp, over the warps of a clip and head, and the
-// launches that all kernels of the op share.
+// The sums over lines, of [CLS] and of the bias's gradient: those of a unit, those of all units,
+// and the launches that all kernels of the op share.
 #pragma once
 #include <algorithm>
 #include <type_traits>
 #include <utility>
 
 #include "axial_lines.cuh"
+#include "line_fragments.cuh"
 #include "vector.cuh"
 
 namespace vimpac {
@@ -14,60 +15,104 @@ namespace {
 constexpr int kWarps = 4;
 constexpr float kLog2e = 1.4426950408889634f;
 
-// The sums of a warp: (parts, 8, Dh) in shared memory, a row for each group of four lanes.
-template <int kParts, int kDim>
-__device__ __forceinline__ void clear_sums(float* sums) {
-  for (int i = int(threadIdx.x % 32); i < kParts * 8 * kDim; i += 32)
-    sums[i] = 0.0f;
-  __syncwarp();
-}
+// Sums of a unit over rows, by part and block: a lane's are those of element sum_element().
+template <int kParts, int kBlocks>
+class UnitSums {
+  float sum_[kParts][kBlocks] = {};
 
-// Adds the eight rows up and writes (parts, Dh).
-template <int kParts, int kDim>
-__device__ __forceinline__ void write_sums(const float* sums, float* partial) {
-  __syncwarp();
-  for (int i = int(threadIdx.x % 32); i < kParts * kDim; i += 32) {
-    const float* from = sums + i / kDim * 8 * kDim + i % kDim;
-    float sum = 0.0f;
-    for (int g = 0; g < 8; ++g)
-      sum += from[g * kDim];
-    partial[i] = sum;
+public:
+  __device__ __forceinline__ void add(int part, int block, float x) {
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) // `block` may be a variable, a register's number may not
+      sum_[part][b] += b == block ? x : 0.0f;
   }
-}
+  // To the unit's (parts, Dh) of scratch memory.
+  __device__ __forceinline__ void write(float* sums, unsigned unit) const {
+    float* to = sums + int64_t{unit} * kParts * 32 * kBlocks + sum_element();
+#pragma unroll
+    for (int i = 0; i < kParts * kBlocks; ++i)
+      to[32 * i] = sum_[i / kBlocks][i % kBlocks];
+  }
+};
 
 __host__ __device__ constexpr int tiles_of_16(int octets) {
   return (octets + 1) / 2;
 }
 
-// result row 0 of (B, S, parts, N, Dh) = the sum of the partials of a clip and head over the chunks
-// in order, times a factor per axis. One block per clip and head, one thread per element.
+constexpr int kSumColumns = 8, kSumRows = 32; // of a block that sums the bias's gradient
+
+// result row 0 of (B, S, parts, N, Dh) = the sums of a clip and head over the chunks in order,
+// times a factor per axis.
 template <class T>
-__global__ void axial_attention_cls_kernel(AxialProblem p,
-                                           const float* __restrict__ partials, // (units, parts, Dh)
-                                           T* __restrict__ result,
-                                           int parts,
-                                           bool mean) {
-  const int clip = int(blockIdx.x) / p.heads, head = int(blockIdx.x) % p.heads;
-  const int a = head / p.group_heads, width = parts * p.head_dim;
-  const float factor = mean ? 1.0f / float(p.axes[a].lines) : 1.0f;
-  const float* from = partials + int64_t{first_unit(p, a, clip, head)} * width;
+__device__ __forceinline__ void add_cls(const AxialProblem& p, int clip, int head, T* result) {
+  const int a = head / p.group_heads, width = p.parts * p.head_dim;
+  const float factor = p.parts == 1 ? 1.0f / float(p.axes[a].lines) : 1.0f; // out is their mean
+  const float* from = p.cls_sums + int64_t{first_unit(p, a, clip, head)} * width;
   for (int i = int(threadIdx.x); i < width; i += int(blockDim.x)) {
     float sum = 0.0f;
     for (int chunk = 0; chunk < p.axes[a].chunks; ++chunk)
       sum += from[int64_t{chunk} * p.group_heads * width + i];
     const int part = i / p.head_dim;
-    result[p.offset(clip, head, parts) + int64_t{part} * p.heads * p.head_dim + i % p.head_dim] =
+    result[p.offset(clip, head, p.parts) + int64_t{part} * p.heads * p.head_dim + i % p.head_dim] =
         from_float<T>(sum * factor);
   }
 }
 
-// The second stage of the sums over lines: row 0 of the result.
+// dbias (3, N, Dh), kSumColumns of the (N, 2, Dh) sums of dq and dv: each of kSumRows rows of
+// threads adds every kSumRows-th unit, then they are added. The bias of k moves all scores of a
+// query alike, which no softmax notices: its gradient is zero.
+__device__ __forceinline__ void add_bias(const AxialProblem& p, int group, float* dbias) {
+  SharedArena arena;
+  float* shared = arena.take<float>(kSumColumns * kSumRows);
+  const int lane = int(threadIdx.x) % kSumColumns, width = 2 * p.head_dim;
+  const int head = group * kSumColumns / width, column = group * kSumColumns % width + lane;
+  const int a = head / p.group_heads, units = p.clips * p.axes[a].chunks;
+  const float* from = p.bias_sums + int64_t{first_unit(p, a, 0, head)} * width + column;
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int i = int(threadIdx.x) / kSumColumns; i < units; i += kSumRows)
+    sum += from[int64_t{i} * p.group_heads * width];
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x >= kSumColumns)
+    return;
+  sum = 0.0f;
+  for (int i = 0; i < kSumRows; ++i)
+    sum += shared[i * kSumColumns + lane];
+  const int64_t part = int64_t{p.heads} * p.head_dim; // elements of a part of dbias
+  float* to = dbias + int64_t{head} * p.head_dim + column % p.head_dim;
+  if (column < p.head_dim)
+    to[0] = sum, to[part] = 0.0f;
+  else
+    to[2 * part] = sum;
+}
+
+// A block per clip and head with [CLS], then one per kSumColumns columns of dbias.
 template <class T>
-void launch_cls(const AxialProblem& p, const AxialArguments& call, int parts, Stream stream) {
-  if (p.has_cls)
-    launch(axial_attention_cls_kernel<T>, dim3(unsigned(p.clips) * unsigned(p.heads)), dim3(128), 0,
-           stream, p, static_cast<const float*>(call.workspace), static_cast<T*>(call.result),
-           parts, parts == 1);
+__global__ void __launch_bounds__(kSumColumns* kSumRows)
+    axial_attention_sums_kernel(AxialProblem p,
+                                T* __restrict__ result,   // (B, S, parts, N, Dh)
+                                float* __restrict__ dbias // (3, N, Dh) or null
+    ) {
+  const int block = int(blockIdx.x), rows = p.cls_sums == nullptr ? 0 : p.clips * p.heads;
+  if (block < rows)
+    add_cls(p, block / p.heads, block % p.heads, result);
+  else
+    add_bias(p, block - rows, dbias);
+}
+
+// The second stage of the sums over lines.
+template <class T>
+void launch_sums(const AxialProblem& p, const AxialArguments& call, Stream stream) {
+  unsigned blocks = 0;
+  if (p.cls_sums != nullptr)
+    blocks += unsigned(p.clips) * unsigned(p.heads);
+  if (p.bias_sums != nullptr)
+    blocks += unsigned(p.heads) * 2 * unsigned(p.head_dim) / kSumColumns;
+  if (blocks > 0)
+    launch(axial_attention_sums_kernel<T>, dim3(blocks), dim3(kSumColumns * kSumRows),
+           kSumColumns * kSumRows * sizeof(float), stream, p, static_cast<T*>(call.result),
+           call.dbias);
 }
 
 // One warp per unit. `shared` bytes of each warp decide how many share a block.

@@ -32,6 +32,7 @@ struct AxialAxis {
 
 struct AxialProblem {
   int clips, tokens, heads, head_dim, num_axes, group_heads, tiles_per_chunk;
+  int parts;   // of the result: 1 forward, 3 backward
   int longest; // rows of the longest lines
   bool has_cls;
   unsigned units;
@@ -40,6 +41,9 @@ struct AxialProblem {
   const uint8_t* padding; // (B, T, H, W), or null
   const int64_t* seed;    // read on the device, iff threshold > 0
   int64_t clip_stride, row_stride, part_stride, head_stride; // of qkv (B, S, 3, N, Dh), in elements
+  // Scratch memory: sums over rows of each unit.
+  float* cls_sums;  // (units, parts, Dh) of [CLS]; null without
+  float* bias_sums; // (units, 2, Dh) of dq and dv; null: not wanted
   AxialAxis axes[3];
 
   __host__ __device__ int rows() const { return tokens + has_cls; }
@@ -83,7 +87,12 @@ inline int divide_up(int a, int b) {
   return (a + b - 1) / b;
 }
 
-// Fills in everything but pointers. `tile_rows` is the number of rows of a tile.
+// Elements of the [CLS] sums of all units.
+inline int64_t cls_elements(const AxialProblem& p) {
+  return p.has_cls ? int64_t{p.units} * p.parts * p.head_dim : 0;
+}
+
+// `tile_rows` is the number of rows of a tile.
 inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
   constexpr int kEnoughUnits = 4096; // keep every SM busy before a warp gets a second tile
   constexpr int kMostTiles = 8;      // of a warp: the partial sums then cost under 1 % of the bytes
@@ -94,7 +103,7 @@ inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
   p.has_cls = call.has_cls, p.scale = call.scale, p.threshold = call.threshold;
   p.clip_stride = call.strides[0], p.row_stride = call.strides[1];
   p.part_stride = call.strides[2], p.head_stride = call.strides[3];
-  p.padding = call.padding, p.seed = call.seed;
+  p.padding = call.padding, p.seed = call.seed, p.parts = call.dout == nullptr ? 1 : 3;
   int64_t tiles = 0; // of a clip and of one head of every group
   for (int a = 0; a < p.num_axes; ++a) {
     AxialAxis& axis = p.axes[a];
@@ -121,6 +130,10 @@ inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
   if (units >= 1u << 31)
     throw std::invalid_argument("axial_attention: more lines than one launch takes");
   p.units = unsigned(units);
+  if (call.workspace != nullptr) {
+    p.cls_sums = p.has_cls ? call.workspace : nullptr;
+    p.bias_sums = call.dbias != nullptr ? call.workspace + cls_elements(p) : nullptr;
+  }
   return p;
 }
 

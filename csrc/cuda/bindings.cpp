@@ -149,6 +149,7 @@ vimpac::AxialArguments axial_arguments(uintptr_t dout,
                                        uintptr_t padding,
                                        uintptr_t seed,
                                        uintptr_t result,
+                                       uintptr_t dbias,
                                        const std::string& dtype,
                                        std::array<int64_t, 5> shape, // of qkv
                                        std::array<int64_t, 5> strides,
@@ -158,7 +159,7 @@ vimpac::AxialArguments axial_arguments(uintptr_t dout,
                                        unsigned threshold) {
   vimpac::AxialArguments args{};
   args.qkv = at<const void>(qkv), args.dout = at<const void>(dout);
-  args.result = at<void>(result);
+  args.result = at<void>(result), args.dbias = at<float>(dbias);
   args.padding = at<const uint8_t>(padding), args.seed = at<const int64_t>(seed);
   args.dtype = element_type(dtype);
   args.batch = static_cast<int>(shape[0]), args.grid = grid;
@@ -232,8 +233,7 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);
   py::class_<vimpac::AxialArguments>(m, "AxialArguments", py::module_local())
       .def(py::init(&axial_arguments))
-      .def("workspace", &vimpac::axial_attention_workspace, py::arg("parts"),
-           "fp32 elements of scratch memory: 1 part in the forward, 3 in the backward");
+      .def("workspace", &vimpac::axial_attention_workspace, "fp32 elements of scratch memory");
   m.def("axial_attention_fwd", &run_axial<vimpac::axial_attention_fwd>);
   m.def("axial_attention_bwd", &run_axial<vimpac::axial_attention_bwd>);
 }

@@ -128,42 +128,82 @@ __device__ __forceinline__ Fragment round_weights(const float (&x)[kOctets][4], 
   return f;
 }
 
-// Where a kernel's result goes: token rows to memory, [CLS] rows of this warp's lines to fp32 sums.
-// Each group of four lanes adds to a row of its own, so that nothing needs to be ordered.
+// Of the two rows of a lane among 16, those that are [CLS]; `any` is of all lanes.
+struct ClsRows {
+  bool own[2], any;
+};
+
+// Where the rows of a kernel's result go: tokens to memory, [CLS] nowhere.
 template <class T>
 class RowSink {
   T* base_; // element 8 c of row 0
   int64_t stride_;
   const int* rows_;
-  float* sums_; // (8, Dh) of this warp, at element 8 c of row g; null without [CLS]
+  int first_; // row of a token
 
 public:
-  __device__ __forceinline__
-  RowSink(T* base, int64_t stride, const int* rows, float* sums, int head_dim)
+  __device__ __forceinline__ RowSink(T* base, int64_t stride, const int* rows, bool has_cls)
       : base_(base + threadIdx.x % 4 * 8), stride_(stride), rows_(rows + threadIdx.x % 32 / 4),
-        sums_(sums == nullptr ? nullptr
-                              : sums + threadIdx.x % 32 / 4 * head_dim + threadIdx.x % 4 * 8) {}
+        first_(has_cls) {}
 
   // Rows of octets 2 m and 2 m + 1, one block.
   __device__ __forceinline__ void store(const float (&d)[4][4], int m, int block) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = rows_[8 * (2 * m + half)];
-      if (row == 0 && sums_ != nullptr) {
+      if (row < first_)
+        continue;
+      uint32_t words[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            sums_[32 * block + 2 * i + e] += d[i][2 * half + e];
-      } else if (row >= 0) {
-        uint32_t words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          words[i] = pack<T>(d[i][2 * half], d[i][2 * half + 1]);
-        store16(reinterpret_cast<uint32_t*>(base_ + row * stride_ + 32 * block), words);
-      }
+      for (int i = 0; i < 4; ++i)
+        words[i] = pack<T>(d[i][2 * half], d[i][2 * half + 1]);
+      store16(reinterpret_cast<uint32_t*>(base_ + row * stride_ + 32 * block), words);
     }
   }
+  // Of the same octets.
+  __device__ __forceinline__ ClsRows cls(int m) const {
+    const bool low = first_ == 1 && rows_[16 * m] == 0,
+               high = first_ == 1 && rows_[16 * m + 8] == 0;
+    return {{low, high}, __any_sync(~0u, low || high) != 0};
+  }
 };
+
+// Sums over rows of results, one block of 32 elements: first each lane's elements 8 c .. 8 c + 7
+// over the rows that it holds, then over the lanes.
+class RowSums {
+  float x_[8] = {};
+
+public:
+  // Adds those of 16 rows that are [CLS].
+  __device__ __forceinline__ void add(const float (&d)[4][4], const ClsRows& cls) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      x_[i] += (cls.own[0] ? d[i / 2][i % 2] : 0.0f) + (cls.own[1] ? d[i / 2][2 + i % 2] : 0.0f);
+  }
+  // Adds all rows.
+  __device__ __forceinline__ void add(const float (&d)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      x_[i] += d[i / 2][i % 2] + d[i / 2][2 + i % 2];
+  }
+  // The sum of element 8 c + g: each exchange halves the lanes that add to an element.
+  __device__ __forceinline__ float total() {
+#pragma unroll
+    for (int n = 4; n > 0; n /= 2) {
+      const bool upper = (threadIdx.x & (4u * unsigned(n))) != 0;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const float mine = upper ? x_[i + n] : x_[i], other = upper ? x_[i] : x_[i + n];
+        x_[i] = mine + __shfl_xor_sync(~0u, other, 4 * n);
+      }
+    }
+    return x_[0];
+  }
+};
+
+// The place of what total() returns in a block.
+__device__ __forceinline__ int sum_element() {
+  return int(threadIdx.x % 4 * 8 + threadIdx.x % 32 / 4);
+}
 
 } // namespace vimpac

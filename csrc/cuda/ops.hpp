@@ -145,6 +145,7 @@ struct AxialArguments {
   const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride, rows aligned to 16 bytes
   const void* dout;       // (B, S, N, Dh) of dtype, contiguous; backward only
   void* result;           // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh), contiguous
+  float* dbias;           // (3, N, Dh), or null: not wanted; backward only
   float* workspace;       // of axial_attention_workspace elements
   const uint8_t* padding; // (B, T, H, W), 1 = never a key; null if there is none
   const int64_t* seed;    // 0-d, on the device; null without dropout
@@ -161,7 +162,7 @@ struct AxialArguments {
 
 void axial_attention_fwd(const AxialArguments& call, void* stream);
 void axial_attention_bwd(const AxialArguments& call, void* stream);
-// fp32 elements of scratch memory that a forward (parts = 1) or backward (parts = 3) needs.
-int64_t axial_attention_workspace(const AxialArguments& call, int parts);
+// fp32 elements of scratch memory that a call needs: a backward if it has a dout.
+int64_t axial_attention_workspace(const AxialArguments& call);
 
 } // namespace vimpac

@@ -40,7 +40,7 @@ def launch_cpu_bwd(
     scale: float,
     threshold: int,
     bias: Tensor | None,  # (3, N, Dh) fp32
-    dbias: Tensor,  # (3, N, Dh) fp32, or empty without a bias
+    dbias: Tensor | None,  # (3, N, Dh) fp32
 ) -> Tensor:  # (B, S, 3, N, Dh)
     """Runs the backward, and fills dbias."""
     dqkv = qkv.new_empty(qkv.shape)
@@ -84,7 +84,8 @@ def launch_cuda_fwd(
     """Runs the forward on the current stream."""
     B, S, _, N, Dh = qkv.shape
     out = qkv.new_empty((B, S, N, Dh))
-    _run_cuda("fwd", None, qkv, key_padding_mask, seed, out, grid, axes, scale, threshold)
+    tensors = (None, qkv, key_padding_mask, seed, out, None)
+    _run_cuda("fwd", tensors, grid, axes, scale, threshold)
     return out
 
 
@@ -97,30 +98,29 @@ def launch_cuda_bwd(
     axes: str,
     scale: float,
     threshold: int,
+    dbias: Tensor | None,  # (3, N, Dh) fp32
 ) -> Tensor:  # (B, S, 3, N, Dh)
-    """Runs the backward on the current stream."""
+    """Runs the backward on the current stream, and fills dbias."""
     dqkv = qkv.new_empty(qkv.shape)
-    _run_cuda("bwd", dout, qkv, key_padding_mask, seed, dqkv, grid, axes, scale, threshold)
+    tensors = (_aligned(dout), qkv, key_padding_mask, seed, dqkv, dbias)
+    _run_cuda("bwd", tensors, grid, axes, scale, threshold)
     return dqkv
 
 
 def _run_cuda(
     direction: str,
-    dout: Tensor | None,
-    qkv: Tensor,
-    key_padding_mask: Tensor | None,
-    seed: Tensor | None,
-    result: Tensor,
+    tensors: tuple[Tensor | None, ...],  # dout, qkv, key_padding_mask, seed, result, dbias
     grid: list[int],
     axes: str,
     scale: float,
     threshold: int,
 ) -> None:
     module = extension("cuda")
-    qkv, dout = _aligned(qkv), None if dout is None else _aligned(dout)
-    tensors = (dout, qkv, key_padding_mask, seed, result)
+    dout, qkv, *others = tensors
+    assert qkv is not None
+    qkv = _aligned(qkv)
     call = module.AxialArguments(
-        *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+        *map(pointer, (dout, qkv, *others)),
         str(qkv.dtype).removeprefix("torch."),
         qkv.shape,
         qkv.stride(),
@@ -129,8 +129,7 @@ def _run_cuda(
         scale,
         threshold,
     )
-    floats = call.workspace(1 if dout is None else 3)
-    workspace = torch.empty(floats, dtype=torch.float32, device=qkv.device)
+    workspace = torch.empty(call.workspace(), dtype=torch.float32, device=qkv.device)
     kernel = getattr(module, f"axial_attention_{direction}")
     kernel(call, workspace.data_ptr(), cuda_stream(qkv))
 

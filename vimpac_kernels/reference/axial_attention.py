@@ -18,6 +18,7 @@ def axial_attention(
     axes: str = "T",
     *,
     bias: Tensor | None = None,
+    bias_in_qkv: bool = False,
     key_padding_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
@@ -30,7 +31,7 @@ def axial_attention(
     line = clip * lines + index of the line in `to_lines` order and head counts over all groups.
     A line without any key (no [CLS], all padding) gives zeros.
     """
-    qkv = qkv if bias is None else qkv + bias.to(qkv.dtype)
+    qkv = qkv if bias is None else add_bias(qkv, bias, bias_in_qkv)
     (T, H, W), (B, S, _, N, Dh) = grid, qkv.shape
     has_cls = S == T * H * W + 1
     scale = Dh**-0.5 if scale is None else scale
@@ -53,6 +54,15 @@ def axial_attention(
             tokens = torch.cat((mean, tokens), dim=1)
         outputs.append(tokens)
     return torch.cat(outputs, dim=2)
+
+
+def add_bias(
+    qkv: Tensor,  # (B, S, 3, N, Dh)
+    bias: Tensor,  # (3, N, Dh)
+    bias_in_qkv: bool,
+) -> Tensor:
+    """qkv with the bias; with one that it contains, as it is, and differentiable by the bias."""
+    return qkv + (bias - bias.detach() if bias_in_qkv else bias).to(qkv.dtype)
 
 
 def _line_attention(
