@@ -66,6 +66,29 @@ def test_is_two_projections_around_the_op() -> None:
     torch.testing.assert_close(layer(x, GRID), layer.out_proj(out), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("axes", ["T", "T|H|W", "HW"])
+def test_gradients_are_those_of_two_projections_around_the_op(axes: str, device: str) -> None:
+    """That of the first bias, too, wherever it is added and summed."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    layer, x = _layer(axes, head_dim=32), _x(2, 25)
+    nn.init.normal_(layer.in_proj_bias)
+    gradients = []
+    for impl in ("auto", "reference"):
+        layer.zero_grad()
+        if impl == "auto":
+            out = layer.to(device)(x.to(device), GRID).cpu()
+        else:
+            layer.cpu()
+            qkv = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).view(2, 25, 3, N, 32)
+            out = layer.out_proj(axial_attention(qkv, GRID, axes, impl=impl).flatten(2))
+        out.square().sum().backward()
+        gradients.append([p.grad.cpu() for p in layer.parameters()])
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_takes_a_grid_of_tokens_without_cls() -> None:
     layer, x = _layer("W"), _x(2, *GRID)
     out = layer(x)

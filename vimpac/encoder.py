@@ -55,14 +55,13 @@ class Attention(nn.Module):
         options: dict[str, Any] = dict(key_padding_mask=key_padding_mask, dropout_p=dropout_p)
         options["seed"] = None if self.joint else seed
         bias: Tensor | None = self.qkv.bias
-        if x.is_cpu and not self.joint and not self.per_line:  # the kernel adds it on the way
-            options["bias"], bias = self.qkv.bias.view(shape), None
+        if not self.joint and not self.per_line:  # the kernel sums its gradient
+            options.update(bias=self.qkv.bias.view(shape), bias_in_qkv=not x.is_cpu)
+            bias = None if x.is_cpu else self.qkv.bias.detach()  # on a CPU the kernel adds it, too
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, shape)
         attend = attend_per_line if self.per_line else axial_attention
         attended = attend(qkv, grid, self.axes, **options).flatten(2)
-        if rows is not None:
-            attended = take_rows(attended, rows)
-        return F.linear(attended, self.out.weight)
+        return F.linear(attended if rows is None else take_rows(attended, rows), self.out.weight)
 
     def cls_rows(self, grid: tuple[int, int, int]) -> int:
         """Rows that stand for [CLS] in the output: 1, or one per line as in the paper's text."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -140,19 +142,21 @@ class AxialAttention(nn.Module):
             )
         if x.shape[-1] != self.embed_dim:
             raise ValueError(f"x must be {self.embed_dim} wide, got {tuple(x.shape)}")
-        shape, early = (3, self.num_heads, self.head_dim), self.in_proj_bias
-        late: Tensor | None = None
-        if early is not None and x.is_cpu and self.axes not in JOINT_AXES:
-            late, early = early.view(shape), None  # the kernel adds it on the way
-        qkv = F.linear(x, self.in_proj_weight, early)
+        shape = (3, self.num_heads, self.head_dim)
+        bias: Tensor | None = self.in_proj_bias
+        options: dict[str, Any] = {}
+        if bias is not None and self.axes not in JOINT_AXES:  # the kernel sums its gradient
+            options = {"bias": bias.view(shape), "bias_in_qkv": not x.is_cpu}
+            bias = None if x.is_cpu else bias.detach()  # on a CPU the kernel adds it, too
+        qkv = F.linear(x, self.in_proj_weight, bias)
         out = axial_attention(
             qkv.unflatten(-1, shape),
             grid,
             self.axes,
-            bias=late,
             key_padding_mask=key_padding_mask,
             dropout_p=self.dropout if self.training else 0.0,
             impl=self.impl,
+            **options,
         )
         return self.out_proj(out.flatten(2))
 
