@@ -69,9 +69,9 @@ LAUNCHES = {
     "add_blocks_kernel<*>": (512, 2048),
     "axial_attention_sums_kernel<*>": (256, 1024),
     "axial_attention_fwd_kernel<*, 3, 2>": (128, 512),  # lines up to 23, head dim 64
-    "axial_attention_bwd_kernel<*, 3, 2>": (128, 16896),
+    "axial_attention_bwd_kernel<*, 3, 2>": (128, 17408),
     "axial_attention_fwd_kernel<*, 5, 2>": (128, 768),  # lines up to 39
-    "axial_attention_bwd_kernel<*, 5, 2>": (128, 37632),
+    "axial_attention_bwd_kernel<*, 5, 2>": (96, 90240),
     "bias_gelu_fwd_kernel<*>": (256, 0),
     "bias_gelu_bwd_kernel<*>": (256, 8192),
     "dropout_add_layer_norm_fwd_kernel<*>": (128, 16416),  # D = 512 and 1024

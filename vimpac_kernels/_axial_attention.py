@@ -67,8 +67,8 @@ class AxialAttention(torch.autograd.Function):
 # A backend is a row: forward (qkv, key_padding_mask, seed, grid, axes, scale, threshold) -> out,
 # backward (dout, qkv, ..., dbias) -> dqkv. They get a non-empty batch, a unit last stride of qkv, a
 # contiguous key_padding_mask and dout, a seed iff threshold > 0, and a dbias, fp32 (3, N, Dh), to
-# fill, or None; outputs are contiguous. After the threshold the CPU's takes a contiguous fp32 bias to
-# add, or None.
+# fill, or None; outputs are contiguous. After the threshold the CPU's takes a contiguous fp32 bias
+# to add, or None.
 def _launcher(impl: str, direction: str) -> Callable[..., Tensor]:
     if impl == "triton":
         return _library.triton_launcher("axial_attention", direction)

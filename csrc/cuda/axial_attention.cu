@@ -9,23 +9,21 @@
 // lines in registers, written as one fp32 row per unit, and added up over the units in order by a
 // second kernel, as is the gradient of the bias over all rows: results repeat bit for bit.
 #include "axial_launch.cuh"
-#include "line_fragments.cuh"
+#include "line_operand.cuh"
 #include "line_softmax.cuh"
 
 namespace vimpac {
 namespace {
 
-// K and V stay in registers where they fit beside the accumulators; else each 16-row product loads
-// them again.
 template <int kOctets, int kBlocks>
-constexpr bool kHoldForward = kOctets * kBlocks <= 12;
+constexpr bool kHoldForward = kOctets * kBlocks <= kAxialForwardHold;
 
-// Blocks per SM that the registers must leave room for.
 template <int kOctets, int kBlocks>
-constexpr int kForwardBlocks = kOctets * kBlocks > 6 ? 2 : 3;
+constexpr int kForwardBlocks =
+    kOctets * kBlocks <= kAxialFewChunks ? kAxialForwardFew : kAxialForwardMany;
 
 template <class T, int kOctets, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<kOctets, kBlocks>)
+__global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlocks>)
     axial_attention_fwd_kernel(AxialProblem p,
                                const T* __restrict__ qkv, // (B, S, 3, N, Dh), strided
                                T* __restrict__ out        // (B, S, N, Dh)
@@ -35,27 +33,26 @@ __global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<kOctets, kBlocks>)
   SharedArena arena;
   const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
   const unsigned unit = blockIdx.x * warps + warp;
-  int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
+  int* list = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
   if (unit >= p.units)
     return;
   const AxialUnit u = find_unit(p, unit);
   const AxialAxis& axis = p.axes[u.axis];
 
   const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
-  const Operand<T, kOctets, kBlocks, false> q(q_base, p.row_stride, rows);
-  Operand<T, kOctets, kBlocks, kHeld> k(q_base + p.part_stride, p.row_stride, rows);
-  Operand<T, kOctets, kBlocks, kHeld> v(q_base + 2 * p.part_stride, p.row_stride, rows);
-  const RowSink<T> sink(out + p.offset(u.clip, u.head, 1), int64_t{p.heads} * kDim, rows,
-                        p.has_cls);
+  using Keys = Operand<T, kOctets, kBlocks, kHeld ? Keep::kHeld : Keep::kNowhere>;
+  Operand<T, kOctets, kBlocks, Keep::kNowhere> q(q_base, p.row_stride, nullptr);
+  Keys k(q_base + p.part_stride, p.row_stride, nullptr);
+  Keys v(q_base + 2 * p.part_stride, p.row_stride, nullptr);
+  const RowSink<T> sink(out + p.offset(u.clip, u.head, 1), int64_t{p.heads} * kDim, p.has_cls);
   UnitSums<1, kBlocks> cls_sums;
+  const int* const rows = list + threadIdx.x % 32 / 4; // of this lane
   const float keep_scale = 65536.0f / float(65536 - p.threshold);
 
-  for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
-    if (t * axis.lines_per_tile >= axis.lines)
-      break;
-    const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, rows);
-    k.load();
-    v.load();
+  const int end = p.end_tile(axis, u.chunk);
+  for (int t = u.chunk * p.tiles_per_chunk; t < end; ++t) {
+    const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, list);
+    q.fetch(rows), k.fetch(rows), v.fetch(rows);
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = 0; m < kTiles; ++m) {
       if constexpr (!kHeld)
@@ -85,9 +82,9 @@ __global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<kOctets, kBlocks>)
         float o[4][4] = {};
 #pragma unroll
         for (int j = 0; j < kTiles; ++j)
-          multiply_columns<T>(o, weights[j], v.columns(2 * j, b), v.columns(2 * j + 1, b));
-        sink.store(o, m, b);
-        if (const ClsRows cls = sink.cls(m); cls.any) {
+          multiply_columns<T>(o, weights[j], v.turned(2 * j, b), v.turned(2 * j + 1, b));
+        sink.store(o, rows, m, b);
+        if (const ClsRows cls = sink.cls(rows, m); cls.any) {
           RowSums sum;
           sum.add(o, cls);
           cls_sums.add(0, b, sum.total());

@@ -9,15 +9,24 @@
 // and dv over the queries. dout of row 0 counts 1 / lines in each line: the factor goes to the fp32
 // rows of p and ds.
 #include "axial_launch.cuh"
-#include "line_fragments.cuh"
+#include "line_operand.cuh"
 #include "line_softmax.cuh"
 
 namespace vimpac {
 namespace {
 
-// q, k, v and dout stay in registers where they fit; else every use loads them again.
+// Where a tile's q and dout, and its k and v, are kept.
 template <int kOctets, int kBlocks>
-constexpr bool kHoldBackward = kOctets * kBlocks <= 6;
+struct Kept {
+  static constexpr int kChunks = kOctets * kBlocks;
+  static constexpr Keep kElse = kChunks <= kAxialStage ? Keep::kStaged : Keep::kNowhere;
+  static constexpr Keep kQueries = kChunks <= kAxialHoldQueries ? Keep::kHeld : kElse;
+  static constexpr bool kHoldKeys =
+      kQueries == Keep::kHeld || (kOctets <= 5 && kChunks <= kAxialHoldKeys);
+  static constexpr Keep kKeys = kHoldKeys ? Keep::kHeld : kElse;
+  // Whether the next tile's q and dout are on their way, in registers, while this one's are used.
+  static constexpr bool kAhead = kQueries == Keep::kStaged && kChunks <= kAxialAhead;
+};
 
 // The transposed weights of a warp, by key tile and query tile; a lane's own 16 bytes.
 template <int kTiles>
@@ -74,21 +83,27 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
 }
 
 template <class T, int kOctets, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, 2)
+__global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackward)
     axial_attention_bwd_kernel(AxialProblem p,
                                const T* __restrict__ dout, // (B, S, N, Dh)
                                const T* __restrict__ qkv,  // (B, S, 3, N, Dh), strided
                                T* __restrict__ dqkv        // (B, S, 3, N, Dh)
     ) {
   constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks;
-  constexpr bool kHeld = kHoldBackward<kOctets, kBlocks>;
-  using Rows = Operand<T, kOctets, kBlocks, kHeld>;
+  using Plan = Kept<kOctets, kBlocks>;
+  constexpr Keep kQueries = Plan::kQueries, kKeys = Plan::kKeys;
+  // Loops over what lies in registers are unrolled, others are not.
+  constexpr bool kHeld = kQueries == Keep::kHeld, kKeysHeld = kKeys == Keep::kHeld;
+  using Queries = Operand<T, kOctets, kBlocks, kQueries>;
+  using Keys = Operand<T, kOctets, kBlocks, kKeys>;
   SharedArena arena;
   const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
   const unsigned unit = blockIdx.x * warps + warp;
-  const WeightStore<kTiles> weights(arena.take<uint4>(warps * WeightStore<kTiles>::kSize) +
-                                    warp * WeightStore<kTiles>::kSize);
-  int* rows = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
+  const auto own = [&](int count) { return arena.take<uint4>(warps * count) + warp * count; };
+  const WeightStore<kTiles> weights(own(WeightStore<kTiles>::kSize));
+  uint4 *const q_stage = own(Queries::kStage), *const dy_stage = own(Queries::kStage);
+  uint4 *const k_stage = own(Keys::kStage), *const v_stage = own(Keys::kStage);
+  int* list = arena.take<int>(warps * 2 * 16 * kTiles) + warp * 2 * 16 * kTiles; // of two tiles
   if (unit >= p.units)
     return;
   const AxialUnit u = find_unit(p, unit);
@@ -96,29 +111,46 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
 
   const T* q_base = qkv + p.qkv_offset(u.clip, u.head);
   const int64_t width = int64_t{p.heads} * kDim;
-  Rows q(q_base, p.row_stride, rows);
-  Rows k(q_base + p.part_stride, p.row_stride, rows);
-  Rows v(q_base + 2 * p.part_stride, p.row_stride, rows);
-  Rows dy(dout + p.offset(u.clip, u.head, 1), width, rows);
+  Queries q(q_base, p.row_stride, q_stage);
+  Queries dy(dout + p.offset(u.clip, u.head, 1), width, dy_stage);
+  Keys k(q_base + p.part_stride, p.row_stride, k_stage);
+  Keys v(q_base + 2 * p.part_stride, p.row_stride, v_stage);
   T* dq_base = dqkv + p.offset(u.clip, u.head, 3);
-  const auto sink = [&](int part) {
-    return RowSink<T>(dq_base + part * width, 3 * width, rows, p.has_cls);
-  };
-  const RowSink<T> dq = sink(0), dk = sink(1), dv = sink(2);
+  const RowSink<T> dq(dq_base, 3 * width, p.has_cls);
+  const RowSink<T> dk(dq_base + width, 3 * width, p.has_cls);
+  const RowSink<T> dv(dq_base + 2 * width, 3 * width, p.has_cls);
   UnitSums<3, kBlocks> cls_sums;
   UnitSums<2, kBlocks> bias_sums; // of dq and dv
 
-  for (int t = u.chunk * p.tiles_per_chunk; t < (u.chunk + 1) * p.tiles_per_chunk; ++t) {
-    if (t * axis.lines_per_tile >= axis.lines)
-      break;
-    const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, rows);
-    q.load(), k.load(), dy.load(), v.load();
+  const int end = p.end_tile(axis, u.chunk);
+  int t = u.chunk * p.tiles_per_chunk;
+  LineTile<kOctets> tile;
+  const int* rows; // of this lane
+  const auto start_tile = [&] {
+    int* const to = list + t % 2 * 16 * kTiles;
+    tile = index_tile<kOctets>(p, axis, u.clip, t, to);
+    rows = to + threadIdx.x % 32 / 4;
+    k.copy(rows), v.copy(rows);
+    if constexpr (Plan::kAhead)
+      q.fetch(rows), dy.fetch(rows);
+  };
+  if constexpr (!kHeld)
+    start_tile();
+  for (;;) {
+    if constexpr (kHeld)
+      start_tile();
+    if constexpr (Plan::kAhead)
+      q.stage(), dy.stage();
+    else
+      q.copy(rows), dy.copy(rows);
+    if constexpr (kQueries == Keep::kStaged || kKeys == Keep::kStaged)
+      cp_async_commit(), cp_async_wait();
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = 0; m < kTiles; ++m) {
       if constexpr (!kHeld)
-        __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
+        __syncwarp(); // no load of k and v moves in front of the loop
       float s[kOctets][4] = {}, dp[kOctets][4] = {};
-#pragma unroll(kHeld ? kBlocks : 1)
+#pragma unroll(kKeysHeld ? kBlocks : 1)
       for (int b = 0; b < kBlocks; ++b) {
         const Chunk q_low = q(2 * m, b), q_high = q(2 * m + 1, b);
         const Chunk dy_low = dy(2 * m, b), dy_high = dy(2 * m + 1, b);
@@ -136,14 +168,15 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
         weights.put(0, m, j, transpose(round_weights<T>(s, j)));
         weights.put(1, m, j, transpose(ds[j]));
       }
-#pragma unroll(kHeld ? kBlocks : 1)
+      const ClsRows cls = dq.cls(rows, m);
+#pragma unroll(kKeysHeld ? kBlocks : 1)
       for (int b = 0; b < kBlocks; ++b) {
         float d[4][4] = {};
 #pragma unroll
         for (int j = 0; j < kTiles; ++j)
           multiply_columns<T>(d, ds[j], k.columns(2 * j, b), k.columns(2 * j + 1, b));
-        dq.store(d, m, b);
-        if (const ClsRows cls = dq.cls(m); cls.any) {
+        dq.store(d, rows, m, b);
+        if (cls.any) {
           RowSums sum;
           sum.add(d, cls);
           cls_sums.add(0, b, sum.total());
@@ -156,6 +189,11 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
       }
     }
     q.turn(), dy.turn();
+    const int* const now = rows;
+    const bool more = ++t < end;
+    if constexpr (!kHeld) // k and v are done with
+      if (more)
+        start_tile();
 #pragma unroll(kHeld ? kBlocks : 1)
     for (int b = 0; b < kBlocks; ++b) {
       RowSums dk_cls, dv_cls, dv_all;
@@ -166,14 +204,14 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
         for (int m = 0; m < kTiles; ++m) {
           if constexpr (!kHeld)
             __syncwarp();
-          multiply_columns<T>(dv_sum, weights.get(0, m, j), dy.columns(2 * m, b),
-                              dy.columns(2 * m + 1, b));
-          multiply_columns<T>(dk_sum, weights.get(1, m, j), q.columns(2 * m, b),
-                              q.columns(2 * m + 1, b));
+          multiply_columns<T>(dv_sum, weights.get(0, m, j), dy.turned(2 * m, b),
+                              dy.turned(2 * m + 1, b));
+          multiply_columns<T>(dk_sum, weights.get(1, m, j), q.turned(2 * m, b),
+                              q.turned(2 * m + 1, b));
         }
-        dk.store(dk_sum, j, b);
-        dv.store(dv_sum, j, b);
-        if (const ClsRows cls = dv.cls(j); cls.any)
+        dk.store(dk_sum, now, j, b);
+        dv.store(dv_sum, now, j, b);
+        if (const ClsRows cls = dv.cls(now, j); cls.any)
           dk_cls.add(dk_sum, cls), dv_cls.add(dv_sum, cls);
         if (p.bias_sums != nullptr)
           dv_all.add(dv_sum);
@@ -183,6 +221,8 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
       if (p.bias_sums != nullptr)
         bias_sums.add(1, b, dv_all.total());
     }
+    if (!more)
+      break;
   }
   if (p.has_cls)
     cls_sums.write(p.cls_sums, unit);
@@ -200,7 +240,11 @@ void axial_attention_bwd(const AxialArguments& call, void* stream) {
     using T = decltype(type);
     constexpr int kTiles = tiles_of_16(octets);
     const AxialProblem p = plan_axes(call, 8 * octets);
-    const size_t shared = WeightStore<kTiles>::kSize * sizeof(uint4) + 16 * kTiles * sizeof(int);
+    using Queries = Operand<T, octets, blocks, Kept<octets, blocks>::kQueries>;
+    using Keys = Operand<T, octets, blocks, Kept<octets, blocks>::kKeys>;
+    constexpr int kStages = 2 * Queries::kStage + 2 * Keys::kStage;
+    const size_t shared =
+        (WeightStore<kTiles>::kSize + kStages) * sizeof(uint4) + 2 * 16 * kTiles * sizeof(int);
     launch_units(axial_attention_bwd_kernel<T, octets, blocks>, p, shared, on, p,
                  static_cast<const T*>(call.dout), static_cast<const T*>(call.qkv),
                  static_cast<T*>(call.result));

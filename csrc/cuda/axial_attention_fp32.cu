@@ -141,7 +141,7 @@ store_row(const float (&y)[kBlocks], bool is_cls, float* row, float (&sums)[kBlo
 }
 
 template <int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
+__global__ void __launch_bounds__(32 * kAxialWarps, kBlocksPerSm)
     axial_attention_fwd_fp32_kernel(AxialProblem p,
                                     const float* __restrict__ qkv, // (B, S, 3, N, Dh), strided
                                     float* __restrict__ out        // (B, S, N, Dh)
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
 }
 
 template <int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, kBlocksPerSm)
+__global__ void __launch_bounds__(32 * kAxialWarps, kBlocksPerSm)
     axial_attention_bwd_fp32_kernel(AxialProblem p,
                                     const float* __restrict__ dout, // (B, S, N, Dh)
                                     const float* __restrict__ qkv,  // (B, S, 3, N, Dh), strided

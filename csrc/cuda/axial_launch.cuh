@@ -12,7 +12,6 @@
 namespace vimpac {
 namespace {
 
-constexpr int kWarps = 4;
 constexpr float kLog2e = 1.4426950408889634f;
 
 // Sums of a unit over rows, by part and block: a lane's are those of element sum_element().
@@ -123,7 +122,7 @@ void launch_units(void (*kernel)(Params...),
                   Stream stream,
                   Args&&... args) {
   constexpr size_t kMostShared = 99 * 1024; // of a block on sm_86, sm_89 and sm_120
-  const unsigned warps = unsigned(std::min<size_t>(kWarps, kMostShared / (shared + 64)));
+  const unsigned warps = unsigned(std::min<size_t>(kAxialWarps, kMostShared / (shared + 64)));
   launch(kernel, dim3((p.units + warps - 1) / warps), dim3(32 * warps), warps * shared, stream,
          std::forward<Args>(args)...);
 }

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include <axial_attention_tuning.cuh>
+
 #include "ops.hpp"
 #include "platform.cuh"
 
@@ -57,6 +59,12 @@ struct AxialProblem {
     const int line = chunk * tiles_per_chunk * axis.lines_per_tile;
     return line < axis.lines ? line : axis.lines;
   }
+  // Past the last tile of a chunk.
+  __host__ __device__ int end_tile(const AxialAxis& axis, int chunk) const {
+    const int end = (chunk + 1) * tiles_per_chunk;
+    const int tiles = (axis.lines + axis.lines_per_tile - 1) / axis.lines_per_tile;
+    return end < tiles ? end : tiles;
+  }
   __host__ __device__ int64_t qkv_offset(int clip, int head) const {
     return clip * clip_stride + head * head_stride;
   }
@@ -95,7 +103,6 @@ inline int64_t cls_elements(const AxialProblem& p) {
 // `tile_rows` is the number of rows of a tile.
 inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
   constexpr int kEnoughUnits = 4096; // keep every SM busy before a warp gets a second tile
-  constexpr int kMostTiles = 8;      // of a warp: the partial sums then cost under 1 % of the bytes
   AxialProblem p{};
   const auto [T, H, W] = call.grid;
   p.clips = call.batch, p.tokens = T * H * W, p.heads = call.heads, p.head_dim = call.head_dim;
@@ -117,7 +124,7 @@ inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
     tiles += divide_up(axis.lines, axis.lines_per_tile);
   }
   p.tiles_per_chunk = 1;
-  while (p.tiles_per_chunk < kMostTiles &&
+  while (p.tiles_per_chunk < kAxialMostTiles &&
          tiles * p.clips * p.group_heads >= 2 * p.tiles_per_chunk * kEnoughUnits)
     p.tiles_per_chunk *= 2;
   uint64_t units = 0;

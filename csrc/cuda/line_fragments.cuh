@@ -1,4 +1,4 @@
-// Rows of a tile as matrix fragments, loaded and stored 16 bytes at a time without shared memory.
+// Rows of a tile as matrix fragments, loaded (line_operand.cuh) and stored 16 bytes at a time.
 //
 // The rows of a tile come in octets, their elements in blocks of 32. A Chunk is what lane 4 g + c
 // holds of one octet and block: elements 8 c .. 8 c + 7 of row g. The order in which a product
@@ -8,6 +8,8 @@
 // of a contraction over the rows, whose result, fp32 d[4][4], is again in the order of a chunk:
 // element 8 c + 2 i + e of row g is d[i][e], of row g + 8 d[i][2 + e].
 #pragma once
+#include <axial_attention_tuning.cuh>
+
 #include "mma.cuh"
 #include "vector.cuh"
 
@@ -31,70 +33,6 @@ __device__ __forceinline__ Fragment transpose(const Fragment& x) {
   return {transpose_8x8(x.w[0]), transpose_8x8(x.w[2]), transpose_8x8(x.w[1]),
           transpose_8x8(x.w[3])};
 }
-
-// One of q, k, v, dout for the rows of a tile. With kHeld it is loaded once into registers;
-// otherwise every use loads it again, which the L1 cache serves.
-template <class T, int kOctets, int kBlocks, bool kHeld>
-class Operand {
-  static constexpr int kHeldOctets = kHeld ? kOctets : 1;
-  const T* base_; // element 8 c of row 0
-  int64_t stride_;
-  const int* rows_; // of this lane: entry 8 o, row of the sequence or -1
-  Chunk held_[kHeldOctets][kBlocks];
-  bool turned_ = false; // known when compiling: the loops over held operands are unrolled
-
-  __device__ __forceinline__ Chunk read(int octet, int block) const {
-    const int row = rows_[8 * octet];
-    Chunk chunk{};
-    if (row >= 0)
-      load16_readonly(chunk.w,
-                      reinterpret_cast<const uint32_t*>(base_ + row * stride_ + 32 * block));
-    return chunk;
-  }
-
-public:
-  __device__ __forceinline__ Operand(const T* base, int64_t stride, const int* rows)
-      : base_(base + threadIdx.x % 4 * 8), stride_(stride), rows_(rows + threadIdx.x % 32 / 4) {}
-
-  __device__ __forceinline__ void load() {
-    if constexpr (kHeld) {
-#pragma unroll
-      for (int o = 0; o < kOctets; ++o)
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
-          held_[o][b] = read(o, b);
-      turned_ = false;
-    }
-  }
-
-  // Transposes what is held, once for all uses: from here on only columns() may be asked for.
-  __device__ __forceinline__ void turn() {
-    if constexpr (kHeld) {
-#pragma unroll
-      for (int o = 0; o < kOctets; ++o)
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
-          held_[o][b] = transpose(held_[o][b]);
-      turned_ = true;
-    }
-  }
-
-  // Octets past the last are zero.
-  __device__ __forceinline__ Chunk operator()(int octet, int block) const {
-    if constexpr (kHeld)
-      return octet < kOctets ? held_[octet < kOctets ? octet : 0][block] : Chunk{};
-    else
-      return read(octet, block);
-  }
-
-  // For a contraction over the rows.
-  __device__ __forceinline__ Chunk columns(int octet, int block) const {
-    if (kHeld && octet >= kOctets)
-      return Chunk{};
-    const Chunk chunk = (*this)(octet, block);
-    return turned_ ? chunk : transpose(chunk);
-  }
-};
 
 // d += (rows of octets a0 and a1) (rows of octet b)^T over a block of 32 elements.
 template <class T>
@@ -133,37 +71,35 @@ struct ClsRows {
   bool own[2], any;
 };
 
-// Where the rows of a kernel's result go: tokens to memory, [CLS] nowhere.
+// Where the rows of a kernel's result go: tokens to memory, [CLS] nowhere. `rows` is as in Operand.
 template <class T>
 class RowSink {
   T* base_; // element 8 c of row 0
   int64_t stride_;
-  const int* rows_;
   int first_; // row of a token
 
 public:
-  __device__ __forceinline__ RowSink(T* base, int64_t stride, const int* rows, bool has_cls)
-      : base_(base + threadIdx.x % 4 * 8), stride_(stride), rows_(rows + threadIdx.x % 32 / 4),
-        first_(has_cls) {}
+  __device__ __forceinline__ RowSink(T* base, int64_t stride, bool has_cls)
+      : base_(base + threadIdx.x % 4 * 8), stride_(stride), first_(has_cls) {}
 
   // Rows of octets 2 m and 2 m + 1, one block.
-  __device__ __forceinline__ void store(const float (&d)[4][4], int m, int block) const {
+  __device__ __forceinline__ void
+  store(const float (&d)[4][4], const int* rows, int m, int block) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = rows_[8 * (2 * m + half)];
+      const int row = rows[8 * (2 * m + half)];
       if (row < first_)
         continue;
       uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         words[i] = pack<T>(d[i][2 * half], d[i][2 * half + 1]);
-      store16(reinterpret_cast<uint32_t*>(base_ + row * stride_ + 32 * block), words);
+      store16<kAxialStore>(reinterpret_cast<uint32_t*>(base_ + row * stride_ + 32 * block), words);
     }
   }
   // Of the same octets.
-  __device__ __forceinline__ ClsRows cls(int m) const {
-    const bool low = first_ == 1 && rows_[16 * m] == 0,
-               high = first_ == 1 && rows_[16 * m + 8] == 0;
+  __device__ __forceinline__ ClsRows cls(const int* rows, int m) const {
+    const bool low = first_ == 1 && rows[16 * m] == 0, high = first_ == 1 && rows[16 * m + 8] == 0;
     return {{low, high}, __any_sync(~0u, low || high) != 0};
   }
 };

@@ -24,12 +24,20 @@ __device__ __forceinline__ void load16_readonly(T (&out)[kVector<T>], const T* p
 }
 
 // Stores kVector<T> elements to global memory; p is 16-byte aligned. By an intrinsic: where nvcc
-// sees how the words of a vector came about, it splits a plain store of it into four.
-template <class T>
+// sees how the words of a vector came about, it splits a plain store of it into four. kPolicy: 0
+// write back, 1 past L1, 2 evict first.
+template <int kPolicy = 1, class T>
 __device__ __forceinline__ void store16(T* p, const T (&values)[kVector<T>]) {
+  static_assert(kPolicy >= 0 && kPolicy <= 2);
   uint4 bits;
   memcpy(&bits, values, sizeof(bits));
-  __stcg(reinterpret_cast<uint4*>(p), bits);
+  uint4* const to = reinterpret_cast<uint4*>(p);
+  if constexpr (kPolicy == 0)
+    __stwb(to, bits);
+  else if constexpr (kPolicy == 1)
+    __stcg(to, bits);
+  else
+    __stcs(to, bits);
 }
 
 __device__ __forceinline__ float to_float(float x) {

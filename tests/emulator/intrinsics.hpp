@@ -222,6 +222,10 @@ T __ldcg(const T* p, EMULATOR_HERE) {
   return *emulator::expect_global("__ldcg", p, here);
 }
 template <class T>
+void __stwb(T* p, T v, EMULATOR_HERE) {
+  *emulator::expect_global("__stwb", p, here) = v;
+}
+template <class T>
 void __stcs(T* p, T v, EMULATOR_HERE) {
   *emulator::expect_global("__stcs", p, here) = v;
 }
