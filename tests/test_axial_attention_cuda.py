@@ -4,7 +4,7 @@ import pytest
 import torch
 from checks import assert_close
 
-from vimpac_kernels import axial_attention
+from vimpac_kernels import _library, axial_attention
 
 pytestmark = pytest.mark.impls("cuda")
 
@@ -47,9 +47,26 @@ def test_streamed_and_held_tiles_match_reference(impl, length, Dh):
     assert_matches_reference(impl, grid, "W|H", 2, Dh, torch.float16, dropout_p=0.2, seed=3)
 
 
-def test_warps_with_several_tiles_match_reference(impl):
-    """8 heads of 1,025 tiles: a warp gets two, the last one of a head."""
-    assert_matches_reference(impl, (1, 3, 4100), "T", 8, 32, torch.bfloat16)
+@pytest.mark.parametrize(
+    "Dh, length, lines", [(32, 5, 300), (64, 33, 65), (128, 17, 70), (32, 50, 65), (128, 64, 30)]
+)
+def test_warps_with_several_tiles_match_reference(impl, length, lines, Dh):
+    """More tiles than warps of the emulated device, the last chunk shorter than the others."""
+    assert_matches_reference(
+        impl, (1, lines, length), "W", 1, Dh, torch.bfloat16, dropout_p=0.1, seed=4
+    )
+
+
+@pytest.mark.parametrize("lines, units", [(12, 12), (13, 7), (24, 12), (25, 9), (100, 34)])
+def test_units_fill_whole_waves(impl, lines, units):
+    """The emulated device works on three blocks of four warps at a time; a line is a tile."""
+    if not impl.emulated:
+        pytest.skip("other devices have other sizes")
+    shape = (1, 1 + lines * 23, 3, 1, 32)
+    strides = torch.empty(shape, device="meta").stride()
+    pointers, plan = [0] * 6, ((1, lines, 23), [2], 1.0, 0)
+    call = _library.extension("cuda").AxialArguments(*pointers, "bfloat16", shape, strides, *plan)
+    assert call.workspace() == 32 * units
 
 
 @pytest.mark.sanitize

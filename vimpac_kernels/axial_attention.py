@@ -82,8 +82,9 @@ def axial_attention(
         RuntimeError: If `impl` cannot run this call, with the reason.
 
     Softmax and accumulation in fp32. cuda, triton and cpu repeat bit for bit, forward and
-    backward; the same seed drops the same elements there and in the reference. Extra memory: fp32
-    partial sums for [CLS], at most one row per line. sdpa takes dropout without a seed only.
+    backward (cuda on one model of GPU: how sums over lines are cut follows its size); the same
+    seed drops the same elements there and in the reference. Extra memory: fp32 partial sums for
+    [CLS] and the bias, at most a row each per line. sdpa takes dropout without a seed only.
     """
     plan = _check(qkv, grid, axes, bias, key_padding_mask, dropout_p, scale)
     if bias_in_qkv and bias is None:

@@ -20,7 +20,7 @@ constexpr bool kHoldForward = kOctets * kBlocks <= kAxialForwardHold;
 
 template <int kOctets, int kBlocks>
 constexpr int kForwardBlocks =
-    kOctets * kBlocks <= kAxialFewChunks ? kAxialForwardFew : kAxialForwardMany;
+    kOctets * kBlocks <= kAxialFewChunks ? kAxialForwardBlocksFew : kAxialForwardBlocks;
 
 template <class T, int kOctets, int kBlocks>
 __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlocks>)
@@ -98,23 +98,25 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
 
 } // namespace
 
-void axial_attention_fwd(const AxialArguments& call, void* stream) {
-  const Stream on = static_cast<Stream>(stream);
+int64_t axial_attention_run_fwd(const AxialArguments& call, const Stream* stream) {
   if (call.dtype == ElementType::kFloat)
-    return axial_attention_fwd_fp32(call, on);
-  dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
+    return axial_attention_run_fwd_fp32(call, stream);
+  return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
-    constexpr int kTiles = tiles_of_16(octets);
-    const AxialProblem p = plan_axes(call, 8 * octets);
-    launch_units(axial_attention_fwd_kernel<T, octets, blocks>, p, 16 * kTiles * sizeof(int), on, p,
-                 static_cast<const T*>(call.qkv), static_cast<T*>(call.result));
-    launch_sums<T>(p, call, on);
+    const size_t shared = 16 * tiles_of_16(octets) * sizeof(int);
+    return run_units<T>(axial_attention_fwd_kernel<T, octets, blocks>, call, octets, shared, stream,
+                        static_cast<const T*>(call.qkv), static_cast<T*>(call.result));
   });
 }
 
+void axial_attention_fwd(const AxialArguments& call, void* stream) {
+  const Stream on = static_cast<Stream>(stream);
+  axial_attention_run_fwd(call, &on);
+}
+
 int64_t axial_attention_workspace(const AxialArguments& call) {
-  const AxialProblem p = plan_axes(call, 8 * tile_octets(call));
-  return cls_elements(p) + (call.dbias == nullptr ? 0 : int64_t{p.units} * 2 * p.head_dim);
+  return call.dout == nullptr ? axial_attention_run_fwd(call, nullptr)
+                              : axial_attention_run_bwd(call, nullptr);
 }
 
 } // namespace vimpac

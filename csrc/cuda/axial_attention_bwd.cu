@@ -83,7 +83,7 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
 }
 
 template <class T, int kOctets, int kBlocks>
-__global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackward)
+__global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
     axial_attention_bwd_kernel(AxialProblem p,
                                const T* __restrict__ dout, // (B, S, N, Dh)
                                const T* __restrict__ qkv,  // (B, S, 3, N, Dh), strided
@@ -232,24 +232,26 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackward)
 
 } // namespace
 
-void axial_attention_bwd(const AxialArguments& call, void* stream) {
-  const Stream on = static_cast<Stream>(stream);
+int64_t axial_attention_run_bwd(const AxialArguments& call, const Stream* stream) {
   if (call.dtype == ElementType::kFloat)
-    return axial_attention_bwd_fp32(call, on);
-  dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
+    return axial_attention_run_bwd_fp32(call, stream);
+  return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
     constexpr int kTiles = tiles_of_16(octets);
-    const AxialProblem p = plan_axes(call, 8 * octets);
     using Queries = Operand<T, octets, blocks, Kept<octets, blocks>::kQueries>;
     using Keys = Operand<T, octets, blocks, Kept<octets, blocks>::kKeys>;
     constexpr int kStages = 2 * Queries::kStage + 2 * Keys::kStage;
     const size_t shared =
         (WeightStore<kTiles>::kSize + kStages) * sizeof(uint4) + 2 * 16 * kTiles * sizeof(int);
-    launch_units(axial_attention_bwd_kernel<T, octets, blocks>, p, shared, on, p,
-                 static_cast<const T*>(call.dout), static_cast<const T*>(call.qkv),
-                 static_cast<T*>(call.result));
-    launch_sums<T>(p, call, on);
+    return run_units<T>(axial_attention_bwd_kernel<T, octets, blocks>, call, octets, shared, stream,
+                        static_cast<const T*>(call.dout), static_cast<const T*>(call.qkv),
+                        static_cast<T*>(call.result));
   });
+}
+
+void axial_attention_bwd(const AxialArguments& call, void* stream) {
+  const Stream on = static_cast<Stream>(stream);
+  axial_attention_run_bwd(call, &on);
 }
 
 } // namespace vimpac

@@ -9,7 +9,6 @@ namespace vimpac {
 namespace {
 
 constexpr int kMaxKeys = 72, kPerLane = (kMaxKeys + 31) / 32;
-constexpr int kBlocksPerSm = 4; // asked for none, the compiler aims at eight and spills
 
 // Elements of a (queries, keys) array in shared memory, in whole 16 bytes.
 __host__ __device__ constexpr int score_elements(int longest) {
@@ -141,7 +140,7 @@ store_row(const float (&y)[kBlocks], bool is_cls, float* row, float (&sums)[kBlo
 }
 
 template <int kBlocks>
-__global__ void __launch_bounds__(32 * kAxialWarps, kBlocksPerSm)
+__global__ void __launch_bounds__(32 * kAxialWarps, kAxialFp32Blocks)
     axial_attention_fwd_fp32_kernel(AxialProblem p,
                                     const float* __restrict__ qkv, // (B, S, 3, N, Dh), strided
                                     float* __restrict__ out        // (B, S, N, Dh)
@@ -184,7 +183,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kBlocksPerSm)
 }
 
 template <int kBlocks>
-__global__ void __launch_bounds__(32 * kAxialWarps, kBlocksPerSm)
+__global__ void __launch_bounds__(32 * kAxialWarps, kAxialFp32Blocks)
     axial_attention_bwd_fp32_kernel(AxialProblem p,
                                     const float* __restrict__ dout, // (B, S, N, Dh)
                                     const float* __restrict__ qkv,  // (B, S, 3, N, Dh), strided
@@ -258,24 +257,22 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kBlocksPerSm)
 
 } // namespace
 
-void axial_attention_fwd_fp32(const AxialArguments& call, Stream stream) {
-  const AxialProblem p = plan_axes(call, 8 * tile_octets(call));
-  dispatch_head_dim(call, [&](auto blocks) {
-    launch_units(axial_attention_fwd_fp32_kernel<blocks>, p, 2 * kMaxKeys * sizeof(float), stream,
-                 p, static_cast<const float*>(call.qkv), static_cast<float*>(call.result));
+int64_t axial_attention_run_fwd_fp32(const AxialArguments& call, const Stream* stream) {
+  return dispatch_head_dim(call, [&](auto blocks) {
+    return run_units<float>(axial_attention_fwd_fp32_kernel<blocks>, call, tile_octets(call),
+                            2 * kMaxKeys * sizeof(float), stream,
+                            static_cast<const float*>(call.qkv), static_cast<float*>(call.result));
   });
-  launch_sums<float>(p, call, stream);
 }
 
-void axial_attention_bwd_fp32(const AxialArguments& call, Stream stream) {
-  const AxialProblem p = plan_axes(call, 8 * tile_octets(call));
-  const size_t shared = (size_t(2 * score_elements(p.longest)) + kMaxKeys) * sizeof(float);
-  dispatch_head_dim(call, [&](auto blocks) {
-    launch_units(axial_attention_bwd_fp32_kernel<blocks>, p, shared, stream, p,
-                 static_cast<const float*>(call.dout), static_cast<const float*>(call.qkv),
-                 static_cast<float*>(call.result));
+int64_t axial_attention_run_bwd_fp32(const AxialArguments& call, const Stream* stream) {
+  const int scores = 2 * score_elements(longest_line(call));
+  const size_t shared = size_t(scores + kMaxKeys) * sizeof(float);
+  return dispatch_head_dim(call, [&](auto blocks) {
+    return run_units<float>(axial_attention_bwd_fp32_kernel<blocks>, call, tile_octets(call),
+                            shared, stream, static_cast<const float*>(call.dout),
+                            static_cast<const float*>(call.qkv), static_cast<float*>(call.result));
   });
-  launch_sums<float>(p, call, stream);
 }
 
 } // namespace vimpac

@@ -1,20 +1,23 @@
 // What only a measurement settles in the CUDA kernels of axial_attention. Chunks are octets of rows
-// times blocks of 32 elements: what a lane has of an operand of a tile, 16 bytes each.
+// times blocks of 32 elements: what a lane has of an operand of a tile, 16 bytes each. Blocks are
+// those of a multiprocessor, for which registers must suffice.
 #pragma once
 
 namespace vimpac {
 
-constexpr int kAxialWarps = 4;        // of a block, where shared memory allows them
-constexpr int kAxialStore = 1;        // of results: 0 write back, 1 past L1, 2 evict first
-constexpr int kAxialFewChunks = 6;    // with so many registers leave room for more blocks
-constexpr int kAxialForwardFew = 3;   // blocks of a multiprocessor up to so many chunks
-constexpr int kAxialForwardMany = 2;  // and beyond
-constexpr int kAxialForwardHold = 12; // chunks up to which k and v stay in registers
-constexpr int kAxialBackward = 2;     // blocks of a multiprocessor in the backward
-constexpr int kAxialHoldQueries = 6; // chunks up to which q and dout stay in registers: 255 of them
-constexpr int kAxialHoldKeys = 0;    // as many of k and v, beside q and dout in shared memory
-constexpr int kAxialAhead = 12;    // chunks up to which registers have room for the next q and dout
-constexpr int kAxialStage = 20;    // chunks up to which shared memory has what registers have not
-constexpr int kAxialMostTiles = 8; // of a warp: its sums then cost under 1 % of the bytes
+constexpr int kAxialWarps = 4;            // of a block, at most: warps share nothing but token rows
+constexpr int kAxialStore = 1;            // results: 0 write back, 1 past L1, 2 evict first
+constexpr int kAxialFewChunks = 6;        // of a tile with which more blocks fit in the forward
+constexpr int kAxialForwardBlocksFew = 3; // up to so many chunks
+constexpr int kAxialForwardBlocks = 2;    // beyond
+constexpr int kAxialForwardHold = 12;     // chunks up to which k and v stay in registers
+constexpr int kAxialBackwardBlocks = 2;   // leaves 255 registers
+constexpr int kAxialHoldQueries = 6;      // chunks up to which q, dout, k and v stay in registers
+constexpr int kAxialHoldKeys = 0;         // as many for k and v alone; 10 asks for kAxialAhead < 10
+constexpr int kAxialAhead = 12;     // chunks up to which registers have room for the next q, dout
+constexpr int kAxialStage = 20;     // chunks up to which shared memory has what registers have not
+constexpr int kAxialFp32Blocks = 4; // asked for none, the compiler aims at eight and spills
+constexpr int kAxialMostTiles = 8;  // of a warp: its sums then cost under 1 % of the bytes
+constexpr int kAxialUnitCost = 2;   // of a warp beside its tiles, in sixteenths of a tile
 
 } // namespace vimpac

@@ -100,40 +100,55 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
     add_bias(p, block - rows, dbias);
 }
 
-// The second stage of the sums over lines.
-template <class T>
-void launch_sums(const AxialProblem& p, const AxialArguments& call, Stream stream) {
-  unsigned blocks = 0;
-  if (p.cls_sums != nullptr)
-    blocks += unsigned(p.clips) * unsigned(p.heads);
-  if (p.bias_sums != nullptr)
-    blocks += unsigned(p.heads) * 2 * unsigned(p.head_dim) / kSumColumns;
-  if (blocks > 0)
-    launch(axial_attention_sums_kernel<T>, dim3(blocks), dim3(kSumColumns * kSumRows),
-           kSumColumns * kSumRows * sizeof(float), stream, p, static_cast<T*>(call.result),
-           call.dbias);
+// Plans one warp per unit and, given a stream, launches the kernel and the second stage of the
+// sums. `shared` bytes of each warp decide how many share a block: as many as let most warps be
+// resident. Returns the elements of scratch memory that the call needs.
+template <class T, class... Params, class... Args>
+int64_t run_units(void (*kernel)(AxialProblem, Params...),
+                  const AxialArguments& call,
+                  int octets,
+                  size_t shared,
+                  const Stream* stream,
+                  Args... args) {
+  constexpr size_t kMostShared = 99 * 1024; // of a block on sm_86, sm_89 and sm_120
+  unsigned warps = 1, resident = 0;
+  for (unsigned n = kAxialWarps; n > 0; --n) {
+    if (n * (shared + 64) > kMostShared)
+      continue;
+    const unsigned blocks =
+        resident_blocks(reinterpret_cast<const void*>(kernel), int(32 * n), n * shared);
+    if (n * blocks > resident)
+      warps = n, resident = n * blocks;
+  }
+  const AxialProblem p = plan_axes(call, 8 * octets, std::max(resident, 1u));
+  if (stream != nullptr) {
+    launch(kernel, dim3((p.units + warps - 1) / warps), dim3(32 * warps), warps * shared, *stream,
+           p, args...);
+    unsigned blocks = 0;
+    if (p.cls_sums != nullptr)
+      blocks += unsigned(p.clips) * unsigned(p.heads);
+    if (p.bias_sums != nullptr)
+      blocks += unsigned(p.heads) * 2 * unsigned(p.head_dim) / kSumColumns;
+    if (blocks > 0)
+      launch(axial_attention_sums_kernel<T>, dim3(blocks), dim3(kSumColumns * kSumRows),
+             kSumColumns * kSumRows * sizeof(float), *stream, p, static_cast<T*>(call.result),
+             call.dbias);
+  }
+  return workspace_elements(p, call);
 }
 
-// One warp per unit. `shared` bytes of each warp decide how many share a block.
-template <class... Params, class... Args>
-void launch_units(void (*kernel)(Params...),
-                  const AxialProblem& p,
-                  size_t shared,
-                  Stream stream,
-                  Args&&... args) {
-  constexpr size_t kMostShared = 99 * 1024; // of a block on sm_86, sm_89 and sm_120
-  const unsigned warps = unsigned(std::min<size_t>(kAxialWarps, kMostShared / (shared + 64)));
-  launch(kernel, dim3((p.units + warps - 1) / warps), dim3(32 * warps), warps * shared, stream,
-         std::forward<Args>(args)...);
+// Rows of the longest lines.
+inline int longest_line(const AxialArguments& call) {
+  int longest = 0;
+  for (const int id : call.axes)
+    longest = std::max(longest, call.grid[size_t(id)] + call.has_cls);
+  return longest;
 }
 
 // Octets of a tile: that of the longest lines.
 inline int tile_octets(const AxialArguments& call) {
-  int longest = 0;
-  for (const int id : call.axes)
-    longest = std::max(longest, call.grid[size_t(id)] + call.has_cls);
   for (const int octets : {3, 5, 9})
-    if (longest <= 8 * octets)
+    if (longest_line(call) <= 8 * octets)
       return octets;
   throw std::invalid_argument("axial_attention: lines of at most 72 rows, [CLS] included");
 }
@@ -143,7 +158,7 @@ using Constant = std::integral_constant<int, kValue>;
 
 // Calls f(blocks of 32 of a head).
 template <class F>
-void dispatch_head_dim(const AxialArguments& call, F f) {
+auto dispatch_head_dim(const AxialArguments& call, F f) {
   switch (call.head_dim) {
   case 32:
     return f(Constant<1>{});
@@ -157,22 +172,24 @@ void dispatch_head_dim(const AxialArguments& call, F f) {
 
 // Calls f(T{}, octets of a tile, blocks of 32 of a head).
 template <class F>
-void dispatch_tile(const AxialArguments& call, F f) {
-  dispatch_head_dim(call, [&](auto blocks) {
+auto dispatch_tile(const AxialArguments& call, F f) {
+  return dispatch_head_dim(call, [&](auto blocks) {
     const auto octets = [&](auto type) {
       const int n = tile_octets(call);
       return n == 3   ? f(type, Constant<3>{}, blocks)
              : n == 5 ? f(type, Constant<5>{}, blocks)
                       : f(type, Constant<9>{}, blocks);
     };
-    call.dtype == ElementType::kBFloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
+    return call.dtype == ElementType::kBFloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
   });
 }
 
 } // namespace
 
-// In axial_attention_fp32.cu.
-void axial_attention_fwd_fp32(const AxialArguments& call, Stream stream);
-void axial_attention_bwd_fp32(const AxialArguments& call, Stream stream);
+// Without a stream these plan only; all return the elements of scratch memory.
+int64_t axial_attention_run_fwd(const AxialArguments& call, const Stream* stream);
+int64_t axial_attention_run_bwd(const AxialArguments& call, const Stream* stream);
+int64_t axial_attention_run_fwd_fp32(const AxialArguments& call, const Stream* stream);
+int64_t axial_attention_run_bwd_fp32(const AxialArguments& call, const Stream* stream);
 
 } // namespace vimpac

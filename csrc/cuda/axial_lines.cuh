@@ -3,7 +3,8 @@
 // A line is its L tokens followed by [CLS] if there is one: `keys` rows, each a query and a key. A
 // tile is as many whole lines of one clip as fit its rows. A unit is what one warp works on: one
 // head and a chunk of consecutive tiles of one axis; heads run fastest, so that the warps of a
-// block read whole token rows between them. All axes of a call share one range of units.
+// block read whole token rows between them. All axes of a call share one range of units. How many
+// tiles a chunk has follows from the device, so sums over units repeat on one model of it only.
 #pragma once
 #include <algorithm>
 #include <stdexcept>
@@ -100,9 +101,28 @@ inline int64_t cls_elements(const AxialProblem& p) {
   return p.has_cls ? int64_t{p.units} * p.parts * p.head_dim : 0;
 }
 
-// `tile_rows` is the number of rows of a tile.
-inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
-  constexpr int kEnoughUnits = 4096; // keep every SM busy before a warp gets a second tile
+// Elements of scratch memory.
+inline int64_t workspace_elements(const AxialProblem& p, const AxialArguments& call) {
+  return cls_elements(p) + (call.dbias == nullptr ? 0 : int64_t{p.units} * 2 * p.head_dim);
+}
+
+// Chunks of `tiles` tiles; returns the units.
+inline uint64_t cut_chunks(AxialProblem& p, int tiles) {
+  uint64_t units = 0;
+  p.tiles_per_chunk = tiles;
+  for (int a = 0; a < p.num_axes; ++a) {
+    AxialAxis& axis = p.axes[a];
+    axis.chunks = divide_up(axis.lines, axis.lines_per_tile * tiles);
+    axis.first_unit = unsigned(units);
+    units += uint64_t(p.clips) * uint64_t(axis.chunks) * uint64_t(p.group_heads);
+  }
+  return units;
+}
+
+// `tile_rows` is the number of rows of a tile, `resident` the units that the device works on at a
+// time. Chunks are as long as makes for the least time: whole waves of units, each as long as its
+// tiles and what a unit costs beside them.
+inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows, unsigned resident) {
   AxialProblem p{};
   const auto [T, H, W] = call.grid;
   p.clips = call.batch, p.tokens = T * H * W, p.heads = call.heads, p.head_dim = call.head_dim;
@@ -111,29 +131,25 @@ inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows) {
   p.clip_stride = call.strides[0], p.row_stride = call.strides[1];
   p.part_stride = call.strides[2], p.head_stride = call.strides[3];
   p.padding = call.padding, p.seed = call.seed, p.parts = call.dout == nullptr ? 1 : 3;
-  int64_t tiles = 0; // of a clip and of one head of every group
   for (int a = 0; a < p.num_axes; ++a) {
     AxialAxis& axis = p.axes[a];
-    axis.id = call.axes[a], axis.first_head = a * p.group_heads;
+    axis.id = call.axes[size_t(a)], axis.first_head = a * p.group_heads;
     axis.length = axis.id == 0 ? T : axis.id == 1 ? H : W;
     axis.inner = axis.id == 0 ? H * W : axis.id == 1 ? W : 1;
     axis.keys = axis.length + p.has_cls;
     axis.lines = p.tokens / axis.length;
     p.longest = std::max(p.longest, axis.keys);
     axis.lines_per_tile = tile_rows / axis.keys;
-    tiles += divide_up(axis.lines, axis.lines_per_tile);
   }
-  p.tiles_per_chunk = 1;
-  while (p.tiles_per_chunk < kAxialMostTiles &&
-         tiles * p.clips * p.group_heads >= 2 * p.tiles_per_chunk * kEnoughUnits)
-    p.tiles_per_chunk *= 2;
-  uint64_t units = 0;
-  for (int a = 0; a < p.num_axes; ++a) {
-    AxialAxis& axis = p.axes[a];
-    axis.chunks = divide_up(axis.lines, axis.lines_per_tile * p.tiles_per_chunk);
-    axis.first_unit = unsigned(units);
-    units += uint64_t(p.clips) * uint64_t(axis.chunks) * uint64_t(p.group_heads);
+  int best = 1;
+  uint64_t least = ~uint64_t{0};
+  for (int tiles = 1; tiles <= kAxialMostTiles; ++tiles) {
+    const uint64_t waves = (cut_chunks(p, tiles) + resident - 1) / resident;
+    const uint64_t time = waves * uint64_t(16 * tiles + kAxialUnitCost);
+    if (time <= least)
+      least = time, best = tiles;
   }
+  const uint64_t units = cut_chunks(p, best);
   if (units >= 1u << 31)
     throw std::invalid_argument("axial_attention: more lines than one launch takes");
   p.units = unsigned(units);

@@ -10,9 +10,12 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 
 namespace vimpac {
@@ -97,6 +100,30 @@ inline int resident_blocks(int most, size_t shared_bytes) {
   return attribute(cudaDevAttrMultiProcessorCount) * (fit > 1 ? fit : 1);
 }
 
+// Blocks of a kernel that the current device holds at a time, all multiprocessors together. Asked
+// once for every device, kernel and launch.
+inline unsigned resident_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, int, size_t>, unsigned> known;
+  int device = 0, multiprocessors = 0, blocks = 0;
+  check_launch(cudaGetDevice(&device), kernel);
+  const std::lock_guard<std::mutex> lock(mutex);
+  unsigned& found = known[{device, kernel, threads, shared_bytes}];
+  if (found == 0) {
+    if (shared_bytes > 48 * 1024)
+      check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(shared_bytes)),
+                   kernel);
+    check_launch(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        kernel);
+    check_launch(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+                 kernel);
+    found = static_cast<unsigned>(blocks * multiprocessors);
+  }
+  return found;
+}
+
 // Starts `kernel` on the current device; `shared_bytes` covers what its SharedArena hands out.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...),
@@ -138,6 +165,11 @@ inline float approximate_exp2(float x) {
 
 inline uint32_t opaque(uint32_t x) {
   return x;
+}
+
+// Of a device so small that tests of a few lines fill it.
+inline unsigned resident_blocks(const void* /*kernel*/, int /*threads*/, size_t /*shared_bytes*/) {
+  return 3;
 }
 
 inline void clear(void* p, size_t bytes, Stream /*stream*/) {
