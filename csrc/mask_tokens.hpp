@@ -7,12 +7,13 @@
 namespace vimpac {
 
 struct MaskTokensFwd {
-  const void* tokens;  // (B, T, H, W) of token_type
-  const int64_t* seed; // 0-d
-  void* inputs;        // (B, T, H, W) of token_type
-  uint8_t* mask;       // (B, T, H, W), 0 or 1
-  int32_t* positions;  // (B*T*H*W,)
-  int32_t* count;      // 0-d
+  const void* tokens;         // (B, T, H, W) of token_type
+  const int64_t* seed;        // 0-d
+  const int64_t* clip_offset; // 0-d, modulo 2^32
+  void* inputs;               // (B, T, H, W) of token_type
+  uint8_t* mask;              // (B, T, H, W), 0 or 1
+  int32_t* positions;         // (B*T*H*W,)
+  int32_t* count;             // 0-d
   enum TokenType { kInt16, kUInt16, kInt32, kInt64 } token_type;
   int64_t B;
   int T, H, W;
@@ -26,7 +27,6 @@ struct MaskTokensFwd {
   enum Noise { kNone, kPerToken, kPerBlock } noise;
   uint64_t noise_low, noise_high; // decisions below low: mask token; below high: random id
   uint32_t vocab_size;
-  uint32_t clip_offset;
   int row_offset;
   int num_threads; // CPU
 };

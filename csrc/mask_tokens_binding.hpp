@@ -15,21 +15,23 @@ namespace vimpac {
 // Defines mask_tokens_fwd, which runs `run(args, tail...)`; Tail is what only one module takes.
 template <class... Tail, class Run>
 void def_mask_tokens_fwd(pybind11::module_& module, Run run) {
-  auto bound = [run](uintptr_t tokens,    // (B, T, H, W), bits per token: token_type
-                     uintptr_t seed,      // 0-d int64
-                     uintptr_t inputs,    // (B, T, H, W)
-                     uintptr_t mask,      // (B, T, H, W) bool
-                     uintptr_t positions, // (B*T*H*W,) int32
-                     uintptr_t count,     // 0-d int32
+  auto bound = [run](uintptr_t tokens,      // (B, T, H, W), bits per token: token_type
+                     uintptr_t seed,        // 0-d int64
+                     uintptr_t clip_offset, // 0-d int64
+                     uintptr_t inputs,      // (B, T, H, W)
+                     uintptr_t mask,        // (B, T, H, W) bool
+                     uintptr_t positions,   // (B*T*H*W,) int32
+                     uintptr_t count,       // 0-d int32
                      int token_type, std::array<int64_t, 4> shape, int strategy, int num_blocks,
                      std::array<int, 3> max_block, uint64_t amount, int64_t mask_token,
                      std::optional<int64_t> pad_token, int noise,
-                     std::array<uint64_t, 2> noise_below, uint32_t vocab_size, uint32_t clip_offset,
-                     int row_offset, Tail... tail) {
+                     std::array<uint64_t, 2> noise_below, uint32_t vocab_size, int row_offset,
+                     Tail... tail) {
     using Args = MaskTokensFwd;
     Args args{};
     args.tokens = reinterpret_cast<const void*>(tokens);
     args.seed = reinterpret_cast<const int64_t*>(seed);
+    args.clip_offset = reinterpret_cast<const int64_t*>(clip_offset);
     args.inputs = reinterpret_cast<void*>(inputs);
     args.mask = reinterpret_cast<uint8_t*>(mask);
     args.positions = reinterpret_cast<int32_t*>(positions);
@@ -50,7 +52,6 @@ void def_mask_tokens_fwd(pybind11::module_& module, Run run) {
     args.noise_low = noise_below[0];
     args.noise_high = noise_below[1];
     args.vocab_size = vocab_size;
-    args.clip_offset = clip_offset;
     args.row_offset = row_offset;
     run(args, tail...);
   };

@@ -159,6 +159,9 @@ def test_clips_seeds_and_blocks_differ(impl) -> None:
     ]
     assert torch.unique(torch.cat(masks[:2]), dim=0).shape[0] == 8
     assert torch.equal(masks[0][2:], masks[2][:2])
+    offset = torch.tensor(2, device=impl.device)  # as a CUDA graph reads it
+    same = mask_tokens(tokens, mask_token=1, seed=1, clip_offset=offset, impl=impl.name).mask
+    assert torch.equal(masks[2], same.flatten(1))
     blocks = [
         mask_tokens(tokens, mask_token=1, seed=1, num_blocks=n, impl=impl.name).mask
         for n in (1, 2, 3)
@@ -238,6 +241,7 @@ def test_noise_has_its_probabilities(impl, unit: str) -> None:
         ({"noise_unit": "clip"}, ValueError, "noise_unit must be"),
         ({"mask_token": 2**63}, ValueError, "mask_token: id 9223372036854775808 does not fit"),
         ({"clip_offset": -1}, ValueError, "clip_offset must be"),
+        ({"clip_offset": torch.tensor([1])}, ValueError, "clip_offset must be"),
         ({"row_offset": 2}, ValueError, "row_offset must be"),
         ({"seed": torch.tensor(1.0)}, ValueError, "seed must be"),
         ({"impl": "fastest"}, ValueError, "impl must be 'auto' or one of"),
@@ -257,10 +261,11 @@ def test_operator_passes_opcheck(impl) -> None:
     plan = {
         "mask_token": 7, "strategy": "block", "num_blocks": 3, "ratio": 0.0, "pad_token": None,
         "max_block": [1, 2, 2], "noise": [], "noise_unit": "token", "vocab_size": 1,
-        "clip_offset": 0, "row_offset": 0, "impl": impl.name,
+        "row_offset": 0, "impl": impl.name,
     }  # fmt: skip
     operator = torch.ops.vimpac_kernels.mask_tokens_fwd.default
-    torch.library.opcheck(operator, (_tokens((2, 2, 4, 4)), torch.tensor(3)), plan)
+    tensors = (_tokens((2, 2, 4, 4)), torch.tensor(3), torch.tensor(1))
+    torch.library.opcheck(operator, tensors, plan)
 
 
 @pytest.mark.impls("cpu")
@@ -278,15 +283,16 @@ def test_compiled_graph_equals_eager(impl) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("impl_name", ["triton", "cuda"])
 def test_captured_graph_draws_what_the_seed_holds(impl_name: str) -> None:
-    """No host synchronisation: a CUDA graph replays with the seed that lies on the device."""
+    """No host synchronisation: a CUDA graph replays with seed and clips that lie on the device."""
     if not torch.cuda.is_available() or impl_name not in vimpac_kernels.available_impls(
         "mask_tokens"
     ):
         pytest.skip(f"{impl_name} cannot run mask_tokens on a CUDA device here")
-    tokens, seed = _tokens((4, 5, 16, 16), device="cuda"), torch.tensor(1, device="cuda")
+    tokens = _tokens((4, 5, 16, 16), device="cuda")
+    seed, clip = torch.ones((2,), dtype=torch.int64, device="cuda")
 
     def run() -> MaskedTokens:
-        return mask_tokens(tokens, mask_token=MASK, seed=seed, impl=impl_name)
+        return mask_tokens(tokens, mask_token=MASK, seed=seed, clip_offset=clip, impl=impl_name)
 
     run()
     graph = torch.cuda.CUDAGraph()
@@ -294,5 +300,6 @@ def test_captured_graph_draws_what_the_seed_holds(impl_name: str) -> None:
         out = run()
     for value in (5, 6):
         seed.fill_(value)
+        clip.fill_(value - 1)
         graph.replay()
         _assert_same(out, run())

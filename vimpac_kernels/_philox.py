@@ -26,15 +26,19 @@ _U32 = 0xFFFFFFFF
 
 def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
     """Returns `seed` as a 0-d int64 tensor on `device`, without a host synchronisation."""
-    if isinstance(seed, Tensor):
-        if seed.dim() != 0 or seed.dtype != torch.int64:
-            raise ValueError(
-                f"seed must be an int or a 0-d int64 tensor, got {seed.dtype} {tuple(seed.shape)}"
-            )
-        return seed if seed.device == device else seed.to(device, non_blocking=True)
-    if not isinstance(seed, numbers.Integral):
-        raise ValueError(f"seed must be an int or a 0-d int64 tensor, got {seed!r}")
-    wrapped = (int(seed) + (1 << 63)) % (1 << 64) - (1 << 63)
+    return as_number("seed", seed, device)
+
+
+def as_number(name: str, number: int | Tensor, device: torch.device) -> Tensor:
+    """`as_seed` for the argument of that name; an int is taken modulo 2^64."""
+    if isinstance(number, Tensor):
+        if number.dim() != 0 or number.dtype != torch.int64:
+            got = f"{number.dtype} {tuple(number.shape)}"
+            raise ValueError(f"{name} must be an int or a 0-d int64 tensor, got {got}")
+        return number if number.device == device else number.to(device, non_blocking=True)
+    if not isinstance(number, numbers.Integral):
+        raise ValueError(f"{name} must be an int or a 0-d int64 tensor, got {number!r}")
+    wrapped = (int(number) + (1 << 63)) % (1 << 64) - (1 << 63)
     return torch.full((), wrapped, dtype=torch.int64, device=device)
 
 

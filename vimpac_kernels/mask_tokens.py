@@ -35,7 +35,7 @@ def mask_tokens(
     noise_unit: str = "token",
     vocab_size: int | None = None,
     seed: int | Tensor | None = None,
-    clip_offset: int = 0,
+    clip_offset: int | Tensor = 0,
     row_offset: int = 0,
     impl: str = "auto",
 ) -> MaskedTokens:
@@ -58,7 +58,7 @@ def mask_tokens(
         seed: int, or 0-d int64 tensor on the device of `tokens` (a captured CUDA graph then draws
             what it holds at replay). None draws one from PyTorch's generator.
         clip_offset: Added to the clip index in the counter, so that ranks and accumulation steps
-            draw from disjoint streams of one seed.
+            draw from disjoint streams of one seed: int, or 0-d int64 tensor like `seed`.
         row_offset: 1 if `positions` index rows of a (B, 1 + T*H*W, D) buffer with [CLS] first.
         impl: "auto", "cuda", "triton", "cpu" or "reference".
 
@@ -77,15 +77,16 @@ def mask_tokens(
     """
     plan = _check(
         tokens, mask_token, strategy, num_blocks, ratio, pad_token, max_block, noise, noise_unit,
-        vocab_size, clip_offset, row_offset,
+        vocab_size, row_offset,
     )  # fmt: skip
+    offset = _check_offset(clip_offset, tokens.device)
     chosen = _select(impl, tokens, strategy, num_blocks)
     device = tokens.device
     key = _philox.fresh_seed(device) if seed is None else _philox.as_seed(seed, device)
     if chosen == "reference":
-        return reference.mask_tokens(tokens, seed=key, **plan)
+        return reference.mask_tokens(tokens, seed=key, clip_offset=offset, **plan)
     plan["noise"] = list(plan["noise"] or ())
-    return MaskedTokens(*_mask_tokens_fwd(tokens, key, impl=chosen, **plan))
+    return MaskedTokens(*_mask_tokens_fwd(tokens, key, offset, impl=chosen, **plan))
 
 
 def _check(
@@ -99,7 +100,6 @@ def _check(
     noise: tuple[float, float, float] | None,
     noise_unit: str,
     vocab_size: int | None,
-    clip_offset: int,
     row_offset: int,
 ) -> dict[str, Any]:
     if tokens.dtype not in _INTEGERS:
@@ -135,8 +135,6 @@ def _check(
     for name, value in (("mask_token", mask_token), ("vocab_size", (vocab_size or 1) - 1)):
         if not low <= value <= high:
             raise ValueError(f"{name}: id {value} does not fit the dtype of tokens, {tokens.dtype}")
-    if not 0 <= clip_offset < 2**32:
-        raise ValueError(f"clip_offset must be in [0, 2^32), got {clip_offset}")
     if row_offset not in (0, 1):
         raise ValueError(f"row_offset must be 0 or 1, got {row_offset}")
     return {
@@ -149,9 +147,14 @@ def _check(
         "noise": noise,
         "noise_unit": noise_unit,
         "vocab_size": vocab_size or 1,
-        "clip_offset": clip_offset,
         "row_offset": row_offset,
     }
+
+
+def _check_offset(clip_offset: int | Tensor, device: torch.device) -> Tensor:
+    if not isinstance(clip_offset, Tensor) and not 0 <= clip_offset < 2**32:
+        raise ValueError(f"clip_offset must be in [0, 2^32), got {clip_offset}")
+    return _philox.as_number("clip_offset", clip_offset, device)
 
 
 def _check_noise(
@@ -189,14 +192,16 @@ def _select(impl: str, tokens: Tensor, strategy: str, num_blocks: int) -> str:
     )
 
 
-def _run(tokens: Tensor, seed: Tensor, *, impl: str, **plan: Any) -> tuple[Tensor, ...]:
+def _run(
+    tokens: Tensor, seed: Tensor, clip_offset: Tensor, *, impl: str, **plan: Any
+) -> tuple[Tensor, ...]:
     tokens = tokens.contiguous()
-    outputs = _fake(tokens, seed)
+    outputs = _fake(tokens, seed, clip_offset)
     if tokens.numel() == 0:
         outputs[3].zero_()
     else:
         numbers = _numbers(tokens, **plan)
-        _KERNELS[impl](tokens, seed, outputs, numbers)
+        _KERNELS[impl]((tokens, seed, clip_offset, *outputs), numbers)
     return outputs
 
 
@@ -214,7 +219,6 @@ class _Numbers(NamedTuple):
     noise: int  # 0 none, 1 per token, 2 per block
     noise_below: tuple[int, int]  # decisions below the first: mask token; the second: random id
     vocab_size: int
-    clip_offset: int
     row_offset: int
 
 
@@ -230,7 +234,6 @@ def _numbers(
     noise: Sequence[float],
     noise_unit: str,
     vocab_size: int,
-    clip_offset: int,
     row_offset: int,
 ) -> _Numbers:
     _, _, H, W = tokens.shape
@@ -247,37 +250,34 @@ def _numbers(
         noise=(2 if noise_unit == "block" else 1) if noise else 0,
         noise_below=(round(low * 2**32), round(high * 2**32)),
         vocab_size=vocab_size,
-        clip_offset=clip_offset,
         row_offset=row_offset,
     )
 
 
-def _run_cpu(tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers: _Numbers) -> None:
-    addresses = (x.data_ptr() for x in (tokens, seed, *outputs))
+# A backend takes tokens, seed, clip_offset, inputs, mask, positions, count, and the plan.
+def _run_cpu(tensors: tuple[Tensor, ...], numbers: _Numbers) -> None:
     module = _library.extension("cpu")
-    module.mask_tokens_fwd(*addresses, *numbers, torch.get_num_threads())
+    module.mask_tokens_fwd(*(x.data_ptr() for x in tensors), *numbers, torch.get_num_threads())
 
 
-def _run_cuda(tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers: _Numbers) -> None:
-    addresses = (x.data_ptr() for x in (tokens, seed, *outputs))
+def _run_cuda(tensors: tuple[Tensor, ...], numbers: _Numbers) -> None:
+    tokens = tensors[0]
     state = torch.empty(1 + tokens.shape[0], dtype=torch.int64, device=tokens.device)
+    tail = (state.data_ptr(), _library.cuda_stream(tokens))
     module = _library.extension("cuda")
-    module.mask_tokens_fwd(*addresses, *numbers, state.data_ptr(), _library.cuda_stream(tokens))
+    module.mask_tokens_fwd(*(x.data_ptr() for x in tensors), *numbers, *tail)
 
 
-def _run_triton(
-    tokens: Tensor, seed: Tensor, outputs: tuple[Tensor, ...], numbers: _Numbers
-) -> None:
+def _run_triton(tensors: tuple[Tensor, ...], numbers: _Numbers) -> None:
     from vimpac_kernels._triton.mask_tokens import launch_mask_tokens_fwd
 
-    inputs, mask, positions, count = outputs
-    launch_mask_tokens_fwd(tokens, seed, inputs, mask, positions, count, *numbers)
+    launch_mask_tokens_fwd(*tensors, *numbers)
 
 
 _KERNELS = {"cpu": _run_cpu, "cuda": _run_cuda, "triton": _run_triton}
 
 
-def _fake(tokens: Tensor, seed: Tensor, **plan: Any) -> tuple[Tensor, ...]:
+def _fake(tokens: Tensor, seed: Tensor, clip_offset: Tensor, **plan: Any) -> tuple[Tensor, ...]:
     return (
         torch.empty_like(tokens, memory_format=torch.contiguous_format),
         torch.empty(tokens.shape, dtype=torch.bool, device=tokens.device),
@@ -288,9 +288,9 @@ def _fake(tokens: Tensor, seed: Tensor, **plan: Any) -> tuple[Tensor, ...]:
 
 _mask_tokens_fwd = _library.define(
     "mask_tokens_fwd",
-    "(Tensor tokens, Tensor seed, *, int mask_token, str strategy, int num_blocks, float ratio, "
-    "int? pad_token, SymInt[] max_block, float[] noise, str noise_unit, int vocab_size, "
-    "int clip_offset, int row_offset, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor tokens, Tensor seed, Tensor clip_offset, *, int mask_token, str strategy, "
+    "int num_blocks, float ratio, int? pad_token, SymInt[] max_block, float[] noise, "
+    "str noise_unit, int vocab_size, int row_offset, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
     _run,
     _fake,
 )

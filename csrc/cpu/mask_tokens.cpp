@@ -162,7 +162,7 @@ template <class T>
 int64_t mask_clip(const MaskTokensFwd& a, int64_t b, uint32_t* scratch) {
   const int64_t cells = static_cast<int64_t>(a.T) * a.H * a.W;
   const uint64_t seed = static_cast<uint64_t>(*a.seed);
-  const uint32_t clip = static_cast<uint32_t>(b) + a.clip_offset;
+  const uint32_t clip = static_cast<uint32_t>(b) + static_cast<uint32_t>(*a.clip_offset);
   uint8_t* const mask = a.mask + b * cells;
   draw_mask(a, seed, clip, mask, scratch, scratch + 3 * cells);
   uint32_t* const noise = a.noise == MaskTokensFwd::kNone ? nullptr : scratch + cells;

@@ -298,7 +298,8 @@ __global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kerne
   __syncthreads();
   const uint32_t clip = shared[0];
   const size_t base = static_cast<size_t>(clip) * plan.cells;
-  Sampler sampler{plan, static_cast<uint64_t>(*a.seed), clip + a.clip_offset, boxes, keys};
+  Sampler sampler{plan, static_cast<uint64_t>(*a.seed),
+                  clip + static_cast<uint32_t>(*a.clip_offset), boxes, keys};
   sampler.prepare();
 
   const T* const tokens = static_cast<const T*>(a.tokens) + base;

@@ -87,14 +87,15 @@ def _tube(seed, clip, cell, plane, wanted, PLANE: tl.constexpr, INDEX_BITS: tl.c
     return ((key.to(tl.uint64) << 32 | own.to(tl.uint64)) <= last) & (wanted > 0)
 
 
-@triton.jit(do_not_specialize=["amount", "mask_token", "pad_token", "low", "high", "clip_offset"])
+@triton.jit(do_not_specialize=["amount", "mask_token", "pad_token", "low", "high"])
 def mask_tokens_fwd_kernel(
     tokens,  # (B, T, H, W)
     seed,  # 0-d int64
+    clip_offset,  # 0-d int64
     inputs,  # (B, T, H, W)
     mask,  # (B, T, H, W)
     counts,  # (B, chunks) int32
-    T, H, W, max_t, max_h, max_w, amount, mask_token, pad_token, low, high, vocab_size, clip_offset,
+    T, H, W, max_t, max_h, max_w, amount, mask_token, pad_token, low, high, vocab_size,
     STRATEGY: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
     NOISE: tl.constexpr,  # 0 none, 1 per token, 2 per block
@@ -112,7 +113,7 @@ def mask_tokens_fwd_kernel(
     at = b.to(tl.int64) * cells + cell
     live = cell < cells
     key = tl.load(seed)
-    clip = (b.to(tl.int64) + clip_offset).to(tl.uint32)
+    clip = (b.to(tl.int64) + tl.load(clip_offset)).to(tl.uint32)
     token = tl.load(tokens + at, mask=live, other=0)
     if STRATEGY == BLOCK:
         masked, decision = _boxes(key, clip, cell, T, H, W, max_t, max_h, max_w, NUM_BLOCKS)
@@ -178,6 +179,7 @@ def mask_tokens_compact_kernel(
 def _launches(
     tokens: Tensor,  # (B, T, H, W)
     seed: Tensor,  # 0-d int64
+    clip_offset: Tensor,  # 0-d int64
     inputs: Tensor,  # (B, T, H, W)
     mask: Tensor,  # (B, T, H, W) bool
     positions: Tensor,  # (B*T*H*W,) int32
@@ -193,7 +195,6 @@ def _launches(
     noise: int,
     noise_below: tuple[int, int],
     vocab_size: int,
-    clip_offset: int,
     row_offset: int,
 ) -> Iterator[tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
     """Both launches as (kernel, programs, arguments, constants)."""
@@ -206,8 +207,8 @@ def _launches(
     warps = TUNING["WARPS"] if size >= 512 else 1
     flags = mask.view(torch.int8)
     drawn = (
-        tokens, seed, inputs, flags, counts, T, H, W, *max_block, amount, mask_token,
-        pad_token or 0, *noise_below, vocab_size, clip_offset,
+        tokens, seed, clip_offset, inputs, flags, counts, T, H, W, *max_block, amount, mask_token,
+        pad_token or 0, *noise_below, vocab_size,
     )  # fmt: skip
     constants = {
         "STRATEGY": strategy,
@@ -236,10 +237,11 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     tokens = torch.empty(grid, dtype=torch.int64, device="meta")
     mask = torch.empty(grid, dtype=torch.bool, device="meta")
     positions = torch.empty(tokens.numel(), dtype=torch.int32, device="meta")
-    tensors = (tokens, tokens.sum(), tokens, mask, positions, positions.sum(dtype=torch.int32))
+    number = tokens.sum()  # 0-d int64
+    tensors = (tokens, number, number, tokens, mask, positions, number.int())
     for strategy, noise in ((0, 2), (1, 1), (2, 0)):
         amount = (0, 2**31, 128)[strategy]
-        plan = (3, grid, strategy, 5, (3, 8, 8), amount, 99, None, noise, (2**31, 2**32 - 1), 98)
-        arguments: tuple[Any, ...] = (*tensors, *plan, 0, 1)
+        plan = (3, grid, strategy, 5, (3, 8, 8), amount, 99, None, noise, (2**31, 2**32 - 1), 98, 1)
+        arguments: tuple[Any, ...] = (*tensors, *plan)
         for kernel, _, operands, constants in _launches(*arguments):
             yield kernel, operands, constants

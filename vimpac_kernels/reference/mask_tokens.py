@@ -35,7 +35,7 @@ def mask_tokens(
     noise_unit: str,
     vocab_size: int,
     seed: int | Tensor,
-    clip_offset: int = 0,
+    clip_offset: int | Tensor = 0,
     row_offset: int = 0,
 ) -> MaskedTokens:
     """`vimpac_kernels.mask_tokens`: tokens (B, T, H, W) -> MaskedTokens.
