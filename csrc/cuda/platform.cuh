@@ -1,26 +1,16 @@
 // What every kernel includes: the CUDA toolkit under nvcc, the CPU emulator of the tests under g++.
-// Kernel sources hold plain CUDA C++; what differs between the two lives here and in mma.cuh.
+// Kernel sources hold plain CUDA C++; what differs between the two lives here and in mma.cuh. The
+// emulator has the functions of the CUDA runtime that are called below.
 #pragma once
 #ifdef __CUDACC__
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <cxxabi.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <stdexcept>
-#include <string>
-#include <tuple>
-#include <utility>
 
 namespace vimpac {
-
-using Stream = cudaStream_t;
 
 // Carves typed arrays out of dynamic shared memory, in the order in which they are taken.
 class SharedArena {
@@ -57,94 +47,6 @@ __device__ __forceinline__ uint32_t opaque(uint32_t x) {
   return x;
 }
 
-inline std::string kernel_name(const void* kernel) {
-  const char* mangled = nullptr;
-  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr)
-    return "a CUDA kernel";
-  const std::unique_ptr<char, void (*)(void*)> readable(
-      abi::__cxa_demangle(mangled, nullptr, nullptr, nullptr), std::free);
-  return readable ? readable.get() : mangled;
-}
-
-// Raises with the kernel's name; clears the error, so that the next call starts clean.
-inline void check_launch(cudaError_t error, const void* kernel) {
-  if (error == cudaSuccess)
-    return;
-  cudaGetLastError();
-  throw std::runtime_error(kernel_name(kernel) + ": " + cudaGetErrorString(error));
-}
-
-// Zeroes device memory in stream order.
-inline void clear(void* p, size_t bytes, Stream stream) {
-  const cudaError_t error = cudaMemsetAsync(p, 0, bytes, stream);
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("cudaMemsetAsync: ") + cudaGetErrorString(error));
-}
-
-// How many blocks the current device runs at a time: `most` on a multiprocessor, or as many as its
-// shared memory holds.
-inline int resident_blocks(int most, size_t shared_bytes) {
-  const auto attribute = [](cudaDeviceAttr which) {
-    int device = 0, value = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-      error = cudaDeviceGetAttribute(&value, which, device);
-    if (error != cudaSuccess)
-      throw std::runtime_error(std::string("cudaDeviceGetAttribute: ") + cudaGetErrorString(error));
-    return value;
-  };
-  const size_t reserved = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
-  const size_t held =
-      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / (shared_bytes + reserved);
-  const int fit = held < static_cast<size_t>(most) ? static_cast<int>(held) : most;
-  return attribute(cudaDevAttrMultiProcessorCount) * (fit > 1 ? fit : 1);
-}
-
-// Blocks of a kernel that the current device holds at a time, all multiprocessors together. Asked
-// once for every device, kernel and launch.
-inline unsigned resident_blocks(const void* kernel, int threads, size_t shared_bytes) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, const void*, int, size_t>, unsigned> known;
-  int device = 0, multiprocessors = 0, blocks = 0;
-  check_launch(cudaGetDevice(&device), kernel);
-  const std::lock_guard<std::mutex> lock(mutex);
-  unsigned& found = known[{device, kernel, threads, shared_bytes}];
-  if (found == 0) {
-    if (shared_bytes > 48 * 1024)
-      check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared_bytes)),
-                   kernel);
-    check_launch(
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-        kernel);
-    check_launch(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-                 kernel);
-    found = static_cast<unsigned>(blocks * multiprocessors);
-  }
-  return found;
-}
-
-// Starts `kernel` on the current device; `shared_bytes` covers what its SharedArena hands out.
-template <class... Params, class... Args>
-void launch(void (*kernel)(Params...),
-            dim3 grid,
-            dim3 block,
-            size_t shared_bytes,
-            Stream stream,
-            Args&&... args) {
-  const void* entry = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024) // an attribute of the kernel on one device
-    check_launch(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)),
-                 entry);
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  check_launch(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...), entry);
-}
-
 } // namespace vimpac
 
 #else
@@ -153,7 +55,6 @@ void launch(void (*kernel)(Params...),
 
 namespace vimpac {
 
-using Stream = void*;
 using emulator::SharedArena;
 
 inline float approximate_reciprocal(float x) {
@@ -167,30 +68,159 @@ inline uint32_t opaque(uint32_t x) {
   return x;
 }
 
-// Of a device so small that tests of a few lines fill it.
-inline unsigned resident_blocks(const void* /*kernel*/, int /*threads*/, size_t /*shared_bytes*/) {
-  return 3;
+} // namespace vimpac
+
+#endif
+
+#include <cxxabi.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+
+namespace vimpac {
+
+using Stream = cudaStream_t;
+
+inline std::string kernel_name(const void* kernel) {
+  const char* mangled = nullptr;
+  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr)
+    return "a CUDA kernel";
+  const std::unique_ptr<char, void (*)(void*)> readable(
+      abi::__cxa_demangle(mangled, nullptr, nullptr, nullptr), std::free);
+  return readable ? readable.get() : mangled;
 }
 
-inline void clear(void* p, size_t bytes, Stream /*stream*/) {
-  std::memset(p, 0, bytes);
+// Whether running kernels fail with it, which later calls report, in place of their own result.
+inline bool is_asynchronous(cudaError_t error) {
+  switch (error) {
+  case cudaErrorECCUncorrectable:
+  case cudaErrorIllegalAddress:
+  case cudaErrorLaunchTimeout:
+  case cudaErrorAssert:
+  case cudaErrorHardwareStackError:
+  case cudaErrorIllegalInstruction:
+  case cudaErrorMisalignedAddress:
+  case cudaErrorInvalidAddressSpace:
+  case cudaErrorInvalidPc:
+  case cudaErrorLaunchFailure:
+    return true;
+  default:
+    return false;
+  }
 }
 
-// One multiprocessor, so that small tensors, too, are more than one wave.
-inline int resident_blocks(int most, size_t /*shared_bytes*/) {
-  return most;
+// Raises, and clears the error where it can be cleared, so that the next call starts clean.
+[[noreturn]] inline void fail_earlier(cudaError_t error, const std::string& call) {
+  cudaGetLastError();
+  throw std::runtime_error("an earlier CUDA error was pending before " + call + ": " +
+                           cudaGetErrorString(error) +
+                           " (CUDA_LAUNCH_BLOCKING=1 shows which kernel failed)");
 }
 
+// `name()` is what is about to be called: an error that is there already is not of its making.
+template <class Name>
+void check_before(Name name) {
+  const cudaError_t error = cudaPeekAtLastError();
+  if (error != cudaSuccess)
+    fail_earlier(error, name());
+}
+
+// `name()` is what returned `error`.
+template <class Name>
+void check_after(cudaError_t error, Name name) {
+  if (error == cudaSuccess)
+    return;
+  const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING"); // then a launch waits for its kernel
+  if (is_asynchronous(error) && (blocking == nullptr || *blocking == '0' || *blocking == '\0'))
+    fail_earlier(error, name());
+  cudaGetLastError();
+  throw std::runtime_error(name() + ": " + cudaGetErrorString(error));
+}
+
+// Zeroes device memory in stream order.
+inline void clear(void* p, size_t bytes, Stream stream) {
+  const auto name = [] { return std::string("cudaMemsetAsync"); };
+  check_before(name);
+  check_after(cudaMemsetAsync(p, 0, bytes, stream), name);
+}
+
+// Lets blocks of `kernel` have `bytes` of shared memory on the current device. More than 48 KiB
+// are an attribute of the kernel there, set once. Not an operation of a stream, so a capture may
+// hold the launch that comes first.
+inline void allow_shared_bytes(const void* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024)
+    return;
+  const auto name = [&] { return kernel_name(kernel); };
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  check_after(cudaGetDevice(&device), name);
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{kernel, device}];
+  if (bytes <= most)
+    return;
+  check_after(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(bytes)),
+              name);
+  most = bytes;
+}
+
+inline int device_attribute(cudaDeviceAttr which) {
+  const auto name = [] { return std::string("cudaDeviceGetAttribute"); };
+  int device = 0, value = 0;
+  check_after(cudaGetDevice(&device), name);
+  check_after(cudaDeviceGetAttribute(&value, which, device), name);
+  return value;
+}
+
+// Blocks that the current device holds at a time, all multiprocessors together: `most` on one, or
+// as many as its shared memory has room for.
+inline int resident_blocks(int most, size_t shared_bytes) {
+  const size_t block = shared_bytes + device_attribute(cudaDevAttrReservedSharedMemoryPerBlock);
+  const size_t held = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / block;
+  const int fit = held < static_cast<size_t>(most) ? static_cast<int>(held) : most;
+  return device_attribute(cudaDevAttrMultiProcessorCount) * (fit > 1 ? fit : 1);
+}
+
+// The same for a kernel, registers included. Asked once for every device, kernel and launch.
+inline unsigned resident_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, int, size_t>, unsigned> known;
+  const auto name = [&] { return kernel_name(kernel); };
+  int device = 0, blocks = 0;
+  check_after(cudaGetDevice(&device), name);
+  const std::lock_guard<std::mutex> lock(mutex);
+  unsigned& found = known[{device, kernel, threads, shared_bytes}];
+  if (found == 0) {
+    allow_shared_bytes(kernel, shared_bytes);
+    check_after(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        name);
+    found = static_cast<unsigned>(blocks * device_attribute(cudaDevAttrMultiProcessorCount));
+  }
+  return found;
+}
+
+// Starts `kernel` on the current device; `shared_bytes` covers what its SharedArena hands out.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...),
             dim3 grid,
             dim3 block,
             size_t shared_bytes,
-            Stream /*stream*/,
+            Stream stream,
             Args&&... args) {
-  emulator::launch(grid, block, shared_bytes, [&] { kernel(Params(args)...); });
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  const auto name = [&] { return kernel_name(entry); };
+  check_before(name);
+  allow_shared_bytes(entry, shared_bytes);
+  const cudaLaunchConfig_t config{grid, block, shared_bytes, stream, nullptr, 0};
+  check_after(cudaLaunchKernelEx(&config, kernel, Params(std::forward<Args>(args))...), name);
 }
 
 } // namespace vimpac
-
-#endif

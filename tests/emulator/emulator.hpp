@@ -28,6 +28,7 @@
 
 #include "block.hpp"
 #include "fiber.hpp"
+#include "runtime.hpp"
 #include "sanitizers.hpp"
 #include "scheduler.hpp"
 #include "shared_arena.hpp"
