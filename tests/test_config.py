@@ -144,7 +144,7 @@ def test_number_out_of_range_is_refused(word, must):
     [
         ((), 1, "cpu", "graph=true records one CUDA device's step, but this run is on cpu"),
         ((), 2, "cuda", "averaged over 2 processes"),
-        (("model.layout=T,HW", "activation_checkpointing=true"), 1, "cuda", "joint axes"),
+        (("model.layout=T,HW",), 1, "cuda", "joint axes draw dropout from PyTorch's generator"),
     ],
 )
 def test_graph_that_cannot_be_recorded_is_refused(words, world, device, message):
@@ -152,6 +152,7 @@ def test_graph_that_cannot_be_recorded_is_refused(words, world, device, message)
     with pytest.raises(UsageError, match=message):
         config.check(world, device)
     _load(*words).check(world, device)
+    _load("graph=true", "model.dropout=0", *words).check()
 
 
 def test_command_prints_the_resolved_configuration(capsys):

@@ -179,16 +179,16 @@ def _begin(store: Path, out: Path, *more: str) -> Pretraining:
 
 def test_update_is_groups_of_the_next_samples_and_their_mean_metrics(store, tmp_path):
     """Masks and dropout follow from the number of the first sample."""
-    run, seen = _begin(store, tmp_path), []
+    run, seen = _begin(store, tmp_path, "optim.steps=2"), []
 
-    def group(parts: list[torch.Tensor], first: int, *, is_last: bool) -> torch.Tensor:
-        seen.append((len(parts), first, is_last))
+    def group(parts: list[torch.Tensor], first_clip: int, *, is_last: bool) -> torch.Tensor:
+        seen.append((len(parts), first_clip, is_last))
         return torch.full((3,), float(len(seen)))
 
     run.step.group = group
-    batches = iter(run.loader)
-    assert [run._gradients(batches)[0].item() for _ in range(2)] == [1.5, 3.5]
-    assert seen == [(2, 0, False), (2, 4, True), (2, 8, False), (2, 12, True)]
+    run.run(lambda: False, quiet=True)
+    assert [losses[0] for losses in _losses(tmp_path)] == [1.5, 3.5]
+    assert seen == [(2, 0, False), (2, 8, True), (2, 16, False), (2, 24, True)]
 
 
 def test_batches_are_the_clips_of_the_settings(store, tmp_path):
@@ -224,7 +224,7 @@ def test_record_is_the_mean_of_its_steps(store, tmp_path):
 def _gradients(store: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
     run = _begin(store, out, *more)
     run.model.double()
-    run._gradients(iter(run.loader))
+    run.step.gradients(run._groups(iter(run.loader)), 0)
     return {name: p.grad for name, p in run.model.named_parameters()}
 
 

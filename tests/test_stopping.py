@@ -24,7 +24,8 @@ from vimpac import cli
 from vimpac.errors import VimpacError
 from vimpac.train.checkpoint import list_checkpoints, load_checkpoint
 from vimpac.train.logging import read_log
-from vimpac.train.trainer import Pretraining, pretrain
+from vimpac.train.step import PretrainStep
+from vimpac.train.trainer import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,6 +143,6 @@ def test_lack_of_memory_is_told_with_its_mend(store, tmp_path, monkeypatch, erro
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(Pretraining, "_gradients", fail)
+    monkeypatch.setattr(PretrainStep, "gradients", fail)
     with pytest.raises(VimpacError, match=f"{mend}.*{re.escape(str(error))}"):
         pretrain(tiny_config(store, tmp_path))

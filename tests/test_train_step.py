@@ -1,23 +1,16 @@
 """The options of the training step change its speed and memory, never its gradients."""
 
-import contextlib
 import math
-from functools import partial
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vimpac import MASK_TOKEN, PAD_TOKEN, Vimpac
 from vimpac.presets import NUM_TOKENS
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World
-from vimpac.train.graph import WARM_UP, Graphed
-from vimpac.train.optim import make_optimizer, update
 from vimpac.train.overrides import load_config
-from vimpac.train.step import PretrainStep, expected_ratio, max_masked
+from vimpac.train.step import SEEDS, PretrainStep, expected_ratio, max_masked
 from vimpac_kernels import mask_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,21 +56,19 @@ def test_activation_checkpointing_keeps_less_and_every_bit_of_the_gradients(layo
     assert kept < whole / 3
 
 
-def _make_step(*more: str, device: str = "cpu") -> PretrainStep:
+def _make_step(*more: str) -> PretrainStep:
     """A step whose groups are two micro-batches of two videos."""
     config = load_config(PretrainConfig, "tiny", [*SETTINGS, *more])
     torch.manual_seed(0)
     model = Vimpac.from_preset("tiny", layers=1, grid=GRID, dropout=0.3)
-    return PretrainStep(model.to(device), config, World(torch.device(device)))
+    return PretrainStep(model, config, World(torch.device("cpu")))
 
 
 def _group(step: PretrainStep, number: int = 0) -> torch.Tensor:
     """The metrics of one group of videos; its gradients are added."""
     generator = torch.Generator().manual_seed(number)
     videos = torch.randint(0, 8192, (step.group_part, 2, *GRID), generator=generator)
-    if step.world.device.type == "cuda":
-        videos = videos.pin_memory().to(step.world.device, non_blocking=True)
-    return step.group(list(videos.split(step.micro)), step.group_part * number, is_last=True)
+    return step.group(videos.split(step.micro), 2 * step.group_part * number, is_last=True)
 
 
 def _gradients(step: PretrainStep) -> list[torch.Tensor]:
@@ -184,135 +175,24 @@ def test_pass_that_caches_cls_has_the_dropout_of_the_pass_that_learns():
     step = _make_step()
     tokens = torch.randint(0, 8192, (4, *GRID))
     masked = step._mask(tokens, 0)
-    step._seed_dropout(0)
-    cached = step._encode(masked.inputs)
-    step._seed_dropout(0)
-    *_, cls = step._module(masked.inputs, tokens, masked.positions, masked.count, None, True)
+    seed = step._seed(0)
+    cached = step._encode(masked.inputs, seed)
+    *_, cls = step._module(masked.inputs, tokens, masked.positions, masked.count, None, True, seed)
     torch.testing.assert_close(cached, cls)
 
 
-class _NoHostReads(TorchDispatchMode):
-    """Forbids what would wait for a GPU: values, or shapes that depend on values, on the host."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tape: list[tuple] = []  # operators with their arguments and results
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        name, keywords = function.name().partition("::")[2].partition(".")[0], keywords or {}
-        masks = [x for x in arguments[1:2] if name == "index" for x in x if x is not None]
-        if name.startswith(self.FORBIDDEN) or any(x.dtype == torch.bool for x in masks):
-            raise AssertionError(f"{name} waits for the device")
-        result = function(*arguments, **keywords)
-        if function.namespace != "profiler":
-            self.tape.append((function, arguments, keywords, result))
-        return result
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        """Runs the operators again on the same memory, results included, and no Python."""
-        for function, arguments, keywords, result in self.tape:
-            again = function(*arguments, **keywords)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
+def test_masks_and_dropout_follow_from_the_clip_wherever_its_number_lies():
+    """On the host, or on the device, where a graph reads it."""
+    steps = [_make_step() for _ in range(3)]
+    videos = torch.randint(0, 8192, (steps[0].group_part, 2, *GRID))
+    for step, clip in zip(steps, (6, torch.tensor(6), 8), strict=True):
+        step.group(videos.split(step.micro), clip, is_last=True)
+    first, same, other = ([p.grad for p in step.model.parameters()] for step in steps)
+    torch.testing.assert_close(same, first, rtol=0, atol=0)
+    assert not any(torch.equal(x, y) for x, y in zip(first, other, strict=True) if x.any())
 
 
-class _NoHostReadsFromPython(TorchFunctionMode):
-    """The same for Python's own conversions, which read a CPU tensor without an operator."""
-
-    FORBIDDEN = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        if getattr(function, "__name__", "") in self.FORBIDDEN:
-            raise AssertionError(f"{function.__name__} waits for the device")
-        return function(*arguments, **(keywords or {}))
-
-
-@contextlib.contextmanager
-def _no_host_reads():
-    with _NoHostReads() as mode, _NoHostReadsFromPython():
-        yield mode
-
-
-@pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.tolist, bool, torch.nonzero])
-def test_no_host_reads_notices_them(read):
-    with pytest.raises(AssertionError, match="waits for the device"), _no_host_reads():
-        read(torch.ones(()))
-
-
-class _Replayed(Graphed):
-    """A graph where there is no device: the operators of one call, without the Python around."""
-
-    def _warm_up(self) -> torch.Tensor:
-        return self._function(*self._inputs)
-
-    def _record(self):
-        with _no_host_reads() as mode:
-            result = self._function(*self._inputs)
-        done = [True]  # unlike a device, recording has done the work of the first replay
-
-        def replay() -> torch.Tensor:
-            if not done:
-                mode.replay()
-            done.clear()
-            return result
-
-        return replay
-
-
-def _train(step: PretrainStep, graphed: type[Graphed] | None, updates: int) -> list[torch.Tensor]:
-    """The metrics and norms of updates, then the parameters."""
-    device = step.world.device
-    optimizer = make_optimizer(step.model, step.config.optim)
-    run = partial(update, step.model, optimizer, step.config.optim)
-    run = run if graphed is None else graphed(run)
-    results = []
-    for number in range(updates):
-        results += [_group(step, number), run(torch.full((), 1e-3 / (1 + number), device=device))]
-    return [*results, *step.model.parameters()]
-
-
-@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
-def test_graphed_step_is_the_plain_step(monkeypatch, micro):
-    """Fresh masks, dropout and learning rates reach it through its inputs and the generator."""
-    monkeypatch.setattr("vimpac.train.step.Graphed", _Replayed)
-    plain, graphed = (_make_step(f"batch.micro={micro}", f"graph={on}") for on in (False, True))
-    for step in (plain, graphed):
-        step._read_count = False
-    assert isinstance(graphed.learn, _Replayed)
-    updates = WARM_UP + 3
-    expected = _train(plain, None, updates)
-    torch.testing.assert_close(_train(graphed, _Replayed, updates), expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
-def test_step_reads_nothing_on_the_host(micro):
-    step = _make_step(f"batch.micro={micro}")
-    step._read_count = False
-    optimizer = make_optimizer(step.model, step.config.optim)
-    with _no_host_reads() as mode:
-        _group(step)
-        update(step.model, optimizer, step.config.optim, torch.full((), 1e-3))
-    for seen in ("index_select", "embed_tokens_bwd", "_foreach_norm", "_fused_adamw_"):
-        assert any(seen in function.name() for function, *_ in mode.tape), seen
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
-def test_captured_step_is_the_eager_step_and_neither_waits_for_the_device(micro):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    results = []
-    for graphed in (None, Graphed):
-        words = (f"batch.micro={micro}", f"graph={graphed is not None}")
-        step = _make_step(*words, device="cuda")
-        _train(step, graphed, 1)  # compiles kernels
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            results.append(_train(step, graphed, WARM_UP + 2))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+def test_clips_share_no_seed_of_dropout():
+    model = Vimpac.from_preset("12x512", layout="T,H,W", grid=GRID)
+    seeds = 1 + 2 * len(model.encoder._branches())
+    assert seeds <= _make_step()._seed(5) - _make_step()._seed(torch.tensor(4)) == SEEDS

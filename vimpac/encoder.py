@@ -208,6 +208,7 @@ class VideoTokenEncoder(nn.Module):
         *,
         has_padding: bool = True,
         rows: Tensor | None = None,  # (R,) int32 or int64
+        seed: Tensor | None = None,  # 0-d int64
     ) -> Tensor:
         """Encodes clips.
 
@@ -216,6 +217,7 @@ class VideoTokenEncoder(nn.Module):
             has_padding: False promises that no clip holds PAD, which saves the padding mask.
             rows: (R,) rows of the flattened (B * (1 + T*H*W), D) states, all that the last layer
                 then computes after its attention. Their dropout goes by their place in `rows`.
+            seed: Of dropout (joint axes': PyTorch's generator); None draws one, as without.
 
         Returns:
             (B, 1 + T*H*W, D): [CLS], then the tokens in (t, h, w) order; (R, D) for `rows`. Under
@@ -231,16 +233,15 @@ class VideoTokenEncoder(nn.Module):
         layers = [cast(Layer, layer) for layer in self.layers]
         norms = [branch.norm for branch in self._branches()]
         per_layer = len(norms) // len(layers)
-        embedding_seed, seeds = self._seeds(len(layers), per_layer, tokens.device)
-        x = self._embed(tokens, embedding_seed)
-        stream = x  # of pre-LN: the sum; x is what the next branch reads
+        embedding_seed, seeds = self._seeds(seed, len(layers), per_layer, tokens.device)
+        x = stream = self._embed(tokens, embedding_seed)  # pre-LN: x is what a branch reads
         if self.prenorm:
             x, norms = norms[0](stream), [*norms[1:], self.final_norm]
         for i, layer in enumerate(layers):
             own = norms[i * per_layer : (i + 1) * per_layer]
             needed = rows if layer is layers[-1] else None
-            seed, recompute = seeds and seeds[i], self.activation_checkpointing
-            x, stream = layer(x, stream, own, self.grid, padding, seed, needed, recompute)
+            own_seeds, recompute = seeds and seeds[i], self.activation_checkpointing
+            x, stream = layer(x, stream, own, self.grid, padding, own_seeds, needed, recompute)
         return x
 
     def cls(
@@ -253,15 +254,15 @@ class VideoTokenEncoder(nn.Module):
         return self(tokens, has_padding=has_padding, rows=cls_rows(tokens))
 
     def _seeds(
-        self, layers: int, branches: int, device: torch.device
+        self, seed: Tensor | None, layers: int, branches: int, device: torch.device
     ) -> tuple[Tensor | None, Sequence[Tensor] | None]:  # 0-d int64; (branches, 2) per layer
-        """Fresh seeds in one draw, which the ops read on the device; None without dropout."""
+        """`seed` and the numbers after it, which the ops read on the device, or no dropout."""
         if not self.training or self.dropout == 0:
             return None, None
-        low, high = -(1 << 63), (1 << 63) - 1
-        shape = (1 + layers * branches * 2,)
-        drawn = torch.randint(low, high, shape, dtype=torch.int64, device=device)
-        return drawn[0], drawn[1:].view(layers, branches, 2).unbind()
+        if seed is None:
+            seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device=device)
+        seeds = seed + torch.arange(1 + layers * branches * 2, device=device)
+        return seeds[0], seeds[1:].view(layers, branches, 2).unbind()
 
     def _branches(self) -> list[Attention | MLP]:
         return [branch for layer in self.layers for branch in cast(Layer, layer).branches()]

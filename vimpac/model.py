@@ -121,6 +121,7 @@ def predict_masked(
     masked: MaskedRows,
     *,
     has_padding: bool = True,
+    seed: Tensor | None = None,  # 0-d int64
 ) -> tuple[LinearCrossEntropyOutput, Tensor]:
     """Encodes clips once, for both heads, and no row that neither reads.
 
@@ -130,13 +131,14 @@ def predict_masked(
         clips: (B, T, H, W) masked token ids.
         masked: From `choose_masked_rows`.
         has_padding: False promises that no clip holds PAD.
+        seed: Of the dropout, as the encoder takes it.
 
     Returns:
         What the token head returns, and [CLS] (B, D).
     """
     # [CLS] first: it then has the places, and the dropout, that it has in `encoder.cls`.
     rows = torch.cat((cls_rows(clips), masked.rows))
-    hidden = encoder(clips, has_padding=has_padding, rows=rows)
+    hidden = encoder(clips, has_padding=has_padding, rows=rows, seed=seed)
     cls, hidden = hidden.split((len(clips), len(masked.rows)))
     return token_head.predict(hidden, masked), cls
 

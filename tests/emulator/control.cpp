@@ -33,7 +33,11 @@ EXPORT int emulator_attribute_calls() {
   return emulator::host.attributes;
 }
 
-// Kernels launched so far, each counted once: a device loads the code of one at its first launch.
+EXPORT void emulator_forget_kernels() {
+  emulator::host.launched.clear();
+}
+
+// Kernels launched since, each counted once: a device loads the code of one at its first launch.
 EXPORT int emulator_kernels() {
   return static_cast<int>(emulator::host.launched.size());
 }

@@ -113,7 +113,7 @@ class PretrainConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: Literal["none", "default", "max-autotune"] = "none"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds all parameters, or a share
-    graph: bool = False  # replay CUDA graphs: pays where launching takes longer than computing
+    graph: bool = False  # one CUDA graph of the step: pays where launching outlasts computing
     activation_checkpointing: bool = False  # keep a layer's input only, run it again in backward
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     clips: PairConfig = dataclasses.field(default_factory=PairConfig)
@@ -171,8 +171,11 @@ class PretrainConfig:
             reason = f"this run is on {device_type}"
         elif world_size > 1:
             reason = f"gradients are averaged over {world_size} processes"
-        elif self.activation_checkpointing and {"HW", "THW"} & {*self.model.layout.split(",")}:
-            reason = "joint axes draw dropout again for activation_checkpointing"
+        elif self.model.dropout and {"HW", "THW"} & {*self.model.layout.split(",")}:
+            reason = (
+                "joint axes draw dropout from PyTorch's generator, which the host seeds for every "
+                "micro-batch: model.dropout=0 is possible"
+            )
         if reason:
             raise UsageError(f"graph=true records one CUDA device's step, but {reason}")
 

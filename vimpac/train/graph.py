@@ -1,10 +1,13 @@
-"""CUDA graphs: hundreds of kernel launches become one.
+"""A CUDA graph: hundreds of kernel launches become one.
 
 A graph repeats its kernels on the same addresses. So a recorded function takes what differs from
 call to call as tensors, which are copied to where the graph reads them; everything else that it
 touches (parameters, gradients, the optimiser's state) must stay where it is, and it may neither
-read a value on the host nor wait for the device. A graph takes the seed of PyTorch's generator
-when it is replayed: torch.manual_seed before a call does what it does before an eager one.
+read a value on the host nor wait for the device.
+
+Nor may anything be loaded while it is recorded: the code of a kernel, which the driver and Triton
+load at its first launch, or the workspace of a product, which cuBLAS has for each thread and
+stream. The calls before make the same launches on the same stream, from the same threads.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # eager calls, in which gradients, optimiser state and workspaces are allocated
+# Eager calls: the first allocates gradients and the optimiser's state, so its launches differ from
+# those of the second, which are those that are recorded.
+WARM_UP = 3
 
 
 class Graphed:
@@ -25,20 +30,31 @@ class Graphed:
 
     Args:
         function: Takes tensors of the same shapes at each call and returns one tensor.
+        device: Where the function reads its tensors.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+        self._function, self._device = function, device
         self._calls = 0
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Returns what the function returns, in memory of the caller's own."""
+        """Returns what the function returns, in memory of the caller's own.
+
+        Args:
+            inputs: On any device; nothing waits for those in pinned memory.
+
+        Raises:
+            ValueError: If a shape or dtype is not that of the first call.
+        """
         if not self._inputs:
-            self._inputs = [x.clone() for x in inputs]
+            self._inputs = [torch.empty_like(x, device=self._device) for x in inputs]
+        kinds = [[(tuple(x.shape), x.dtype) for x in some] for some in (inputs, self._inputs)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"a graph of tensors {kinds[1]} cannot take {kinds[0]}")
         for static, x in zip(self._inputs, inputs, strict=True):
-            static.copy_(x)
+            static.copy_(x, non_blocking=True)
         self._calls += 1
         if self._calls <= WARM_UP:
             return self._warm_up()
@@ -46,9 +62,13 @@ class Graphed:
             self._replay = self._record()
         return self._replay().clone()
 
+    @functools.cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)
+
     def _warm_up(self) -> Tensor:
         """An eager call on the stream that will be recorded; the default one cannot be."""
-        current, side = torch.cuda.current_stream(), _side_stream()
+        current, side = torch.cuda.current_stream(), self._stream
         side.wait_stream(current)
         with torch.cuda.stream(side):
             result = self._function(*self._inputs)
@@ -59,7 +79,7 @@ class Graphed:
         """The call on `_inputs` as a graph; what it returns is overwritten by the next replay."""
         graph = torch.cuda.CUDAGraph()
         # The threads that load and pin data go on using the device meanwhile.
-        with torch.cuda.graph(graph, stream=_side_stream(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = self._function(*self._inputs)
 
         def replay() -> Tensor:
@@ -67,9 +87,3 @@ class Graphed:
             return result
 
         return replay
-
-
-@functools.cache
-def _side_stream() -> torch.cuda.Stream:
-    """One for all graphs, as each stream keeps freed memory and a workspace of cuBLAS to itself."""
-    return torch.cuda.Stream()

@@ -13,13 +13,14 @@ needs all clips before the first backward pass can begin, so (the cached-gradien
 The gradients are those of the loss over the whole group, at the memory of one micro-batch.
 On a GPU nothing in here waits for the device: masks are drawn there, two launches ahead of the
 pass that reads them on the same stream, and the host never learns how many tokens they hide.
-With `graph: true` steps 1 and 3 are CUDA graphs.
+Masks and dropout follow from the number of a clip, which may lie on the device as well: a CUDA
+graph of the step is replayed for other clips.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -30,14 +31,14 @@ from vimpac.data.random import words
 from vimpac.model import Vimpac, predict_masked
 from vimpac.objective import info_nce
 from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
-from vimpac.rows import choose_masked_rows
+from vimpac.rows import choose_masked_rows, cls_rows
 from vimpac.train.config import MaskConfig, PretrainConfig
 from vimpac.train.distributed import World
-from vimpac.train.graph import Graphed
 from vimpac.train.parallel import averaging, parallelise
 from vimpac_kernels import MaskedTokens, mask_tokens
 
 DROPOUT = 3  # stream of `vimpac.data.random` beside its ORDER and CLIPS
+SEEDS = 1 << 16  # from the dropout seed of a clip to that of the next; a model takes fewer
 
 METRICS = ("mask_loss", "mask_accuracy", "cl_loss")
 
@@ -61,11 +62,12 @@ class MaskedTokenModel(nn.Module):
         count: Tensor,  # 0-d int32
         max_masked: int | None,
         has_padding: bool,
+        seed: Tensor,  # 0-d int64, of the dropout
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the token loss, its accuracy and the [CLS] vectors (B, D)."""
         masked = choose_masked_rows(labels, positions=positions, count=count, max_masked=max_masked)
         tokens, cls = predict_masked(
-            self.encoder, self.token_head, inputs, masked, has_padding=has_padding
+            self.encoder, self.token_head, inputs, masked, has_padding=has_padding, seed=seed
         )
         # A copy: FSDP2 hooks what it returns, and a view of the hidden states could lose the hook.
         return tokens.loss, tokens.accuracy, cls.clone()
@@ -74,13 +76,15 @@ class MaskedTokenModel(nn.Module):
         self,
         inputs: Tensor,  # (B, T, H, W), masked
         has_padding: bool,
+        seed: Tensor,  # 0-d int64, of the dropout
     ) -> Tensor:
         """Returns the [CLS] vectors (B, D)."""
-        return self.encoder.cls(inputs, has_padding=has_padding)
+        rows = cls_rows(inputs)
+        return self.encoder(inputs, has_padding=has_padding, rows=rows, seed=seed)
 
 
 class PretrainStep:
-    """Accumulates the gradients of groups.
+    """Accumulates the gradients of an update.
 
     Args:
         model: On its device.
@@ -102,17 +106,37 @@ class PretrainStep:
         self._module = MaskedTokenModel(model)
         self._forward = parallelise(self._module, model, config, world)
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
+        key = words(DROPOUT, config.seed, 0, 1).view("int64")
+        self._dropout_seed = torch.from_numpy(key)[0].to(world.device)
+        self._draws_from_generator = any(x.draws_from_generator for x in model.encoder.layers)
         # Elsewhere it would wait for the device, and a compiled graph has one size.
         self._read_count = world.device.type == "cpu" and config.compile == "none"
-        self.encode: Callable[..., Tensor] = self._encode
-        self.learn: Callable[..., Tensor] = self._learn
-        if config.graph:
-            self.encode, self.learn = Graphed(self._encode), Graphed(self._learn)
+
+    def gradients(
+        self,
+        groups: Iterable[Sequence[Tensor]],  # (micro, 2, T, H, W) each
+        first_clip: int | Tensor,  # 0-d int64
+    ) -> Tensor:
+        """Adds the gradients of one update.
+
+        Args:
+            groups: This rank's micro-batches of each group, on the device.
+            first_clip: Number of the first clip among all of the run, two to a sample; a tensor
+                is read on the device.
+
+        Returns:
+            The mean of `METRICS` over the groups, (3,) fp32 on the device.
+        """
+        metrics = torch.zeros(len(METRICS), device=self.world.device)
+        for number, parts in enumerate(groups):
+            first = first_clip + 2 * number * self.config.batch.contrastive
+            metrics += self.group(parts, first, is_last=number + 1 == self.groups)
+        return metrics / self.groups
 
     def group(
         self,
-        parts: list[Tensor],  # (micro, 2, T, H, W) each
-        first_video: int,
+        parts: Sequence[Tensor],  # (micro, 2, T, H, W) each
+        first_clip: int | Tensor,  # 0-d int64
         *,
         is_last: bool,
     ) -> Tensor:
@@ -120,13 +144,13 @@ class PretrainStep:
 
         Args:
             parts: This rank's micro-batches of the group.
-            first_video: Number of the first video among all samples of the run.
+            first_clip: As in `gradients`, of this group.
             is_last: Whether the update ends here, so that the ranks' gradients are averaged.
 
         Returns:
             `METRICS`, (3,) fp32 on the device.
         """
-        clips = [2 * (first_video + i * self.micro) for i in range(len(parts))]
+        clips = [first_clip + 2 * i * self.micro for i in range(len(parts))]
         tokens = [part.flatten(0, 1) for part in parts]
         masked = [self._mask(part, clip) for part, clip in zip(tokens, clips, strict=True)]
         counts = torch.stack([part.count for part in masked]).float()
@@ -138,12 +162,9 @@ class PretrainStep:
             cl_loss, d_cls = self._contrast([part.inputs for part in masked], clips)
         metrics = torch.zeros(len(METRICS), device=self.world.device)
         for i, (part, clip) in enumerate(zip(masked, clips, strict=True)):
-            extra = d_cls[i : i + 1] if cached else ()
+            own_d_cls = d_cls[i] if cached else None
             with averaging(self._forward, is_last and i + 1 == len(clips)):
-                self._seed_dropout(clip)
-                metrics += self.learn(
-                    part.inputs, part.positions, part.count, tokens[i], shares[i], *extra
-                )
+                metrics += self._learn(part, tokens[i], shares[i], self._seed(clip), own_d_cls)
         metrics /= len(parts)
         if cached:
             metrics[2] += cl_loss
@@ -151,7 +172,7 @@ class PretrainStep:
             self.world.average_(p.grad for p in head.parameters())
         return metrics
 
-    def _mask(self, tokens: Tensor, clip: int) -> MaskedTokens:
+    def _mask(self, tokens: Tensor, clip: int | Tensor) -> MaskedTokens:
         """Masks clips (B, T, H, W) as the seed and the number of the clip say."""
         mask = self.config.mask
         return mask_tokens(
@@ -173,20 +194,20 @@ class PretrainStep:
     def _encode(
         self,
         inputs: Tensor,  # (B, T, H, W), masked
+        seed: Tensor,  # 0-d int64
     ) -> Tensor:
         """[CLS] of one micro-batch, (B, D), at least fp32."""
         with self._autocast():
-            cls = self._module.encode(inputs, self._has_padding)
+            cls = self._module.encode(inputs, self._has_padding, seed)
         return cls.to(torch.promote_types(cls.dtype, torch.float32))
 
     def _contrast(
-        self, inputs: list[Tensor], clips: list[int]
+        self, inputs: list[Tensor], clips: Sequence[int | Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The contrastive loss of all micro-batches, 0-d, and its gradients d[CLS], (B, D) each."""
-        parts = []
-        for part, clip in zip(inputs, clips, strict=True):
-            self._seed_dropout(clip)
-            parts.append(self.encode(part))
+        parts = [
+            self._encode(part, self._seed(clip)) for part, clip in zip(inputs, clips, strict=True)
+        ]
         cls = torch.cat(parts).requires_grad_()
         loss = self._contrastive_loss(cls)
         (self._weight * loss).backward()
@@ -195,23 +216,28 @@ class PretrainStep:
 
     def _learn(
         self,
-        inputs: Tensor,  # (B, T, H, W), masked
-        positions: Tensor,  # (B*T*H*W,) int32
-        count: Tensor,  # 0-d int32
+        masked: MaskedTokens,
         tokens: Tensor,  # (B, T, H, W)
         share: Tensor,  # 0-d, masked tokens in here over those of a mean micro-batch
-        *d_cls: Tensor,  # (B, D); without it the contrastive loss is of this micro-batch
+        seed: Tensor,  # 0-d int64
+        d_cls: Tensor | None,  # (B, D); without it the contrastive loss is of this micro-batch
     ) -> Tensor:
         """Adds the gradients of one micro-batch; returns `METRICS`, (3,)."""
         bound = None if self._read_count else max_masked(self.config.mask, tuple(tokens.shape))
         with self._autocast():
             loss, accuracy, cls = self._forward(
-                inputs, tokens, positions, count, bound, self._has_padding
+                masked.inputs,
+                tokens,
+                masked.positions,
+                masked.count,
+                bound,
+                self._has_padding,
+                seed,
             )
         loss, accuracy, cl_loss = share * loss, share * accuracy, torch.zeros_like(loss)
         total = loss / (self.groups * (self.group_part // self.micro))
-        if d_cls:
-            total = total + (cls * d_cls[0]).sum()
+        if d_cls is not None:
+            total = total + (cls * d_cls).sum()
         elif self.model.contrastive_head is not None:
             cl_loss = self._contrastive_loss(cls)
             total = total + self._weight * cl_loss
@@ -228,13 +254,15 @@ class PretrainStep:
         views = features.unflatten(0, (-1, 2)).transpose(0, 1)  # (2, videos, d)
         return info_nce(views.flatten(0, 1), self.config.loss.temperature)
 
-    def _seed_dropout(self, clip: int) -> None:
+    def _seed(self, clip: int | Tensor) -> Tensor:
         """Makes dropout a function of seed and micro-batch: the same after a resume, on any rank.
 
         A micro-batch is named by its first clip. Its masks, which say where in the last layer a
         row stands, follow from the seed and the clips too.
         """
-        torch.manual_seed(int(words(DROPOUT, self.config.seed, clip, 1)[0]))
+        if self._draws_from_generator:  # on the host: no graph, as `PretrainConfig.check` says
+            torch.manual_seed(int(words(DROPOUT, self.config.seed, int(clip), 1)[0]))
+        return torch.add(self._dropout_seed, clip, alpha=SEEDS)
 
     def _autocast(self) -> AbstractContextManager:
         enabled = self.config.precision == "bf16"

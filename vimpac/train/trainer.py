@@ -18,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,13 +31,13 @@ from vimpac.train import checkpoint as ckpt
 from vimpac.train.batches import clip_pairs, doubts, make_loader, open_store, read
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World, join_world
-from vimpac.train.graph import Graphed
 from vimpac.train.logging import RunLog
-from vimpac.train.optim import lr_at, make_optimizer, update
+from vimpac.train.optim import lr_at, make_optimizer
 from vimpac.train.overrides import to_yaml
 from vimpac.train.parallel import load_whole, whole
 from vimpac.train.step import METRICS, PretrainStep
 from vimpac.train.stopping import Interrupted, catch_signals, explain
+from vimpac.train.update import Update
 
 STOP = 1  # what `stop` asks for, among the numbers of signals
 
@@ -133,8 +132,7 @@ class Pretraining:
         if config.parallel == "fsdp":  # the parameters are other ones now
             self.optimizer = make_optimizer(self.model, config.optim)
             load_whole(self.optimizer, loaded)
-        make_update = partial(update, self.model, self.optimizer, config.optim)
-        self.update = Graphed(make_update) if config.graph else make_update
+        self.update = Update(self.step, self.optimizer)
         self.doubts = list(doubts(store, config))
         pairs = clip_pairs(store, config)
         self.loader = make_loader(pairs, self.sampler, self.step.micro, config.clips, world.device)
@@ -172,9 +170,8 @@ class Pretraining:
         since, start, record = self.done, time.perf_counter(), dict[str, float]()
         while self.done < self.steps:
             lr = lr_at(self.done, self.steps, optim)
-            metrics = self._gradients(batches)
-            norm = self.update(torch.full((), lr, device=self.world.device))
-            sums += torch.cat([metrics, norm[None]])
+            first = self.sampler.position + self.world.rank * self.step.group_part
+            sums += self.update(self._groups(batches), first, lr)
             self.done += 1
             log.step(self.done)
             request = self.world.largest(asked())
@@ -196,19 +193,14 @@ class Pretraining:
             raise Interrupted(request, message)
         return Result(self.out, self.done, self.path, record)
 
-    def _gradients(self, micro_batches: Iterator[Tensor]) -> Tensor:
-        """Accumulates the gradients of one update; returns `METRICS`, (3,) on the device."""
-        step, world = self.step, self.world
-        metrics = torch.zeros(len(METRICS), device=world.device)
-        for group in range(step.groups):
-            first = self.sampler.position + world.rank * step.group_part
+    def _groups(self, micro_batches: Iterator[Tensor]) -> Iterator[list[Tensor]]:
+        """This rank's parts of the groups of one update, as they are read."""
+        for _ in range(self.step.groups):
             begin = time.perf_counter()
-            parts = [next(micro_batches) for _ in range(step.group_part // step.micro)]
+            parts = [next(micro_batches) for _ in range(self.step.group_part // self.step.micro)]
             self.wait += time.perf_counter() - begin
-            parts = [part.to(world.device, non_blocking=True) for part in parts]
-            metrics += step.group(parts, first, is_last=group + 1 == step.groups)
+            yield parts
             self.sampler.advance()
-        return metrics / step.groups
 
     def _record(
         self,
