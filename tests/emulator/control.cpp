@@ -42,6 +42,11 @@ EXPORT int emulator_kernels() {
   return static_cast<int>(emulator::host.launched.size());
 }
 
+// Launches so far, of kernels and of memory to be cleared.
+EXPORT int emulator_launches() {
+  return emulator::host.launches;
+}
+
 // Launches a kernel that writes 1 to `out`; what went wrong is written to `error`.
 EXPORT void emulator_launch(size_t shared_bytes, int* out, char* error, size_t error_bytes) {
   try {

@@ -18,7 +18,8 @@ struct Host {
   int device = 0;                                    // the current one
   std::map<std::pair<const void*, int>, int> shared; // bytes allowed by kernel and device
   int attributes = 0;                                // calls that set them
-  std::set<const void*> launched;                    // kernels that have run, whose code is loaded
+  int launches = 0;
+  std::set<const void*> launched; // kernels that have run, whose code is loaded
 };
 inline Host host;
 
@@ -78,6 +79,8 @@ cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute /*which*/, int value)
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t /*stream*/) {
   std::memset(p, value, bytes);
+  const std::lock_guard<std::mutex> lock(host.mutex);
+  ++host.launches;
   return cudaSuccess;
 }
 
@@ -95,6 +98,7 @@ cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), 
     if (config->dynamicSmemBytes > static_cast<size_t>(most))
       return host.pending = cudaErrorInvalidValue;
     host.launched.insert(entry);
+    ++host.launches;
   }
   launch(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(args...); });
   return cudaSuccess;

@@ -1,9 +1,9 @@
 """A CUDA graph: hundreds of kernel launches become one.
 
 A graph repeats its kernels on the same addresses. So a recorded function takes what differs from
-call to call as tensors, which are copied to where the graph reads them; everything else that it
-touches (parameters, gradients, the optimiser's state) must stay where it is, and it may neither
-read a value on the host nor wait for the device.
+call to call as tensors, which are copied to where the graph reads them; what else outlives a call
+(parameters, the optimiser's state) must stay where it is, and it may neither read a value on the
+host nor wait for the device.
 
 Nor may anything be loaded while it is recorded: the code of a kernel, which the driver and Triton
 load at its first launch, or the workspace of a product, which cuBLAS has for each thread and
@@ -18,8 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Eager calls: the first allocates gradients and the optimiser's state, so its launches differ from
-# those of the second, which are those that are recorded.
+# Eager calls. The first allocates the optimiser's state, which is not what is recorded.
 WARM_UP = 3
 
 

@@ -72,9 +72,11 @@ def update(
     config: OptimConfig,
     lr: Tensor,  # 0-d fp32 on the device
 ) -> Tensor:
-    """Clips the gradients, makes one update with them and zeroes them where they are.
+    """Clips the gradients, makes one update with them and drops them.
 
-    Nothing waits for the device and everything stays in place, so a CUDA graph can hold it.
+    Nothing waits for the device, and what outlives the call stays in place, so a CUDA graph can
+    hold it. A backward pass that finds no gradient leaves its own instead of adding it to zeros,
+    which is a launch less for every parameter.
 
     Args:
         model: After backward.
@@ -90,7 +92,7 @@ def update(
         group["lr"] = lr
         group["capturable"] = lr.is_cuda and torch.cuda.is_current_stream_capturing()
     optimizer.step()
-    optimizer.zero_grad(set_to_none=False)
+    optimizer.zero_grad()
     return norm
 
 

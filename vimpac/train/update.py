@@ -1,8 +1,8 @@
 """One update, from the tokens of its videos to the parameters: eagerly, or as one CUDA graph.
 
-The graph holds masks, all forward and backward passes, clipping, AdamW and the zeroing of the
-gradients. The host copies tokens, the number of the first clip and the learning rate to where the
-graph reads them, and starts it: one launch where the step of a small model is hundreds.
+The graph holds masks, all forward and backward passes, clipping and AdamW. The host copies tokens,
+the number of the first clip and the learning rate to where the graph reads them, and starts it:
+one launch where the update of a small model takes hundreds.
 """
 
 from __future__ import annotations
