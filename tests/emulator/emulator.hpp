@@ -9,6 +9,7 @@
 //   sync.hpp        barriers and warp collectives
 //   scheduler.hpp   schedules, deadlocks, launch
 //   shared_arena.hpp, intrinsics.hpp, matrix.hpp   what kernels call
+//   runtime.hpp     what the host calls, with errors on demand
 // Under -fsanitize=thread only barriers order the threads, so every race between two kernel
 // accesses shows; under -fsanitize=address the arrays of a SharedArena have red zones around them.
 // Approximate instructions err by as much as they may. Not modelled: the memory hierarchy,
