@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kLanes* kRows, kGeluBackward)
 // Blocks over columns and over rows, as many as the device holds at a time.
 dim3 grid(int64_t M, int D, int on_a_multiprocessor, size_t shared) {
   const int groups = (D + kColumns - 1) / kColumns;
-  const int resident = resident_blocks(on_a_multiprocessor, shared);
+  const int resident = wave_blocks(on_a_multiprocessor, shared);
   const int64_t wanted = (M + kRows - 1) / kRows, most = groups < resident ? resident / groups : 1;
   return dim3(static_cast<unsigned>(groups), static_cast<unsigned>(wanted < most ? wanted : most));
 }

@@ -315,7 +315,7 @@ struct Split {
   int64_t blocks(int64_t M, int most, size_t shared = 0) const {
     const int64_t wanted = (M + rows() - 1) / rows();
     const int larger = most * kNormWarps / warps(); // of those that may be
-    const int resident = resident_blocks(larger > 1 ? larger : 1, shared);
+    const int resident = wave_blocks(larger > 1 ? larger : 1, shared);
     return wanted < resident ? wanted : resident;
   }
   // With as many stages as every GPU has room for.

@@ -181,7 +181,7 @@ inline int device_attribute(cudaDeviceAttr which) {
 
 // Blocks that the current device holds at a time, all multiprocessors together: `most` on one, or
 // as many as its shared memory has room for.
-inline int resident_blocks(int most, size_t shared_bytes) {
+inline int wave_blocks(int most, size_t shared_bytes) {
   const size_t block = shared_bytes + device_attribute(cudaDevAttrReservedSharedMemoryPerBlock);
   const size_t held = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / block;
   const int fit = held < static_cast<size_t>(most) ? static_cast<int>(held) : most;
