@@ -200,11 +200,11 @@ def test_empty_batch_gives_a_gradient_of_zero(impl, way):
 
 @ways
 @pytest.mark.parametrize("axes", ["HW", "THW"])
-def test_joint_axes_take_it_too(axes, way):
+def test_sdpa_takes_it_too(axes, way):
     grid = (2, 3, 4)
     qkv, bias = random_qkv(grid, axes).float(), torch.randn(3, 1, 32)
     dout = torch.randn(qkv[:, :, 0].shape)
-    actual = run(function_of(way), qkv, bias, dout, grid, axes)
+    actual = run(function_of(way), qkv, bias, dout, grid, axes, impl="sdpa")
     expected = run(added_before, qkv, bias, dout, grid, axes)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)

@@ -76,26 +76,16 @@ def test_sdpa_splits_batches_beyond_a_grid_dimension(monkeypatch) -> None:
         torch.testing.assert_close(split, whole)
 
 
-@pytest.mark.parametrize(
-    ("axes", "grid"), [("HW", (2, 3, 4)), ("THW", (2, 3, 4)), ("W", (1, 1, 300))]
-)
-def test_auto_takes_lines_that_no_kernel_takes(axes: str, grid: tuple[int, int, int]) -> None:
-    qkv = random_qkv(grid, axes).float()
-    expected = axial_attention(qkv, grid, axes, impl="sdpa")
-    assert torch.equal(axial_attention(qkv, grid, axes), expected)
-
-
 CUBE, LONG = (2, 3, 4), (1, 1, 300)
 
 
 @pytest.mark.parametrize(
     ("impl_name", "axes", "grid", "head_dim", "dtype", "words"),
     [
-        ("cpu", "THW", CUBE, 32, torch.float32, "joint axes go through"),
-        ("cpu", "W", LONG, 32, torch.float32, "300 tokens, it takes at most 256"),
         ("cpu", "T", CUBE, 32, torch.float64, "does not take torch.float64"),
         ("cpu", "T", CUBE, 257, torch.float32, "head dims up to 256, not 257"),
         ("triton", "T", CUBE, 24, torch.float32, r"head dims \(16, 32, 64, 128\), not 24"),
+        ("triton", "THW", CUBE, 32, torch.float32, "joint axes go through"),
         ("cuda", "W", LONG, 32, torch.bfloat16, "300 tokens, it takes at most 64"),
         ("sdpa", "T", CUBE, 32, torch.float64, "fp64 is for the reference"),
         ("sdpa", "T", CUBE, 32, torch.float32, "cannot follow a seed"),

@@ -5,8 +5,9 @@ row of the output is the mean over the lines. A line fits on chip, so every kern
 and writes out once (4 units of (B, S, N, Dh)); the backward recomputes the probabilities, reads
 q, k, v, dout and writes the packed dqkv (7 units). Nothing of size L x L reaches memory.
 
-CUDA C++ and Triton serve GPUs, C++ the CPU. Joint axes ("HW", "THW") and lines longer than the
-kernels take go through F.scaled_dot_product_attention; the reference takes the rest.
+CUDA C++ and Triton serve GPUs, where joint axes ("HW", "THW") and lines longer than 64 tokens go
+through F.scaled_dot_product_attention. C++ serves the CPU: short lines like those of GPUs, long and
+joint ones some queries and keys at a time. The reference takes the rest.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def axial_attention(
     Softmax and accumulation in fp32. cuda, triton and cpu repeat bit for bit, forward and
     backward (cuda on one model of GPU: how sums over lines are cut follows its size); the same
     seed drops the same elements there and in the reference. Extra memory: fp32 partial sums for
-    [CLS] and the bias, at most a row each per line. sdpa takes dropout without a seed only.
+    [CLS] and the bias, at most a row each per line; on a CPU, per thread, tiles that grow with the
+    line. sdpa takes dropout without a seed only.
     """
     plan = _check(qkv, grid, axes, bias, key_padding_mask, dropout_p, scale)
     if bias_in_qkv and bias is None:
@@ -176,21 +178,24 @@ def check_axes(axes: str, num_heads: int) -> None:
 
 
 _HALF = (torch.float16, torch.bfloat16)
-# What each kernel takes: dtypes, head dims (None: up to 256), tokens of a line.
-_LIMITS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None, int]] = {
+# What each kernel takes: dtypes, head dims (None: up to 256), tokens of a line (None: any number,
+# and joint axes).
+_LIMITS: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None, int | None]] = {
     "cuda": ((*_HALF, torch.float32), (32, 64, 128), 64),
     "triton": ((*_HALF, torch.float32), (16, 32, 64, 128), 64),
-    "cpu": ((*_HALF, torch.float32), None, 256),
+    "cpu": ((*_HALF, torch.float32), None, None),
 }
+_EAGER_LINE = 256  # tokens up to which a CPU without kernels takes the formula rather than SDPA
 
 
 def _limit(impl: str, qkv: Tensor, plan: Plan) -> str | None:
     dtypes, head_dims, max_line = _LIMITS[impl]
     head_dim = qkv.shape[-1]
-    if plan.axes in JOINT_AXES:
-        return "joint axes go through F.scaled_dot_product_attention (impl='sdpa')"
-    if plan.longest_line > max_line:
-        return f"a line has {plan.longest_line} tokens, it takes at most {max_line}"
+    if max_line is not None:
+        if plan.axes in JOINT_AXES:
+            return "joint axes go through F.scaled_dot_product_attention (impl='sdpa')"
+        if plan.longest_line > max_line:
+            return f"a line has {plan.longest_line} tokens, it takes at most {max_line}"
     if qkv.dtype not in dtypes:
         return f"it does not take {qkv.dtype}"
     if head_dims is None:
@@ -213,7 +218,7 @@ def _select(impl: str, qkv: Tensor, plan: Plan, seed: int | Tensor | None) -> st
         return None
 
     last = [("sdpa", sdpa), ("reference", lambda: None)]
-    if device == "cpu" and _limit("cpu", qkv, plan) is None:
+    if device == "cpu" and plan.axes not in JOINT_AXES and plan.longest_line <= _EAGER_LINE:
         last.reverse()  # on short lines of the CPU the eager formula is the faster of the two
     candidates = [kernel("cuda"), kernel("triton"), kernel("cpu"), *last]
     return _library.select("axial_attention", impl, candidates)

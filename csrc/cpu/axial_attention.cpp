@@ -5,6 +5,7 @@
 // fetched meanwhile. q, k, v, dout are read once and the result is written once: bound by memory.
 // A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's gradient,
 // are kept per task and added in order, so that results repeat whatever the number of threads.
+#include "cpu/axial_axis.hpp"
 #include "cpu/element_type.hpp"
 #include "cpu/line_rows.hpp"
 #include "cpu/line_softmax.hpp"
@@ -18,21 +19,6 @@ namespace {
 constexpr int64_t kTaskLines = 8;
 constexpr int64_t kScores = 3072;             // floats of scores that stay in the first-level cache
 constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
-
-int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
-// One axis: which heads it has and where the tokens of its lines are.
-struct Axis {
-  int id; // 0 T, 1 H, 2 W
-  int64_t first_head, heads, lines, length, token_step, tasks, first_task;
-
-  // Token number (row without [CLS]) of the line's first token.
-  int64_t first_token(int64_t line, int64_t H, int64_t W) const {
-    return id == 0 ? line : id == 1 ? line / W * H * W + line % W : line * W;
-  }
-};
 
 // The tensors as one type and the plan of the call.
 template <class T>
@@ -324,15 +310,13 @@ void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
 
 template <class T>
 TileSizes plan_axes(const AxialAttention& a, Problem<T>& p) {
-  const int64_t steps[] = {int64_t{1} * a.grid[1] * a.grid[2], a.grid[2], 1};
   TileSizes sizes{p.width};
   for (int g = 0; g < a.num_axes; ++g) {
-    const int id = a.axes[g];
-    const int64_t heads = a.N / a.num_axes, length = a.grid[id], lines = p.tokens / length;
-    const int64_t tasks = (lines + kTaskLines - 1) / kTaskLines;
-    p.axes[g] = {id, g * heads, heads, lines, length, steps[id], tasks, p.tasks};
-    p.tasks += tasks;
-    sizes.fit(heads, length + a.has_cls);
+    Axis& axis = p.axes[g] = axis_of_group(a, g);
+    axis.tasks = (axis.lines + kTaskLines - 1) / kTaskLines;
+    axis.first_task = p.tasks;
+    p.tasks += axis.tasks;
+    sizes.fit(axis.heads, axis.length + a.has_cls);
   }
   return sizes;
 }

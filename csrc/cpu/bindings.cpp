@@ -1,6 +1,6 @@
 // Python module vimpac_kernels._C_cpu: picks an instruction set once and hands plain pointers to
 // the kernels. It knows nothing of torch; vimpac_kernels/_library.py registers the ops.
-#include "cpu/ops.hpp"
+#include "cpu/axial_axis.hpp"
 #include "mask_tokens_binding.hpp"
 
 #include <pybind11/pybind11.h>
@@ -77,6 +77,10 @@ void run(bool (*const (&kernels)[3])(const Args&), const Args& args) {
 #define VIMPAC_EACH_ISA(op) {vimpac::portable::op, nullptr, nullptr}
 #endif
 
+// Tokens of the longest line for which the scores of axial_attention.cpp stay in cache; on longer
+// ones axial_attention_long.cpp is the faster.
+constexpr int64_t kLongestTile = 192;
+
 template <bool kBackward>
 void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the forward
                      uintptr_t qkv,     // (B, S, 3, N, Dh), unit last stride
@@ -116,10 +120,13 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   args.threshold = threshold;
   args.keep_scale = keep_scale;
   args.num_threads = num_threads;
+  const bool is_long = vimpac::longest_line(args) > kLongestTile;
   if constexpr (kBackward) {
-    run<Args>(VIMPAC_EACH_ISA(axial_attention_bwd), args);
+    is_long ? run<Args>(VIMPAC_EACH_ISA(axial_attention_long_bwd), args)
+            : run<Args>(VIMPAC_EACH_ISA(axial_attention_bwd), args);
   } else {
-    run<Args>(VIMPAC_EACH_ISA(axial_attention_fwd), args);
+    is_long ? run<Args>(VIMPAC_EACH_ISA(axial_attention_long_fwd), args)
+            : run<Args>(VIMPAC_EACH_ISA(axial_attention_fwd), args);
   }
 }
 

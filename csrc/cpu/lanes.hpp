@@ -1,6 +1,6 @@
 // Rows into lanes.
-//   turn(rows, width, to)   kWidth rows become the lanes of `width` vectors
-//   sum_lanes(x)            the sums over the lanes of four vectors
+//   turn(rows, width, to, step)   kWidth rows become the lanes of `width` vectors, `step` apart
+//   sum_lanes(x)                  the sums over the lanes of four vectors
 // Both turn 4 x 4 matrices within quarters of a vector, which needs no shuffle across them.
 #pragma once
 
@@ -79,7 +79,8 @@ VIMPAC_INLINE Vec4 sum_lanes(VecF (&x)[4]) {
 // to[d][j] = rows[j][d]
 inline void turn(const float* rows, // (kWidth, width)
                  int64_t width,     // a multiple of 4
-                 float* to) {       // (width, kWidth)
+                 float* to,         // (width, kWidth)
+                 int64_t step) {
   for (int64_t d = 0; d < width; d += 4) {
     VecF quarter[4]; // of rows k, k + 4, k + 8, ...
 #pragma GCC unroll 4
@@ -89,7 +90,7 @@ inline void turn(const float* rows, // (kWidth, width)
     turn_quarters(quarter);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
-      store(to + (d + k) * kWidth, quarter[k]);
+      store(to + (d + k) * step, quarter[k]);
     }
   }
 }

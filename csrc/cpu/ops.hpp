@@ -25,7 +25,7 @@ struct AxialAttention {
   int64_t strides[4]; // of qkv, in elements
   bool has_cls;       // S = has_cls + T*H*W
   int num_axes;       // head groups
-  int axes[3];        // of each group: 0 T, 1 H, 2 W
+  int axes[3];        // of each group: 0 T, 1 H, 2 W, 3 HW, 4 THW
   float scale;
   uint32_t threshold; // a 16-bit decision below it drops; 0: no dropout
   float keep_scale;
@@ -134,6 +134,8 @@ struct EmbedTokens {
   bool mask_tokens_fwd(const MaskTokensFwd& args);                                                 \
   bool axial_attention_fwd(const AxialAttention& args);                                            \
   bool axial_attention_bwd(const AxialAttention& args);                                            \
+  bool axial_attention_long_fwd(const AxialAttention& args);                                       \
+  bool axial_attention_long_bwd(const AxialAttention& args);                                       \
   bool linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args);                                \
   bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args);                                \
   bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args);                                \

@@ -107,7 +107,7 @@ inline void multiply_transposed(const float* a, // (rows, width)
                                 int64_t ldc) {
   int64_t j = 0;
   for (; j + kWidth <= columns; j += kWidth) {
-    turn(b + j * width, width, turned);
+    turn(b + j * width, width, turned, kWidth);
     each_tile<kTurnedRows>(rows, [&](auto count, int64_t i) {
       multiply_turned_tile(count, a + i * width, turned, width, c + i * ldc + j, ldc);
     });

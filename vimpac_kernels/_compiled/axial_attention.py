@@ -1,4 +1,4 @@
-"""Launchers of csrc/cpu/axial_attention.cpp and csrc/cuda/axial_attention.cu."""
+"""Launchers of csrc/cpu/axial_attention*.cpp and csrc/cuda/axial_attention.cu."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 from vimpac_kernels import _philox
 from vimpac_kernels._compiled.pointers import cpu_dtype, pointer
 from vimpac_kernels._library import cuda_stream, extension
-
-_AXIS_IDS = {"T": 0, "H": 1, "W": 2}
+from vimpac_kernels._lines import AXES
 
 
 def launch_cpu_fwd(
@@ -64,7 +63,7 @@ def _run_cpu(
         qkv.shape,
         qkv.stride(),
         grid,
-        [_AXIS_IDS[name] for name in axes.split("|")],
+        [AXES[name][0] for name in axes.split("|")],
         scale,
         threshold,
         _philox.dropout_scale(threshold),
@@ -125,7 +124,7 @@ def _run_cuda(
         qkv.shape,
         qkv.stride(),
         grid,
-        [_AXIS_IDS[name] for name in axes.split("|")],
+        [AXES[name][0] for name in axes.split("|")],
         scale,
         threshold,
     )

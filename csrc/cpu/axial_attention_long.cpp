@@ -1,0 +1,406 @@
+// axial_attention on the CPU for long lines: joint axes, and single ones of more tokens than a tile
+// of axial_attention.cpp is good for. A task owns one head of one line. It copies k and v to fp32
+// rows once, [CLS] being the last, and takes kBlock queries at a time: scores against all keys
+// (keys * kBlock floats, the only memory that grows with the line beside the rows), their maximum,
+// exponentials and products kKeys keys at a time. The backward computes the probabilities again and
+// keeps the rows of dk and dv until all queries have added to them. Bound by arithmetic: two
+// products forward, five backward, in fp32 for every dtype.
+// Sums over lines, those of [CLS] and of the bias's gradient, are kept per task and added in pairs,
+// so that results repeat whatever the number of threads.
+#include "cpu/axial_axis.hpp"
+#include "cpu/block_softmax.hpp"
+#include "cpu/element_type.hpp"
+#include "cpu/line_rows.hpp"
+#include "cpu/panel_product.hpp"
+#include "cpu/parallel.hpp"
+
+namespace vimpac::VIMPAC_ISA {
+namespace {
+
+// Keys whose rows and scores stay in the first-level cache; a multiple of a tile's rows and of the
+// eight decisions of a draw.
+constexpr int64_t kKeys = 96;
+constexpr int64_t kTerms = 64; // of a sum of products: sums of sums lose less than one long sum
+constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
+
+// The tensors as one type and the plan of the call.
+template <class T>
+struct Problem {
+  const AxialAttention& a;
+  const T* qkv;          // (B, S, 3, N, Dh)
+  const T* dout;         // (B, S, N, Dh)
+  T* result;             // (B, S, N, Dh) or (B, S, 3, N, Dh)
+  int parts;             // of a row of the result
+  int64_t tokens, width; // of one clip; floats of a tile's row
+  Axis axes[3];
+  int64_t tasks;   // of one clip: the lines and heads of all axes
+  float* partials; // (B, tasks, 1 or 2, parts, width): sums of [CLS], then those of the bias
+
+  int64_t rows() const { return tokens + a.has_cls; }
+  int64_t partial_size() const { return (a.dbias == nullptr ? 1 : 2) * parts * width; }
+  const Axis& axis_of(int64_t head) const { return axes[head / (a.N / a.num_axes)]; }
+  float* partial(int64_t line, int64_t head) const { // a line of all clips
+    const Axis& axis = axis_of(head);
+    const int64_t b = line / axis.lines, task = line % axis.lines * axis.heads;
+    return partials +
+           (b * tasks + axis.first_task + task + head - axis.first_head) * partial_size();
+  }
+};
+
+// Per-thread tiles, zeroed once.
+struct Tiles {
+  float *k, *v, *dk, *dv;        // (keys, width)
+  float *scores, *dp;            // (keys, kBlock)
+  float *q, *dout, *result;      // (kBlock, width)
+  float *turned_q, *turned_dout; // (width, kBlock)
+  float *top, *inverse, *delta;  // (kBlock,)
+  uint8_t* hidden;               // (keys,)
+
+  // Carves them from p, or, from null, gives their number of floats.
+  int64_t carve(float* p, int64_t keys, int64_t width, bool backward) {
+    int64_t used = 0;
+    const auto take = [&](int64_t floats) {
+      float* const tile = p == nullptr ? nullptr : p + used;
+      used += round_up(floats, kLine);
+      return tile;
+    };
+    k = take(keys * width);
+    v = take(keys * width);
+    dk = backward ? take(keys * width) : nullptr;
+    dv = backward ? take(keys * width) : nullptr;
+    scores = take(keys * kBlock);
+    dp = backward ? take(keys * kBlock) : nullptr;
+    q = take(kBlock * width);
+    dout = take(kBlock * width);
+    result = take(kBlock * width);
+    turned_q = take(kBlock * width);
+    turned_dout = take(kBlock * width);
+    top = take(kBlock);
+    inverse = take(kBlock);
+    delta = take(kBlock);
+    hidden = reinterpret_cast<uint8_t*>(take(keys));
+    return used;
+  }
+};
+
+// A head of a line: where its rows are. Row l of a line is its token l, and row `length` is [CLS].
+template <class T>
+struct Line {
+  const Problem<T>& p;
+  const Axis& axis;
+  int64_t b, line, head;
+  int64_t length, keys, first_row;
+  float* partial;
+
+  Line(const Problem<T>& p, const Axis& axis, int64_t b, int64_t line, int64_t head)
+      : p(p), axis(axis), b(b), line(line), head(head), length(axis.length),
+        keys(length + p.a.has_cls),
+        first_row(axis.first_token(line, p.a.grid[1], p.a.grid[2]) + p.a.has_cls),
+        partial(p.partial(b * axis.lines + line, head)) {}
+
+  // The rows [first, first + count) of a (S, ...) tensor into a tile, [CLS] times `cls_scale`.
+  void gather_rows(const T* clip,
+                   int64_t row,
+                   const float* bias,
+                   int64_t first,
+                   int64_t count,
+                   float scale,
+                   float cls_scale,
+                   float* tile) const {
+    const int64_t tokens = first + count < length ? count : length - first;
+    const T* const from = clip + (first_row + first * axis.token_step) * row;
+    gather(from, bias, axis.token_step * row, tokens, p.a.Dh, p.width, scale, tile);
+    if (tokens < count) {
+      gather_row(clip, bias, p.a.Dh, cls_scale, tile + tokens * p.width);
+    }
+  }
+
+  void gather_part(int part, int64_t first, int64_t count, float scale, float* tile) const {
+    const int64_t* const strides = p.a.strides;
+    const T* const clip = p.qkv + b * strides[0] + part * strides[2] + head * strides[3];
+    const float* const bias =
+        p.a.bias == nullptr ? nullptr : p.a.bias + (part * p.a.N + head) * p.a.Dh;
+    gather_rows(clip, strides[1], bias, first, count, scale, scale, tile);
+  }
+
+  // [CLS] of the result is the mean over the lines.
+  void gather_dout(int64_t first, int64_t count, float* tile) const {
+    const T* const clip = p.dout + (b * p.rows() * p.a.N + head) * p.a.Dh;
+    gather_rows(clip, p.a.N * p.a.Dh, nullptr, first, count, 1.0f, 1.0f / axis.lines, tile);
+  }
+
+  // A tile's tokens to a part of the result; its [CLS] row is added to the partial, and the sum of
+  // all its rows to that of the bias.
+  void scatter_part(const float* tile, int part, int64_t first, int64_t count, float scale) const {
+    const AxialAttention& a = p.a;
+    const int64_t row = p.parts * a.N * a.Dh, step = axis.token_step * row;
+    const int64_t tokens = first + count < length ? count : length - first;
+    T* const to = p.result + (b * p.rows() + first_row) * row + (part * a.N + head) * a.Dh;
+    scatter(tile, step, tokens, a.Dh, p.width, scale, to + first * step);
+    if (tokens < count) {
+      accumulate(tile + tokens * p.width, p.width, scale, partial + part * p.width);
+    }
+    if (a.dbias != nullptr) {
+      accumulate_rows(tile, count, p.width, scale, partial + (p.parts + part) * p.width);
+    }
+  }
+
+  const uint8_t* read_padding(uint8_t* hidden) const {
+    if (p.a.padding == nullptr) {
+      return nullptr;
+    }
+    const uint8_t* const clip = p.a.padding + b * p.tokens + first_row - p.a.has_cls;
+    for (int64_t l = 0; l < length; ++l) {
+      hidden[l] = clip[l * axis.token_step];
+    }
+    if (keys > length) {
+      hidden[length] = 0;
+    }
+    return hidden;
+  }
+};
+
+// Some queries of a line, in lanes.
+template <class T>
+struct Block {
+  const Line<T>& line;
+  const Tiles& t;
+  const uint8_t* hidden;
+  int64_t first, count, lanes;
+
+  // body(first key, keys)
+  template <class Body>
+  VIMPAC_INLINE void each_part(const Body& body) const {
+    for (int64_t j = 0; j < line.keys; j += kKeys) {
+      body(j, j + kKeys < line.keys ? kKeys : line.keys - j);
+    }
+  }
+
+  void turn_rows(const float* rows, float* turned) const {
+    for (int64_t i = 0; i < lanes; i += kWidth) {
+      turn(rows + i * line.p.width, line.p.width, turned + i, kBlock);
+    }
+  }
+
+  // to[j][i] = the product of row j of `rows` and query i
+  void
+  multiply_rows(const float* rows, const float* turned, int64_t j, int64_t n, float* to) const {
+    const int64_t width = line.p.width, Dh = line.p.a.Dh;
+    for (int64_t d = 0; d < Dh; d += kTerms) {
+      const int64_t terms = d + kTerms < Dh ? kTerms : Dh - d;
+      multiply_panels<kPanelVectors>({rows + j * width + d, width, 1}, n, terms,
+                                     {turned + d * kBlock, kBlock}, lanes,
+                                     {to + j * kBlock, kBlock}, d > 0);
+    }
+  }
+
+  // result[i] [+]= the sum over keys of x[j][i] rows[j]
+  void add_to_queries(const float* x, const float* rows, int64_t j, int64_t n) const {
+    const int64_t width = line.p.width;
+    multiply_panels<kPanelVectors>({x + j * kBlock, 1, kBlock}, count, n, {rows + j * width, width},
+                                   width, {t.result, width}, j > 0);
+  }
+
+  // to[j] [+]= the sum over queries of x[j][i] rows[i]
+  void add_to_keys(const float* x, const float* rows, int64_t j, int64_t n, float* to) const {
+    const int64_t width = line.p.width;
+    multiply_panels<kPanelVectors>({x + j * kBlock, kBlock, 1}, n, count, {rows, width}, width,
+                                   {to + j * width, width}, first > 0);
+  }
+
+  // Scores of all keys and their maximum. Of the scale they get the sign, their exponentials the
+  // rest, which rounds less.
+  void score() const {
+    line.gather_part(0, first, count, line.p.a.scale < 0.0f ? -1.0f : 1.0f, t.q);
+    turn_rows(t.q, t.turned_q);
+    for (int64_t i = 0; i < kBlock; ++i) {
+      t.top[i] = -__builtin_inff();
+      t.inverse[i] = t.delta[i] = 0.0f;
+    }
+    each_part([&](int64_t j, int64_t n) {
+      multiply_rows(t.k, t.turned_q, j, n, t.scores);
+      raise_top(t.scores + j * kBlock, hidden_from(j), n, lanes, t.top);
+    });
+  }
+
+  // Into their exponentials, which are added to t.inverse.
+  void exponentials(int64_t j, int64_t n, float dropped_factor) const {
+    const AxialAttention& a = line.p.a;
+    float* const scores = t.scores + j * kBlock;
+    exponentiate(scores, hidden_from(j), n, lanes, __builtin_fabsf(a.scale), t.top, t.inverse);
+    if (a.threshold > 0) {
+      const Dropout dropout{static_cast<uint64_t>(*a.seed), a.threshold, a.keep_scale};
+      const uint32_t number = static_cast<uint32_t>(line.b * line.axis.lines + line.line);
+      const uint32_t last = static_cast<uint32_t>(line.head) | static_cast<uint32_t>(line.axis.id)
+                                                                   << 16;
+      drop_block(dropout, number, last, static_cast<uint32_t>(first), static_cast<uint32_t>(j),
+                 dropped_factor, n, lanes, scores);
+    }
+  }
+
+  // Sums into their inverses, delta into a mean. A query without any key has the sum 0 and gets
+  // nothing of anything.
+  void invert() const {
+    for (int64_t i = 0; i < lanes; i += kWidth) {
+      const VecF sum = load(t.inverse + i);
+      store(t.delta + i, sum == 0.0f ? VecF{} : load(t.delta + i) / sum);
+      store(t.inverse + i, sum == 0.0f ? VecF{} : 1.0f / sum);
+    }
+  }
+
+  const uint8_t* hidden_from(int64_t j) const { return hidden == nullptr ? nullptr : hidden + j; }
+
+  void forward() const {
+    score();
+    each_part([&](int64_t j, int64_t n) {
+      exponentials(j, n, 0.0f);
+      add_to_queries(t.scores, t.v, j, n);
+    });
+    invert();
+    for (int64_t i = 0; i < count; ++i) {
+      line.scatter_part(t.result + i * line.p.width, 0, first + i, 1,
+                        t.inverse[i] * line.p.a.keep_scale);
+    }
+  }
+
+  void backward() const {
+    const float keep_scale = line.p.a.keep_scale;
+    score();
+    line.gather_dout(first, count, t.dout);
+    turn_rows(t.dout, t.turned_dout);
+    each_part([&](int64_t j, int64_t n) {
+      const int64_t at = j * kBlock;
+      exponentials(j, n, -1.0f);
+      multiply_rows(t.v, t.turned_dout, j, n, t.dp);
+      add_delta(t.scores + at, t.dp + at, n, lanes, keep_scale, t.delta);
+    });
+    invert();
+    each_part([&](int64_t j, int64_t n) {
+      const int64_t at = j * kBlock;
+      differentiate(t.scores + at, t.dp + at, n, lanes, keep_scale, t.inverse, t.delta);
+      add_to_keys(t.scores, t.dout, j, n, t.dv);
+      add_to_keys(t.dp, t.q, j, n, t.dk);
+      add_to_queries(t.dp, t.k, j, n);
+    });
+    line.scatter_part(t.result, 0, first, count, line.p.a.scale);
+  }
+};
+
+template <class T>
+void run_task(const Problem<T>& p, int64_t b, int64_t task, const Tiles& t) {
+  int g = p.a.num_axes - 1;
+  while (task < p.axes[g].first_task) {
+    --g;
+  }
+  const Axis& axis = p.axes[g];
+  const int64_t number = task - axis.first_task;
+  const Line<T> line(p, axis, b, number / axis.heads, axis.first_head + number % axis.heads);
+  memset(line.partial, 0, sizeof(float) * p.partial_size());
+  line.gather_part(1, 0, line.keys, 1.0f, t.k);
+  line.gather_part(2, 0, line.keys, 1.0f, t.v);
+  const uint8_t* const hidden = line.read_padding(t.hidden);
+  for (int64_t i = 0; i < line.keys; i += kBlock) {
+    const int64_t count = i + kBlock < line.keys ? kBlock : line.keys - i;
+    const Block<T> block{line, t, hidden, i, count, round_up(count, kWidth)};
+    p.parts == 1 ? block.forward() : block.backward();
+  }
+  for (int64_t j = 0; p.parts == 3 && j < line.keys; j += kKeys) {
+    const int64_t count = j + kKeys < line.keys ? kKeys : line.keys - j;
+    line.scatter_part(t.dk + j * p.width, 1, j, count,
+                      __builtin_fabsf(p.a.scale)); // q has its sign
+    line.scatter_part(t.dv + j * p.width, 2, j, count, 1.0f);
+  }
+}
+
+// Adds partials in pairs, then pairs of pairs: a long sum in fp32 would lose digits. at(i) is the
+// partial of line i of all clips; the sum is left in the first.
+template <class At>
+const float* sum_pairwise(int64_t first, int64_t count, int64_t width, const At& at) {
+  for (int64_t step = 1; step < count; step *= 2) {
+    for (int64_t i = 0; i + step < count; i += 2 * step) {
+      accumulate(at(first + i + step), width, 1.0f, at(first + i));
+    }
+  }
+  return at(first);
+}
+
+// One head of a part of row 0.
+template <class T>
+void reduce_cls(const Problem<T>& p, int64_t b, int part, int64_t head) {
+  const AxialAttention& a = p.a;
+  const int64_t lines = p.axis_of(head).lines;
+  const float* const sum = sum_pairwise(b * lines, lines, p.width, [&](int64_t line) {
+    return p.partial(line, head) + part * p.width;
+  });
+  T* const row = p.result + b * p.rows() * p.parts * a.N * a.Dh;
+  scatter_row(sum, a.Dh, p.parts == 1 ? 1.0f / lines : 1.0f, row + (part * a.N + head) * a.Dh);
+}
+
+// The bias's gradient of one head of q, k or v.
+template <class T>
+void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
+  const AxialAttention& a = p.a;
+  const int64_t lines = a.B * p.axis_of(head).lines;
+  const float* const sum = sum_pairwise(0, lines, p.width, [&](int64_t line) {
+    return p.partial(line, head) + (p.parts + part) * p.width;
+  });
+  scatter_row(sum, a.Dh, 1.0f, a.dbias + (part * a.N + head) * a.Dh);
+}
+
+template <class T>
+bool run(const AxialAttention& a, int parts) {
+  Problem<T> p{a,
+               static_cast<const T*>(a.qkv),
+               static_cast<const T*>(a.dout),
+               static_cast<T*>(a.result),
+               parts,
+               int64_t{1} * a.grid[0] * a.grid[1] * a.grid[2],
+               round_up(a.Dh, kWidth),
+               {},
+               0,
+               nullptr};
+  int64_t keys = 0;
+  for (int g = 0; g < a.num_axes; ++g) {
+    Axis& axis = p.axes[g] = axis_of_group(a, g);
+    axis.tasks = axis.lines * axis.heads;
+    axis.first_task = p.tasks;
+    p.tasks += axis.tasks;
+    keys = axis.length + a.has_cls > keys ? axis.length + a.has_cls : keys;
+  }
+  const int threads = a.num_threads < 1 ? 1 : a.num_threads;
+  const int64_t per_thread = Tiles().carve(nullptr, keys, p.width, parts == 3);
+  const int64_t sums = a.B * p.tasks * p.partial_size();
+  Scratch<float> partials(sums), tiles(threads * per_thread);
+  if (partials.data == nullptr || tiles.data == nullptr) {
+    return false;
+  }
+  p.partials = partials.data;
+  memset(tiles.data, 0, sizeof(float) * threads * per_thread);
+  const int64_t work = a.B * p.rows() * (3 + parts) * a.N * a.Dh;
+  parallel_for(a.B * p.tasks, work, threads, [&](int64_t i) {
+    Tiles t;
+    t.carve(tiles.data + thread_index() * per_thread, keys, p.width, parts == 3);
+    run_task(p, i / p.tasks, i % p.tasks, t);
+  });
+  if (a.has_cls) {
+    parallel_for(a.B * parts * a.N, sums, threads, [&](int64_t i) {
+      reduce_cls(p, i / (parts * a.N), static_cast<int>(i / a.N % parts), i % a.N);
+    });
+  }
+  if (a.dbias != nullptr) {
+    parallel_for(3 * a.N, sums, threads, [&](int64_t i) { reduce_bias(p, i / a.N, i % a.N); });
+  }
+  return true;
+}
+
+} // namespace
+
+bool axial_attention_long_fwd(const AxialAttention& args) {
+  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 1); });
+}
+
+bool axial_attention_long_bwd(const AxialAttention& args) {
+  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 3); });
+}
+
+} // namespace vimpac::VIMPAC_ISA

@@ -1,0 +1,44 @@
+// Where the tokens of an axis lie: what both kernels of axial_attention know of a call's head
+// groups.
+#pragma once
+
+#include "cpu/ops.hpp"
+
+namespace vimpac {
+namespace {
+
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// One axis: which heads it has, where the tokens of its lines are, and which of a clip's tasks do
+// it.
+struct Axis {
+  int id; // 0 T, 1 H, 2 W, 3 HW, 4 THW
+  int64_t first_head, heads, lines, length, token_step, tasks, first_task;
+
+  // Token number (row without [CLS]) of the line's first token.
+  int64_t first_token(int64_t line, int64_t H, int64_t W) const {
+    return id == 0 ? line : id == 1 ? line / W * H * W + line % W : line * length;
+  }
+};
+
+// The axis of a group of heads, its tasks apart.
+inline Axis axis_of_group(const AxialAttention& a, int group) {
+  const int id = a.axes[group];
+  const int64_t T = a.grid[0], H = a.grid[1], W = a.grid[2], heads = a.N / a.num_axes;
+  const int64_t lengths[] = {T, H, W, H * W, T * H * W}, steps[] = {H * W, W, 1, 1, 1};
+  return {id, group * heads, heads, T * H * W / lengths[id], lengths[id], steps[id], 0, 0};
+}
+
+inline int64_t longest_line(const AxialAttention& a) {
+  int64_t longest = 0;
+  for (int g = 0; g < a.num_axes; ++g) {
+    const int64_t length = axis_of_group(a, g).length;
+    longest = length > longest ? length : longest;
+  }
+  return longest;
+}
+
+} // namespace
+} // namespace vimpac
