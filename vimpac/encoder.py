@@ -34,8 +34,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, axes: str) -> None:
         super().__init__()
         self.axes, self.heads, self.head_dim = axes, config.heads, config.head_dim
-        # SDPA serves joint axes; its dropout draws from PyTorch's generator and takes no seed.
-        self.joint = axes in ("HW", "THW")
         self.per_line = config.cls == "paper"
         inner = config.heads * config.head_dim
         self.qkv = nn.Linear(config.width, 3 * inner)
@@ -53,15 +51,20 @@ class Attention(nn.Module):
     ) -> Tensor:  # (B, S - 1 + cls_rows(grid), D) or (R, D), without the bias of `out`
         shape = (3, self.heads, self.head_dim)
         options: dict[str, Any] = dict(key_padding_mask=key_padding_mask, dropout_p=dropout_p)
-        options["seed"] = None if self.joint else seed
         bias: Tensor | None = self.qkv.bias
-        if not self.joint and not self.per_line:  # the kernel sums its gradient
+        has_kernel = self.has_kernel(x.device)
+        options["seed"] = seed if has_kernel else None
+        if has_kernel and not self.per_line:  # the kernel sums its gradient
             options.update(bias=self.qkv.bias.view(shape), bias_in_qkv=not x.is_cpu)
             bias = None if x.is_cpu else self.qkv.bias.detach()  # on a CPU the kernel adds it, too
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, shape)
         attend = attend_per_line if self.per_line else axial_attention
         attended = attend(qkv, grid, self.axes, **options).flatten(2)
         return F.linear(attended if rows is None else take_rows(attended, rows), self.out.weight)
+
+    def has_kernel(self, device: torch.device) -> bool:
+        """Whether a kernel serves it: SDPA, which has joint axes on a GPU, takes no seed."""
+        return device.type == "cpu" or self.axes not in ("HW", "THW")
 
     def cls_rows(self, grid: tuple[int, int, int]) -> int:
         """Rows that stand for [CLS] in the output: 1, or one per line as in the paper's text."""
@@ -102,10 +105,10 @@ class Layer(nn.Module):
         """The residual branches in order."""
         return [*(cast(Attention, block) for block in self.attention), self.mlp]
 
-    @property
-    def draws_from_generator(self) -> bool:
+    def draws_from_generator(self, device: torch.device) -> bool:
         """Whether some dropout in here takes no seed."""
-        return any(block.joint or block.per_line for block in cast(list[Attention], self.attention))
+        blocks = cast(list[Attention], self.attention)
+        return any(block.per_line or not block.has_kernel(device) for block in blocks)
 
     def forward(
         self,
@@ -121,7 +124,7 @@ class Layer(nn.Module):
         if recompute:  # within the call, so that what compiles or shards a layer sees both runs
             arguments = x, stream, norms, grid, key_padding_mask, seeds, rows
             # Most dropout follows the seeds among the arguments; the rest, the generator.
-            draws = self.training and self.dropout > 0 and self.draws_from_generator
+            draws = self.training and self.dropout > 0 and self.draws_from_generator(x.device)
             run = self.forward
             return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=draws)
         dropout_p = self.dropout if self.training else 0.0

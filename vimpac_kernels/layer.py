@@ -145,7 +145,8 @@ class AxialAttention(nn.Module):
         shape = (3, self.num_heads, self.head_dim)
         bias: Tensor | None = self.in_proj_bias
         options: dict[str, Any] = {}
-        if bias is not None and (x.is_cpu or self.axes not in JOINT_AXES):  # the kernel sums its gradient
+        has_kernel = x.is_cpu or self.axes not in JOINT_AXES
+        if bias is not None and has_kernel:  # which sums its gradient
             options = {"bias": bias.view(shape), "bias_in_qkv": not x.is_cpu}
             bias = None if x.is_cpu else bias.detach()  # on a CPU the kernel adds it, too
         qkv = F.linear(x, self.in_proj_weight, bias)
