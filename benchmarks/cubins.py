@@ -10,13 +10,16 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Instructions that are counted: tensor-core products, wide loads, loads by copy engines, spills.
+# Instructions that are counted: tensor-core products, loads and stores and the wide ones among
+# them, loads by copy engines, spills.
 INSTRUCTIONS = {
     "HMMA": r"HMMA",
     "HGMMA": r"HGMMA",
     "UTCMMA": r"UTC\w*MMA",
     "LDG.128": r"LDG\.[\w.]*(128|256)",
     "LDG": r"LDG\.",
+    "STG.128": r"STG\.[\w.]*(128|256)",
+    "STG": r"STG\.",
     "LDGSTS": r"LDGSTS",
     "LDSM": r"LDSM",
     "STL": r"STL",
@@ -69,6 +72,11 @@ class Kernel:
     def matrix_products(self) -> int:
         """Tensor-core instructions of any generation."""
         return self.counts["HMMA"] + self.counts["HGMMA"] + self.counts["UTCMMA"]
+
+    @property
+    def narrow_stores(self) -> int:
+        """Stores to global memory of less than 16 bytes."""
+        return self.counts["STG"] - self.counts["STG.128"]
 
     def occupancy(self) -> float:
         """Resident warps over what a multiprocessor holds."""

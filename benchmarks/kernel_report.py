@@ -3,8 +3,8 @@
 Compiles csrc/cuda/*.cu as the default build does and every Triton kernel exactly as a launch does,
 for sm_80, sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and
 counts of the instructions that matter. Exits with 1 on a spill, on more shared memory than every
-GPU has, or where a kernel lacks what EXPECTED asks. What nvcc made of unchanged sources is kept in
-build/kernel_report.
+GPU has, where a kernel lacks what EXPECTED asks, or has more narrow stores than NARROW_STORES
+explains. What nvcc made of unchanged sources is kept in build/kernel_report.
 
     Triton   each module of vimpac_kernels/_triton offers `report_cases()`, which yields (kernel,
              arguments, keyword arguments) of real calls with meta tensors; the kernel's own
@@ -13,7 +13,8 @@ build/kernel_report.
              memory of a usual one, for the occupancy.
 
 A spill shows as stack bytes and as STL and LDL instructions. HMMA, HGMMA and UTCMMA are the
-tensor-core products of sm_80, sm_90a and sm_100, LDG.128 loads of 16 bytes or more.
+tensor-core products of sm_80, sm_90a and sm_100, LDG.128 and STG.128 loads and stores of 16 bytes
+or more.
 """
 
 from __future__ import annotations
@@ -41,28 +42,52 @@ ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
 CACHE = ROOT / "build" / "kernel_report"
 NVCC_FLAGS = ("-std=c++17", "-O3")
 SMALLEST_SHARED = 99 << 10  # bytes of a block on sm_86, sm_89 and sm_120
-COLUMNS = "kernel | arch | regs | spills | shared | warps | occupancy | MMA | LDG.128 | LDG"
+COLUMNS = (
+    "kernel | arch | regs | spills | shared | warps | occupancy | MMA | LDG.128 | LDG | STG.128 | "
+    "STG"
+)
 
 # (backend, pattern of names, what it must contain). Every pattern must match some kernel.
 EXPECTED = (
-    ("cuda", "axial_attention_?wd_kernel<*>", "MMA"),
-    ("cuda", "axial_attention_?wd_kernel<*>", "LDG.128"),
-    ("cuda", "axial_attention_?wd_fp32_kernel<*>", "LDG.128"),
-    ("cuda", "bias_gelu_?wd_kernel<*>", "LDG.128"),
-    ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", "LDG.128"),
-    ("cuda", "embed_tokens_fwd_kernel<*>", "LDG.128"),
-    ("cuda", "embed_tokens_places_kernel<*>", "LDG.128"),
-    ("cuda", "embed_tokens_ids_kernel<*>", "LDG.128"),
-    ("cuda", "embed_tokens_carry_kernel", "LDG.128"),
-    ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128"),
-    ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128"),
-    ("triton", "axial_attention_?wd_kernel bf16 *", "MMA"),
-    ("triton", "dropout_add_layer_norm_?wd_kernel *", "LDG.128"),
-    ("triton", "embed_tokens_fwd_kernel *", "LDG.128"),
-    ("triton", "embed_tokens_places_kernel *", "LDG.128"),
-    ("triton", "embed_tokens_ids_kernel *", "LDG.128"),
-    ("triton", "bias_gelu_?wd_kernel *", "LDG.128"),
-    ("triton", "linear_cross_entropy_fwd_kernel *", "LDG.128"),
+    ("cuda", "axial_attention_?wd_kernel<*>", ("MMA", "LDG.128", "STG.128")),
+    ("cuda", "axial_attention_?wd_fp32_kernel<*>", ("LDG.128",)),
+    ("cuda", "bias_gelu_?wd_kernel<*>", ("LDG.128", "STG.128")),
+    ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", ("LDG.128", "STG.128")),
+    ("cuda", "embed_tokens_fwd_kernel<*>", ("LDG.128", "STG.128")),
+    ("cuda", "embed_tokens_places_kernel<*>", ("LDG.128", "STG.128")),
+    ("cuda", "embed_tokens_ids_kernel<*>", ("LDG.128", "STG.128")),
+    ("cuda", "embed_tokens_carry_kernel", ("LDG.128", "STG.128")),
+    ("cuda", "linear_cross_entropy_fwd_kernel<*>", ("LDG.128", "STG.128")),
+    ("cuda", "mask_tokens_fwd_kernel<long>", ("LDG.128", "STG.128")),
+    ("triton", "axial_attention_?wd_kernel bf16 *", ("MMA", "LDG.128", "STG.128")),
+    ("triton", "dropout_add_layer_norm_?wd_kernel *", ("LDG.128", "STG.128")),
+    ("triton", "embed_tokens_fwd_kernel *", ("LDG.128", "STG.128")),
+    ("triton", "embed_tokens_places_kernel *", ("LDG.128", "STG.128")),
+    ("triton", "embed_tokens_ids_kernel *", ("LDG.128", "STG.128")),
+    ("triton", "bias_gelu_?wd_kernel *", ("LDG.128", "STG.128")),
+    ("triton", "linear_cross_entropy_fwd_kernel *", ("LDG.128", "STG.128")),
+    ("triton", "mask_tokens_fwd_kernel int64 *", ("LDG.128", "STG.128")),
+)
+# (pattern of names, how many of its stores may be narrower than 16 bytes, which ones those are): of
+# the first pattern that a kernel matches. A kernel that matches none stores 16 bytes each time;
+# nvcc takes such a store apart without a word, each into four.
+NARROW_STORES = (
+    (
+        "axial_attention_?wd_fp32_kernel<*>",
+        24,
+        "results, of which a lane has one element at a time",
+    ),
+    ("axial_attention_cls_kernel*", 6, "the mean of [CLS] over lines, an element a lane"),
+    ("axial_attention_?wd_kernel*", 8, "partial sums for [CLS]"),
+    ("bias_gelu_bwd_kernel*", 1, "partial sums of the bias's gradient"),
+    ("dropout_add_layer_norm_fwd_kernel*", 2, "mean and rstd of a row"),
+    ("dropout_add_layer_norm_bwd_kernel*", 6, "partial sums of the parameters' gradients"),
+    ("linear_cross_entropy_fwd_kernel*", 2, "the loss of a row, and whether it is right"),
+    ("mask_tokens_fwd_kernel int*", 2, "the mask, a byte a token, and a count"),
+    ("mask_tokens_*", 20, "tokens of cut groups, bytes of the mask, positions wherever they go"),
+    ("*_sum_kernel *", 1, "a column of sums over partial sums"),
+    ("*_dbias_kernel *", 1, "a column of sums over partial sums"),
+    ("add_blocks_kernel<*>", 1, "a column of sums over partial sums"),
 )
 # CUDA kernel -> threads and bytes of dynamic shared memory of a usual launch.
 LAUNCHES = {
@@ -228,6 +253,8 @@ def _cells(kernel: Kernel) -> list[str]:
         str(kernel.matrix_products),
         str(counts["LDG.128"]),
         str(counts["LDG"]),
+        str(counts["STG.128"]),
+        str(counts["STG"]),
     ]
 
 
@@ -249,9 +276,20 @@ def problems(backend: str, kernels: list[Kernel]) -> list[str]:
         matching = [k for k in kernels if fnmatch.fnmatchcase(k.name, pattern)]
         if not matching:
             found.append(f"no kernel is named {pattern}: mend EXPECTED")
-        for k in matching:
-            if (k.matrix_products if wanted == "MMA" else k.counts[wanted]) == 0:
-                found.append(f"{k.name} has no {wanted} on {ARCHITECTURES[k.architecture]}")
+        found += [
+            f"{k.name} has no {one} on {ARCHITECTURES[k.architecture]}"
+            for k in matching
+            for one in wanted
+            if (k.matrix_products if one == "MMA" else k.counts[one]) == 0
+        ]
+    for k in kernels:
+        rows = (row for row in NARROW_STORES if fnmatch.fnmatchcase(k.name, row[0]))
+        _, most, which = next(rows, ("", 0, "none"))
+        if k.narrow_stores > most:
+            found.append(
+                f"{k.name} has {k.narrow_stores} stores of less than 16 bytes on "
+                f"{ARCHITECTURES[k.architecture]}, {most} expected: {which}"
+            )
     return found
 
 
