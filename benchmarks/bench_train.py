@@ -133,13 +133,20 @@ def _loss(case: Case, device: str) -> tuple[torch.nn.Module, Callable[[Tensor], 
     return model, loss if isinstance(model, Vimpac) else baseline_loss
 
 
-def _make_step(case: Case, device: str) -> Step:
-    """Masks, forward, backward and update; bf16 autocast on a GPU, fp32 on a CPU."""
+def make_step(case: Case, device: str, *, capturable: bool = False) -> Step:
+    """Masks, forward, backward and update; bf16 autocast on a GPU, fp32 on a CPU.
+
+    Args:
+        case: Whose step.
+        device: "cpu" or "cuda".
+        capturable: Whether a CUDA graph is to record it.
+    """
     model, loss = _loss(case, device)
     fused = True if case.impl.startswith("ours") else None  # None: as PyTorch does by default
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=fused
-    )
+        model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=fused,
+        capturable=capturable,
+    )  # fmt: skip
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes its state, which is no memory of a step
@@ -199,7 +206,7 @@ def _check_agreement() -> None:
 
 def _prepare(case: Case, device: str, warm_up: int) -> tuple[Callable[[], None], Step, float]:
     """A step on one batch, the step on any, and the peak MiB of one, which also warms up."""
-    step = _make_step(case, device)
+    step = make_step(case, device)
     T, side = case.size
     tokens = torch.randint(0, NUM_TOKENS, (2 * VIDEOS, T, side, side)).to(device)
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = "shape | impl | fwd ms | bwd ms | GB/s or TFLOP/s | % of ceiling | peak MiB"
 VOCABULARY = 8197
 KERNELS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # by device: none interpreted or emulated
@@ -215,14 +216,20 @@ def environment(device: str) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit, `-dirty` if a tracked file differs from it, other than the results."""
+    """The commit, `-dirty` if a tracked file differs from it, other than the results.
+
+    Without a repository it is that of the modules of gpu_variants.py, which came along.
+    """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(RESULTS.parents[1]), *arguments]
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     changes = git("diff", "--shortstat", "HEAD", "--", ".", ":!benchmarks/results")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changes else "")
+    if known := git("rev-parse", "--short", "HEAD"):
+        return known + ("-dirty" if changes else "")
+    manifest = ROOT / "build" / "gpu" / "manifest.json"
+    return str(json.loads(manifest.read_text())["commit"]) if manifest.exists() else "unknown"
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,16 @@ def _range(values: list[float], unit: str) -> str:
     return f"{low:.1f}{unit}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f}-{high:.1f}{unit}"
 
 
-def op_table(results: dict[str, Any]) -> list[str]:
+def place(device: str) -> str:
+    """What a table's ratios hold for: those of a CPU say nothing about a GPU."""
+    return "this CPU" if device.endswith("threads") else "this GPU"
+
+
+def op_table(results: dict[str, Any], where: str = "this machine") -> list[str]:
     """One Markdown row per op: what it replaces, speed-up, memory."""
     lines = [
-        "| op | replaces | speed-up over the fastest other | leanest other's extra memory / ours |",
+        f"| op | replaces | speed-up on {where} over the fastest other | "
+        "leanest other's extra memory / ours |",
         "|---|---|---|---|",
     ]
     for op, replaces in REPLACES.items():
@@ -91,7 +97,7 @@ def _step_name(row: dict[str, Any]) -> str:
     return f"{row['impl']}: {layout}, T={row['frames']} S={8 * row['side']}"
 
 
-def step_table(rows: list[dict[str, Any]]) -> list[str]:
+def step_table(rows: list[dict[str, Any]], where: str = "this machine") -> list[str]:
     """Three groups of Markdown rows, each with its ratio to the first one that was timed."""
     timed = {(r["impl"], r["layout"], r["frames"], r["side"]): r for r in rows}
     impls = ("released", "released + compile", "plain", "ours", "ours + compile")
@@ -105,7 +111,7 @@ def step_table(rows: list[dict[str, Any]]) -> list[str]:
         ],
     }
     lines = [
-        "| compared | step | videos/s | ratio | paper, V100 | MFU | peak MiB |",
+        f"| compared | step | videos/s | ratio on {where} | paper, V100 | MFU | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for title, keys in groups.items():
@@ -243,11 +249,11 @@ def main() -> None:
         days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
         source = f"[{file.name}](benchmarks/results/{file.name})"
         parts.append(f"{device}, torch {torch}, {days} ({source}):\n")
-        parts.append("\n".join(op_table(results)) + "\n")
+        parts.append("\n".join(op_table(results, place(device))) + "\n")
         if steps := rows_of(results, "train"):
             picture = f"docs/step-{file.stem}.png"
             plot_steps(steps, device, ROOT / picture)
-            parts.append("\n".join(step_table(steps)) + "\n")
+            parts.append("\n".join(step_table(steps, place(device))) + "\n")
             parts.append(f"![speed, memory and phases of a step]({picture})\n")
     readme = ROOT / "README.md"
     text = _fill(readme.read_text(), "results", parts)

@@ -28,7 +28,7 @@ class BuildKernels(build_ext):
         """Build, and put the modules next to the package's Python files."""
         in_tree = self.inplace or getattr(self, "editable_mode", False)
         package = (ROOT if in_tree else Path(self.build_lib)) / "vimpac_kernels"
-        folder = ROOT / "build" / f"ninja-{_tag()}"
+        folder = ROOT / "build" / f"ninja-{tag()}"
         try:
             built = _build(folder)
         except toolchain.BuildError as error:
@@ -59,7 +59,7 @@ def _build(folder: Path) -> list[str]:
     try:
         compiler = toolchain.find_compiler()
         ninja = toolchain.find_ninja()
-        headers = _copy_pybind11(toolchain.find_pybind11(), folder)
+        headers = copy_pybind11(toolchain.find_pybind11(), folder)
     except toolchain.Missing as missing:
         _say(f"compiled kernels are left out: {missing}")
         return []
@@ -89,7 +89,7 @@ def _nvcc() -> toolchain.Nvcc | None:
         return None
 
 
-def _copy_pybind11(source: Path, folder: Path) -> Path:
+def copy_pybind11(source: Path, folder: Path) -> Path:
     """Copy the headers to a path that stays: isolated builds see them at a new one each time."""
     target = folder / "include"
     for header in (source / "pybind11").rglob("*.h"):
@@ -109,7 +109,7 @@ def _replace(source: Path, target: Path) -> None:
     os.replace(fresh, target)
 
 
-def _tag() -> str:
+def tag() -> str:
     """What tells builds for different Pythons apart: cpython-311-x86_64-linux-gnu."""
     return sysconfig.get_config_var("EXT_SUFFIX").strip(".").removesuffix(".so")
 

@@ -15,7 +15,6 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import common
-import gpu_summary
 import learning
 import phases
 import plain_step
@@ -136,16 +135,6 @@ def test_memory_is_compared_with_the_leanest_other_and_time_with_the_fastest():
 
     rows = [row("cpu", 2.0, 10.0), row("numpy", 3.0, None), row("torch", 8.0, 15.0)]
     assert list(report.comparisons([*rows, row("eager", 4.0, 40.0)])) == [(1.5, 1.5)]
-
-
-def test_summary_holds_the_last_run_of_each_stage(tmp_path):
-    (tmp_path / "stages.tsv").write_text("build\t0\t9\ntests\t124\t80\ntests\t0\t99\n")
-    for name in ("build", "tests"):
-        (tmp_path / f"{name}.log").write_text(f"begin\n== {name} done ==\n")
-    assert [(s["stage"], s["result"], s["said"]) for s in gpu_summary.stages(tmp_path)] == [
-        ("build", "passed", "build done"),
-        ("tests", "passed", "tests done"),
-    ]
 
 
 def test_sanitizers_look_at_every_triton_kernel():

@@ -29,7 +29,7 @@ OPS = (
 
 _LIBRARY = torch.library.Library("vimpac_kernels", "DEF")
 _extensions: dict[str, ModuleType | str] = {}
-_overridden: set[str] = set()
+_overridden: dict[str, str] = {}  # module -> device type whose tensors it takes
 
 
 def _load(name: str) -> ModuleType | str:
@@ -60,23 +60,31 @@ def extension(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def override_extension(name: str, module: ModuleType) -> Iterator[None]:
-    """Puts `module` in the place of a compiled one: tests run emulated kernels on CPU tensors."""
-    before = _load(name)
-    _extensions[name] = module
-    _overridden.add(name)
+def override_extension(name: str, module: ModuleType, device: str = "cpu") -> Iterator[None]:
+    """Puts `module` in the place of a compiled one.
+
+    Args:
+        name: "cpu" or "cuda".
+        module: Has the same functions: emulated kernels, or others that are built from them.
+        device: The device type whose tensors it takes.
+    """
+    before, known = _load(name), _overridden.get(name)
+    _extensions[name], _overridden[name] = module, device
     try:
         yield
     finally:
         _extensions[name] = before
-        _overridden.discard(name)
+        if known is None:
+            del _overridden[name]
+        else:
+            _overridden[name] = known
 
 
 def kernel_device(impl: str) -> str:
     """The device type whose tensors `impl` takes."""
-    if impl == "cpu" or impl in _overridden or (impl == "triton" and triton_interpreted()):
+    if impl == "cpu" or (impl == "triton" and triton_interpreted()):
         return "cpu"
-    return "cuda"
+    return _overridden.get(impl, "cuda")
 
 
 @functools.lru_cache

@@ -1,0 +1,234 @@
+"""The calls that a visit to a GPU checks and times: every op at the published shapes.
+
+A case is one call, with its tensors, its backward and the least bytes that each moves. There are
+three scales of them: `published` is timed, `check` has the same lines and widths with few clips,
+for a comparison in fp64, and `small` is for the emulator and for compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bench_axial_attention
+import bench_bias_gelu
+import bench_dropout_add_layer_norm
+import bench_linear_cross_entropy
+import bench_mask_tokens
+import common
+import torch
+import torch.nn.functional as F
+from common import Shape
+from torch import Tensor
+
+import vimpac_kernels
+
+Tensors = list[Tensor]
+BF16, FP32 = torch.bfloat16, torch.float32
+TINY = Shape("tiny", 2, 3, 4, 5, 2, 64)
+SCALES = {
+    "published": common.SHAPES["cuda"],
+    "check": (
+        dataclasses.replace(common.SMALL, B=2),
+        dataclasses.replace(common.LARGE, B=1, N=4),
+        dataclasses.replace(common.LARGE_HALF, B=1, N=4),
+    ),
+    "small": (TINY, dataclasses.replace(TINY, name="long", B=1, T=2, H=17, W=3, Dh=32)),
+}
+ROWS = {  # of linear_cross_entropy: M, D, V
+    "published": (
+        *((*size, common.VOCABULARY) for size in bench_linear_cross_entropy.SHAPES["cuda"]),
+    ),
+    "check": ((777, 512, common.VOCABULARY),),
+    "small": ((50, 64, 1031),),
+}
+CLIPS = {"published": (64, 1024), "check": (64,), "small": (3,)}  # of mask_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of an op.
+
+    Args:
+        op: Its name.
+        label: Of the shape, as in the tables of results.
+        width: Of a head or a row, by which predictions go.
+        dtype: Of its results.
+        make: Makes its tensors; those of floating point have gradients.
+        run: Takes them and `impl`; returns its outputs.
+        moved: Least bytes of forward and backward, or None where products bound it.
+        flops: Of both together, where products bound it.
+        peer: (name, the same in plain PyTorch), what a user would write.
+    """
+
+    op: str
+    label: str
+    width: int
+    dtype: torch.dtype
+    make: Callable[[], Tensors]
+    run: Callable[..., Any]
+    moved: tuple[int, int] | None
+    peer: tuple[str, Callable[..., Any]]
+    flops: int | None = None
+
+    def call(self, tensors: Tensors, impl: str) -> tuple[Tensor, ...]:
+        """The outputs of one implementation, or of the peer."""
+        name, plain = self.peer
+        out = plain(*tensors) if impl == name else self.run(*tensors, impl=impl)
+        return tuple(out) if isinstance(out, tuple) else (out,)
+
+    def inputs(self, tensors: Tensors) -> Tensors:
+        """Those that have gradients."""
+        return [t for t in tensors if t.requires_grad]
+
+
+def cases(scale: str, device: str) -> Iterator[Case]:
+    """Every op's cases of one of `SCALES`."""
+    types = (BF16,) if scale == "published" else (BF16, FP32)
+    for shape in SCALES[scale]:
+        for dtype in types:
+            yield from _axial_attention(shape, dtype, device, scale)
+            yield from _dropout_add_layer_norm(shape, dtype, device)
+            yield _bias_gelu(shape, dtype, device)
+    for size in ROWS[scale]:
+        for dtype in types:
+            yield _linear_cross_entropy(*size, dtype, device)
+    for clips in CLIPS[scale]:
+        yield from _mask_tokens(clips, device, scale)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _leaves(sizes: list[tuple[int, ...]], dtype: torch.dtype, device: str) -> Tensors:
+    torch.manual_seed(sum(map(len, sizes)))
+    return [torch.randn(size, device=device, dtype=dtype, requires_grad=True) for size in sizes]
+
+
+def _axial_attention(shape: Shape, dtype: torch.dtype, device: str, scale: str) -> Iterator[Case]:
+    grid = (shape.T, shape.H, shape.W)
+    size = (shape.B, 1 + shape.cells, 3, shape.N, shape.Dh)
+    plain = bench_axial_attention.each_axis(F.scaled_dot_product_attention)
+    for axes in bench_axial_attention.AXES:
+        for dropout in (0.0,) if scale == "published" else (0.0, 0.1):
+
+            def run(qkv: Tensor, *, impl: str, axes: str = axes, p: float = dropout) -> Tensor:
+                return vimpac_kernels.axial_attention(
+                    qkv, grid, axes, dropout_p=p, seed=7, impl=impl
+                )
+
+            yield Case(
+                "axial_attention",
+                f"{shape.label} {axes} {_name(dtype)}" + (f" dropout {dropout}" if dropout else ""),
+                shape.Dh,
+                dtype,
+                functools.partial(_leaves, [size], dtype, device),
+                run,
+                common.axial_attention_bytes(shape, dtype.itemsize),
+                ("permute + SDPA", functools.partial(_axial_plain, plain, grid, axes)),
+            )
+
+
+def _axial_plain(plain: Callable, grid: tuple[int, int, int], axes: str, qkv: Tensor) -> Tensor:
+    return plain(qkv, grid, axes)
+
+
+def _dropout_add_layer_norm(shape: Shape, dtype: torch.dtype, device: str) -> Iterator[Case]:
+    rows, width = shape.rows, shape.N * shape.Dh
+    sizes = [(rows, width), (rows, width), (width,), (width,), (width,)]
+    for dropout in (0.0, 0.1):
+        ours = functools.partial(_ours_layer_norm, dropout)
+        yield Case(
+            "dropout_add_layer_norm",
+            f"{shape.label} {_name(dtype)} dropout {dropout}",
+            width,
+            dtype,
+            functools.partial(_leaves, sizes, dtype, device),
+            ours,
+            common.dropout_add_layer_norm_bytes(rows, width, dtype.itemsize, dropout > 0),
+            ("eager", functools.partial(_eager_layer_norm, dropout)),
+        )
+
+
+def _ours_layer_norm(dropout: float, *tensors: Tensor, impl: str) -> Tensor:
+    *four, linear_bias = tensors
+    eps = bench_dropout_add_layer_norm.EPS
+    options = {"linear_bias": linear_bias, "dropout_p": dropout, "eps": eps, "seed": 1}
+    return vimpac_kernels.dropout_add_layer_norm(*four, **options, impl=impl)  # type: ignore
+
+
+def _eager_layer_norm(dropout: float, *tensors: Tensor) -> Tensor:
+    return bench_dropout_add_layer_norm.eager(*tensors, dropout)  # type: ignore[call-arg]
+
+
+def _bias_gelu(shape: Shape, dtype: torch.dtype, device: str) -> Case:
+    rows, hidden = shape.rows, 4 * shape.N * shape.Dh
+    return Case(
+        "bias_gelu",
+        f"{shape.label} {_name(dtype)}",
+        hidden,
+        dtype,
+        functools.partial(_leaves, [(rows, hidden), (hidden,)], dtype, device),
+        vimpac_kernels.bias_gelu,
+        common.bias_gelu_bytes(rows, hidden, dtype.itemsize),
+        ("eager", bench_bias_gelu.eager),
+    )
+
+
+def _linear_cross_entropy(M: int, D: int, V: int, dtype: torch.dtype, device: str) -> Case:
+    def make() -> Tensors:
+        x, weight, bias = _leaves([(M, D), (V, D), (V,)], dtype, device)
+        with torch.no_grad():
+            weight *= 2 / D**0.5
+        target = torch.randint(V, (M,), device=device)
+        target[::5] = -100
+        return [x, weight, bias, target]
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *, impl: str) -> Any:
+        return vimpac_kernels.linear_cross_entropy(x, weight, target, linear_bias=bias, impl=impl)
+
+    flops = sum(common.linear_cross_entropy_flops(M, D, V))
+    label = f"M{M} D{D} V{V} {_name(dtype)}"
+    peer = ("eager", bench_linear_cross_entropy.eager)
+    return Case("linear_cross_entropy", label, D, dtype, make, run, None, peer, flops)
+
+
+def _mask_tokens(clips: int, device: str, scale: str) -> Iterator[Case]:
+    shape = dataclasses.replace(common.SMALL if scale != "small" else TINY, B=clips)
+    ways: tuple[dict[str, Any], ...] = ({},)
+    if scale != "published":
+        ways += (
+            {"strategy": "iid", "ratio": 0.15},
+            {"strategy": "tube", "ratio": 0.5},
+            {"noise": (0.8, 0.1, 0.1), "vocab_size": 90},
+        )
+    for dtype in (torch.int64, torch.int16):
+        for way in ways:
+
+            def make(dtype: torch.dtype = dtype) -> Tensors:
+                size = (shape.B, shape.T, shape.H, shape.W)
+                return [torch.randint(0, 90, size, device=device).to(dtype)]
+
+            def run(tokens: Tensor, *, impl: str, way: dict[str, Any] = way) -> Any:
+                options = {"mask_token": 99, "seed": _seed(device), "row_offset": 1, **way}
+                return vimpac_kernels.mask_tokens(tokens, **options, impl=impl)
+
+            name = " ".join(map(str, way.values()))
+            yield Case(
+                "mask_tokens",
+                f"{shape.label} {_name(dtype)} {name}".strip(),
+                0,
+                dtype,
+                make,
+                run,
+                (common.mask_tokens_bytes(shape, dtype.itemsize), 0),
+                ("torch", bench_mask_tokens.torch_vectorised),
+            )
+
+
+@functools.cache
+def _seed(device: str) -> Tensor:
+    return torch.tensor(7, device=device)

@@ -1,0 +1,123 @@
+"""Recorded calls: what a GPU spends on a call, without the host that launches it.
+
+A recording is a CUDA graph of several calls, and its turn a replay of them; a backward is recorded
+apart, on the graph of a forward that ran before. Where there is no GPU, in a rehearsal, a turn is a
+plain call, so that everything else runs as it will.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import turns
+from torch import Tensor
+
+REPLAY_MS = 2.0  # of calls in one graph
+
+
+@functools.cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+def record(run: Callable[[], Any], device: str) -> turns.Turn:
+    """Records `run`: a turn of the milliseconds of one call."""
+    if device != "cuda":
+        run()
+        return lambda: turns.wall_ms(run)[:1]
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    stream = _stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+        start.record()
+        run()
+        stop.record()
+    stop.synchronize()
+    calls = int(min(50, max(1, REPLAY_MS / max(start.elapsed_time(stop), 1e-3))))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            run()
+
+    def turn() -> tuple[float, ...]:
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        return (start.elapsed_time(stop) / calls,)
+
+    turn()
+    return turn
+
+
+def record_both(
+    forward: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor], device: str
+) -> turns.Turn:
+    """A turn of forward and, where there are inputs, backward."""
+    timed = [record(forward, device)]
+    if inputs:
+        if device == "cuda":  # backward runs on the stream of its forward
+            with torch.cuda.stream(_stream()):
+                out = forward()[0]
+            torch.cuda.current_stream().wait_stream(_stream())
+        else:
+            out = forward()[0]
+        gradient = torch.randn_like(out)
+        timed.append(
+            record(lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True), device)
+        )
+    return lambda: tuple(ms for turn in timed for ms in turn())
+
+
+def rounds(each: Sequence[turns.Turn], seconds: float, device: str) -> turns.Rounds:
+    """Rounds of turns for so many seconds; one alone in a rehearsal."""
+    if device != "cuda":
+        return turns.by_turns(each, least=1, most=1)
+    return turns.by_turns(each, least=3, most=50, budget_s=seconds)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN or the largest integer, so that what is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+class Log:
+    """Lines of a stage: facts as they come, and failures that its end counts."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.failures = 0
+
+    def say(self, line: str) -> None:
+        """One fact, behind the seconds since the stage began."""
+        print(f"{time.perf_counter() - self._start:6.1f} {line}", flush=True)
+
+    def fail(self, what: str, error: object) -> None:
+        """What did not work, in its own words; the summary repeats lines that begin so."""
+        self.failures += 1
+        print(f"FAIL {what}: {' '.join(str(error).split())[:300]}", flush=True)
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Whatever fails in here is said, and the stage goes on."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self.say(f"{what}: does not fit this GPU: {' '.join(str(error).split())[:120]}")
+        except Exception as error:
+            self.fail(what, f"{type(error).__name__}: {error}")
+        if sys.exc_info()[0] is None and torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,239 @@
+"""Every op at the published shapes, and its variants, on a GPU.
+
+    python benchmarks/gpu_ops.py FOLDER [ops] [variants] [--modules build/gpu] [--emulate]
+
+`ops` times each implementation by turns with what a user would write in plain PyTorch, `variants`
+all modules that gpu_variants.py has built, and Triton's with other values of TUNING, by turns with
+the one that is installed, each checked first. Results go to FOLDER/<device>.json after each shape.
+`ncu` calls the heaviest kernels once more each, between the marks that Nsight Compute waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import common
+import gpu_agreement
+import gpu_cases
+import gpu_clock
+import gpu_variants
+import predict
+import torch
+import turns
+from gpu_cases import Case
+
+from vimpac_kernels import _library
+
+SECONDS = 0.15  # of rounds, for each candidate
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome(common.Row):
+    """A row, and the percentages of a copy that were predicted of its directions."""
+
+    fwd_percent: float | None = None
+    bwd_percent: float | None = None
+    predicted: tuple[float, float] | None = None
+
+
+class Stage:
+    """What the stages share: a device, its ceilings by turns, a log."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.log = device, gpu_clock.Log()
+        self.scale = "published" if device == "cuda" else "small"
+        self._ceilings: dict[str, tuple[turns.Turn, float]] = {}
+
+    def cases(self) -> Iterator[Case]:
+        """The calls that are timed."""
+        return gpu_cases.cases(self.scale, self.device)
+
+    def rounds(self, candidates: Mapping[str, turns.Turn], ceiling: str) -> tuple[dict, dict, int]:
+        """Times candidates and a ceiling by turns: (milliseconds by name, rates, rounds)."""
+        if ceiling not in self._ceilings:
+            made = turns.CEILINGS[ceiling](self.device)
+            self._ceilings[ceiling] = gpu_clock.record(made.run, self.device), made.work
+        turn, work = self._ceilings[ceiling]
+        each = [*candidates.values(), turn]
+        rounds = gpu_clock.rounds(each, SECONDS * len(each), self.device)
+        *times, (ms,) = turns.typical(rounds)
+        return dict(zip(candidates, times, strict=True)), {ceiling: work / ms}, len(rounds)
+
+    def recorded(self, case: Case, tensors: list, impl: str) -> turns.Turn:
+        """A turn of one candidate, which has run by then."""
+        forward = lambda: case.call(tensors, impl)  # noqa: E731 (a name for it says no more)
+        inputs = case.inputs(tensors)
+        return gpu_clock.record_both(forward, inputs, self.device)
+
+    def outcome(self, case: Case, impl: str, ms: tuple[float, ...], rates: dict) -> Outcome:
+        """The row of a candidate."""
+        fwd_ms, bwd_ms = (*ms, None)[:2]
+        moved = None if case.moved is None else sum(case.moved)
+        percents: list[float | None] = [None, None]
+        if case.moved is not None:
+            copy = rates["copy_gb_per_s"]
+            for i, (size, part) in enumerate(zip(case.moved, ms, strict=False)):
+                percents[i] = 100 * size / part / 1e6 / copy
+        return Outcome(
+            case.label, impl, fwd_ms, bwd_ms, *common.rate(sum(ms), moved, case.flops, rates), None,
+            *percents, predict.percents(case.op, case.width, common.device_name(self.device)),
+        )  # fmt: skip
+
+
+def time_ops(stage: Stage) -> None:
+    """One table of each op."""
+    for case in stage.cases():
+        with stage.log.trying(f"{case.op} {case.label}"):
+            tensors = case.make()
+            candidates: dict[str, turns.Turn] = {}
+            for impl in (*gpu_agreement.impls(case.op, stage.device), case.peer[0]):
+                with stage.log.trying(f"{case.op} {case.label} {impl}"):
+                    candidates[impl] = stage.recorded(case, tensors, impl)
+            ceiling = "copy_gb_per_s" if case.flops is None else "gemm_tflop_per_s"
+            times, rates, count = stage.rounds(candidates, ceiling)
+            rows = [stage.outcome(case, impl, ms, rates) for impl, ms in times.items()]
+            timed = common.Timed(rows, rates, count, {})
+            common.write_results(case.op, stage.device, case.label, timed)
+            stage.log.say(f"{case.op} {case.label}: {'; '.join(map(_said, rows))}")
+
+
+def _said(row: Outcome) -> str:
+    us = "/".join(f"{ms * 1e3:.0f}" for ms in (row.fwd_ms, row.bwd_ms) if ms is not None)
+    percents = [f"{p:.0f}" for p in (row.fwd_percent, row.bwd_percent) if p is not None]
+    rate = f" {row.rate:.0f} {row.rate_unit}" if row.rate else ""
+    of_copy = f" {'/'.join(percents)} % of copy" if percents else ""
+    return f"{row.impl} {us} us{rate}{of_copy}"
+
+
+@contextmanager
+def _tuned(op: str, values: Mapping[str, int]) -> Iterator[None]:
+    """Triton's launches of an op with other values of its TUNING."""
+    tuning = importlib.import_module(f"vimpac_kernels._triton.{op}").TUNING
+    if unknown := set(values) - set(tuning):
+        raise KeyError(f"TUNING of {op} has no {', '.join(sorted(unknown))}")
+    before = dict(tuning)
+    tuning.update(values)
+    try:
+        yield
+    finally:
+        tuning.update(before)
+
+
+def candidates_of(op: str, impl: str, modules: Path, device: str) -> dict[str, Callable]:
+    """What makes each variant of an op current, by name; `installed` changes nothing."""
+    found: dict[str, Callable] = {"installed": nullcontext}
+    if impl == "triton":
+        for name, values in gpu_variants.TRITON.get(op, {}).items():
+            found[name] = lambda values=values: _tuned(op, values)
+        return found
+    for name, module in gpu_variants.load(modules, op).items():
+        found[name] = lambda module=module: _library.override_extension(
+            "cuda", module, device=device
+        )
+    return found
+
+
+def time_variants(stage: Stage, modules: Path) -> None:
+    """All variants of each op by turns, at every shape that is published."""
+    with_variants = [(o, i) for i in common.KERNELS["cuda"] for o in _library.OPS]
+    for op, impl in with_variants:
+        if impl not in gpu_agreement.impls(op, stage.device):
+            continue
+        variants = candidates_of(op, impl, modules, stage.device)
+        if len(variants) == 1:
+            continue
+        right = _right(stage, op, impl, variants)
+        for case in (case for case in stage.cases() if case.op == op):
+            with stage.log.trying(f"variants of {op} {impl} {case.label}"):
+                tensors, candidates = case.make(), {}
+                for name, current in right.items():
+                    with stage.log.trying(f"{op} {impl} {name} {case.label}"), current():
+                        candidates[name] = stage.recorded(case, tensors, impl)
+                ceiling = "copy_gb_per_s" if case.flops is None else "gemm_tflop_per_s"
+                times, rates, count = stage.rounds(candidates, ceiling)
+                rows = [stage.outcome(case, name, ms, rates) for name, ms in times.items()]
+                timed = common.Timed(rows, rates, count, {})
+                label = f"{op} {impl} {case.label}"
+                common.write_results("variants", stage.device, label, timed)
+                stage.log.say(f"{op} {impl} {case.label}: {_compared(times)}")
+
+
+def _right(stage: Stage, op: str, impl: str, variants: dict[str, Callable]) -> dict[str, Callable]:
+    """The variants that agree with fp64."""
+    scale = "check" if stage.device == "cuda" else "small"
+    right = dict(variants)
+    for case in (case for case in gpu_cases.cases(scale, stage.device) if case.op == op):
+        truth = gpu_agreement.Truth(case)
+        for name, current in variants.items():
+            try:
+                with current():
+                    truth.check(impl)
+            except Exception as error:
+                stage.log.fail(f"{op} {impl} {name} {case.label}", error)
+                right.pop(name, None)
+    return right
+
+
+def _compared(times: dict[str, tuple[float, ...]]) -> str:
+    """Each variant's speed-up over the installed one, forward and backward."""
+    base = times.get("installed")
+    if base is None:
+        return ", ".join(f"{name} {sum(ms) * 1e3:.0f} us" for name, ms in times.items())
+    said = [f"installed {'/'.join(f'{ms * 1e3:.0f}' for ms in base)} us"]
+    for name, ms in times.items():
+        if name != "installed":
+            ratios = (f"{b / m:.2f}" for b, m in zip(base, ms, strict=True))
+            said.append(f"{name} {'/'.join(ratios)}x")
+    return ", ".join(said)
+
+
+def profile(stage: Stage) -> None:
+    """Each op's heaviest shape once, warm, between the marks of a profiler."""
+    heaviest: dict[str, Case] = {}
+    for case in stage.cases():
+        size = case.flops or sum(case.moved or (0,))
+        known = heaviest.get(case.op)
+        if known is None or size > (known.flops or sum(known.moved or (0,))):
+            heaviest[case.op] = case
+    for case in heaviest.values():
+        with stage.log.trying(f"profile {case.op}"):
+            tensors = case.make()
+            for marked in (False, True):
+                if marked and stage.device == "cuda":
+                    torch.cuda.synchronize()
+                    torch.cuda.profiler.start()
+                gpu_agreement.gradients(case, tensors, "cuda")
+            if stage.device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.profiler.stop()
+            stage.log.say(f"profiled {case.op} {case.label}")
+
+
+def main() -> int:
+    """Runs the stages that are named; 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("stages", nargs="+", choices=["ops", "variants", "ncu"])
+    parser.add_argument("--modules", type=Path, default=Path("build/gpu"))
+    parser.add_argument("--emulate", action="store_true")
+    arguments = parser.parse_args()
+    common.RESULTS = arguments.folder
+    with gpu_agreement.emulated() if arguments.emulate else nullcontext():
+        stage = Stage("cpu" if arguments.emulate else "cuda")
+        if "ops" in arguments.stages:
+            time_ops(stage)
+        if "variants" in arguments.stages:
+            time_variants(stage, arguments.modules)
+        if "ncu" in arguments.stages:
+            profile(stage)
+    return int(stage.log.failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Builds the CUDA kernels with other tuning constants, side by side, without a GPU.
+
+    python benchmarks/gpu_variants.py [FOLDER] [--first MODULE]
+
+FOLDER, by default build/gpu, gets what a visit to a GPU takes along: the package's own modules in
+base/, and in 1/, 2/, ... modules of which each holds one variant of every op, so that there are no
+more of them than one op has variants. Only sources that a change concerns are compiled again.
+`--first` adds a module of an earlier build, which is then timed as the variant `first` of each op.
+
+It builds for the Python that runs it, which needs setuptools, ninja and pybind11, but no torch:
+take the one of the machine with the GPU. TORCH_CUDA_ARCH_LIST is 9.0a unless it is set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from build_support import command, ninja_file, toolchain, tuning  # noqa: E402 (needs that path)
+
+MOST_MIB = 40  # of what travels with the working tree to a machine of a few minutes
+
+# op -> name of a variant -> changes of its table, below the question that they answer.
+CUDA: dict[str, dict[str, str]] = {
+    "mask_tokens": {
+        # A clip of the small model is 320 groups of four tokens: are fewer threads, of which none
+        # waits for a second round, sooner done?
+        "threads128": "kMaskThreads=128 kMaskResident=8",
+        "threads512": "kMaskThreads=512 kMaskResident=2",
+        # Does looking back often take memory traffic from the clips that are looked at?
+        "wait100": "kMaskNanoseconds=100",
+    },
+}
+# The same for Triton, whose values are read at each launch.
+TRITON: dict[str, dict[str, dict[str, int]]] = {
+    "mask_tokens": {
+        "cells256": {"CELLS": 256},
+        "warps8": {"WARPS": 8},
+    },
+}
+
+
+def changes_of(op: str, text: str) -> dict[str, dict[str, str]]:
+    """The changes of a variant, checked against the table."""
+    return tuning.parse(" ".join(f"{op}.{c}" for c in text.split()), ROOT / "csrc" / "cuda")
+
+
+def packs() -> list[dict[str, str]]:
+    """One variant of each op to a module: op -> name."""
+    names = ([(op, name) for name in variants] for op, variants in CUDA.items())
+    return [dict(pair for pair in row if pair is not None) for row in itertools.zip_longest(*names)]
+
+
+def build(folder: Path, first: Path | None = None) -> None:
+    """Compiles and links everything into `folder`, with a manifest that says what is where."""
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0a")
+    work = ROOT / "build" / f"gpu-{command.tag()}"
+    nvcc = toolchain.find_nvcc()
+    headers = command.copy_pybind11(toolchain.find_pybind11(), work)
+    plan = ninja_file.NinjaFile(ROOT, toolchain.find_compiler(), headers, nvcc)
+    plan.add_cpu_module()
+    plan.add_cuda_module(nvcc)
+    for number, pack in enumerate(packs(), 1):
+        changes: dict[str, dict[str, str]] = {}
+        for op, name in pack.items():
+            changes |= changes_of(op, CUDA[op][name])
+        plan.add_cuda_module(nvcc, changes, str(number))
+    plan.write(work)
+    subprocess.run([toolchain.find_ninja(), "-C", str(work)], check=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    for module in plan.modules:
+        target = folder / module if "/" in module else folder / "base" / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            ["strip", "--strip-unneeded", str(work / module), "-o", str(target)], check=True
+        )
+    manifest = {
+        "commit": _commit(),
+        "modules": {str(number): pack for number, pack in enumerate(packs(), 1)},
+    }
+    if first is not None:
+        (folder / "first").mkdir()
+        shutil.copy(first, folder / "first" / ninja_file.module_filename("_C_cuda"))
+        manifest["modules"]["first"] = dict.fromkeys(CUDA, "first")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*.so")) / 2**20
+    print(f"{folder}: {len(plan.modules)} modules, {size:.1f} MiB")
+    if size > MOST_MIB:
+        sys.exit(f"error: that is more than the {MOST_MIB} MiB that can travel: drop variants")
+
+
+def _commit() -> str:
+    """The commit, `-dirty` if a tracked file differs from it."""
+
+    def git(*arguments: str) -> str:
+        said = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        return said.stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("diff", "HEAD") else "")
+
+
+def load(folder: Path, op: str) -> dict[str, ModuleType]:
+    """The built variants of an op, by name; {} where nothing was built."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return {}
+    modules = json.loads(manifest.read_text())["modules"]
+    return {pack[op]: _load(folder, number) for number, pack in modules.items() if op in pack}
+
+
+def _load(folder: Path, number: str) -> ModuleType:
+    # A name of its own: pybind11 hands out the first module of a name again.
+    name = f"variant_{number}._C_cuda"
+    if name in sys.modules:
+        return sys.modules[name]
+    path = folder / number / ninja_file.module_filename("_C_cuda")
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+def main() -> None:
+    """Builds."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "gpu")
+    parser.add_argument("--first", type=Path, help="a _C_cuda of an earlier build")
+    arguments = parser.parse_args()
+    print(f"for {sysconfig.get_config_var('EXT_SUFFIX')}")
+    build(arguments.folder.resolve(), arguments.first)
+
+
+if __name__ == "__main__":
+    main()
