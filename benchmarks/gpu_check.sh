@@ -4,6 +4,7 @@
 #     python benchmarks/gpu_variants.py      before, without a GPU, with the Python of its machine
 #     benchmarks/gpu_check.sh 1 [FOLDER]     7 minutes: is it right, and how fast is everything?
 #     benchmarks/gpu_check.sh 2 [FOLDER]     4 minutes: is it right now, and faster than before?
+#     benchmarks/gpu_check.sh 0 [FOLDER]     a rehearsal without a GPU, small and emulated
 #
 # FOLDER is $OUT, or else build/gpu_check. It comes to hold six files: <device>.json, to be put into
 # benchmarks/results, run.log, profiles.txt, ncu.csv, sanitizer.log and tests.log. Take build/gpu
@@ -16,19 +17,23 @@
 # with 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-visit=${1:?"say which visit: 1 or 2"}
+visit=${1:?"say which visit: 1 or 2, or 0 for a rehearsal"}
 out=$(realpath -m "${2:-${OUT:-build/gpu_check}}")
 mkdir -p "$out"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
 
+rehearsed=()
 case $visit in # seconds of all, then stage:cap
+  0) limit=600 stages=(agree:150 ops:150 variants:150 step:150) rehearsed=(--emulate) ;;
   1) limit=405 stages=(load:60 agree:45 ops:55 variants:65 step:60 memcheck:35 ncu:30 tests:55) ;;
   2) limit=225 stages=(load:20 agree:25 variants:50 step:30 racecheck:40 ops:25 tests:35) ;;
-  *) echo "there are visits 1 and 2, not $visit" && exit 2 ;;
+  *) echo "there are visits 0, 1 and 2, not $visit" && exit 2 ;;
 esac
 
 load() { # the modules that came along, those that are here, or a build for this GPU
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit \
+    --format=csv,noheader
   cp build/gpu/base/_C_*.so vimpac_kernels/ 2> /dev/null
   if ! python3 benchmarks/gpu_agreement.py --scale load; then
     arch=$(python3 -c 'import torch
@@ -70,8 +75,8 @@ tests() { # only files with tests for a GPU: others need packages that kernels d
   mapfile -t files < <(grep -lwE 'impl|gpu' tests/test_*.py)
   if ((visit == 1)); then some=(-k 'not compiles and not full_graph and not 2_to_the_31'); fi
   if python3 -c 'import xdist' 2> /dev/null; then some+=(-n "$(nproc)"); fi # Triton compiles
-  OMP_NUM_THREADS=1 python3 -m pytest -q -p no:cacheprovider "${files[@]}" -m gpu "${some[@]}" \
-    > "$out/tests.log" 2>&1
+  OMP_NUM_THREADS=1 python3 -m pytest -q -p no:cacheprovider --continue-on-collection-errors \
+    "${files[@]}" -m gpu "${some[@]}" > "$out/tests.log" 2>&1
   local status=$?
   grep -E '^(FAILED|ERROR)' "$out/tests.log" | sed 's/^/FAIL /'
   tail -n 1 "$out/tests.log"
@@ -81,10 +86,10 @@ tests() { # only files with tests for a GPU: others need packages that kernels d
 stage() {
   case $1 in
     load) load ;;
-    agree) python3 benchmarks/gpu_agreement.py ;;
-    ops) python3 benchmarks/gpu_ops.py "$out" ops ;;
-    variants) python3 benchmarks/gpu_ops.py "$out" variants ;;
-    step) python3 benchmarks/gpu_step.py "$out" ;;
+    agree) python3 benchmarks/gpu_agreement.py "${rehearsed[@]}" ;;
+    ops) python3 benchmarks/gpu_ops.py "$out" ops "${rehearsed[@]}" ;;
+    variants) python3 benchmarks/gpu_ops.py "$out" variants "${rehearsed[@]}" ;;
+    step) python3 benchmarks/gpu_step.py "$out" "${rehearsed[@]}" ;;
     memcheck | racecheck) sanitize "$1" ;;
     ncu) counters ;;
     tests) tests ;;
@@ -100,6 +105,6 @@ for entry in "${stages[@]}"; do
   seconds=$((limit - SECONDS - later))
   STAGE=$name timeout --kill-after=5 "$((seconds > 5 ? seconds : 5))" \
     bash "benchmarks/${0##*/}" "$visit" "$out" 2>&1 | tee -a "$out/run.log"
-  echo "STAGE $visit $name ${PIPESTATUS[0]} $((SECONDS - start))" >> "$out/run.log"
+  printf '\nSTAGE %s %s %s %s\n' "$visit" "$name" "${PIPESTATUS[0]}" $((SECONDS - start)) >> "$out/run.log"
 done
 timeout 20 python3 benchmarks/gpu_summary.py "$out"

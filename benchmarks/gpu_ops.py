@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -145,8 +146,10 @@ def time_variants(stage: Stage, modules: Path) -> None:
     for op, impl in with_variants:
         if impl not in gpu_agreement.impls(op, stage.device):
             continue
-        variants = candidates_of(op, impl, modules, stage.device)
-        if len(variants) == 1:
+        variants: dict[str, Callable] = {}
+        with stage.log.trying(f"variants of {op} {impl}"):
+            variants = candidates_of(op, impl, modules, stage.device)
+        if len(variants) <= 1:
             continue
         right = _right(stage, op, impl, variants)
         for case in (case for case in stage.cases() if case.op == op):
@@ -224,6 +227,7 @@ def main() -> int:
     parser.add_argument("--emulate", action="store_true")
     arguments = parser.parse_args()
     common.RESULTS = arguments.folder
+    gc.freeze()  # each recording collects garbage, of which all that was imported is none
     with gpu_agreement.emulated() if arguments.emulate else nullcontext():
         stage = Stage("cpu" if arguments.emulate else "cuda")
         if "ops" in arguments.stages:

@@ -1,12 +1,12 @@
-"""The training step on a GPU: its products, then ours, the dense and the released one.
+"""The training step on a GPU: its products, then ours, a dense, a plain and the released one.
 
-    python benchmarks/gpu_step.py FOLDER [--rehearse]
+    python benchmarks/gpu_step.py FOLDER [--emulate]
 
 Each step runs eagerly and, ours and the dense one, as one CUDA graph, at 64 clips and at 4 (the
 paper's batch of a GPU), and is taken apart by phase; the kernels of each go to
 FOLDER/profiles.txt. The dense step attends through the fastest backend of SDPA. Rows go to
 FOLDER/<device>.json at once, those of 64 clips also where report.py looks for them. What does not
-fit the GPU says so, and the next one follows. `--rehearse` takes a tiny step with the kernels of a
+fit the GPU says so, and the next one follows. `--emulate` takes a tiny step with the kernels of a
 CPU, since one on the emulator takes a minute.
 """
 
@@ -85,11 +85,12 @@ class ProductRow:
 def cases(device: str) -> Iterator[Case]:
     """What is wanted most first."""
     if device != "cuda":
-        yield from (Case(i, size=(5, 8), clips=2, name="tiny") for i in ("ours", "released"))
+        impls = ("ours", "plain", "released")
+        yield from (Case(impl, size=(5, 8), clips=2, name="tiny") for impl in impls)
         return
     for clips in (64, 4):
         yield from (Case("ours", clips=clips), Case("ours", "THW", clips=clips))
-    yield from (Case("released", clips=clips) for clips in (64, 4))
+    yield from (Case(impl, clips=clips) for impl in ("plain", "released") for clips in (64, 4))
     yield from (Case("ours", layout, LONG, clips=16) for layout in ("T,H|W", "THW"))
 
 
@@ -257,10 +258,10 @@ def main() -> int:
     """Times products and steps; 1 if anything failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--emulate", action="store_true")
     arguments = parser.parse_args()
     common.RESULTS, log = arguments.folder, Log()
-    device = "cpu" if arguments.rehearse else "cuda"
+    device = "cpu" if arguments.emulate else "cuda"
     with log.trying("products"):
         time_products(device, log)
     for case in cases(device):
