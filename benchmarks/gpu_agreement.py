@@ -15,8 +15,10 @@ import argparse
 import functools
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -141,12 +143,11 @@ def jobs(scale: str, device: str, only: str | None) -> list[Job]:
 
 
 def run(scale: str, device: str, only: str | None = None) -> gpu_clock.Log:
-    """Does all jobs; the log counts what is wrong."""
+    """Does all jobs; the log counts what is wrong, and what was not done when time ran out."""
     log = gpu_clock.Log()
     todo = jobs(scale, device, only)
     if not todo:
         log.fail("check", "no implementation of any op can run here")
-    processes = 1 if scale == "small" else min(8, os.cpu_count() or 1)
     counts: dict[tuple[str, str], int] = {}
 
     def note(job: Job, problem: str | None) -> None:
@@ -155,16 +156,35 @@ def run(scale: str, device: str, only: str | None = None) -> gpu_clock.Log:
             log.fail(f"{case.op} {job[2]} {case.label}", problem)
         counts[case.op, job[2]] = counts.get((case.op, job[2]), 0) + (problem is None)
 
-    if processes == 1:
+    if scale == "small":
         for job in todo:
             note(job, work(job, device))
     else:
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            for job, problem in zip(todo, pool.imap(work, todo), strict=True):
-                note(job, problem)
+        _share(todo, note)
     for (op, impl), count in sorted(counts.items()):
         log.say(f"{op} {impl}: {count} cases agree with fp64")
     return log
+
+
+def _share(todo: list[Job], note: Callable[[Job, str | None], None]) -> None:
+    """Divides jobs among processes; a stage that is stopped says what it had not done."""
+    processes = min(8, os.cpu_count() or 1)
+    context = multiprocessing.get_context("spawn")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        futures = {pool.submit(work, job): job for job in todo}
+        try:
+            for future in as_completed(futures):
+                crash = future.exception()  # of the process, such as a signal
+                problem = future.result() if crash is None else f"{type(crash).__name__}: {crash}"
+                note(futures[future], problem)
+        except KeyboardInterrupt:
+            for future, job in futures.items():
+                if future.running():
+                    note(job, "out of time while it ran or was to run next")
+            waiting = sum(not future.done() for future in futures)
+            print(f"FAIL {waiting} of {len(todo)} cases were not done in time", flush=True)
+            os._exit(1)  # without waiting for a process that may hang on the device
 
 
 def loads() -> int:
