@@ -134,6 +134,8 @@ def candidates_of(op: str, impl: str, modules: Path, device: str) -> dict[str, C
             found[name] = lambda values=values: _tuned(op, values)
         return found
     for name, module in gpu_variants.load(modules, op).items():
+        if device == "cpu":  # where it loads, but cannot launch
+            module = _library.extension("cuda")
         found[name] = lambda module=module: _library.override_extension(
             "cuda", module, device=device
         )

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,8 +122,12 @@ def test_variants_are_timed_if_they_are_right(emulator, monkeypatch, capsys):
             real = getattr(emulator, name)
             return (lambda *_: None) if name.endswith("_fwd") else real
 
-    variants = {"same": emulator, "wrong": Wrong("wrong")}
-    monkeypatch.setattr(gpu_variants, "load", lambda folder, op: variants)
+    def candidates(op, impl, modules, device):
+        variants = {"installed": emulator, "same": emulator, "wrong": Wrong("wrong")}
+        override = _library.override_extension
+        return {name: partial(override, "cuda", module) for name, module in variants.items()}
+
+    monkeypatch.setattr(gpu_ops, "candidates_of", candidates)
     monkeypatch.setattr(_library, "OPS", ("bias_gelu", "mask_tokens"))
     stage = gpu_ops.Stage("cpu")
     gpu_ops.time_variants(stage, Path("nowhere"))
@@ -174,6 +179,22 @@ def test_variants_change_constants_that_there_are():
         tuning = importlib.import_module(f"vimpac_kernels._triton.{op}").TUNING
         for name, values in sets.items():
             assert set(values) <= set(tuning) and values.items() - tuning.items(), name
+
+
+@emulated
+def test_variants_are_found_and_put_back(emulator, monkeypatch):
+    monkeypatch.setattr(gpu_variants, "load", lambda folder, op: {"threads128": emulator})
+    cuda = gpu_ops.candidates_of("mask_tokens", "cuda", Path("nowhere"), "cpu")
+    assert set(cuda) == {"installed", "threads128"}
+    for current in cuda.values():
+        with current():
+            assert _library.extension("cuda") is emulator
+    tuning = importlib.import_module("vimpac_kernels._triton.mask_tokens").TUNING
+    before = dict(tuning)
+    triton = gpu_ops.candidates_of("mask_tokens", "triton", Path("nowhere"), "cuda")
+    with triton["cells256"]():
+        assert tuning == {**before, "CELLS": 256}
+    assert tuning == before
 
 
 def test_module_holds_one_variant_of_each_op(monkeypatch):
