@@ -49,24 +49,24 @@ COLUMNS = (
 
 # (backend, pattern of names, what it must contain). Every pattern must match some kernel.
 EXPECTED = (
-    ("cuda", "axial_attention_?wd_kernel<*>", ("MMA", "LDG.128", "STG.128")),
-    ("cuda", "axial_attention_?wd_fp32_kernel<*>", ("LDG.128",)),
-    ("cuda", "bias_gelu_?wd_kernel<*>", ("LDG.128", "STG.128")),
-    ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", ("LDG.128", "STG.128")),
-    ("cuda", "embed_tokens_fwd_kernel<*>", ("LDG.128", "STG.128")),
-    ("cuda", "embed_tokens_places_kernel<*>", ("LDG.128", "STG.128")),
-    ("cuda", "embed_tokens_ids_kernel<*>", ("LDG.128", "STG.128")),
-    ("cuda", "embed_tokens_carry_kernel", ("LDG.128", "STG.128")),
-    ("cuda", "linear_cross_entropy_fwd_kernel<*>", ("LDG.128", "STG.128")),
-    ("cuda", "mask_tokens_fwd_kernel<long>", ("LDG.128", "STG.128")),
-    ("triton", "axial_attention_?wd_kernel bf16 *", ("MMA", "LDG.128", "STG.128")),
-    ("triton", "dropout_add_layer_norm_?wd_kernel *", ("LDG.128", "STG.128")),
-    ("triton", "embed_tokens_fwd_kernel *", ("LDG.128", "STG.128")),
-    ("triton", "embed_tokens_places_kernel *", ("LDG.128", "STG.128")),
-    ("triton", "embed_tokens_ids_kernel *", ("LDG.128", "STG.128")),
-    ("triton", "bias_gelu_?wd_kernel *", ("LDG.128", "STG.128")),
-    ("triton", "linear_cross_entropy_fwd_kernel *", ("LDG.128", "STG.128")),
-    ("triton", "mask_tokens_fwd_kernel int64 *", ("LDG.128", "STG.128")),
+    ("cuda", "axial_attention_?wd_kernel<*>", "MMA LDG.128 STG.128"),
+    ("cuda", "axial_attention_?wd_fp32_kernel<*>", "LDG.128"),
+    ("cuda", "bias_gelu_?wd_kernel<*>", "LDG.128 STG.128"),
+    ("cuda", "dropout_add_layer_norm_?wd_kernel<*>", "LDG.128 STG.128"),
+    ("cuda", "embed_tokens_fwd_kernel<*>", "LDG.128 STG.128"),
+    ("cuda", "embed_tokens_places_kernel<*>", "LDG.128 STG.128"),
+    ("cuda", "embed_tokens_ids_kernel<*>", "LDG.128 STG.128"),
+    ("cuda", "embed_tokens_carry_kernel", "LDG.128 STG.128"),
+    ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128 STG.128"),
+    ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128 STG.128"),
+    ("triton", "axial_attention_?wd_kernel bf16 *", "MMA LDG.128 STG.128"),
+    ("triton", "dropout_add_layer_norm_?wd_kernel *", "LDG.128 STG.128"),
+    ("triton", "embed_tokens_fwd_kernel *", "LDG.128 STG.128"),
+    ("triton", "embed_tokens_places_kernel *", "LDG.128 STG.128"),
+    ("triton", "embed_tokens_ids_kernel *", "LDG.128 STG.128"),
+    ("triton", "bias_gelu_?wd_kernel *", "LDG.128 STG.128"),
+    ("triton", "linear_cross_entropy_fwd_kernel *", "LDG.128 STG.128"),
+    ("triton", "mask_tokens_fwd_kernel int64 *", "LDG.128 STG.128"),
 )
 # (pattern of names, how many of its stores may be narrower than 16 bytes, which ones those are): of
 # the first pattern that a kernel matches. A kernel that matches none stores 16 bytes each time;
@@ -279,7 +279,7 @@ def problems(backend: str, kernels: list[Kernel]) -> list[str]:
         found += [
             f"{k.name} has no {one} on {ARCHITECTURES[k.architecture]}"
             for k in matching
-            for one in wanted
+            for one in wanted.split()
             if (k.matrix_products if one == "MMA" else k.counts[one]) == 0
         ]
     for k in kernels:
