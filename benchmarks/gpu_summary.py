@@ -17,22 +17,39 @@ from typing import Any
 
 MOST = 9500  # characters
 MOST_FAILURES = 3000  # of them
+STAGE = r"STAGE (\S+) (\S+) (\d+) (\d+)"  # visit, name, exit status, seconds
 SHORT = {"bfloat16": "", "dropout_add_layer_norm": "add_ln", "linear_cross_entropy": "loss"}
 
 
 def stages(log: str) -> list[tuple[str, str, str]]:
     """(name, result, seconds) of each stage, of the last time that it ran."""
     found = {}
-    for visit, name, status, seconds in re.findall(r"^STAGE (\S+) (\S+) (\d+) (\d+)$", log, re.M):
+    for visit, name, status, seconds in re.findall(f"^{STAGE}$", log, re.M):
         result = {"0": "passed", "124": "out of time", "137": "out of time"}.get(status, "failed")
         found[visit, name] = (f"{visit} {name}", result, seconds)
     return list(found.values())
 
 
 def failures(log: str) -> list[str]:
-    """The lines that say what failed, each once, cut to what is allowed of all."""
-    lines = [line[5:165] for line in log.splitlines() if line.startswith("FAIL ")]
-    lines = list(dict.fromkeys(lines))
+    """The lines that say what failed, each once, cut to what is allowed of all.
+
+    A stage that ends without saying any ends with the last line of its output.
+    """
+    lines: dict[str, None] = {}
+    said, last = False, ""
+    for line in log.splitlines():
+        if line.startswith("FAIL "):
+            said, lines = True, lines | {line[5:165]: None}
+        elif match := re.fullmatch(STAGE, line):
+            if match[3] != "0" and not said:
+                lines[f"{match[2]}: {last[:150]}"] = None
+            said, last = False, ""
+        else:
+            last = line.strip() or last
+    return _cut(list(lines))
+
+
+def _cut(lines: list[str]) -> list[str]:
     kept: list[str] = []
     while lines and sum(map(len, kept)) + len(lines[0]) < MOST_FAILURES:
         kept.append(lines.pop(0))

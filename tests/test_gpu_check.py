@@ -232,7 +232,7 @@ def test_summary_keeps_to_what_comes_back(tmp_path):
 STUB = """#!/bin/sh
 case "$*" in
   *gpu_summary*) exec {python} "$@" ;;
-  *gpu_agreement.py) sleep 60 & sleep 60 ;;
+  *gpu_agreement.py) echo waiting; sleep 60 & sleep 60 ;;
   *"gpu_ops.py"*ops) echo "FAIL op: wrong"; exit 1 ;;
   *) exit 0 ;;
 esac
@@ -261,6 +261,7 @@ def test_stage_that_hangs_takes_no_time_of_the_others(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     *_, failed, stages = done.stdout.strip().splitlines()
+    assert done.stdout.count("FAILED: ") == 2 and "FAILED: agree: waiting" in done.stdout
     assert failed == "FAILED: op: wrong"
     results = dict(part.split(" (")[0].split(" ", 2)[1:] for part in stages.split("; "))
     assert results == {
