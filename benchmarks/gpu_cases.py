@@ -60,6 +60,7 @@ class Case:
         run: Takes them and `impl`; returns its outputs.
         moved: Least bytes of forward and backward, or None where products bound it.
         flops: Of both together, where products bound it.
+        kernel: Least bytes of our own kernels, where products take most of the time.
         peer: (name, the same in plain PyTorch), what a user would write.
     """
 
@@ -72,6 +73,7 @@ class Case:
     moved: tuple[int, int] | None
     peer: tuple[str, Callable[..., Any]]
     flops: int | None = None
+    kernel: int | None = None
 
     def call(self, tensors: Tensors, impl: str) -> tuple[Tensor, ...]:
         """The outputs of one implementation, or of the peer."""
@@ -193,7 +195,8 @@ def _linear_cross_entropy(M: int, D: int, V: int, dtype: torch.dtype, device: st
     flops = sum(common.linear_cross_entropy_flops(M, D, V))
     label = f"M{M} D{D} V{V} {_name(dtype)}"
     peer = ("eager", bench_linear_cross_entropy.eager)
-    return Case("linear_cross_entropy", label, D, dtype, make, run, None, peer, flops)
+    logits = M * -(-V // 64) * 64 * dtype.itemsize  # become their gradient in place
+    return Case("linear_cross_entropy", label, D, dtype, make, run, None, peer, flops, 2 * logits)
 
 
 def _mask_tokens(clips: int, device: str, scale: str) -> Iterator[Case]:

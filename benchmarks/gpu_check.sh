@@ -97,6 +97,7 @@ stage() {
 }
 
 if [[ ${STAGE:-} ]]; then stage "$STAGE"; exit; fi # this script again, under a time limit
+: > "$out/run.log"
 later=0
 for entry in "${stages[@]}"; do later=$((later + ${entry#*:})); done
 for entry in "${stages[@]}"; do

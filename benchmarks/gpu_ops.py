@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import importlib
 import sys
@@ -41,6 +42,8 @@ class Outcome(common.Row):
     fwd_percent: float | None = None
     bwd_percent: float | None = None
     predicted: tuple[float, float] | None = None
+    kernel_us: float | None = None  # of our own kernels, where products take most of the time
+    kernel_percent: float | None = None  # of a copy, of their bytes
 
 
 class Stage:
@@ -54,6 +57,11 @@ class Stage:
     def cases(self) -> Iterator[Case]:
         """The calls that are timed."""
         return gpu_cases.cases(self.scale, self.device)
+
+    @functools.cached_property
+    def copy(self) -> float:
+        """GB/s of a copy, apart from any candidate."""
+        return self.rounds({}, "copy_gb_per_s")[1]["copy_gb_per_s"]
 
     def rounds(self, candidates: Mapping[str, turns.Turn], ceiling: str) -> tuple[dict, dict, int]:
         """Times candidates and a ceiling by turns: (milliseconds by name, rates, rounds)."""
@@ -72,6 +80,23 @@ class Stage:
         inputs = case.inputs(tensors)
         return gpu_clock.record_both(forward, inputs, self.device)
 
+    def peak_mib(self, case: Case, tensors: list, impl: str) -> float | None:
+        """Memory of a call and its backward; not that of emulated kernels."""
+        if self.device != "cuda":
+            return None
+        return turns.peak_mib(lambda: gpu_agreement.gradients(case, tensors, impl), self.device)
+
+    def kernel_us(self, case: Case, tensors: list, impl: str) -> float | None:
+        """Microseconds of the kernels that are named after an op whose rest are products."""
+        if self.device != "cuda" or case.kernel is None:
+            return None
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            gpu_agreement.gradients(case, tensors, impl)
+            torch.cuda.synchronize()
+        events = profiler.key_averages()
+        return sum(e.self_device_time_total for e in events if case.op in e.key) or None
+
     def outcome(self, case: Case, impl: str, ms: tuple[float, ...], rates: dict) -> Outcome:
         """The row of a candidate."""
         fwd_ms, bwd_ms = (*ms, None)[:2]
@@ -81,10 +106,9 @@ class Stage:
             copy = rates["copy_gb_per_s"]
             for i, (size, part) in enumerate(zip(case.moved, ms, strict=False)):
                 percents[i] = 100 * size / part / 1e6 / copy
-        return Outcome(
-            case.label, impl, fwd_ms, bwd_ms, *common.rate(sum(ms), moved, case.flops, rates), None,
-            *percents, predict.percents(case.op, case.width, common.device_name(self.device)),
-        )  # fmt: skip
+        rate = common.rate(sum(ms), moved, case.flops, rates)
+        predicted = predict.percents(case.op, case.width, common.device_name(self.device))
+        return Outcome(case.label, impl, fwd_ms, bwd_ms, *rate, None, *percents, predicted)
 
 
 def time_ops(stage: Stage) -> None:
@@ -93,12 +117,23 @@ def time_ops(stage: Stage) -> None:
         with stage.log.trying(f"{case.op} {case.label}"):
             tensors = case.make()
             candidates: dict[str, turns.Turn] = {}
+            facts: dict[str, dict[str, float | None]] = {}
             for impl in (*gpu_agreement.impls(case.op, stage.device), case.peer[0]):
                 with stage.log.trying(f"{case.op} {case.label} {impl}"):
+                    facts[impl] = {
+                        "peak_mib": stage.peak_mib(case, tensors, impl),
+                        "kernel_us": stage.kernel_us(case, tensors, impl),
+                    }
                     candidates[impl] = stage.recorded(case, tensors, impl)
             ceiling = "copy_gb_per_s" if case.flops is None else "gemm_tflop_per_s"
             times, rates, count = stage.rounds(candidates, ceiling)
-            rows = [stage.outcome(case, impl, ms, rates) for impl, ms in times.items()]
+            rows = []
+            for impl, ms in times.items():
+                row = dataclasses.replace(stage.outcome(case, impl, ms, rates), **facts[impl])
+                if row.kernel_us and case.kernel:
+                    of_copy = case.kernel / row.kernel_us / 1e3 / stage.copy
+                    row = dataclasses.replace(row, kernel_percent=100 * of_copy)
+                rows.append(row)
             timed = common.Timed(rows, rates, count, {})
             common.write_results(case.op, stage.device, case.label, timed)
             stage.log.say(f"{case.op} {case.label}: {'; '.join(map(_said, rows))}")
@@ -109,6 +144,8 @@ def _said(row: Outcome) -> str:
     percents = [f"{p:.0f}" for p in (row.fwd_percent, row.bwd_percent) if p is not None]
     rate = f" {row.rate:.0f} {row.rate_unit}" if row.rate else ""
     of_copy = f" {'/'.join(percents)} % of copy" if percents else ""
+    if row.kernel_percent:
+        of_copy = f", own kernels {row.kernel_us:.0f} us {row.kernel_percent:.0f} % of copy"
     return f"{row.impl} {us} us{rate}{of_copy}"
 
 

@@ -77,6 +77,8 @@ def op_lines(results: dict[str, Any]) -> Iterator[str]:
             for row in timed["rows"]:
                 percents = [row["fwd_percent"], row["bwd_percent"]]
                 of_copy = "/".join(f"{p:.0f}" for p in percents if p is not None)
+                if row["kernel_percent"]:
+                    of_copy = f"own kernels {row['kernel_us']:.0f}, {row['kernel_percent']:.0f}"
                 said.append(f"{row['impl']} {_us(row)}" + (f" ({of_copy}%)" if of_copy else ""))
             predicted = timed["rows"][0]["predicted"]
             guess = f", predicted {'/'.join(map(str, predicted))}%" if predicted else ""

@@ -220,7 +220,8 @@ def test_summary_keeps_to_what_comes_back(tmp_path):
     stages = "STAGE 1 load 0 4\nSTAGE 1 ops 124 60\nSTAGE 1 tests 1 30\nSTAGE 1 tests 0 31\n"
     (tmp_path / "run.log").write_text(failures + stages)
     row = {"impl": "cuda", "fwd_ms": 1.0, "bwd_ms": None, "fwd_percent": 80.0, "bwd_percent": None}
-    shapes = {f"shape {i}": {"rows": [{**row, "predicted": None}]} for i in range(400)}
+    none = {"kernel_us": None, "kernel_percent": None}
+    shapes = {f"shape {i}": {"rows": [{**row, "predicted": None, **none}]} for i in range(400)}
     (tmp_path / "gpu.json").write_text(json.dumps({"mask_tokens": shapes}))
     said, passed = gpu_summary.summary(tmp_path)
     assert len(said) <= gpu_summary.MOST and not passed
