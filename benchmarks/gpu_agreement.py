@@ -53,15 +53,17 @@ def impls(op: str, device: str) -> list[str]:
 
 
 def gradients(case: Case, tensors: list[Tensor], impl: str) -> list[Tensor]:
-    """The outputs of a case and its gradients, for one drawn gradient of the first output."""
+    """The outputs of a case and its gradients, for a drawn gradient of each output that has one."""
     outputs = case.call(tensors, impl)
-    inputs = case.inputs(tensors)
-    if not inputs:
+    live, inputs = [out for out in outputs if out.requires_grad], case.inputs(tensors)
+    if not live:
         return list(outputs)
-    generator = torch.Generator(outputs[0].device).manual_seed(1)
-    size, device = outputs[0].shape, outputs[0].device
-    upstream = torch.randn(size, generator=generator, device=device).bfloat16().to(outputs[0].dtype)
-    return [*outputs, *torch.autograd.grad(outputs[0], inputs, upstream)]
+    generator = torch.Generator(live[0].device).manual_seed(1)
+    upstream = [  # in bf16, which fp32 and fp64 hold
+        torch.randn(out.shape, generator=generator, device=out.device).bfloat16().to(out.dtype)
+        for out in live
+    ]
+    return [*outputs, *torch.autograd.grad(live, inputs, upstream)]
 
 
 class Truth:

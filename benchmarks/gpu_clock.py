@@ -26,15 +26,26 @@ def _stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
+@contextmanager
+def _recorded_stream(device: str) -> Iterator[None]:
+    """The stream of all recordings, behind what has been launched before, and before the rest."""
+    if device != "cuda":
+        yield
+        return
+    stream = _stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
 def record(run: Callable[[], Any], device: str) -> turns.Turn:
     """Records `run`: a turn of the milliseconds of one call."""
     if device != "cuda":
         run()
         return lambda: turns.wall_ms(run)[:1]
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    stream = _stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with _recorded_stream(device):
         run()
         start.record()
         run()
@@ -42,7 +53,7 @@ def record(run: Callable[[], Any], device: str) -> turns.Turn:
     stop.synchronize()
     calls = int(min(50, max(1, REPLAY_MS / max(start.elapsed_time(stop), 1e-3))))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=_stream()):
         for _ in range(calls):
             run()
 
@@ -63,15 +74,11 @@ def record_both(
     """A turn of forward and, where there are inputs, backward."""
     timed = [record(forward, device)]
     if inputs:
-        if device == "cuda":  # backward runs on the stream of its forward
-            with torch.cuda.stream(_stream()):
-                out = forward()[0]
-            torch.cuda.current_stream().wait_stream(_stream())
-        else:
-            out = forward()[0]
-        gradient = torch.randn_like(out)
+        with _recorded_stream(device):  # backward runs on the stream of its forward
+            out = [one for one in forward() if one.requires_grad]
+            gradients = [torch.randn_like(one) for one in out]
         timed.append(
-            record(lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True), device)
+            record(lambda: torch.autograd.grad(out, inputs, gradients, retain_graph=True), device)
         )
     return lambda: tuple(ms for turn in timed for ms in turn())
 
