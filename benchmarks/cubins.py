@@ -21,6 +21,7 @@ INSTRUCTIONS = {
     "STG.128": r"STG\.[\w.]*(128|256)",
     "STG": r"STG\.",
     "LDGSTS": r"LDGSTS",
+    "LDGSTS.128": r"LDGSTS\.[\w.]*128",
     "LDSM": r"LDSM",
     "STL": r"STL",
     "LDL": r"LDL",

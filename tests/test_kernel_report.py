@@ -23,7 +23,7 @@ def _problems(name: str, **counts: int) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        ("axial_attention_fwd_kernel<__half, 3, 2>", 8),
+        ("axial_attention_fwd_kernel<__half, 3, 2>", 20),
         ("dropout_add_layer_norm_fwd_kernel<float, float, 2>", 2),
         ("bias_gelu_fwd_kernel<__half>", 0),
         ("kernel_of_a_new_op<float>", 0),
@@ -38,4 +38,6 @@ def test_wide_stores_that_were_taken_apart_are_an_error(name, most):
 def test_kernel_without_what_its_op_needs_is_an_error():
     name = "linear_cross_entropy_fwd_kernel<float>"
     assert _problems(name, **{"STG.128": 0, "STG": 2}) == [f"{name} has no STG.128 on sm_90a"]
+    assert _problems(name, **{"LDG.128": 0}) == [f"{name} has no LDG.128 on sm_90a"]
+    assert _problems(name, **{"LDG.128": 0, "LDGSTS.128": 4}) == []  # by way of shared memory
     assert _problems(name, STL=1) == [f"{name} spills on sm_90a: 0 bytes of stack, 1 STL, 0 LDL"]
