@@ -15,6 +15,7 @@ from typing import Any
 import bench_axial_attention
 import bench_bias_gelu
 import bench_dropout_add_layer_norm
+import bench_embed_tokens
 import bench_linear_cross_entropy
 import bench_mask_tokens
 import common
@@ -93,6 +94,7 @@ def cases(scale: str, device: str) -> Iterator[Case]:
         for dtype in types:
             yield from _axial_attention(shape, dtype, device, scale)
             yield from _dropout_add_layer_norm(shape, dtype, device)
+            yield _embed_tokens(shape, dtype, device)
             yield _bias_gelu(shape, dtype, device)
     for size in ROWS[scale]:
         for dtype in types:
@@ -111,59 +113,105 @@ def _leaves(sizes: list[tuple[int, ...]], dtype: torch.dtype, device: str) -> Te
 
 
 def _axial_attention(shape: Shape, dtype: torch.dtype, device: str, scale: str) -> Iterator[Case]:
+    """Without the bias of qkv, as others have it, and with its gradient, as the model does."""
     grid = (shape.T, shape.H, shape.W)
-    size = (shape.B, 1 + shape.cells, 3, shape.N, shape.Dh)
+    qkv, bias = (shape.B, 1 + shape.cells, 3, shape.N, shape.Dh), (3, shape.N, shape.Dh)
     plain = bench_axial_attention.each_axis(F.scaled_dot_product_attention)
     for axes in bench_axial_attention.AXES:
-        for dropout in (0.0,) if scale == "published" else (0.0, 0.1):
-
-            def run(qkv: Tensor, *, impl: str, axes: str = axes, p: float = dropout) -> Tensor:
-                return vimpac_kernels.axial_attention(
-                    qkv, grid, axes, dropout_p=p, seed=7, impl=impl
-                )
-
+        for biased, dropout in ((False, 0.0), (True, 0.0 if scale == "published" else 0.1)):
+            sizes = [qkv, bias] if biased else [qkv]
+            label = f"{shape.label} {axes} {_name(dtype)}{' dbias' if biased else ''}"
             yield Case(
                 "axial_attention",
-                f"{shape.label} {axes} {_name(dtype)}" + (f" dropout {dropout}" if dropout else ""),
+                label + (f" dropout {dropout}" if dropout else ""),
                 shape.Dh,
                 dtype,
-                functools.partial(_leaves, [size], dtype, device),
-                run,
+                functools.partial(_leaves, sizes, dtype, device),
+                functools.partial(_axial_ours, grid, axes, dropout),
                 common.axial_attention_bytes(shape, dtype.itemsize),
                 ("permute + SDPA", functools.partial(_axial_plain, plain, grid, axes)),
             )
 
 
-def _axial_plain(plain: Callable, grid: tuple[int, int, int], axes: str, qkv: Tensor) -> Tensor:
-    return plain(qkv, grid, axes)
+def _axial_ours(
+    grid: tuple[int, int, int], axes: str, dropout: float, *tensors: Tensor, impl: str
+) -> Tensor:
+    qkv, bias = (*tensors, None)[:2]
+    return vimpac_kernels.axial_attention(
+        qkv, grid, axes, bias=bias, bias_in_qkv=bias is not None, dropout_p=dropout, seed=7,
+        impl=impl,
+    )  # fmt: skip
+
+
+def _axial_plain(
+    plain: Callable, grid: tuple[int, int, int], axes: str, qkv: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    return plain(qkv if bias is None else qkv + (bias - bias.detach()), grid, axes)
 
 
 def _dropout_add_layer_norm(shape: Shape, dtype: torch.dtype, device: str) -> Iterator[Case]:
     rows, width = shape.rows, shape.N * shape.Dh
     sizes = [(rows, width), (rows, width), (width,), (width,), (width,)]
-    for dropout in (0.0, 0.1):
-        ours = functools.partial(_ours_layer_norm, dropout)
+    for dropout, readers in ((0.0, 1), (0.1, 1), (0.1, 2)):
+        forward, backward = common.dropout_add_layer_norm_bytes(
+            rows, width, dtype.itemsize, dropout > 0
+        )
+        backward += (readers - 1) * rows * width * dtype.itemsize
         yield Case(
             "dropout_add_layer_norm",
-            f"{shape.label} {_name(dtype)} dropout {dropout}",
+            f"{shape.label} {_name(dtype)} dropout {dropout}" + " readers 2" * (readers - 1),
             width,
             dtype,
             functools.partial(_leaves, sizes, dtype, device),
-            ours,
-            common.dropout_add_layer_norm_bytes(rows, width, dtype.itemsize, dropout > 0),
-            ("eager", functools.partial(_eager_layer_norm, dropout)),
+            functools.partial(_ours_layer_norm, dropout, readers),
+            (forward, backward),
+            ("eager", functools.partial(_eager_layer_norm, dropout, readers)),
         )
 
 
-def _ours_layer_norm(dropout: float, *tensors: Tensor, impl: str) -> Tensor:
+def _ours_layer_norm(dropout: float, readers: int, *tensors: Tensor, impl: str) -> Any:
     *four, linear_bias = tensors
     eps = bench_dropout_add_layer_norm.EPS
     options = {"linear_bias": linear_bias, "dropout_p": dropout, "eps": eps, "seed": 1}
+    options["readers"] = readers
     return vimpac_kernels.dropout_add_layer_norm(*four, **options, impl=impl)  # type: ignore
 
 
-def _eager_layer_norm(dropout: float, *tensors: Tensor) -> Tensor:
-    return bench_dropout_add_layer_norm.eager(*tensors, dropout)  # type: ignore[call-arg]
+def _eager_layer_norm(dropout: float, readers: int, *tensors: Tensor) -> Any:
+    y = bench_dropout_add_layer_norm.eager(*tensors, dropout)  # type: ignore[call-arg]
+    return y if readers == 1 else (y, y.view_as(y))
+
+
+def _embed_tokens(shape: Shape, dtype: torch.dtype, device: str) -> Case:
+    grid, width = (shape.T, shape.H, shape.W), shape.N * shape.Dh
+    sizes = [(common.VOCABULARY, width), *((n, width) for n in grid), *((width,),) * 3]
+
+    def make() -> Tensors:
+        tokens = torch.randint(0, common.VOCABULARY, (shape.B, *grid), device=device)
+        tokens[torch.rand(tokens.shape, device=device) < 1 / 7] = 8196  # [MASK], as masks make many
+        return [*_leaves(sizes, FP32, device), tokens]
+
+    def run(*tensors: Tensor, impl: str) -> Tensor:
+        embedding, *places, weight, bias, cls, tokens = tensors
+        wide = dtype if embedding.dtype == FP32 else embedding.dtype
+        return vimpac_kernels.embed_tokens(
+            tokens, embedding, places, weight, bias, cls=cls, dropout_p=0.1, dtype=wide, seed=1,
+            eps=bench_embed_tokens.EPS, impl=impl,
+        )  # fmt: skip
+
+    def eager(*tensors: Tensor) -> Tensor:
+        return bench_embed_tokens.eager(tensors[-1], list(tensors[:-1]), 0.1, dtype)
+
+    return Case(
+        "embed_tokens",
+        f"{shape.label} {_name(dtype)} dropout 0.1",
+        width,
+        dtype,
+        make,
+        run,
+        common.embed_tokens_bytes(shape, dtype.itemsize),
+        ("eager", eager),
+    )
 
 
 def _bias_gelu(shape: Shape, dtype: torch.dtype, device: str) -> Case:

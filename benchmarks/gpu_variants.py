@@ -35,6 +35,40 @@ MOST_MIB = 40  # of what travels with the working tree to a machine of a few min
 
 # op -> name of a variant -> changes of its table, below the question that they answer.
 CUDA: dict[str, dict[str, str]] = {
+    "axial_attention": {
+        # Do fewer, larger blocks with as many warps hide more, or more, smaller ones?
+        "warps8": "kAxialWarps=8 kAxialForwardFew=1 kAxialForwardMany=1 kAxialBackward=1",
+        "warps2": "kAxialWarps=2 kAxialForwardFew=6 kAxialForwardMany=4 kAxialBackward=4",
+        # Does the next kernel find results in L2, and are inputs there for whom they make room?
+        "write_back": "kAxialStore=0",
+        "evict_first": "kAxialStore=2",
+        # Is another block on each multiprocessor worth the spills that it costs?
+        "more_blocks": "kAxialForwardFew=4 kAxialForwardMany=3 kAxialBackward=3",
+        # What does shared memory bring where registers are short, and what do registers?
+        "unstaged": "kAxialStage=0",
+        "held": "kAxialHoldQueries=10 kAxialHoldKeys=10",
+        # Do more blocks that end at other times fill the last wave better than one writes sums?
+        "tiles2": "kAxialMostTiles=2",
+    },
+    "dropout_add_layer_norm": {
+        # Is a row of 1,024 better in one warp?
+        "chunks4": "kNormChunks=4 kNormForward=2 kNormBackward=1",
+        # How many rows on their way are enough?
+        "stages1": "kNormStages=1",
+        "stages3": "kNormStages=3",
+        # Registers for the weight, or a block more?
+        "held": "kNormHoldWeight=true kNormBackward=3",
+        "blocks5": "kNormForward=5 kNormBackward=5",
+        "warps8": "kNormWarps=8 kNormForward=2 kNormBackward=2",
+    },
+    "embed_tokens": {
+        # Read what all rows share again, for more blocks?
+        "unheld": "kEmbedHold=false kEmbedForwardResident=6 kEmbedPlacesResident=4",
+        # Longer walks save sums and parameters, shorter ones fill the GPU.
+        "short": "kEmbedForwardClips=4 kEmbedPlacesClips=8",
+        "long": "kEmbedForwardClips=16 kEmbedPlacesClips=32",
+        "runs4096": "kEmbedRuns=4096",
+    },
     "mask_tokens": {
         # A clip of the small model is 320 groups of four tokens: are fewer threads, of which none
         # waits for a second round, sooner done?

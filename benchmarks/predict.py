@@ -161,7 +161,7 @@ class Step:
         yield from self._attention()
         label, U, last = self.shape.label, self.unit, self.capacity / self.shape.rows
         norms = LAYERS * (self.blocks + 1) - 2 + 2 * last
-        op, of = "dropout_add_layer_norm", (f"{label} bfloat16 dropout 0.1", norms)
+        op, of = "dropout_add_layer_norm", (f"{label} bfloat16 dropout 0.1 readers 2", norms)
         yield Work("add + LN, forward", 4 * U * norms, (op, D), False, measured=((op, *of),))
         # It reads the gradients of both readers of its output, which nothing has added before.
         yield Work("add + LN, backward", 5 * U * norms, (op, D), True, measured=((op, *of),))
@@ -169,8 +169,9 @@ class Step:
         of = (f"{label} bfloat16", mlps)
         yield Work("GELU, forward", 8 * U * mlps, (op, 4 * D), False, measured=((op, *of),))
         yield Work("GELU, backward", 12 * U * mlps, (op, 4 * D), True, measured=((op, *of),))
-        yield Work("embedding, forward", U, ("embed_tokens", D))
-        yield Work("embedding, backward", 2 * U, ("embed_tokens", D), True)
+        op, of = "embed_tokens", (f"{label} bfloat16 dropout 0.1", 1.0)
+        yield Work("embedding, forward", U, (op, D), False, measured=((op, *of),))
+        yield Work("embedding, backward", 2 * U, (op, D), True, measured=((op, *of),))
         logits = self.live * PADDED * 2
         yield Work("logits to their gradient", 2 * logits, ("linear_cross_entropy", PADDED))
         yield Work("rows of last layer and head", 40 * U * last)
@@ -185,7 +186,7 @@ class Step:
             yield Work("attention, backward", 2.5 * flops, rates=(DEVICES[0].product, FLASH[1]))
             return
         U, op, n = self.unit, "axial_attention", LAYERS * self.blocks
-        of = tuple((op, f"{self.shape.label} {a} bfloat16", LAYERS) for a in ("T", "H|W"))
+        of = tuple((op, f"{self.shape.label} {a} bfloat16 dbias", LAYERS) for a in ("T", "H|W"))
         yield Work("attention core, forward", 4 * U * n, (op, 64), False, measured=of)
         yield Work("attention core, backward", 7 * U * n, (op, 64), True, measured=of)
 
