@@ -7,7 +7,7 @@ from test_axial_attention import assert_matches_reference, random_qkv
 triton = pytest.importorskip("triton")
 tl = triton.language
 
-from vimpac_kernels._triton.axial_tiles import dot, reciprocal  # noqa: E402 (imports triton)
+from vimpac_kernels._triton.axial_tiles import add_dot, reciprocal  # noqa: E402 (imports triton)
 
 pytestmark = pytest.mark.impls("triton")
 
@@ -22,8 +22,9 @@ def _product_kernel(
     K: tl.constexpr,
 ):
     m, n, k = tl.arange(0, M)[:, None], tl.arange(0, N), tl.arange(0, K)
-    product = dot(tl.load(a + m * K + k[None, :]), tl.load(b + k[:, None] * N + n[None, :]), False)
-    tl.store(out + m * N + n[None, :], product)
+    ones = tl.full((M, N), 1.0, tl.float32)
+    x, y = tl.load(a + m * K + k[None, :]), tl.load(b + k[:, None] * N + n[None, :])
+    tl.store(out + m * N + n[None, :], add_dot(ones, x, y, False))
 
 
 def test_fp32_products_in_parts_are_whole_products(impl):
@@ -31,7 +32,7 @@ def test_fp32_products_in_parts_are_whole_products(impl):
     a, b = (torch.randint(-9, 10, s, generator=generator).float() for s in ((32, 64), (64, 16)))
     out = torch.full((32, 16), torch.nan, device=impl.device)
     _product_kernel[(1,)](a.to(impl.device), b.to(impl.device), out, 32, 16, 64)
-    assert torch.equal(out.cpu(), a @ b)  # integers: exact in any order
+    assert torch.equal(out.cpu(), a @ b + 1)  # integers: exact in any order
 
 
 @triton.jit

@@ -2,14 +2,16 @@
 
 A tile has BLOCK rows and holds floor(BLOCK / L) lines of L tokens, block-diagonally; [CLS] stays
 outside it, as one more key column and one query per line on CUDA cores. q, k, v are read once,
-out is written once; the backward reads q, k, v, dout once, recomputes the probabilities and writes
-the packed dqkv. All axes of a call run in one launch: their units write disjoint heads.
-[CLS] needs sums over all lines of an axis: each tile writes fp32 partials to a slot of its own, and
-a second small kernel adds them in order, so results repeat bit for bit. Bound by memory.
+out is written once; the backward recomputes the probabilities, writes the packed dqkv and reads q,
+k and dout a second time, from the L1 cache: registers, of which they would take half, hold twice as
+many programs instead. A tile takes COLUMNS columns of a head at a time, so that registers do not
+grow with the head dim. All axes of a call run in one launch: their units write disjoint heads. Sums
+over tiles, for [CLS], are in axial_sums.py. Bound by memory.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,33 +20,51 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vimpac_kernels._triton.axial_sums import Tiles
 from vimpac_kernels._triton.axial_tiles import (
-    dot,
+    add_products,
     keep_factors,
     load_rows,
     masks,
-    pick,
-    probabilities,
+    products,
+    softmax,
     tile_rows,
     unit,
 )
 
-# (rows of a tile, bytes of an element) -> warps of (forward, backward) at head dims up to 64: the
-# fewest without a spill. With one warp per 16 rows a softmax row never leaves its warp. fp32
-# products run on CUDA cores with their operands in registers, which takes more warps. Tiles of 64
-# rows in fp32 or at head dim 128 fill the registers of a multiprocessor and spill a little, in
-# fp32 at 128 more: benchmarks/NOTES.md.
-WARPS = {
-    (16, 2): (1, 2),
-    (32, 2): (2, 4),
-    (64, 2): (4, 8),
-    (16, 4): (4, 8),
-    (32, 4): (8, 8),
-    (64, 4): (8, 8),
+# What only a measurement can settle, read at each launch. "16x2": of a tile of 16 rows of elements
+# of 2 bytes; a softmax row never leaves its warp if a warp has 16 rows. See benchmarks/NOTES.md.
+TUNING = {
+    "ROWS": 16,  # of a tile at least, the fewest of a tensor-core product
+    "FWD_WARPS_16x2": 1,  # the fewest without a spill, here and below
+    "FWD_WARPS_32x2": 2,
+    "FWD_WARPS_64x2": 4,
+    "FWD_WARPS_16x4": 4,  # fp32 products hold their operands in registers, which takes more warps
+    "FWD_WARPS_32x4": 8,
+    "FWD_WARPS_64x4": 8,  # each may have 255 registers, more warps fewer
+    "BWD_WARPS_16x2": 2,
+    "BWD_WARPS_32x2": 4,
+    "BWD_WARPS_64x2": 8,
+    "BWD_WARPS_16x4": 4,
+    "BWD_WARPS_32x4": 8,
+    "BWD_WARPS_64x4": 8,
+    "FWD_COLUMNS_16x2": 64,  # of a head at once: more take more registers
+    "FWD_COLUMNS_32x2": 64,
+    "FWD_COLUMNS_64x2": 64,
+    "FWD_COLUMNS_16x4": 64,
+    "FWD_COLUMNS_32x4": 32,
+    "FWD_COLUMNS_64x4": 16,
+    "BWD_COLUMNS_16x2": 64,
+    "BWD_COLUMNS_32x2": 64,
+    "BWD_COLUMNS_64x2": 32,
+    "BWD_COLUMNS_16x4": 32,
+    "BWD_COLUMNS_32x4": 32,
+    "BWD_COLUMNS_64x4": 16,
+    "WIDE_COLUMNS": 32,  # of a head with more, which takes several rounds
+    "FWD_HELD_BYTES": 4096,  # of a tile of v up to which it is loaded before the softmax
+    "BWD_HELD_BYTES": 0,  # of one of q up to which nothing is loaded twice: registers halve warps
+    "STAGES": 1,  # of loads in flight where a head takes several rounds of columns
 }
-# Bytes of a tile of q from which on it does not stay in registers beside k, v and dout: each is
-# loaded where it is used, from the L1 cache the second time.
-REREAD_BYTES = 8192
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
 
 
@@ -52,9 +72,9 @@ _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
 def axial_attention_fwd_kernel(
     qkv,  # (B, S, 3, N, D)
     out,  # (B, S, N, D)
-    partial,  # (B, N, max tiles, D) fp32: sums over the tile's lines of [CLS]'s outputs
-    padding,  # (B, T*H*W) uint8 or unused
-    seed_at,  # 0-d int64 or unused
+    partial,  # (B, N, slots, 1, D) fp32: sums over the tile's lines of [CLS]'s outputs; or None
+    padding,  # (B, T*H*W) uint8 or None
+    seed_at,  # 0-d int64 or None
     B, T, H, W, N, heads, tiles0, tiles1, tiles2, slots,
     stride_b, stride_s, stride_3, stride_n,
     scale, threshold, keep_scale,
@@ -66,24 +86,31 @@ def axial_attention_fwd_kernel(
     SLOTS: tl.constexpr,
     D: tl.constexpr,
     WIDEN: tl.constexpr,
-    REREAD: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of a head at a time
+    HELD: tl.constexpr,  # v is loaded before the softmax; COLUMNS = D then
 ):  # fmt: skip
     clip, head, tile, axis, length, lines, tiles = unit(
         T, H, W, heads, tiles0, tiles1, tiles2, AXES, B, BLOCK
     )
     line, index, token, live, slot, held = tile_rows(tile, axis, length, lines, T, H, W, BLOCK)
-    first = 1 if HAS_CLS else 0
-    q_base = qkv + clip.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
-    k_base = q_base + stride_3
-    v_base = k_base + stride_3
-    q, q_cls = load_rows(q_base, token, first, stride_s, live, D)
-    k, k_cls = load_rows(k_base, token, first, stride_s, live, D)
-    if not REREAD:
-        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
-    d = tl.arange(0, D)
     allowed, own, exists = masks(line, live, slot, held, tile, lines, token, padding, clip,
                                   T * H * W, PADDED, SLOTS)  # fmt: skip
-    p, column, row, self = probabilities(q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, WIDEN)
+    first = 1 if HAS_CLS else 0
+    S = T * H * W + first
+    q_at = qkv + clip.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
+    k_at = q_at + stride_3
+    v_at = k_at + stride_3
+    if HELD:
+        v, v_cls = load_rows(v_at, token, first, stride_s, live, 0, COLUMNS)
+    s, s_column = tl.zeros((BLOCK, BLOCK), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    s_row, s_self = s_column, 0.0
+    for start in range(0, D, COLUMNS):
+        q, q_cls = load_rows(q_at, token, first, stride_s, live, start, COLUMNS)
+        k, k_cls = load_rows(k_at, token, first, stride_s, live, start, COLUMNS)
+        s, s_column, s_row, s_self = add_products(
+            s, s_column, s_row, s_self, q, k, q_cls, k_cls, HAS_CLS, WIDEN
+        )
+    p, column, row, self = softmax(s, s_column, s_row, s_self, allowed, own, scale, HAS_CLS)
     if DROPOUT:
         first_line = clip * lines
         f_p, f_column, f_row, f_self = keep_factors(
@@ -92,19 +119,37 @@ def axial_attention_fwd_kernel(
             SLOTS, BLOCK,
         )  # fmt: skip
         p, column, row, self = p * f_p, column * f_column, row * f_row, self * f_self
-    if REREAD:
-        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
+    p, self_sum = p.to(qkv.dtype.element_ty), tl.sum(tl.where(exists, self, 0.0), 0)
+    at = out + (clip.to(tl.int64) * S * N + head) * D + (token + first)[:, None] * (N * D)
+    part = ((clip * N + head).to(tl.int64) * slots + tile) * D
+    for start in range(0, D, COLUMNS):
+        if not HELD:
+            v, v_cls = load_rows(v_at, token, first, stride_s, live, start, COLUMNS)
+        o, o_cls = products(p, column, row, self_sum, v, v_cls, HAS_CLS, WIDEN)
+        d = start + tl.arange(0, COLUMNS)
+        tl.store(at + d[None, :], o.to(out.dtype.element_ty), mask=live[:, None])
+        if HAS_CLS:
+            tl.store(partial + part + d, o_cls)
+
+
+@triton.jit
+def _store_gradient(
+    at,  # (BLOCK, 1): the rows of dqkv
+    d,  # (COLUMNS,)
+    partial,
+    part,  # where the tile's sums go there
+    weights,  # as `products` takes them
+    x,  # (BLOCK, COLUMNS)
+    x_cls,  # (COLUMNS,) fp32
+    scale,
+    live,
+    HAS_CLS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    y, y_cls = products(*weights, x, x_cls, HAS_CLS, WIDEN)
+    tl.store(at + d[None, :], (y * scale).to(at.dtype.element_ty), mask=live[:, None])
     if HAS_CLS:
-        weight = tl.sum(tl.where(exists, self, 0.0), 0)
-        total = tl.sum(row[:, None] * v.to(tl.float32), 0) + weight * v_cls
-        tl.store(partial + ((clip * N + head).to(tl.int64) * slots + tile) * D + d, total)
-    o = dot(p.to(qkv.dtype.element_ty), v, WIDEN)
-    if HAS_CLS:
-        o += column[:, None] * v_cls[None, :]
-    S = T * H * W + first
-    at = out + (clip.to(tl.int64) * S * N + head) * D
-    at += (token + first)[:, None] * (N * D) + d[None, :]
-    tl.store(at, o.to(out.dtype.element_ty), mask=live[:, None])
+        tl.store(partial + part + d, y_cls * scale)
 
 
 @triton.jit
@@ -112,9 +157,9 @@ def axial_attention_bwd_kernel(
     qkv,  # (B, S, 3, N, D)
     dout,  # (B, S, N, D) contiguous
     dqkv,  # (B, S, 3, N, D) contiguous
-    partial,  # (B, N, max tiles, 3, D) fp32: the tile's part of dq, dk, dv of [CLS]
-    padding,  # (B, T*H*W) uint8 or unused
-    seed_at,  # 0-d int64 or unused
+    partial,  # (B, N, slots, 3, D) fp32: the tile's part of dq, dk, dv of [CLS]; or None
+    padding,  # (B, T*H*W) uint8 or None
+    seed_at,  # 0-d int64 or None
     B, T, H, W, N, heads, tiles0, tiles1, tiles2, slots,
     stride_b, stride_s, stride_3, stride_n,
     scale, threshold, keep_scale,
@@ -126,118 +171,85 @@ def axial_attention_bwd_kernel(
     SLOTS: tl.constexpr,
     D: tl.constexpr,
     WIDEN: tl.constexpr,
-    REREAD: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of a head at a time
+    HELD: tl.constexpr,  # nothing is loaded twice; COLUMNS = D then
 ):  # fmt: skip
     clip, head, tile, axis, length, lines, tiles = unit(
         T, H, W, heads, tiles0, tiles1, tiles2, AXES, B, BLOCK
     )
     line, index, token, live, slot, held = tile_rows(tile, axis, length, lines, T, H, W, BLOCK)
-    first = 1 if HAS_CLS else 0
-    S = T * H * W + first
-    q_base = qkv + clip.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
-    k_base = q_base + stride_3
-    v_base = k_base + stride_3
-    d = tl.arange(0, D)
-    q, q_cls = load_rows(q_base, token, first, stride_s, live, D)
-    k, k_cls = load_rows(k_base, token, first, stride_s, live, D)
-    dout_base = dout + (clip.to(tl.int64) * S * N + head) * D
-    if not REREAD:
-        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
-        do, do_cls = load_rows(dout_base, token, first, N * D, live, D)
     allowed, own, exists = masks(line, live, slot, held, tile, lines, token, padding, clip,
                                   T * H * W, PADDED, SLOTS)  # fmt: skip
-    p, column, row, self = probabilities(q, k, q_cls, k_cls, allowed, own, scale, HAS_CLS, WIDEN)
-    dropped, dropped_column, dropped_row, dropped_self = p, column, row, self
-    if DROPOUT:
+    if DROPOUT:  # here the fewest registers are live
         first_line = clip * lines
         f_p, f_column, f_row, f_self = keep_factors(
             tl.load(seed_at), threshold, line + first_line, index,
             tl.arange(0, SLOTS) + tile * held + first_line, length, head | (axis << 16), keep_scale,
             SLOTS, BLOCK,
         )  # fmt: skip
-        dropped, dropped_column, dropped_row, dropped_self = (
-            p * f_p, column * f_column, row * f_row, self * f_self
-        )  # fmt: skip
-    at = dqkv + (clip.to(tl.int64) * S * 3 * N + head) * D
-    at += (token + first)[:, None] * (3 * N * D) + d[None, :]
-    part = partial + ((clip * N + head).to(tl.int64) * slots + tile) * (3 * D) + d
-    # Registers decide the order: a gradient is stored before the next product, which is the last
-    # to need its operand, and none of the dropout's factors outlives `dropped`.
-    if REREAD:
-        do, do_cls = load_rows(dout_base, token, first, N * D, live, D)
-    do_cls /= lines
-    dv = dot(tl.trans(dropped.to(do.dtype)), do, WIDEN)
-    if HAS_CLS:
-        dv += dropped_row[:, None] * do_cls[None, :]
-        weight = tl.sum(tl.where(exists, dropped_self, 0.0), 0)
-        dv_cls = tl.sum(dropped_column[:, None] * do.to(tl.float32), 0) + weight * do_cls
-        tl.store(part + 2 * D, dv_cls)
-    tl.store(at + 2 * N * D, dv.to(dqkv.dtype.element_ty), mask=live[:, None])
-    if REREAD:
-        v, v_cls = load_rows(v_base, token, first, stride_s, live, D)
-    if HAS_CLS:
-        g_column = dropped_column * tl.sum(do.to(tl.float32) * v_cls[None, :], 1)
-        g_row = dropped_row * tl.sum(v.to(tl.float32) * do_cls[None, :], 1)
-    g = dropped * dot(do, tl.trans(v), WIDEN)
+    first = 1 if HAS_CLS else 0
+    S = T * H * W + first
+    q_at = qkv + clip.to(tl.int64) * stride_b + head.to(tl.int64) * stride_n
+    k_at = q_at + stride_3
+    v_at = k_at + stride_3
+    do_at = dout + (clip.to(tl.int64) * S * N + head) * D
+    if HELD:
+        q, q_cls = load_rows(q_at, token, first, stride_s, live, 0, COLUMNS)
+        k, k_cls = load_rows(k_at, token, first, stride_s, live, 0, COLUMNS)
+        v, v_cls = load_rows(v_at, token, first, stride_s, live, 0, COLUMNS)
+        do, do_cls = load_rows(do_at, token, first, N * D, live, 0, COLUMNS)
+    s, s_column = tl.zeros((BLOCK, BLOCK), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    s_row, s_self = s_column, 0.0
+    g, g_column, g_row, g_self = s, s_column, s_row, s_self  # dout v^T, as s is q k^T
+    for start in range(0, D, COLUMNS):
+        if not HELD:
+            q, q_cls = load_rows(q_at, token, first, stride_s, live, start, COLUMNS)
+            k, k_cls = load_rows(k_at, token, first, stride_s, live, start, COLUMNS)
+            v, v_cls = load_rows(v_at, token, first, stride_s, live, start, COLUMNS)
+            do, do_cls = load_rows(do_at, token, first, N * D, live, start, COLUMNS)
+        s, s_column, s_row, s_self = add_products(
+            s, s_column, s_row, s_self, q, k, q_cls, k_cls, HAS_CLS, WIDEN
+        )
+        g, g_column, g_row, g_self = add_products(
+            g, g_column, g_row, g_self, do, v, do_cls / lines, v_cls, HAS_CLS, WIDEN
+        )
+    p, column, row, self = softmax(s, s_column, s_row, s_self, allowed, own, scale, HAS_CLS)
+    w, w_column, w_row, w_self = p, column, row, self
+    if DROPOUT:
+        w, w_column, w_row, w_self = p * f_p, column * f_column, row * f_row, self * f_self
+    g *= w
     delta = tl.sum(g, 1)
+    ds_column, ds_row, w_sum, ds_sum = column, row, 0.0, 0.0
     if HAS_CLS:
-        g_self = dropped_self * tl.sum(v_cls * do_cls, 0)
+        g_column, g_row, g_self = g_column * w_column, g_row * w_row, g_self * w_self
         delta += g_column
         ds_column = g_column - column * delta
         row_delta = tl.sum(tl.where(own, g_row[None, :], 0.0), 1) + g_self  # (SLOTS,)
         ds_row = g_row - row * tl.sum(tl.where(own, row_delta[:, None], 0.0), 0)
-        ds_lines = tl.sum(tl.where(exists, g_self - self * row_delta, 0.0), 0)
-    ds = (g - p * delta[:, None]).to(do.dtype)
-    if REREAD:
-        q, q_cls = load_rows(q_base, token, first, stride_s, live, D)
-    if HAS_CLS:
-        dk_cls = tl.sum(ds_column[:, None] * q.to(tl.float32), 0) + ds_lines * q_cls
-        tl.store(part + D, dk_cls * scale)
-    dk = dot(tl.trans(ds), q, WIDEN)
-    if HAS_CLS:
-        dk += ds_row[:, None] * q_cls[None, :]
-    tl.store(at + N * D, (dk * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
-    if REREAD:
-        k, k_cls = load_rows(k_base, token, first, stride_s, live, D)
-    if HAS_CLS:
-        dq_cls = tl.sum(ds_row[:, None] * k.to(tl.float32), 0) + ds_lines * k_cls
-        tl.store(part, dq_cls * scale)
-    dq = dot(ds, k, WIDEN)
-    if HAS_CLS:
-        dq += ds_column[:, None] * k_cls[None, :]
-    tl.store(at, (dq * scale).to(dqkv.dtype.element_ty), mask=live[:, None])
-
-
-@triton.jit
-def axial_attention_cls_kernel(
-    partial,  # (B, N, slots, parts, D) fp32
-    out,  # (B, S, parts, N, D): row 0 is written
-    T, H, W, S, N, heads, tiles0, tiles1, tiles2, slots,
-    AXES: tl.constexpr,
-    MEAN: tl.constexpr,
-    PARTS: tl.constexpr,
-    D: tl.constexpr,
-    CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Adds the partials of one (clip, head, part) in order of their slots."""
-    pid = tl.program_id(0)
-    part = pid % PARTS
-    head = pid // PARTS % N
-    clip = (pid // (PARTS * N)).to(tl.int64)
-    group = head // heads
-    tiles = pick(group, tiles0, tiles1, tiles2)
-    d = tl.arange(0, D)
-    at = partial + ((clip * N + head) * slots * PARTS + part) * D + d[None, :]
-    total = tl.zeros((D,), tl.float32)
-    start = 0
-    while start < tiles:
-        slot = start + tl.arange(0, CHUNK)[:, None]
-        total += tl.sum(tl.load(at + slot * (PARTS * D), mask=slot < tiles, other=0.0), 0)
-        start += CHUNK
-    if MEAN:
-        axis = pick(group, AXES % 4, AXES // 4 % 4, AXES // 16)
-        total = total / (T * H * W // pick(axis, T, H, W))
-    tl.store(out + ((clip * S * PARTS + part) * N + head) * D + d, total.to(out.dtype.element_ty))
+        ds_sum = tl.sum(tl.where(exists, g_self - self * row_delta, 0.0), 0)
+        w_sum = tl.sum(tl.where(exists, w_self, 0.0), 0)
+    ds, w = (g - p * delta[:, None]).to(qkv.dtype.element_ty), w.to(qkv.dtype.element_ty)
+    for_v = (tl.trans(w), w_row, w_column, w_sum)
+    for_k = (tl.trans(ds), ds_row, ds_column, ds_sum)
+    for_q = (ds, ds_column, ds_row, ds_sum)
+    at = dqkv + (clip.to(tl.int64) * S * 3 * N + head) * D + (token + first)[:, None] * (3 * N * D)
+    part = ((clip * N + head).to(tl.int64) * slots + tile) * (3 * D)
+    for start in range(0, D, COLUMNS):
+        d = start + tl.arange(0, COLUMNS)
+        if not HELD:
+            do, do_cls = load_rows(do_at, token, first, N * D, live, start, COLUMNS)
+        _store_gradient(
+            at + 2 * N * D, d, partial, part + 2 * D, for_v, do, do_cls / lines, 1.0, live,
+            HAS_CLS, WIDEN,
+        )  # fmt: skip
+        if not HELD:
+            q, q_cls = load_rows(q_at, token, first, stride_s, live, start, COLUMNS)
+        _store_gradient(
+            at + N * D, d, partial, part + D, for_k, q, q_cls, scale, live, HAS_CLS, WIDEN
+        )
+        if not HELD:
+            k, k_cls = load_rows(k_at, token, first, stride_s, live, start, COLUMNS)
+        _store_gradient(at, d, partial, part, for_q, k, k_cls, scale, live, HAS_CLS, WIDEN)
 
 
 def _launch_arguments(
@@ -247,21 +259,27 @@ def _launch_arguments(
     key_padding_mask: Tensor | None,
     threshold: int,
     scale: float,
-) -> tuple[int, list[Any], dict[str, Any], list[int]]:
-    """Programs, scalar arguments, compile-time arguments and tiles per axis of a call."""
+    direction: str,
+) -> tuple[int, list[Any], dict[str, Any], Tiles]:
+    """Programs, scalar arguments and compile-time arguments of a call, and its tiles."""
     B, S, _, N, D = qkv.shape
     names = axes.split("|")
     lengths = [grid[_AXIS_IDS[name]] for name in names]
-    block = max(16, triton.next_power_of_2(max(lengths)))
+    block = max(TUNING["ROWS"], triton.next_power_of_2(max(lengths)))
     tokens = grid[0] * grid[1] * grid[2]
     tiles = [-(-(tokens // length) // (block // length)) for length in lengths]
-    padded_tiles = tiles + [1] * (3 - len(tiles))
+    per_axis = tiles + [1] * (3 - len(tiles))
     heads = N // len(names)
-    scalars = [B, *grid, N, heads, *padded_tiles, max(tiles)]
+    ids = sum(_AXIS_IDS[name] << 2 * i for i, name in enumerate(names))
+    scalars = [B, *grid, N, heads, *per_axis, max(tiles)]
     scalars += [qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(3)]
     scalars += [scale, threshold, 65536 / (65536 - threshold)]
+    size = qkv.element_size()
+    most = TUNING[f"{direction}_COLUMNS_{block}x{size}"]
+    columns = D if D <= most else min(most, TUNING["WIDE_COLUMNS"])
+    vectors = block * columns * size // 16
     constants = {
-        "AXES": sum(_AXIS_IDS[name] << 2 * i for i, name in enumerate(names)),
+        "AXES": ids,
         "HAS_CLS": tokens + 1 == S,
         "PADDED": key_padding_mask is not None,
         "DROPOUT": threshold > 0,
@@ -269,14 +287,12 @@ def _launch_arguments(
         "SLOTS": triton.next_power_of_2(block // min(lengths)),
         "D": D,
         "WIDEN": bool(triton.knobs.runtime.interpret),
-        "REREAD": block * D * qkv.element_size() >= REREAD_BYTES,
+        "COLUMNS": columns,
+        "HELD": columns == D and block * D * size <= TUNING[f"{direction}_HELD_BYTES"],
+        "num_warps": min(TUNING[f"{direction}_WARPS_{block}x{size}"], vectors // 32),
+        "num_stages": TUNING["STAGES"],
     }
-    return B * heads * sum(tiles), scalars, constants, padded_tiles
-
-
-def _warps(qkv: Tensor, constants: dict[str, Any], *, backward: bool) -> int:
-    warps = WARPS[constants["BLOCK"], qkv.element_size()][backward]
-    return min(2 * warps, 8) if constants["D"] > 64 else warps  # 8: each may have 255 registers
+    return B * heads * sum(tiles), scalars, constants, Tiles(ids, heads, per_axis, max(tiles))
 
 
 def launch_triton_fwd(
@@ -292,17 +308,13 @@ def launch_triton_fwd(
     B, S, _, N, D = qkv.shape
     out = qkv.new_empty(B, S, N, D)
     programs, scalars, constants, tiles = _launch_arguments(
-        qkv, grid, axes, key_padding_mask, threshold, scale
+        qkv, grid, axes, key_padding_mask, threshold, scale, "FWD"
     )
-    partial = _partials(qkv, max(tiles), 1, constants["HAS_CLS"])
-    padding = qkv if key_padding_mask is None else key_padding_mask.view(torch.uint8)
-    seed = qkv if seed is None else seed  # unused, as padding then
-    warps = _warps(qkv, constants, backward=False)
-    axial_attention_fwd_kernel[(programs,)](
-        qkv, out, partial, padding, seed, *scalars, **constants, num_warps=warps
-    )
-    if constants["HAS_CLS"]:
-        _add_cls(partial, out, grid, scalars, constants["AXES"], mean=True)
+    partial = tiles.partial_sums(qkv, 1) if constants["HAS_CLS"] else None
+    padding = None if key_padding_mask is None else key_padding_mask.view(torch.uint8)
+    axial_attention_fwd_kernel[(programs,)](qkv, out, partial, padding, seed, *scalars, **constants)
+    if partial is not None:
+        tiles.add(partial, out, grid, mean=True)
     return out
 
 
@@ -320,59 +332,26 @@ def launch_triton_bwd(
     B, S, _, N, D = qkv.shape
     dqkv = qkv.new_empty(B, S, 3, N, D)
     programs, scalars, constants, tiles = _launch_arguments(
-        qkv, grid, axes, key_padding_mask, threshold, scale
+        qkv, grid, axes, key_padding_mask, threshold, scale, "BWD"
     )
-    partial = _partials(qkv, max(tiles), 3, constants["HAS_CLS"])
-    padding = qkv if key_padding_mask is None else key_padding_mask.view(torch.uint8)
-    seed = qkv if seed is None else seed  # unused, as padding then
+    partial = tiles.partial_sums(qkv, 3) if constants["HAS_CLS"] else None
+    padding = None if key_padding_mask is None else key_padding_mask.view(torch.uint8)
     axial_attention_bwd_kernel[(programs,)](
-        qkv, dout, dqkv, partial, padding, seed, *scalars, **constants,
-        num_warps=_warps(qkv, constants, backward=True),
-    )  # fmt: skip
-    if constants["HAS_CLS"]:
-        _add_cls(partial, dqkv, grid, scalars, constants["AXES"], mean=False)
+        qkv, dout, dqkv, partial, padding, seed, *scalars, **constants
+    )
+    if partial is not None:
+        tiles.add(partial, dqkv, grid, mean=False)
     return dqkv
 
 
-def _partials(qkv: Tensor, slots: int, parts: int, has_cls: bool) -> Tensor:
-    """Room for the tiles' sums over [CLS], fp32."""
-    B, _, _, N, D = qkv.shape
-    return qkv.new_empty((B, N, slots, parts, D) if has_cls else (1,), dtype=torch.float32)
-
-
-def _add_cls(
-    partial: Tensor,  # (B, N, slots, parts, Dh)
-    out: Tensor,  # (B, S, [3,] N, Dh)
-    grid: Sequence[int],
-    scalars: list[Any],
-    axes: int,
-    *,
-    mean: bool,
-) -> None:
-    B, N, _, parts, D = partial.shape
-    heads_and_tiles = scalars[5:10]
-    axial_attention_cls_kernel[(B * N * parts,)](
-        partial, out, *grid, out.shape[1], N, *heads_and_tiles,
-        AXES=axes, MEAN=mean, PARTS=parts, D=D, CHUNK=16, num_warps=1,
-    )  # fmt: skip
-
-
 def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report.
-
-    Two shapes of the paper, and the backwards with the most registers that must not spill.
-    """
-    bf16, fp32 = torch.bfloat16, torch.float32
-    small, large = ((5, 16, 16), "T", 8, 64), ((10, 32, 32), "H|W", 16, 64)
-    for dtype, shape in ((bf16, small), (bf16, large), (fp32, small)):
-        yield _report_case(*shape, dtype, backward=False)
-        yield _report_case(*shape, dtype, backward=True)
-    yield _report_case((10, 64, 64), "T|H", 8, 64, bf16, backward=True)
-    yield _report_case((10, 32, 32), "T|H", 8, 128, bf16, backward=True)
-    yield _report_case((10, 32, 32), "T|H", 8, 64, fp32, backward=True)
-    sums, out = (torch.empty(2, 1281, 8, 64, dtype=t, device="meta") for t in (fp32, bf16))
-    sizes = {"AXES": 0, "MEAN": True, "PARTS": 1, "D": 64, "CHUNK": 16, "num_warps": 1}
-    yield axial_attention_cls_kernel, (sums, out, 5, 16, 16, 1281, 8, 8, 86, 1, 1, 86), sizes
+    """Kernels with the arguments of real calls on meta tensors, for the static report."""
+    lines = {16: ((5, 16, 16), "T|H"), 32: ((10, 32, 32), "T|H"), 64: ((10, 64, 64), "T|H")}
+    for dtype, (grid, axes), D in itertools.product(
+        (torch.bfloat16, torch.float32), lines.values(), (16, 32, 64, 128)
+    ):
+        yield _report_case(grid, axes, 8, D, dtype, backward=False)
+        yield _report_case(grid, axes, 8, D, dtype, backward=True)
 
 
 def _report_case(
@@ -381,11 +360,11 @@ def _report_case(
     """A call with [CLS], padding and dropout."""
     S = 1 + grid[0] * grid[1] * grid[2]
     qkv = torch.empty(2, S, 3, N, D, dtype=dtype, device="meta")
-    out, partial = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
+    out, sums = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
     seed = torch.empty((), dtype=torch.int64, device="meta")
     mask = torch.empty(2, *grid, dtype=torch.bool, device="meta")
-    _, scalars, constants, _ = _launch_arguments(qkv, grid, axes, mask, 6554, D**-0.5)
+    direction = "BWD" if backward else "FWD"
+    _, scalars, constants, _ = _launch_arguments(qkv, grid, axes, mask, 6554, D**-0.5, direction)
     kernel = axial_attention_bwd_kernel if backward else axial_attention_fwd_kernel
-    tensors = (qkv, out, qkv) if backward else (qkv, out)
-    constants["num_warps"] = _warps(qkv, constants, backward=backward)
-    return kernel, (*tensors, partial, mask.view(torch.uint8), seed, *scalars), constants
+    tensors = (qkv, out, qkv, sums) if backward else (qkv, out, sums)
+    return kernel, (*tensors, mask.view(torch.uint8), seed, *scalars), constants

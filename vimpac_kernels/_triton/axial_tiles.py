@@ -10,17 +10,17 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def dot(a, b, WIDEN: tl.constexpr):
-    """a @ b with fp32 sums, exact products of fp32 included (no TF32).
+def add_dot(sums, a, b, WIDEN: tl.constexpr):
+    """sums + a @ b with fp32 sums, exact products of fp32 included (no TF32).
 
     Triton's interpreter would multiply the bit patterns of bf16, so `WIDEN` them there.
     """
     if WIDEN:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), sums, input_precision="ieee")
     elif a.dtype == tl.float32:
-        return _add_fp32_dot(tl.zeros((a.shape[0], b.shape[1]), tl.float32), a, tl.trans(b))
+        return _add_fp32_dot(sums, a, tl.trans(b))
     else:
-        return tl.dot(a, b)
+        return tl.dot(a, b, sums)
 
 
 @triton.jit
@@ -76,9 +76,10 @@ def tile_rows(tile, axis, length, lines, T, H, W, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, token, first, stride, live, D: tl.constexpr):
-    """The tile's rows, (BLOCK, D), and row 0 of the clip, (D,) fp32: [CLS] if there is one."""
-    d = tl.arange(0, D)
+def load_rows(base, token, first, stride, live, column, COLUMNS: tl.constexpr):
+    """Columns from `column` on of the tile's rows, (BLOCK, COLUMNS), and of row 0 of the clip,
+    (COLUMNS,) fp32: [CLS] if there is one."""
+    d = column + tl.arange(0, COLUMNS)
     at = base + (token + first)[:, None] * stride + d[None, :]
     return tl.load(at, mask=live[:, None], other=0.0), tl.load(base + d).to(tl.float32)
 
@@ -91,24 +92,43 @@ def reciprocal(x):
 
 
 @triton.jit
-def probabilities(
-    q,  # (BLOCK, D)
-    k,  # (BLOCK, D)
-    q_cls,  # (D,) fp32
-    k_cls,  # (D,) fp32
+def add_products(
+    sums,  # (BLOCK, BLOCK)
+    column,  # (BLOCK,)
+    row,  # (BLOCK,)
+    self,  # scalar
+    a,  # (BLOCK, COLUMNS)
+    b,  # (BLOCK, COLUMNS)
+    a_cls,  # (COLUMNS,) fp32
+    b_cls,  # (COLUMNS,) fp32
+    HAS_CLS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Adds a b^T in fp32: tile by tile, and the tile's rows of a and of b, then [CLS] of a, by the
+    other's [CLS]."""
+    if HAS_CLS:  # before the tile's product, which then is the last to need a and b
+        column += tl.sum(a.to(tl.float32) * b_cls[None, :], 1)
+        row += tl.sum(b.to(tl.float32) * a_cls[None, :], 1)
+        self += tl.sum(a_cls * b_cls, 0)
+    return add_dot(sums, a, tl.trans(b), WIDEN), column, row, self
+
+
+@triton.jit
+def softmax(
+    s,  # (BLOCK, BLOCK): q k^T of the tile
+    s_column,  # (BLOCK,): with [CLS]'s key
+    s_row,  # (BLOCK,): of [CLS]'s query
+    s_self,  # scalar: of [CLS] with itself
     allowed,  # (BLOCK, BLOCK)
     own,  # (SLOTS, BLOCK): keys of each line
     scale,
     HAS_CLS: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """Softmax of the token queries, (BLOCK, BLOCK) and [CLS]'s column, and of the [CLS] queries."""
-    if HAS_CLS:  # before the product, which then is the last to need q and k
-        column = tl.sum(q.to(tl.float32) * k_cls[None, :], 1) * scale
-        s_row = tl.sum(k.to(tl.float32) * q_cls[None, :], 1) * scale
-    s = tl.where(allowed, dot(q, tl.trans(k), WIDEN) * scale, -float("inf"))
+    s = tl.where(allowed, s * scale, -float("inf"))
     top = tl.max(s, 1)
     if HAS_CLS:
+        column = s_column * scale
         top = tl.maximum(top, column)
     else:
         column = tl.zeros_like(top) - float("inf")
@@ -118,8 +138,8 @@ def probabilities(
     inverse = tl.where(total > 0, reciprocal(total), 0.0)
     p, p_column = p * inverse[:, None], p_column * inverse
     if HAS_CLS:
-        s_row = tl.where(own, s_row[None, :], -float("inf"))
-        s_self = tl.sum(q_cls * k_cls, 0) * scale
+        s_row = tl.where(own, (s_row * scale)[None, :], -float("inf"))
+        s_self *= scale
         row_top = tl.maximum(tl.max(s_row, 1), s_self)
         row, self = tl.exp2((s_row - row_top[:, None]) * LOG2E), tl.exp2((s_self - row_top) * LOG2E)
         row_inverse = reciprocal(tl.sum(row, 1) + self)
@@ -128,6 +148,27 @@ def probabilities(
     else:
         row, self = tl.zeros_like(top), tl.sum(tl.zeros_like(own.to(tl.float32)), 1)
     return p, p_column, row, self  # (BLOCK, BLOCK), (BLOCK,), (BLOCK,), (SLOTS,)
+
+
+@triton.jit
+def products(
+    w,  # (BLOCK, BLOCK)
+    w_column,  # (BLOCK,): of [CLS]'s row of x
+    w_row,  # (BLOCK,): of the rows of x for [CLS]
+    w_self,  # scalar: of [CLS]'s row for itself
+    x,  # (BLOCK, COLUMNS)
+    x_cls,  # (COLUMNS,) fp32
+    HAS_CLS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Sums of the rows of x by weights, (BLOCK, COLUMNS), and for [CLS], (COLUMNS,), in fp32."""
+    y_cls = tl.zeros_like(x_cls)
+    if HAS_CLS:
+        y_cls = tl.sum(w_row[:, None] * x.to(tl.float32), 0) + w_self * x_cls
+    y = add_dot(tl.zeros(x.shape, tl.float32), w, x, WIDEN)
+    if HAS_CLS:
+        y += w_column[:, None] * x_cls[None, :]
+    return y, y_cls
 
 
 @triton.jit
