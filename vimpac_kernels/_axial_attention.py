@@ -104,16 +104,8 @@ def _bwd(
         return qkv.new_empty(qkv.shape), dbias.zero_()
     qkv, padding = _readable(qkv, key_padding_mask)
     own = (_vector(bias),) if impl == "cpu" else ()
-    launch, to_fill = _launcher(impl, "bwd"), dbias if wants_dbias else None
-    if impl == "triton":
-        return _summed(launch(dout, qkv, padding, seed, *plan), to_fill), dbias
-    return launch(dout, qkv, padding, seed, *plan, *own, to_fill), dbias
-
-
-def _summed(dqkv: Tensor, dbias: Tensor | None) -> Tensor:
-    if dbias is not None:
-        dbias.copy_(dqkv.sum((0, 1), dtype=torch.float32))
-    return dqkv
+    to_fill = dbias if wants_dbias else None
+    return _launcher(impl, "bwd")(dout, qkv, padding, seed, *plan, *own, to_fill), dbias
 
 
 def _readable(qkv: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

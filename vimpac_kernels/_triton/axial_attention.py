@@ -6,7 +6,7 @@ out is written once; the backward recomputes the probabilities, writes the packe
 k and dout a second time, from the L1 cache: registers, of which they would take half, hold twice as
 many programs instead. A tile takes COLUMNS columns of a head at a time, so that registers do not
 grow with the head dim. All axes of a call run in one launch: their units write disjoint heads. Sums
-over tiles, for [CLS], are in axial_sums.py. Bound by memory.
+over tiles, for [CLS] and the bias' gradient, are in axial_sums.py. Bound by memory.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def _store_gradient(
     at,  # (BLOCK, 1): the rows of dqkv
     d,  # (COLUMNS,)
     partial,
-    part,  # where the tile's sums go there
+    part,  # where the tile's sums for [CLS] go there
+    columns,  # or None
+    sums,  # where the sums over all rows go there
     weights,  # as `products` takes them
     x,  # (BLOCK, COLUMNS)
     x_cls,  # (COLUMNS,) fp32
@@ -150,6 +152,8 @@ def _store_gradient(
     tl.store(at + d[None, :], (y * scale).to(at.dtype.element_ty), mask=live[:, None])
     if HAS_CLS:
         tl.store(partial + part + d, y_cls * scale)
+    if columns is not None:  # rows that do not exist are zero
+        tl.store(columns + sums + d, (tl.sum(y, 0) + y_cls) * scale)
 
 
 @triton.jit
@@ -158,6 +162,7 @@ def axial_attention_bwd_kernel(
     dout,  # (B, S, N, D) contiguous
     dqkv,  # (B, S, 3, N, D) contiguous
     partial,  # (B, N, slots, 3, D) fp32: the tile's part of dq, dk, dv of [CLS]; or None
+    columns,  # (B, N, slots, 2, D) fp32: its part of the sums of dq and dv over all rows; or None
     padding,  # (B, T*H*W) uint8 or None
     seed_at,  # 0-d int64 or None
     B, T, H, W, N, heads, tiles0, tiles1, tiles2, slots,
@@ -233,23 +238,26 @@ def axial_attention_bwd_kernel(
     for_k = (tl.trans(ds), ds_row, ds_column, ds_sum)
     for_q = (ds, ds_column, ds_row, ds_sum)
     at = dqkv + (clip.to(tl.int64) * S * 3 * N + head) * D + (token + first)[:, None] * (3 * N * D)
-    part = ((clip * N + head).to(tl.int64) * slots + tile) * (3 * D)
+    slot = (clip * N + head).to(tl.int64) * slots + tile
+    part, sums = 3 * D * slot, 2 * D * slot
     for start in range(0, D, COLUMNS):
         d = start + tl.arange(0, COLUMNS)
         if not HELD:
             do, do_cls = load_rows(do_at, token, first, N * D, live, start, COLUMNS)
         _store_gradient(
-            at + 2 * N * D, d, partial, part + 2 * D, for_v, do, do_cls / lines, 1.0, live,
-            HAS_CLS, WIDEN,
+            at + 2 * N * D, d, partial, part + 2 * D, columns, sums + D, for_v, do, do_cls / lines,
+            1.0, live, HAS_CLS, WIDEN,
         )  # fmt: skip
         if not HELD:
             q, q_cls = load_rows(q_at, token, first, stride_s, live, start, COLUMNS)
         _store_gradient(
-            at + N * D, d, partial, part + D, for_k, q, q_cls, scale, live, HAS_CLS, WIDEN
+            at + N * D, d, partial, part + D, None, 0, for_k, q, q_cls, scale, live, HAS_CLS, WIDEN
         )
         if not HELD:
             k, k_cls = load_rows(k_at, token, first, stride_s, live, start, COLUMNS)
-        _store_gradient(at, d, partial, part, for_q, k, k_cls, scale, live, HAS_CLS, WIDEN)
+        _store_gradient(
+            at, d, partial, part, columns, sums, for_q, k, k_cls, scale, live, HAS_CLS, WIDEN
+        )
 
 
 def _launch_arguments(
@@ -327,20 +335,30 @@ def launch_triton_bwd(
     axes: str,
     scale: float,
     threshold: int,
+    dbias: Tensor | None,  # (3, N, Dh) fp32; None: not wanted
 ) -> Tensor:  # dqkv (B, S, 3, N, Dh)
-    """Launches the backward kernels."""
+    """Launches the backward kernels, and fills dbias with the sum of dqkv over clips and rows.
+
+    The part of k is zero: a bias there moves all scores of a query alike.
+    """
     B, S, _, N, D = qkv.shape
     dqkv = qkv.new_empty(B, S, 3, N, D)
     programs, scalars, constants, tiles = _launch_arguments(
         qkv, grid, axes, key_padding_mask, threshold, scale, "BWD"
     )
     partial = tiles.partial_sums(qkv, 3) if constants["HAS_CLS"] else None
+    columns = None if dbias is None else tiles.partial_sums(qkv, 2)
     padding = None if key_padding_mask is None else key_padding_mask.view(torch.uint8)
     axial_attention_bwd_kernel[(programs,)](
-        qkv, dout, dqkv, partial, padding, seed, *scalars, **constants
+        qkv, dout, dqkv, partial, columns, padding, seed, *scalars, **constants
     )
     if partial is not None:
         tiles.add(partial, dqkv, grid, mean=False)
+    if dbias is not None and columns is not None:
+        of_clips = columns.new_empty(B, 1, 2, N, D)
+        tiles.add(columns, of_clips, grid, mean=False)
+        torch.sum(of_clips, (0, 1), out=dbias[::2])
+        dbias[1].zero_()
     return dqkv
 
 
@@ -357,7 +375,7 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
 def _report_case(
     grid: tuple[int, int, int], axes: str, N: int, D: int, dtype: torch.dtype, *, backward: bool
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """A call with [CLS], padding and dropout."""
+    """A call with [CLS], padding, dropout and the gradient of a bias."""
     S = 1 + grid[0] * grid[1] * grid[2]
     qkv = torch.empty(2, S, 3, N, D, dtype=dtype, device="meta")
     out, sums = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
@@ -366,5 +384,5 @@ def _report_case(
     direction = "BWD" if backward else "FWD"
     _, scalars, constants, _ = _launch_arguments(qkv, grid, axes, mask, 6554, D**-0.5, direction)
     kernel = axial_attention_bwd_kernel if backward else axial_attention_fwd_kernel
-    tensors = (qkv, out, qkv, sums) if backward else (qkv, out, sums)
+    tensors = (qkv, out, qkv, sums, sums) if backward else (qkv, out, sums)
     return kernel, (*tensors, mask.view(torch.uint8), seed, *scalars), constants

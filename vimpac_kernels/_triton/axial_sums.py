@@ -1,7 +1,7 @@
 """Sums of axial attention over the tiles of a clip, in order, so that they repeat bit for bit.
 
-[CLS] belongs to all lines of an axis: each tile leaves its part of such a sum in a slot of its own,
-and a second kernel adds up the slots.
+[CLS] belongs to all lines of an axis, and a bias of the projection to all rows: each tile leaves
+its part of such a sum in a slot of its own, and a second kernel adds up the slots.
 """
 
 from __future__ import annotations
