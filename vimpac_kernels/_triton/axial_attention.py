@@ -66,9 +66,11 @@ TUNING = {
     "STAGES": 1,  # of loads in flight where a head takes several rounds of columns
 }
 _AXIS_IDS = {"T": 0, "H": 1, "W": 2}
+# Arguments whose values compile nothing anew; strides do, as 16-byte loads need to know of them.
+_INTEGERS = ["B", "T", "H", "W", "N", "heads", "tiles0", "tiles1", "tiles2", "slots", "threshold"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["seed_at"])
 def axial_attention_fwd_kernel(
     qkv,  # (B, S, 3, N, D)
     out,  # (B, S, N, D)
@@ -156,7 +158,7 @@ def _store_gradient(
         tl.store(columns + sums + d, (tl.sum(y, 0) + y_cls) * scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["seed_at"])
 def axial_attention_bwd_kernel(
     qkv,  # (B, S, 3, N, D)
     dout,  # (B, S, N, D) contiguous

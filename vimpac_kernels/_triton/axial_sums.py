@@ -18,7 +18,11 @@ from torch import Tensor
 from vimpac_kernels._triton.axial_tiles import pick
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "T", "H", "W", "S", "N", "heads", "tiles0", "tiles1", "tiles2", "slots",
+    ]
+)  # fmt: skip
 def axial_attention_cls_kernel(
     partial,  # (B, N, slots, parts, D) fp32
     out,  # (B, S, parts, N, D): row 0 is written

@@ -42,7 +42,10 @@ def _keep_factors(seed_at, threshold, keep_scale, row, C: tl.constexpr):
     return tl.where(keep, keep_scale, 0.0)
 
 
-@triton.jit(do_not_specialize=["M", "threshold", "keep_scale", "eps"])
+@triton.jit(
+    do_not_specialize=["M", "threshold", "keep_scale", "eps"],
+    do_not_specialize_on_alignment=["seed_at"],
+)
 def dropout_add_layer_norm_fwd_kernel(
     x,  # (M, D)
     residual,  # (M, D)
@@ -93,7 +96,10 @@ def dropout_add_layer_norm_fwd_kernel(
 # With xhat = (total - mean) * rstd and g = (dy + dy_other) * weight,
 #   dresidual = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dtotal
 # and dx is the same after dropout.
-@triton.jit(do_not_specialize=["M", "threshold", "keep_scale"])
+@triton.jit(
+    do_not_specialize=["M", "threshold", "keep_scale"],
+    do_not_specialize_on_alignment=["seed_at"],
+)
 def dropout_add_layer_norm_bwd_kernel(
     dy,  # (M, D)
     dy_other,  # (M, D) or None

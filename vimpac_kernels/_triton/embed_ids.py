@@ -38,6 +38,7 @@ def _write(carry, dembedding, total, number, id, carried, column, V, D: tl.const
 
 @triton.jit(
     do_not_specialize=["N", "H", "W", "S", "V", "run", "threshold", "keep_scale"],
+    do_not_specialize_on_alignment=["seed_at"],
 )
 def embed_tokens_ids_kernel(
     dy,  # (B, S, D)

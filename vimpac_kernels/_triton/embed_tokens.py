@@ -32,6 +32,7 @@ TUNING = {
 
 @triton.jit(
     do_not_specialize=["B", "H", "W", "S", "V", "threshold", "keep_scale", "eps"],
+    do_not_specialize_on_alignment=["seed_at"],
 )
 def embed_tokens_fwd_kernel(
     tokens,  # (B, T, H, W)
@@ -94,7 +95,10 @@ def embed_tokens_fwd_kernel(
         tl.store(y + row * D + column, x.to(y.dtype.element_ty), mask=(s < S) & real)
 
 
-@triton.jit(do_not_specialize=["B", "H", "W", "S", "V", "threshold", "keep_scale"])
+@triton.jit(
+    do_not_specialize=["B", "H", "W", "S", "V", "threshold", "keep_scale"],
+    do_not_specialize_on_alignment=["seed_at"],
+)
 def embed_tokens_places_kernel(
     dy,  # (B, S, D)
     tokens,  # (B, T, H, W)

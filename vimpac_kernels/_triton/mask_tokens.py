@@ -87,7 +87,10 @@ def _tube(seed, clip, cell, plane, wanted, PLANE: tl.constexpr, INDEX_BITS: tl.c
     return ((key.to(tl.uint64) << 32 | own.to(tl.uint64)) <= last) & (wanted > 0)
 
 
-@triton.jit(do_not_specialize=["amount", "mask_token", "pad_token", "low", "high"])
+@triton.jit(
+    do_not_specialize=["amount", "mask_token", "pad_token", "low", "high"],
+    do_not_specialize_on_alignment=["seed", "clip_offset"],
+)
 def mask_tokens_fwd_kernel(
     tokens,  # (B, T, H, W)
     seed,  # 0-d int64
