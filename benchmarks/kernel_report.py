@@ -2,9 +2,9 @@
 
 Compiles csrc/cuda/*.cu as the default build does and every Triton kernel exactly as a launch does,
 for sm_80, sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and
-counts of the instructions that matter. Exits with 1 on a spill, on more shared memory than every
-GPU has, where a kernel lacks what EXPECTED asks, or has more narrow stores than NARROW_STORES
-explains. What nvcc made of unchanged sources is kept in build/kernel_report.
+counts of the instructions that matter. Exits with 1 on a spill beyond SPILLS, on more shared memory
+than every GPU has, where a kernel lacks what EXPECTED asks, or has more narrow stores than
+NARROW_STORES explains. What nvcc made of unchanged sources is kept in build/kernel_report.
 
     Triton   each module of vimpac_kernels/_triton offers `report_cases()`, which yields (kernel,
              arguments, keyword arguments) of real calls with meta tensors; the kernel's own
@@ -12,9 +12,8 @@ explains. What nvcc made of unchanged sources is kept in build/kernel_report.
     CUDA     a cubin knows launch bounds but no launch: LAUNCHES names the threads and the shared
              memory of a usual one, for the occupancy.
 
-A spill shows as stack bytes and as STL and LDL instructions. HMMA, HGMMA and UTCMMA are the
-tensor-core products of sm_80, sm_90a and sm_100, LDG.128 and STG.128 loads and stores of 16 bytes
-or more. Where a load of that width is expected, one to shared memory (LDGSTS) will do.
+A spill shows as stack bytes and as STL and LDL instructions. HMMA, HGMMA and UTCMMA are tensor-core
+products, LDG.128 and STG.128 loads, also to shared memory, and stores of 16 bytes or more.
 """
 
 from __future__ import annotations
@@ -43,10 +42,15 @@ ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
 CACHE = ROOT / "build" / "kernel_report"
 NVCC_FLAGS = ("-std=c++17", "-O3")
 SMALLEST_SHARED = 99 << 10  # bytes of a block on sm_86, sm_89 and sm_120
-COLUMNS = (
-    "kernel | arch | regs | spills | shared | warps | occupancy | MMA | LDG.128 | LDG | STG.128 | "
-    "STG"
+# Spills that are no error: (pattern of "<kernel> <architecture>", bytes of stack per thread, why).
+SPILLS: tuple[tuple[str, int, str], ...] = (
+    ("axial_attention_bwd_kernel bf16 *BLOCK=64 *D=64 * sm_80", 8, "else narrow stores"),
+    ("axial_attention_bwd_kernel bf16 *BLOCK=64 *D=128 * sm_80", 80, "else narrow stores"),
+    ("axial_attention_bwd_kernel fp32 *BLOCK=64 * sm_80", 40, "a few words, on sm_90a none"),
+    ("axial_attention_bwd_kernel bf16 *BLOCK=64 *D=16 * sm_100", 8, "a few words, on sm_90a none"),
+    ("axial_attention_bwd_kernel fp32 *BLOCK=32 *D=128 * sm_100", 8, "a few words, on sm_90a none"),
 )
+COLUMNS = "kernel|arch|regs|spills|shared|warps|occupancy|MMA|LDG.128|LDG|STG.128|STG"
 
 # (backend, pattern of names, what it must contain). Every pattern must match some kernel.
 EXPECTED = (
@@ -61,6 +65,7 @@ EXPECTED = (
     ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128 STG.128"),
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128 STG.128"),
     ("triton", "axial_attention_?wd_kernel bf16 *", "MMA LDG.128 STG.128"),
+    ("triton", "axial_attention_?wd_kernel fp32 *", "LDG.128 STG.128"),
     ("triton", "dropout_add_layer_norm_?wd_kernel *", "LDG.128 STG.128"),
     ("triton", "embed_tokens_fwd_kernel *", "LDG.128 STG.128"),
     ("triton", "embed_tokens_places_kernel *", "LDG.128 STG.128"),
@@ -213,10 +218,7 @@ def _cells(kernel: Kernel) -> list[str]:
         str(kernel.warps),
         f"{kernel.occupancy():.0%}",
         str(kernel.matrix_products),
-        str(counts["LDG.128"]),
-        str(counts["LDG"]),
-        str(counts["STG.128"]),
-        str(counts["STG"]),
+        *(str(counts[name]) for name in ("LDG.128", "LDG", "STG.128", "STG")),
     ]
 
 
@@ -228,13 +230,19 @@ def _count(kernel: Kernel, wanted: str) -> int:
     return kernel.counts[wanted] + copies
 
 
+def allowed_spill(kernel: Kernel) -> int:
+    """Bytes of stack per thread that SPILLS has a reason for."""
+    name = f"{kernel.name} {ARCHITECTURES[kernel.architecture]}"
+    return next((most for pattern, most, _ in SPILLS if fnmatch.fnmatchcase(name, pattern)), 0)
+
+
 def problems(backend: str, kernels: list[Kernel]) -> list[str]:
     """What is wrong with the kernels of a backend, one line each."""
     found = [
         f"{k.name} spills on {ARCHITECTURES[k.architecture]}: {k.stack} bytes of stack, "
         f"{k.counts['STL']} STL, {k.counts['LDL']} LDL"
         for k in kernels
-        if k.spills
+        if k.spills and not 0 < k.stack <= allowed_spill(k)
     ]
     found += [
         f"{k.name} takes {k.shared} bytes of shared memory on {ARCHITECTURES[k.architecture]}, "
@@ -276,7 +284,7 @@ def main() -> int:
             print("cuda: no nvcc here, its kernels are not reported")
             continue
         kernels = list((cuda_kernels if backend == "cuda" else triton_kernels)(architectures))
-        lines = [COLUMNS.split(" | "), *(_cells(kernel) for kernel in kernels)]
+        lines = [COLUMNS.split("|"), *(_cells(kernel) for kernel in kernels)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         print(f"--- {backend}")
         for line in lines:

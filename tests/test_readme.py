@@ -29,6 +29,13 @@ def _commands() -> list[str]:
     return re.findall(r"(?:^|&& | -m )vimpac (.+)", lines, flags=re.M)
 
 
+def test_oldest_triton_is_the_one_that_pip_asks_for() -> None:
+    asked = re.findall(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
+    told = re.findall(r"Triton \((\d+\.\d+) or newer", README)
+    told += re.findall(r"Triton (\d+\.\d+), the oldest", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(asked) == 1 and told == 2 * asked
+
+
 def test_first_example_runs() -> None:
     (example,) = _blocks(README, "python")
     names: dict = {}

@@ -367,10 +367,10 @@ def launch_triton_bwd(
 def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Kernels with the arguments of real calls on meta tensors, for the static report."""
     lines = {16: ((5, 16, 16), "T|H"), 32: ((10, 32, 32), "T|H"), 64: ((10, 64, 64), "T|H")}
-    for dtype, (grid, axes), D in itertools.product(
-        (torch.bfloat16, torch.float32), lines.values(), (16, 32, 64, 128)
-    ):
-        yield _report_case(grid, axes, 8, D, dtype, backward=False)
+    dtypes = torch.bfloat16, torch.float32
+    for dtype, (grid, axes), D in itertools.product(dtypes, lines.values(), (16, 32, 64, 128)):
+        if D >= 64:  # shorter rows take fewer registers forward
+            yield _report_case(grid, axes, 8, D, dtype, backward=False)
         yield _report_case(grid, axes, 8, D, dtype, backward=True)
 
 
