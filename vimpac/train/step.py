@@ -108,7 +108,8 @@ class PretrainStep:
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
         key = words(DROPOUT, config.seed, 0, 1).view("int64")
         self._dropout_seed = torch.from_numpy(key)[0].to(world.device)
-        self._draws_from_generator = any(x.draws_from_generator for x in model.encoder.layers)
+        layers = model.encoder.layers
+        self._draws_from_generator = any(x.draws_from_generator(world.device) for x in layers)
         # Elsewhere it would wait for the device, and a compiled graph has one size.
         self._read_count = world.device.type == "cpu" and config.compile == "none"
 
