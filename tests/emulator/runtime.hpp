@@ -1,4 +1,4 @@
-// The part of the CUDA runtime's interface that platform.cuh calls, with errors on demand. What a
+// The part of the CUDA runtime's interface that launch.cuh calls, with errors on demand. What a
 // test sets or counts is in `host`.
 #pragma once
 #include <cstring>
