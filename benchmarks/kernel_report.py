@@ -61,7 +61,7 @@ EXPECTED = (
     ("cuda", "embed_tokens_fwd_kernel<*>", "LDG.128 STG.128"),
     ("cuda", "embed_tokens_places_kernel<*>", "LDG.128 STG.128"),
     ("cuda", "embed_tokens_ids_kernel<*>", "LDG.128 STG.128"),
-    ("cuda", "embed_tokens_carry_kernel", "LDG.128 STG.128"),
+    ("cuda", "embed_tokens_carry_kernel", "LDG.128"),
     ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128 STG.128"),
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128 STG.128"),
     ("triton", "axial_attention_?wd_kernel bf16 *", "MMA LDG.128 STG.128"),
