@@ -50,6 +50,14 @@ CUDA: dict[str, dict[str, str]] = {
         # Do more blocks that end at other times fill the last wave better than one writes sums?
         "tiles2": "kAxialMostTiles=2",
     },
+    "bias_gelu": {
+        # More blocks with fewer registers, or fewer with more?
+        "blocks6": "kGeluForward=6 kGeluBackward=6",
+        "blocks3": "kGeluForward=3 kGeluBackward=3",
+        # More loads in flight for each thread, or fewer?
+        "loads4": "kGeluForwardLoads=4 kGeluBackwardLoads=2",
+        "loads1": "kGeluForwardLoads=1",
+    },
     "dropout_add_layer_norm": {
         # Is a row of 1,024 better in one warp?
         "chunks4": "kNormChunks=4 kNormForward=2 kNormBackward=1",
@@ -80,6 +88,16 @@ CUDA: dict[str, dict[str, str]] = {
 }
 # The same for Triton, whose values are read at each launch.
 TRITON: dict[str, dict[str, dict[str, int]]] = {
+    "bias_gelu": {
+        "elements4096": {"FWD_ELEMENTS": 4096, "BWD_ELEMENTS": 4096},
+        "warps8": {"THREAD_ELEMENTS": 8},
+        "programs4": {"PROGRAMS": 4},
+    },
+    "dropout_add_layer_norm": {
+        "elements4096": {"FWD_ELEMENTS": 4096, "BWD_ELEMENTS": 4096},
+        "warps8": {"THREAD_ELEMENTS": 8},
+        "programs8": {"PROGRAMS": 8},
+    },
     "mask_tokens": {
         "cells256": {"CELLS": 256},
         "warps8": {"WARPS": 8},
