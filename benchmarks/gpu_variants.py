@@ -37,16 +37,19 @@ MOST_MIB = 40  # of what travels with the working tree to a machine of a few min
 CUDA: dict[str, dict[str, str]] = {
     "axial_attention": {
         # Do fewer, larger blocks with as many warps hide more, or more, smaller ones?
-        "warps8": "kAxialWarps=8 kAxialForwardFew=1 kAxialForwardMany=1 kAxialBackward=1",
-        "warps2": "kAxialWarps=2 kAxialForwardFew=6 kAxialForwardMany=4 kAxialBackward=4",
+        "warps8": "kAxialWarps=8 kAxialForwardBlocksFew=1 kAxialForwardBlocks=1"
+        " kAxialBackwardBlocks=1",
+        "warps2": "kAxialWarps=2 kAxialForwardBlocksFew=6 kAxialForwardBlocks=4"
+        " kAxialBackwardBlocks=4",
         # Does the next kernel find results in L2, and are inputs there for whom they make room?
         "write_back": "kAxialStore=0",
         "evict_first": "kAxialStore=2",
         # Is another block on each multiprocessor worth the spills that it costs?
-        "more_blocks": "kAxialForwardFew=4 kAxialForwardMany=3 kAxialBackward=3",
+        "more_blocks": "kAxialForwardBlocksFew=4 kAxialForwardBlocks=3 kAxialBackwardBlocks=3",
         # What does shared memory bring where registers are short, and what do registers?
         "unstaged": "kAxialStage=0",
-        "held": "kAxialHoldQueries=10 kAxialHoldKeys=10",
+        "held": "kAxialHoldQueries=10",
+        "held_keys": "kAxialHoldKeys=10 kAxialAhead=9",
         # Do more blocks that end at other times fill the last wave better than one writes sums?
         "tiles2": "kAxialMostTiles=2",
     },
@@ -97,6 +100,10 @@ TRITON: dict[str, dict[str, dict[str, int]]] = {
         "elements4096": {"FWD_ELEMENTS": 4096, "BWD_ELEMENTS": 4096},
         "warps8": {"THREAD_ELEMENTS": 8},
         "programs8": {"PROGRAMS": 8},
+    },
+    "embed_tokens": {
+        "short": {"FORWARD_CLIPS": 4, "PLACES_CLIPS": 8},
+        "tile4096": {"TILE": 4096},
     },
     "mask_tokens": {
         "cells256": {"CELLS": 256},
