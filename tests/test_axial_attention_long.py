@@ -123,9 +123,10 @@ def test_reads_strided_qkv(impl, layout):
 @cases
 @with_and_without_cls
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_bias_is_as_if_added_before(impl, axes, grid, has_cls, dtype):
+@test_axial_attention_bias.ways
+def test_bias_is_as_if_added_before(impl, way, axes, grid, has_cls, dtype):
     test_axial_attention_bias.assert_matches_reference(
-        impl, axes, grid, dtype, has_cls=has_cls, head_dim=40, dropout_p=0.1, seed=1
+        impl, way, axes, grid, dtype, has_cls=has_cls, head_dim=40, dropout_p=0.1, seed=1
     )
 
 
@@ -168,7 +169,9 @@ def test_ops_pass_opcheck_and_compile_into_one_graph(impl):
     plan = (list(grid), "HW", 0.2, 0, impl.name)
     ops, dout = torch.ops.vimpac_kernels, torch.ones_like(qkv[:, :, 0])
     torch.library.opcheck(ops.axial_attention_fwd.default, (qkv, None, None, None, *plan))
-    torch.library.opcheck(ops.axial_attention_bwd.default, (dout, qkv, None, None, None, *plan))
+    torch.library.opcheck(
+        ops.axial_attention_bwd.default, (dout, qkv, None, None, None, *plan, True)
+    )
     compiled = torch.compile(axial_attention, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(qkv, grid, "HW"), axial_attention(qkv, grid, "HW"))
 

@@ -312,18 +312,6 @@ void run_task(const Problem<T>& p, int64_t b, int64_t task, const Tiles& t) {
   }
 }
 
-// Adds partials in pairs, then pairs of pairs: a long sum in fp32 would lose digits. at(i) is the
-// partial of line i of all clips; the sum is left in the first.
-template <class At>
-const float* sum_pairwise(int64_t first, int64_t count, int64_t width, const At& at) {
-  for (int64_t step = 1; step < count; step *= 2) {
-    for (int64_t i = 0; i + step < count; i += 2 * step) {
-      accumulate(at(first + i + step), width, 1.0f, at(first + i));
-    }
-  }
-  return at(first);
-}
-
 // One head of a part of row 0.
 template <class T>
 void reduce_cls(const Problem<T>& p, int64_t b, int part, int64_t head) {

@@ -86,5 +86,17 @@ inline void accumulate(const float* row, int64_t width, float scale, float* sum)
   }
 }
 
+// Adds the rows at(first), at(first + 1), ... in pairs, then pairs of pairs, and leaves the sum in
+// the first: one long sum would lose digits.
+template <class At>
+const float* sum_pairwise(int64_t first, int64_t count, int64_t width, const At& at) {
+  for (int64_t step = 1; step < count; step *= 2) {
+    for (int64_t i = 0; i + step < count; i += 2 * step) {
+      accumulate(at(first + i + step), width, 1.0f, at(first + i));
+    }
+  }
+  return at(first);
+}
+
 } // namespace
 } // namespace vimpac
