@@ -154,8 +154,16 @@ def test_dropout_follows_the_generator():
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_joint_axes_draw_from_the_generator_on_a_gpu_only():
+    for layout, expected in (("T,HW", True), ("T,H|W", False)):
+        layer = _tiny(layout=layout).encoder.layers[0]
+        assert layer.draws_from_generator(torch.device("cuda")) is expected
+        assert not layer.draws_from_generator(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("layout", ["T,H|W", "T,HW"])
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm):
+def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm, layout):
     """That of the embedding, of each block's probabilities and of each branch."""
     calls: list[tuple[float, int | None]] = []
 
@@ -171,10 +179,10 @@ def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm):
     watch("embed_tokens")
     watch("axial_attention")
     watch("dropout_add_layer_norm")
-    encoder, (clips, _) = _tiny(dropout=0.3, norm=norm).encoder, _clips()
+    encoder, (clips, _) = _tiny(dropout=0.3, norm=norm, layout=layout).encoder, _clips()
     encoder(clips[:, 0])
     rates, seeds = zip(*calls, strict=True)
-    assert rates == 11 * (0.3,) and len(set(seeds)) == 11  # 2 layers: T, H|W and MLP
+    assert rates == 11 * (0.3,) and len(set(seeds)) == 11  # 2 layers: two axes and MLP
     assert (encoder._embed(clips[:, 0]) == 0).float().mean() == pytest.approx(0.3, abs=0.05)
     calls.clear()
     encoder.eval()(clips[:, 0])

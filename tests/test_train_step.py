@@ -49,7 +49,7 @@ def _encode(layout: str, cls: str, activation_checkpointing: bool) -> tuple[list
     ("layout", "cls"), [("T,H|W", "released"), ("T,HW", "released"), ("T,H,W", "paper")]
 )
 def test_activation_checkpointing_keeps_less_and_every_bit_of_the_gradients(layout, cls):
-    """HW and the paper's [CLS] draw dropout from the generator, the others from seeds."""
+    """The paper's [CLS] draws dropout from the generator, the others from seeds."""
     expected, whole = _encode(layout, cls, activation_checkpointing=False)
     gradients, kept = _encode(layout, cls, activation_checkpointing=True)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))

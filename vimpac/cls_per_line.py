@@ -28,7 +28,6 @@ def attend_per_line(
     axis: str,
     key_padding_mask: Tensor | None,  # (B, T, H, W) bool
     dropout_p: float,
-    seed: Tensor | None,
 ) -> Tensor:  # (B, lines + T*H*W, N, Dh)
     """Attention among the tokens of each line, and of [CLS] to each line; a line of PAD gives 0."""
     tokens = axial_attention(
@@ -37,7 +36,6 @@ def attend_per_line(
         axis,
         key_padding_mask=key_padding_mask,
         dropout_p=dropout_p,
-        seed=seed,
     )
     q = qkv[:, 0, 0]  # (B, N, Dh)
     k, v = to_lines(qkv[:, 1:, 1:].unflatten(1, grid), axis).unbind(3)  # (B, lines, L, N, Dh)

@@ -52,9 +52,8 @@ class Attention(nn.Module):
         shape = (3, self.heads, self.head_dim)
         options: dict[str, Any] = dict(key_padding_mask=key_padding_mask, dropout_p=dropout_p)
         bias: Tensor | None = self.qkv.bias
-        has_kernel = self.has_kernel(x.device)
-        options["seed"] = seed if has_kernel else None
-        if has_kernel and not self.per_line:  # the kernel sums its gradient
+        if self.is_fused(x.device):  # the kernel follows the seed and sums the bias's gradient
+            options["seed"] = seed
             options.update(bias=self.qkv.bias.view(shape), bias_in_qkv=not x.is_cpu)
             bias = None if x.is_cpu else self.qkv.bias.detach()  # on a CPU the kernel adds it, too
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, shape)
@@ -62,9 +61,9 @@ class Attention(nn.Module):
         attended = attend(qkv, grid, self.axes, **options).flatten(2)
         return F.linear(attended if rows is None else take_rows(attended, rows), self.out.weight)
 
-    def has_kernel(self, device: torch.device) -> bool:
-        """Whether a kernel serves it: SDPA, which has joint axes on a GPU, takes no seed."""
-        return device.type == "cpu" or self.axes not in ("HW", "THW")
+    def is_fused(self, device: torch.device) -> bool:
+        """Whether one kernel does it: neither the paper's [CLS] nor, on a GPU, joint axes."""
+        return not self.per_line and (device.type == "cpu" or self.axes not in ("HW", "THW"))
 
     def cls_rows(self, grid: tuple[int, int, int]) -> int:
         """Rows that stand for [CLS] in the output: 1, or one per line as in the paper's text."""
@@ -107,8 +106,7 @@ class Layer(nn.Module):
 
     def draws_from_generator(self, device: torch.device) -> bool:
         """Whether some dropout in here takes no seed."""
-        blocks = cast(list[Attention], self.attention)
-        return any(block.per_line or not block.has_kernel(device) for block in blocks)
+        return any(not b.is_fused(device) for b in cast(list[Attention], self.attention))
 
     def forward(
         self,
