@@ -134,6 +134,24 @@ def test_only_the_counted_positions_are_predicted(impl, reduction: str) -> None:
 
 
 @FAST
+@pytest.mark.sanitize
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("count", [13, 40, 50])
+def test_count_alone_predicts_the_first_rows(impl, reduction: str, count: int) -> None:
+    """Rows from `count` on have neither loss nor gradient, whatever their target says."""
+    case = make_case((40, 37, 16), torch.float32, impl.device)
+    tensor = torch.tensor(count, dtype=torch.int32, device=impl.device)
+    check(impl, case, count=tensor, reduction=reduction)
+    case["target"][count:] = 37  # outside, and not read
+    output, gradients = run(impl.name, case, count=tensor, reduction=reduction)
+    fewer = {n: t[:count] if n in ("input", "target") else t for n, t in case.items()}
+    expected, _ = run("reference", fewer, reduction=reduction)
+    torch.testing.assert_close(output[1:], expected[1:])
+    torch.testing.assert_close(output.loss.flatten()[:count], expected.loss.flatten())
+    assert not output.loss.flatten()[count:].any() and not gradients["input"][count:].any()
+
+
+@FAST
 def test_positions_without_count_are_all_predicted(impl) -> None:
     """count=None takes the whole of positions, but not the -1 that `mask_tokens` puts behind."""
     case = make_case((12, 37, 16), torch.float32, impl.device)
@@ -232,17 +250,20 @@ def test_one_row_needs_no_leading_dimension(impl, reduction: str) -> None:
 
 
 @pytest.mark.impls("reference", "cpu", "triton", "cuda")
+@pytest.mark.parametrize("positions", [True, False], ids=["positions", "rows"])
 @pytest.mark.parametrize("case", ["no rows", "all ignored", "count 0", "count -2"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_nothing_to_predict_gives_zeros(impl, case: str, reduction: str) -> None:
+def test_nothing_to_predict_gives_zeros(impl, case: str, reduction: str, positions: bool) -> None:
     """Loss, accuracy and gradients are 0, never NaN."""
     tensors = make_case((0 if case == "no rows" else 6, 37, 16), torch.float32, impl.device)
     options: dict[str, Any] = {"reduction": reduction}
     if case == "all ignored":
         tensors["target"] = torch.full_like(tensors["target"], -100)
     if case.startswith("count"):
-        options["positions"] = torch.arange(6, dtype=torch.int32, device=impl.device)
         options["count"] = torch.tensor(int(case[6:]), dtype=torch.int32, device=impl.device)
+    if positions:
+        rows = len(tensors["target"])
+        options["positions"] = torch.arange(rows, dtype=torch.int32, device=impl.device)
     output, gradients = run(impl.name, tensors, **options)
     for result in (*output, *gradients.values()):
         assert torch.equal(result, torch.zeros_like(result))

@@ -273,7 +273,6 @@ def test_ddp_averages_the_gradients(impl, tmp_path: Path) -> None:
         ({"linear_weight": torch.zeros(37, 8)}, ValueError, r"linear_weight \(V, D\)"),
         ({"linear_bias": torch.zeros(36)}, ValueError, r"linear_bias must be \(37,\)"),
         ({"linear_bias": torch.zeros(37).bfloat16()}, TypeError, "use torch.autocast"),
-        ({"count": torch.zeros((), dtype=torch.int32)}, ValueError, "count needs positions"),
         ({"positions": torch.zeros(3)}, ValueError, "positions must be 1-d int32"),
         (
             {"positions": torch.zeros(3, dtype=torch.int32), "count": 2},

@@ -91,7 +91,6 @@ class MaskedTokenHead(nn.Module):
             self.weight,
             masked.target,
             linear_bias=self.bias,
-            positions=torch.arange(len(hidden), dtype=torch.int32, device=hidden.device),
             count=masked.num_live,
             ignore_index=IGNORE_INDEX,
             return_stats=True,

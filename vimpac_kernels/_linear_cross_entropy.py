@@ -168,6 +168,8 @@ def _run_fwd(
     if backend.reads_count and count is not None:
         M = min(M, max(int(count), 0))
         losses[M:].zero_()
+        if positions is None:
+            dinput[M:].zero_()
     x_all = input.reshape(-1, D)
     logits_dtype = backend.logits_dtype or dtype
     W = _padded(weight.to(dtype), backend.padding).to(logits_dtype)  # (Vp, D)

@@ -55,8 +55,10 @@ def linear_cross_entropy(
         positions: (capacity,) int32, distinct rows of the flattened input: only the rows
             positions[:count] are predicted. `mask_tokens` returns it. A GPU multiplies all of
             them, as it does not wait for the count: pass positions[:bound] where you know one.
-        count: 0-d int32 on the device, read there; None: as many as positions are not -1. Those
-            that are stand last.
+        count: 0-d int32 on the device, read there: how many positions count, or, without
+            positions, how many rows, the first ones. None: every row, or as many as positions
+            are not -1. Those that are stand last. A GPU multiplies the other rows by zero: what
+            they hold must be finite.
         reduction: "mean" over the targets that count, "sum", or "none": one loss per row.
         ignore_index: Targets equal to it do not count.
         label_smoothing: In [0, 1]: weight of the mean over all classes.
@@ -204,8 +206,6 @@ def _check(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear_bias must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
-    if count is not None and positions is None:
-        raise ValueError("count needs positions")
     for name, tensor, dim in (("positions", positions, 1), ("count", count, 0)):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a {dim}-d int32 tensor, got {tensor!r}")
@@ -231,9 +231,9 @@ def _check_options(label_smoothing: float, z_loss: float) -> None:
 def _check_targets(
     target: Tensor, positions: Tensor | None, count: Tensor | None, ignore_index: int, V: int
 ) -> None:
+    live = slice(None if count is None else max(int(count), 0))
     labels = target.flatten()
-    if positions is not None:
-        labels = labels[positions[: None if count is None else int(count)].long()]
+    labels = labels[live] if positions is None else labels[positions[live].long()]
     wrong = labels[((labels < 0) | (labels >= V)) & (labels != ignore_index)]
     if wrong.numel():
         raise IndexError(f"target {int(wrong[0])} is outside [0, {V})")

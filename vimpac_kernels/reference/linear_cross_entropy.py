@@ -36,14 +36,16 @@ def linear_cross_entropy(
     """`vimpac_kernels.linear_cross_entropy`: input (..., D), target (...) -> loss and statistics.
 
     Per row: nll = lse - z[target]; loss = (1 - s) * nll + s * (lse - mean(z)) + z_loss * lse^2.
-    Rows that are ignored, or at positions[count:], give 0 and no gradient.
+    Rows that are ignored, or at positions[count:] (without positions, rows from count on), give 0
+    and no gradient.
     """
     rows, labels = torch.atleast_2d(input).flatten(0, -2), target.flatten().long()
     if positions is not None:
         index = positions.long().clamp(min=0)
         rows, labels = rows[index], labels[index]
-        slot = torch.arange(len(index), device=index.device)
-        labels = labels.masked_fill(slot >= (len(index) if count is None else count), ignore_index)
+    if count is not None:
+        slot = torch.arange(len(labels), device=labels.device)
+        labels = labels.masked_fill(slot >= count, ignore_index)
     counted = labels != ignore_index
     rows = rows.masked_fill(~counted[:, None], 0.0)
     vocabulary = linear_weight.shape[0]
