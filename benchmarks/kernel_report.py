@@ -116,7 +116,8 @@ LAUNCHES = {
     "embed_tokens_ids_kernel<*, 2>": (128, 32),
     "embed_tokens_axes_kernel": (512, 2048),
     "embed_tokens_carry_kernel": (512, 32768),
-    "linear_cross_entropy_fwd_kernel<*>": (544, 320),  # 8,197 columns
+    "linear_cross_entropy_fwd_kernel<*, false>": (352, 70416),  # 8,197 columns
+    "linear_cross_entropy_fwd_kernel<*, true>": (480, 94992),  # 30,522 columns
     "mask_tokens_fwd_kernel<*>": (256, 560),  # (5, 16, 16) tokens, 5 blocks
 }
 

@@ -300,6 +300,49 @@ def test_large_logits_do_not_overflow(impl) -> None:
     check(impl, case)
 
 
+INF = float("inf")
+EXTREMES = {  # three of 37 logits that are else random
+    "a loss of 60": (-60.0, 0.0, 0.0),
+    "a loss of 300": (0.0, 300.0, 0.0),
+    "the target far ahead": (300.0, 0.0, -300.0),
+    "near the largest float": (2.9e38, 3.0e38, -3.0e38),
+    "the target near the smallest": (-3.0e38, 1.0, 2.0),
+    "a class that never comes": (1.0, -INF, 0.0),
+    "a target that never comes": (-INF, 1.0, 0.0),
+    "an infinity elsewhere": (1.0, INF, 0.0),
+    "an infinite target": (INF, 1.0, 0.0),
+    "NaN elsewhere": (1.0, float("nan"), 0.0),
+    "a NaN target": (float("nan"), 1.0, 0.0),
+}
+
+
+def check_extreme(impl: Any, logits: tuple[float, ...], V: int = 37) -> None:
+    """Loss, accuracy and gradient of logits that are nothing but the bias; the target is first."""
+    case = make_case((1, V, 8), torch.float32, impl.device)
+    case["input"] = torch.zeros_like(case["input"])
+    case["linear_bias"][[5, V - 1, V // 2]] = torch.tensor(logits, device=impl.device)
+    case["target"] = torch.tensor([5], device=impl.device)
+    needs = ("linear_bias",)
+    output, gradients = run(impl.name, case, needs)
+    if INF in logits:
+        assert not output.loss.isfinite()
+        return
+    reference, _ = run("reference", case, needs)
+    truth, true_gradients = run("reference", doubled(case), needs)
+    torch.testing.assert_close(output.loss, truth.loss.float(), equal_nan=True)
+    expected = true_gradients["linear_bias"].float()
+    torch.testing.assert_close(gradients["linear_bias"], expected, equal_nan=True)
+    if not case["linear_bias"].isnan().any():
+        assert output.accuracy == reference.accuracy
+
+
+@FAST
+@pytest.mark.parametrize("logits", EXTREMES)
+def test_extreme_logits(impl, logits: str) -> None:
+    """Overflow, -inf and NaN give what they give in fp64; +inf shows in the loss."""
+    check_extreme(impl, EXTREMES[logits])
+
+
 @pytest.mark.impls("cpu")
 def test_instruction_sets_match_reference(impl, isa: str) -> None:
     """Every instruction set of this processor, and the same bits on 1 and 2 threads."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from checks import assert_close
+from test_linear_cross_entropy import EXTREMES, check, check_extreme, make_case
 
 from vimpac_kernels import linear_cross_entropy
 
@@ -35,11 +36,33 @@ def test_rows_of_several_warps_match_reference(impl):
         assert_close(actual, truth, eager)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_registers_do_not_hold_match_reference(impl, dtype):
+    """9,301 classes: read twice, in pieces; column sums in shared and in global memory."""
+    check(impl, make_case((3, 9301, 16), dtype, impl.device), label_smoothing=0.1, z_loss=0.01)
+
+
+def test_the_longest_rows_match_reference(impl):
+    check(impl, make_case((2, 32_768, 8), torch.float32, impl.device))
+
+
+def test_more_rows_than_labels_at_once_match_reference(impl):
+    """A block reads the labels of 128 rows at once, and here has more of them."""
+    check(impl, make_case((700, 8, 8), torch.bfloat16, impl.device))
+
+
+@pytest.mark.parametrize("V", [600, 9301])
+@pytest.mark.parametrize("logits", EXTREMES)
+def test_extreme_logits_over_warps(impl, logits, V):
+    check_extreme(impl, EXTREMES[logits], V)
+
+
 def test_more_classes_than_a_block_holds_go_elsewhere(impl):
-    case = [t.to(impl.device) for t in random_case(2, 10_241, 8)]
-    expected = linear_cross_entropy(*random_case(2, 10_241, 8), impl="reference")
+    case = [t.to(impl.device) for t in random_case(2, 32_769, 8)]
+    expected = linear_cross_entropy(*random_case(2, 32_769, 8), impl="reference")
     assert torch.allclose(linear_cross_entropy(*case).cpu(), expected, rtol=1e-5)
-    with pytest.raises(RuntimeError, match="10240 classes, not 10241"):
+    with pytest.raises(RuntimeError, match="32768 classes, not 32769"):
         linear_cross_entropy(*case, impl=impl.name)
 
 

@@ -129,8 +129,7 @@ def forward(
     )  # fmt: skip
 
 
-def _row_pass_triton(*arguments: Any, **options: Any) -> None:
-    # Imported late: it takes a while, and needs triton.
+def _row_pass_triton(*arguments: Any, **options: Any) -> None:  # importing triton takes a while
     module = importlib.import_module("vimpac_kernels._triton.linear_cross_entropy")
     module.row_pass_triton(*arguments, **options)
 
@@ -160,8 +159,8 @@ def _run_fwd(
 ) -> tuple[Tensor, ...]:
     backend = BACKENDS[impl]
     (V, D), device = weight.shape, input.device
-    outputs = _fake_fwd(input, weight, target, bias, positions, count, row_scale, dtype, needs)
-    losses, counts, dinput, dweight, dbias = outputs
+    shapes = (input, weight, target, bias, positions, count, row_scale, dtype)
+    losses, counts, dinput, _, dbias = _fake_fwd(*shapes, [needs[0], False, needs[2]])
     counts.zero_()
     dbias.zero_()
     M = losses.numel()
@@ -179,12 +178,12 @@ def _run_fwd(
     row_scale = None if row_scale is None else row_scale.float().contiguous()
     chunk = max(1, min(M, backend.chunk_bytes // (W.shape[0] * logits_dtype.itemsize)))
     z_buffer = torch.empty((chunk, W.shape[0]), dtype=logits_dtype, device=device)
+    dweight = losses.new_empty((len(W) if needs[1] else 0, D))  # padded: odd extents are slow
     with torch.autocast(device.type, enabled=False):
         for first in range(0, M, chunk):
             rows = slice(first, min(first + chunk, M))
-            if positions is None:
-                x = x_all[rows]
-            else:
+            x = x_all[rows]
+            if positions is not None:
                 x = x_all.index_select(0, positions[rows].clamp(min=0))
             x, z = x.to(dtype).to(logits_dtype), z_buffer[: rows.stop - first]
             torch.mm(x, W.T, out=z)
@@ -193,12 +192,12 @@ def _run_fwd(
                 counts, dbias, **options,
             )  # fmt: skip
             if needs[0]:
-                dinput[rows] = z @ W
+                _multiply(z, W, dinput[rows])
             if needs[1]:
-                _accumulate(dweight, z[:, :V], x, first == 0)
+                _accumulate(dweight, z, x, first == 0)
     if M == 0:
         dweight.zero_()
-    return outputs
+    return losses, counts, dinput, dweight[:V], dbias
 
 
 def _padded(weight: Tensor, multiple: int) -> Tensor:
@@ -206,13 +205,18 @@ def _padded(weight: Tensor, multiple: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, extra)) if extra else weight
 
 
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    torch.mm(a, b, out=out) if a.dtype == out.dtype else out.copy_(a @ b)
+
+
 def _accumulate(dweight: Tensor, dz: Tensor, x: Tensor, is_first: bool) -> None:
-    """dweight (V, D) fp32 [+]= dz^T x, summed in fp32."""
+    """dweight (Vp, D) fp32 [+]= dz^T x, summed in fp32."""
     if dz.device.type == "cpu":  # where a product cannot widen its result
         dz, x = dz.float(), x.float()
-    if dz.dtype != torch.float32:
-        product = torch.mm(dz.T, x, out_dtype=torch.float32)
-        dweight.copy_(product) if is_first else dweight.add_(product)
+    if dz.dtype != torch.float32 and is_first:
+        torch.ops.aten.mm.dtype_out(dz.T, x, torch.float32, out=dweight)
+    elif dz.dtype != torch.float32:
+        dweight.add_(torch.mm(dz.T, x, out_dtype=torch.float32))
     elif is_first:
         torch.mm(dz.T, x, out=dweight)
     else:
@@ -233,13 +237,12 @@ def _fake_fwd(
 ) -> tuple[Tensor, ...]:
     V, D = weight.shape
     M = target.numel() if positions is None else positions.numel()
-    fp32 = torch.float32
     return (
-        input.new_empty(M, dtype=fp32),
+        input.new_empty(M, dtype=torch.float32),
         input.new_empty(2, dtype=torch.int32),
         input.new_empty((M if needs[0] else 0, D), dtype=dtype),
-        input.new_empty((V if needs[1] else 0, D), dtype=fp32),
-        input.new_empty(V if needs[2] else 0, dtype=fp32),
+        input.new_empty((V if needs[1] else 0, D), dtype=torch.float32),
+        input.new_empty(V if needs[2] else 0, dtype=torch.float32),
     )
 
 
@@ -266,8 +269,9 @@ def _run_bwd(
     dtype: torch.dtype,
 ) -> Tensor:
     """Scatters the predicted rows, times `scale`, into zeros (rows, D)."""
-    if positions is None:
-        return _scaled(dinput, scale, dtype) if scale is not None else dinput.to(dtype, copy=True)
+    if positions is None:  # scaled and converted in one pass
+        factor = 1 if scale is None else scale
+        return torch.mul(dinput, factor, out=torch.empty_like(dinput, dtype=dtype))
     if dinput.device.type == "cpu":
         M = len(positions) if count is None else min(max(int(count), 0), len(positions))
         index, live = positions[:M].long(), dinput[:M]
@@ -282,14 +286,8 @@ def _run_bwd(
     return full.index_copy_(0, index, _scaled(dinput, scale, dtype))[:rows]
 
 
-def _fake_bwd(
-    dinput: Tensor,
-    scale: Tensor | None,
-    positions: Tensor | None,
-    count: Tensor | None,
-    rows: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _fake_bwd(dinput: Tensor, *arguments: Any) -> Tensor:
+    *_, rows, dtype = arguments
     return dinput.new_empty((rows, dinput.shape[1]), dtype=dtype)
 
 

@@ -103,9 +103,9 @@ float counted_row(const LinearCrossEntropyFwd& a,
   const float sum = a.gradient ? sum_exp<true>(z, a.V, sums.max) : sum_exp<false>(z, a.V, sums.max);
   const float lse = sums.max + logf(sum);
   const float classes = static_cast<float>(a.V);
-  float loss = (lse - z_target) + a.z_loss * lse * lse;
+  float loss = (1 - smoothing) * (lse - z_target) + a.z_loss * lse * lse;
   if (smoothing != 0.0f) {
-    loss += smoothing * (z_target - sums.sum_z / classes);
+    loss += smoothing * (lse - sums.sum_z / classes);
   }
   if (a.gradient) {
     const float scale = a.row_scale == nullptr ? 1.0f : a.row_scale[row];

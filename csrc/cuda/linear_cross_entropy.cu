@@ -1,87 +1,47 @@
 // Softmax cross-entropy between the matrix products: logits z (m, stride) become dz in place.
 //
-// A block owns one row at a time and holds it in registers: bias, maximum, arg-max, sum, loss, then
-// dz written where z was read, so that z is read once and written once. The grid is persistent:
-// each thread keeps the same columns for all of its rows, with their bias and the sums of their dz
-// in registers, and loads its next row before it works on this one, as few blocks fit at a time.
-// The blocks' sums are added in order by a second kernel, so that results repeat bit for bit. Hits
-// and targets are integers and may be counted by atomics. One read and one write of z, and near the
-// bound of both memory and instructions: in the time of a bf16 logit's 4 bytes an H200 issues about
-// 24 instructions; the loop takes 35.
+// A block owns one row at a time and holds it in registers: bias, exponentials and their sum, loss,
+// whether the target is the arg-max, then dz written where z was read, so that z is read once and
+// written once. Exponents are relative to the target's logit, which is known before the row is: the
+// sum is then 1 at least, a row needs no maximum, and one barrier brings sum and hit to all warps.
+// Where the sum does not stay below kSafeSum (a loss above 22, an infinity, a NaN), the block goes
+// through the row once more with its maximum.
+//
+// The grid is persistent. A thread has the same columns in every row of its block; their bias and
+// the sums of their dz stand in shared memory, its next row's logits in registers as they come from
+// memory. So two blocks fit a multiprocessor, and one works while the other waits. Longer rows
+// (kWide) are read a second time for dz, from the L2 cache, a piece at a time. The blocks' sums are
+// added in order by a second kernel, so that results repeat bit for bit; hits and targets are
+// integers and may be counted by atomics. Bound by memory: in the time of a bf16 logit's 4 bytes an
+// H200 issues about 24 instructions, a row of 8,197 logits takes 16 for each.
 #include "column_sums.cuh"
 #include "element_type.cuh"
+#include "linear_cross_entropy_row.cuh"
 #include "ops.hpp"
 #include "platform.cuh"
-#include "vector.cuh"
 
 namespace vimpac {
 namespace {
 
-constexpr int kChunks = 2;       // of a thread: 16 logits, their bias and their column sums
-constexpr int kMaxThreads = 640; // so a row has at most 10,240 columns
-constexpr int kMaxWarps = kMaxThreads / 32;
-constexpr int kMaxBlocks = 2 * 132; // two for each multiprocessor of a Hopper GPU
-constexpr unsigned kAll = 0xffffffffu;
-constexpr float kLog2e = 1.4426950408889634f;
+constexpr int kMaxWarps = 32;
+// Below it a sum's terms are powers of 2 up to the 32nd, whose exponents round no more than logits
+// do that are so far apart.
+constexpr float kSafeSum = 4294967296.0f;
 
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2)
-    x = fmaxf(x, __shfl_xor_sync(kAll, x, bit));
-  return x;
-}
+// Where the warps' parts of a value stand in shared memory, and how far its two places are apart.
+constexpr int kSum = 0, kPlain = kMaxWarps, kTop = 2 * kMaxWarps, kTurn = 3 * kMaxWarps;
+constexpr int kIgnored = -1, kOutside = -2;
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2)
-    x += __shfl_xor_sync(kAll, x, bit);
-  return x;
-}
-
-// What a row's softmax needs once its maximum is known.
-struct Part {
-  float sum;   // of exp(z - top)
-  float plain; // of z, for label smoothing
-  int index;   // of the first maximum
+// What is known of a row before it is read.
+struct alignas(16) Label {
+  int hot; // its class, kIgnored or kOutside
+  float logit;
+  float factor; // of dz
+  int row;
 };
 
-__device__ __forceinline__ Part merge_warp(const Part& p) {
-  return {warp_sum(p.sum), warp_sum(p.plain), __reduce_min_sync(kAll, p.index)};
-}
-
-// Over all threads, for every thread. tops and parts, (kMaxWarps,), are written by turns: the
-// barrier of the one follows the last read of the other.
-__device__ __forceinline__ float block_max(float x, float* tops) {
-  const unsigned lane = threadIdx.x % 32;
-  x = warp_max(x);
-  if (lane == 0)
-    tops[threadIdx.x / 32] = x;
-  __syncthreads();
-  return warp_max(lane < blockDim.x / 32 ? tops[lane] : -INFINITY);
-}
-
-__device__ __forceinline__ Part merge_block(Part part, Part* parts) {
-  const unsigned lane = threadIdx.x % 32;
-  part = merge_warp(part);
-  if (lane == 0)
-    parts[threadIdx.x / 32] = part;
-  __syncthreads();
-  return merge_warp(lane < blockDim.x / 32 ? parts[lane] : Part{0.0f, 0.0f, part.index});
-}
-
-// A row as it comes from memory: its label and a thread's columns, zero where there are none.
-template <class T>
-struct Row {
-  int64_t label;
-  T z[kChunks][kChunk / kVector<T>][kVector<T>];
-
-  __device__ __forceinline__ float logit(int c, int i) const {
-    return to_float(z[c][i / kVector<T>][i % kVector<T>]);
-  }
-};
-
-template <class T>
-__global__ void __launch_bounds__(kMaxThreads)
+template <class T, bool kWide>
+__global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     linear_cross_entropy_fwd_kernel(T* __restrict__ z,                     // (m, stride)
                                     const float* __restrict__ bias,        // (V,) or null
                                     const void* __restrict__ target,       // (R,)
@@ -91,161 +51,326 @@ __global__ void __launch_bounds__(kMaxThreads)
                                     float* __restrict__ losses,            // (M,)
                                     int32_t* __restrict__ counts,          // hits, targets
                                     float* __restrict__ partial, // (blocks, stride) or null
-                                    LinearCrossEntropyOptions options) {
+                                    LinearCrossEntropyOptions options,
+                                    int64_t step, // bytes from a row of a block to its next
+                                    float even) { // label_smoothing / V
+  using Tile = RowLayout<kWide>;
+  constexpr int kChunks = Tile::kChunks, kPiece = Tile::kPiece, kSums = Tile::kSums;
+  constexpr bool kAhead = !kWide && sizeof(T) == 2; // else the next row waits in the L2 cache
   SharedArena arena;
-  float* tops = arena.take<float>(kMaxWarps);
-  Part* parts = arena.take<Part>(kMaxWarps);
-  const int V = options.V, stride = options.stride;
-  const int step = static_cast<int>(blockDim.x) * kChunk;
-  const int begin = static_cast<int>(threadIdx.x) * kChunk;
-  const int64_t predicted = count == nullptr ? INT64_MAX : *count;
-  const float smoothing = options.label_smoothing;
-
-  const auto load_row = [&](int64_t row) {
-    Row<T> loaded{options.ignore_index, {}};
-    const int64_t number = options.first + row;
-    if (row >= options.rows || number >= predicted)
-      return loaded;
-    const int64_t source = positions == nullptr ? number : positions[number];
-    loaded.label = options.wide_targets ? static_cast<const int64_t*>(target)[source]
-                                        : static_cast<const int32_t*>(target)[source];
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-      if (const int column = begin + c * step; column < stride)
-#pragma unroll
-        for (int v = 0; v < kChunk / kVector<T>; ++v)
-          load16(loaded.z[c][v], z + row * stride + column + v * kVector<T>);
-    return loaded;
+  Label* const labels = arena.take<Label>(kLossBatch);
+  float* const parts = arena.take<float>(2 * kTurn); // see `put`
+  int* const hits = arena.take<int>(1);
+  const OwnChunks<kSums + Tile::kBias> own(
+      arena.take<float4>(2 * (kSums + Tile::kBias) * blockDim.x));
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  // A thread's first column, and how many there are from it to the row's and to V's end.
+  const int begin = warp * kChunks * kStep + lane * kChunk;
+  const int left = options.stride - begin, classes = options.V - begin;
+  const auto column_sum = [&](int c, int h) -> float4& {
+    return c < kSums
+               ? own.half(c, h)
+               : reinterpret_cast<float4*>(partial + static_cast<int>(blockIdx.x) * options.stride +
+                                           begin + c * kStep)[h];
   };
-
-  float offset[kChunks][kChunk], columns[kChunks][kChunk] = {};
+  const auto offset = [&](int c, int h) {
+    return kWide ? bias_of(bias, begin + c * kStep + 4 * h, options.V) : own.half(kSums + c, h);
+  };
 #pragma unroll
   for (int c = 0; c < kChunks; ++c)
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      const int column = begin + c * step + i;
-      offset[c][i] = column >= V ? -INFINITY : bias == nullptr ? 0.0f : bias[column];
+    for (int h = 0; h < 2; ++h) {
+      if (!kWide)
+        own.half(kSums + c, h) = bias_of(bias, begin + c * kStep + 4 * h, options.V);
+      if (partial != nullptr && c * kStep < left)
+        column_sum(c, h) = {};
     }
-  int hits = 0, targets = 0;
-  Row<T> next = load_row(blockIdx.x);
-  for (int64_t row = blockIdx.x; row < options.rows; row += gridDim.x) {
-    const int64_t number = options.first + row, label = next.label;
-    T* const at = z + row * stride;
-    float x[kChunks][kChunk], own_top = -INFINITY;
+  if (threadIdx.x == 0)
+    *hits = 0;
+  if (threadIdx.x < 32)
+    for (int i = 0; i < 2 * kTurn; i += kMaxWarps) // of warps that are not there
+      parts[i + lane] = i % kTurn == kTop ? -INFINITY : 0.0f;
+  const int rows = static_cast<int>(options.rows), grid = static_cast<int>(gridDim.x);
+  // How many of the block's rows from `row` on are predicted.
+  const auto predicted = [&](int row) {
+    const int64_t some = count == nullptr ? rows : *count - options.first;
+    const int live = static_cast<int>(some < 0 ? 0 : some < rows ? some : rows);
+    return (live - row + grid - 1) / grid;
+  };
+  const auto read_label = [&](int row) {
+    const int64_t number = options.first + row;
+    const int64_t source = positions == nullptr ? number : positions[number];
+    const int64_t label = options.wide_targets ? static_cast<const int64_t*>(target)[source]
+                                               : static_cast<const int32_t*>(target)[source];
+    if (label == options.ignore_index)
+      return Label{kIgnored, 0.0f, 0.0f, row};
+    atomicAdd(&counts[1], 1);
+    if (label < 0 || label >= options.V)
+      return Label{kOutside, 0.0f, 0.0f, row};
+    const int hot = static_cast<int>(label);
+    const float logit = to_float(z[static_cast<int64_t>(row) * options.stride + hot]) +
+                        (bias == nullptr ? 0.0f : bias[hot]);
+    return Label{hot, logit, row_scale == nullptr ? 1.0f : row_scale[number], row};
+  };
+  const auto each = [](auto what) { // chunk of a piece
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
+    for (int c = 0; c < kPiece; ++c)
+      what(c);
+  };
+  // z + bias of a chunk.
+  const auto logits = [&](const LogitChunk<T>& chunk, int c, float (&x)[kChunk]) {
+    chunk.unpack(x);
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i) {
-        x[c][i] = next.logit(c, i) + offset[c][i];
-        own_top = fmaxf(own_top, x[c][i]);
-      }
-    next = load_row(row + gridDim.x);
-    const bool counts_here = label != options.ignore_index;
-    if (!counts_here || label < 0 || label >= V) { // the same branch for the whole block
-      if (threadIdx.x == 0) {
-        losses[number] = counts_here ? NAN : 0.0f;
-        targets += counts_here;
-      }
-      const float zeros[kChunk] = {};
-      if (options.gradient)
-        for (int column = begin; column < stride; column += step)
-          store_chunk(at + column, zeros);
-      continue;
+    for (int h = 0; h < 2; ++h) {
+      const float4 b = offset(c, h);
+      x[4 * h] += b.x;
+      x[4 * h + 1] += b.y;
+      x[4 * h + 2] += b.z;
+      x[4 * h + 3] += b.w;
     }
-    const float top = block_max(own_top, tops);
-    Part part{0.0f, 0.0f, V};
-    if (own_top == top) // in few threads
-#pragma unroll
-      for (int c = kChunks - 1; c >= 0; --c)
-#pragma unroll
-        for (int i = kChunk - 1; i >= 0; --i)
-          part.index = x[c][i] == top ? begin + c * step + i : part.index;
-    if (smoothing > 0.0f)
+  };
+  const auto load = [&](const T* at, int c) {
+    LogitChunk<T> chunk{};
+    if (c * kStep < left)
+      chunk.load(at + c * kStep);
+    return chunk;
+  };
+  const auto clear_row = [&](T* at) {
+    const float zeros[kChunk] = {};
+    if (options.gradient)
 #pragma unroll
       for (int c = 0; c < kChunks; ++c)
-#pragma unroll
-        for (int i = 0; i < kChunk; ++i)
-          part.plain += begin + c * step + i < V ? x[c][i] : 0.0f;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) {
-        x[c][i] = approximate_exp2((x[c][i] - top) * kLog2e);
-        part.sum += x[c][i];
+        if (c * kStep < left)
+          store_chunk(at + c * kStep, zeros);
+  };
+  // A value of each warp for all of them: by turns in two places, so that one barrier suffices, as
+  // no warp writes to a place before all have read what was there.
+  int turn = 0;
+  const auto put = [&](float of_warp, int which) {
+    if (lane == 0)
+      parts[turn + which + warp] = of_warp;
+  };
+  const auto get = [&](int which) { return parts[turn + which + lane]; };
+
+  T* at = z + blockIdx.x * static_cast<int64_t>(options.stride) + begin;
+  const auto after = [&](T* p) { return reinterpret_cast<T*>(reinterpret_cast<char*>(p) + step); };
+  int row = static_cast<int>(blockIdx.x);
+  for (int todo; (todo = predicted(row)) > 0;) {
+    const int size = todo < kLossBatch ? todo : kLossBatch;
+    LogitChunk<T> next[kPiece];
+    if (kAhead)
+      each([&](int c) { next[c] = load(at, c); });
+    __syncthreads(); // the labels before these have been read
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x))
+      labels[i] = read_label(row + i * grid);
+    __syncthreads();
+    const Label* entry = labels;
+    const Label* const end = labels + size;
+    bool again = false; // relative to the row's maximum
+    float top = 0.0f;
+    const auto proceed = [&] {
+      ++entry;
+      at = after(at);
+      again = false;
+    };
+    while (entry < end) {
+      const int hot = entry->hot - begin;
+      const float logit = entry->logit;
+      const bool follows = entry + 1 < end && entry[1].hot >= 0;
+      float x[kPiece][kChunk], own_top = -INFINITY, sum = 0.0f, plain = 0.0f;
+      bool beaten = false;
+      if (kAhead) {
+        each([&](int c) { logits(next[c], c, x[c]); });
+        if (follows)
+          each([&](int c) { next[c] = load(after(at), c); });
       }
-    const Part whole = merge_block(part, parts);
-    const float lse = top + logf(whole.sum), mean = whole.plain / static_cast<float>(V);
-    const int hot = static_cast<int>(label);
-    const bool holds_label = hot / kChunk % static_cast<int>(blockDim.x) * kChunk == begin;
-    if (holds_label) { // z is not overwritten yet
-      const float logit = to_float(at[hot]) + (bias == nullptr ? 0.0f : bias[hot]);
-      losses[number] =
-          lse - (1.0f - smoothing) * logit - smoothing * mean + options.z_loss * lse * lse;
-    }
-    if (threadIdx.x == 0) {
-      hits += whole.index == hot;
-      ++targets;
-    }
-    if (!options.gradient)
-      continue;
-    const float factor = row_scale == nullptr ? 1.0f : row_scale[number];
-    const float scale = (1.0f + 2.0f * options.z_loss * lse) / whole.sum * factor;
-    const float even = smoothing / static_cast<float>(V) * factor;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int column = begin + c * step;
-      if (column >= stride)
+      if (entry->hot < 0) { // the same branch for the whole block
+        if (threadIdx.x == 0)
+          losses[options.first + entry->row] = entry->hot == kIgnored ? 0.0f : NAN;
+        clear_row(at);
+        proceed();
         continue;
+      }
+      const auto read_piece = [&](int first) {
+        each([&](int c) { logits(load(at, first + c), first + c, x[c]); });
+      };
+      const auto exponentials = [&] {
+        if (again)
+          each([&](int c) {
+            for (float& y : x[c])
+              y -= top;
+          });
+        const float exponent = again ? 0.0f : logit * kLog2e;
+        each([&](int c) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
-        x[c][i] = x[c][i] * scale - even;
-      if (holds_label || column + kChunk > V) // in few threads
+          for (int j = 0; j < kChunk; ++j)
+            x[c][j] = approximate_exp2(fmaf(x[c][j], kLog2e, -exponent));
+        });
+      };
+#pragma unroll 1
+      for (int first = 0; first < kChunks; first += kPiece) {
+        if (!kAhead)
+          read_piece(first);
+        if (!kAhead && follows)
+          each([&](int c) {
+            if ((first + c) * kStep < left)
+              prefetch_l2(after(at) + (first + c) * kStep);
+          });
+        float highest = -INFINITY;
+        each([&](int c) {
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i) {
-          x[c][i] -= column + i == hot ? (1.0f - smoothing) * factor : 0.0f;
-          x[c][i] = column + i < V ? x[c][i] : 0.0f;
+          for (int j = 0; j < kChunk; ++j)
+            highest = fmaxf(highest, x[c][j]);
+        });
+        own_top = fmaxf(own_top, highest);
+        if (highest == logit) // in few threads
+          each([&](int c) {
+#pragma unroll
+            for (int j = 0; j < kChunk; ++j)
+              beaten |= x[c][j] == logit && (first + c) * kStep + j < hot;
+          });
+        if (options.label_smoothing > 0.0f)
+          each([&](int c) {
+#pragma unroll
+            for (int j = 0; j < kChunk; ++j)
+              plain += (first + c) * kStep + j < classes ? x[c][j] : 0.0f;
+          });
+        exponentials();
+        each([&](int c) {
+#pragma unroll
+          for (int j = 0; j < kChunk; ++j)
+            sum += x[c][j];
+        });
+      }
+      beaten |= !(own_top <= logit);
+      if (options.label_smoothing > 0.0f)
+        put(sum_of_warp(plain), kPlain);
+      put(sum_of_warp(sum), kSum);
+      beaten = __syncthreads_or(beaten) != 0;
+      sum = sum_of_warp(get(kSum));
+      if (!again && !(sum > 0.5f && sum < kSafeSum)) { // or a NaN
+        put(max_of_warp(own_top), kTop);
+        __syncthreads();
+        top = max_of_warp(get(kTop));
+        again = true;
+        if (kAhead)
+          each([&](int c) { next[c] = load(at, c); });
+        continue;
+      }
+      const auto log_of_sum = [&] { return log_of(sum, again ? 0.0f : entry->logit); };
+      const auto anchor = [&] { return again ? top : entry->logit; };
+      if (threadIdx.x < 32) {
+        plain = options.label_smoothing > 0.0f ? sum_of_warp(get(kPlain)) : 0.0f;
+        const float log_sum = log_of_sum(), lse = anchor() + log_sum;
+        if (threadIdx.x == 0) {
+          losses[options.first + entry->row] =
+              (1.0f - options.label_smoothing) * (anchor() - entry->logit + log_sum) +
+              options.label_smoothing * lse - even * plain + options.z_loss * lse * lse;
+          *hits += !beaten;
         }
+      }
+      turn = kTurn - turn;
+      const float factor = entry->factor;
+      float scale = approximate_reciprocal(sum) * factor;
+      if (options.z_loss != 0.0f)
+        scale *= fmaf(options.z_loss * (anchor() + log_of_sum()), 2.0f, 1.0f);
+      if (options.gradient)
+#pragma unroll 1
+        for (int first = 0; first < kChunks; first += kPiece) {
+          if (kWide) {
+            read_piece(first);
+            exponentials();
+          }
+          each([&](int i) {
+            const int c = first + i;
+            float (&y)[kChunk] = x[i];
+            if (c * kStep >= left)
+              return;
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
-        columns[c][i] += x[c][i];
-      store_chunk(at + column, x[c]);
+            for (int j = 0; j < kChunk; ++j)
+              y[j] = fmaf(y[j], scale, -even * factor);
+            if (static_cast<unsigned>(hot - c * kStep) < kChunk ||
+                classes < c * kStep + kChunk) // in few threads
+#pragma unroll
+              for (int j = 0; j < kChunk; ++j) {
+                y[j] -= hot == c * kStep + j ? (1.0f - options.label_smoothing) * factor : 0.0f;
+                y[j] = c * kStep + j < classes ? y[j] : 0.0f;
+              }
+            if (partial != nullptr)
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                float4& all = column_sum(c, h);
+                const float4 old = all;
+                all = {old.x + y[4 * h], old.y + y[4 * h + 1], old.z + y[4 * h + 2],
+                       old.w + y[4 * h + 3]};
+              }
+            store_chunk(at + c * kStep, y);
+          });
+        }
+      proceed();
     }
+    row = end[-1].row + grid; // read here, for few registers
   }
-  if (threadIdx.x == 0) {
-    atomicAdd(&counts[0], hits);
-    atomicAdd(&counts[1], targets);
+  for (; row < rows; row += grid, at = after(at)) {
+    if (threadIdx.x == 0)
+      losses[options.first + row] = 0.0f;
+    clear_row(at);
   }
-  if (partial == nullptr)
-    return;
+  if (threadIdx.x == 0)
+    atomicAdd(&counts[0], *hits);
+  if (partial != nullptr)
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c)
-    if (const int column = begin + c * step; column < stride)
-      store_chunk(partial + static_cast<int64_t>(blockIdx.x) * stride + column, columns[c]);
+    for (int c = 0; c < kSums; ++c)
+      if (c * kStep < left)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          reinterpret_cast<float4*>(partial +
+                                    static_cast<int>(opaque(blockIdx.x)) * options.stride + begin +
+                                    c * kStep)[h] = own.half(c, h);
 }
 
-template <class T>
+template <bool kWide>
+size_t shared_bytes(int threads) {
+  using Tile = RowLayout<kWide>;
+  return kLossBatch * sizeof(Label) + 2 * kTurn * sizeof(float) + 4 * sizeof(int) +
+         (Tile::kSums + Tile::kBias) * kChunk * sizeof(float) * threads;
+}
+
+template <bool kWide>
+int blocks_for(int64_t rows, int stride) {
+  const int threads = threads_of(RowLayout<kWide>::kChunks, stride);
+  const int64_t most = wave_blocks(kLossBlocks, shared_bytes<kWide>(threads));
+  return static_cast<int>(rows < most ? rows : most);
+}
+
+template <class T, bool kWide>
 void launch_row_pass(const LinearCrossEntropyFwd& a, Stream stream) {
-  const int blocks = linear_cross_entropy_blocks(a.options.rows);
-  // The fewest threads that hold a row: idle lanes would only wait at the barriers.
-  const int chunks = (a.options.stride + kChunk - 1) / kChunk;
-  const int threads = ((chunks + kChunks - 1) / kChunks + 31) / 32 * 32;
-  launch(linear_cross_entropy_fwd_kernel<T>, dim3(static_cast<unsigned>(blocks)),
-         dim3(static_cast<unsigned>(threads)), kMaxWarps * (sizeof(float) + sizeof(Part)), stream,
+  const int blocks = blocks_for<kWide>(a.options.rows, a.options.stride);
+  const int threads = threads_of(RowLayout<kWide>::kChunks, a.options.stride);
+  launch(linear_cross_entropy_fwd_kernel<T, kWide>, dim3(static_cast<unsigned>(blocks)),
+         dim3(static_cast<unsigned>(threads)), shared_bytes<kWide>(threads), stream,
          static_cast<T*>(a.z), a.bias, a.target, a.positions, a.count, a.row_scale, a.losses,
-         a.counts, a.partial, a.options);
+         a.counts, a.partial, a.options,
+         blocks * static_cast<int64_t>(a.options.stride * sizeof(T)),
+         a.options.label_smoothing / static_cast<float>(a.options.V));
   if (a.partial != nullptr)
     add_blocks<true>(a.partial, {a.dbias}, blocks, a.options.stride, a.options.V, stream);
 }
 
 } // namespace
 
-int linear_cross_entropy_blocks(int64_t rows) {
-  return static_cast<int>(rows < kMaxBlocks ? rows : kMaxBlocks);
+int linear_cross_entropy_blocks(int64_t rows, int stride) {
+  return is_wide(stride) ? blocks_for<true>(rows, stride) : blocks_for<false>(rows, stride);
 }
 
 void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args, void* stream) {
-  with_type(args.z_type,
-            [&](auto zero) { launch_row_pass<decltype(zero)>(args, static_cast<Stream>(stream)); });
+  with_type(args.z_type, [&](auto zero) {
+    using T = decltype(zero);
+    if (is_wide(args.options.stride))
+      launch_row_pass<T, true>(args, static_cast<Stream>(stream));
+    else
+      launch_row_pass<T, false>(args, static_cast<Stream>(stream));
+  });
 }
 
 } // namespace vimpac

@@ -116,7 +116,7 @@ int64_t embed_tokens_workspace(const EmbedTokens& args);
 struct LinearCrossEntropyOptions {
   int64_t rows;  // m: rows of this chunk of logits
   int64_t first; // number of the chunk's first row among all predicted rows
-  int V, stride; // classes; columns of z, a multiple of 8, at most 10,240
+  int V, stride; // classes; columns of z, a multiple of 8, at most 32,768
   int64_t ignore_index;
   float label_smoothing, z_loss;
   bool gradient;     // whether z becomes dz
@@ -132,13 +132,13 @@ struct LinearCrossEntropyFwd {
   const float* row_scale;   // (M,) or null: factors of dz
   float* losses;            // (M,)
   int32_t* counts;          // hits and targets, added to
-  float* partial;           // (linear_cross_entropy_blocks(m), stride): scratch, or null
+  float* partial;           // (linear_cross_entropy_blocks(m, stride), stride): scratch, or null
   float* dbias;             // (V,), added to if partial is given
   ElementType z_type;
   LinearCrossEntropyOptions options;
 };
 
-int linear_cross_entropy_blocks(int64_t rows);
+int linear_cross_entropy_blocks(int64_t rows, int stride);
 void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args, void* stream);
 
 struct AxialArguments {

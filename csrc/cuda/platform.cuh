@@ -39,6 +39,11 @@ __device__ __forceinline__ float approximate_exp2(float x) {
   return y;
 }
 
+// Fetches the cache line at p, in global memory, as far as the L2 cache.
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
+}
+
 // x, of which the compiler knows nothing: what follows from it is computed where it is used, and
 // holds no registers throughout a loop.
 __device__ __forceinline__ uint32_t opaque(uint32_t x) {
@@ -62,6 +67,8 @@ inline float approximate_reciprocal(float x) {
 inline float approximate_exp2(float x) {
   return emulator::approximate(std::exp2(x), 2);
 }
+
+inline void prefetch_l2(const void* /*p*/) {}
 
 inline uint32_t opaque(uint32_t x) {
   return x;

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vimpac_kernels._library import cuda_stream, extension
 
-MAX_CLASSES_CUDA = 10_240  # a block of 640 threads holds a row, 16 logits each
+MAX_CLASSES_CUDA = 32_768  # 512 threads, 64 columns each
 
 
 def row_pass_cuda(
@@ -32,7 +32,7 @@ def row_pass_cuda(
     module, (rows, stride) = extension("cuda"), z.shape
     partial = None
     if gradient and dbias.numel():
-        blocks = module.linear_cross_entropy_blocks(rows)
+        blocks = module.linear_cross_entropy_blocks(rows, stride)
         partial = torch.empty((blocks, stride), dtype=torch.float32, device=z.device)
     tensors = (z, bias, target, positions, count, row_scale, losses, counts, partial, dbias)
     module.linear_cross_entropy_fwd(

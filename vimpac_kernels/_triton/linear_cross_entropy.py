@@ -124,7 +124,8 @@ def linear_cross_entropy_fwd_kernel(
                 totals += e[i]
             total = tl.sum(totals, 0)
             lse = top + tl.log(total)
-            loss = lse - label_logit + smoothing * (label_logit - mean) + z_loss * lse * lse
+            loss = (1.0 - smoothing) * (lse - label_logit) + smoothing * (lse - mean)
+            loss += z_loss * lse * lse
             tl.store(losses + number, loss)
             if GRADIENT:
                 factor = 1.0
