@@ -22,12 +22,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vimpac.data.random import words
+from vimpac.encoder import Layer
 from vimpac.model import Vimpac, predict_masked
 from vimpac.objective import info_nce
 from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
@@ -108,7 +110,7 @@ class PretrainStep:
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
         key = words(DROPOUT, config.seed, 0, 1).view("int64")
         self._dropout_seed = torch.from_numpy(key)[0].to(world.device)
-        layers = model.encoder.layers
+        layers = [cast(Layer, layer) for layer in model.encoder.layers]
         self._draws_from_generator = any(x.draws_from_generator(world.device) for x in layers)
         # Elsewhere it would wait for the device, and a compiled graph has one size.
         self._read_count = world.device.type == "cpu" and config.compile == "none"
