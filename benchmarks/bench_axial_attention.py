@@ -4,7 +4,7 @@
 
 Each candidate is checked against the reference first (the dense one computes something else and is
 checked against dense attention). GB/s are of the ideal traffic, 4 units forward and 7 backward;
-% of ceiling is the ratio to the copy floor.
+% of ceiling is the ratio to the copy floor, for joint lines to the machine's own product.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import common
 import pytest
@@ -177,11 +177,16 @@ SHAPES = common.SHAPES[common.default_device()]
 DENSE_SHAPES = {"cuda": SHAPES, "cpu": (common.LAPTOP, common.LARGE_SLICE)}
 
 
-@pytest.mark.parametrize("axes", AXES)
-@dtypes
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.label)
-def test_axial_attention(bench, axes: str, dtype: torch.dtype, shape: common.Shape) -> None:
-    """Times forward and backward."""
+def _against_others(
+    bench,
+    op: str,
+    shape: common.Shape,
+    axes: str,
+    dtype: torch.dtype,
+    others: Iterable[str],
+    flops: int | None = None,
+) -> None:
+    """Times all implementations, their rates by bytes where no FLOPs are given."""
     qkv, grid = _inputs(bench, shape, dtype)
     moved = common.axial_attention_bytes(shape, qkv.element_size())
 
@@ -201,11 +206,29 @@ def test_axial_attention(bench, axes: str, dtype: torch.dtype, shape: common.Sha
             functools.partial(check, name, run),
             inputs=(qkv,),
             moved_bytes=sum(moved),
+            flops=flops,
         )
 
     label = f"{shape.label} {axes} {str(dtype).removeprefix('torch.')}"
-    names = (*common.KERNELS[bench.device], "reference", *OTHERS)
-    bench("axial_attention", label, names, candidate)
+    bench(op, label, (*common.KERNELS[bench.device], "reference", *others), candidate)
+
+
+@pytest.mark.parametrize("axes", AXES)
+@dtypes
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.label)
+def test_axial_attention(bench, axes: str, dtype: torch.dtype, shape: common.Shape) -> None:
+    """Times lines of one axis."""
+    _against_others(bench, "axial_attention", shape, axes, dtype, OTHERS)
+
+
+@pytest.mark.skipif(common.default_device() != "cpu", reason="a GPU takes SDPA itself for these")
+@dtypes
+@pytest.mark.parametrize("shape", (common.LAPTOP, common.FRAMES), ids=lambda shape: shape.label)
+def test_joint(bench, dtype: torch.dtype, shape: common.Shape) -> None:
+    """Times the joint lines of a frame."""
+    flops = sum(common.axial_attention_flops(shape, shape.H * shape.W))
+    others = ("sdpa", "permute + SDPA", "eager formula", "compiled formula")
+    _against_others(bench, "axial_attention_joint", shape, "HW", dtype, others, flops)
 
 
 @dtypes

@@ -63,6 +63,7 @@ LARGE_HALF = Shape("large_half", 16, 10, 32, 32, 16, 32)
 PER_GPU = Shape("published batch", 2, 5, 16, 16, 8, 64)  # the paper's clips per GPU
 LAPTOP = Shape("small", 4, 5, 16, 16, 8, 64)
 LARGE_SLICE = Shape("large slice", 1, 10, 32, 32, 2, 64)  # one clip, 2 of its 16 heads
+FRAMES = Shape("large frames", 1, 5, 32, 32, 8, 64)
 SHAPES = {"cuda": (SMALL, LARGE, LARGE_HALF, PER_GPU), "cpu": (LAPTOP,)}
 
 

@@ -27,6 +27,7 @@ OURS = ("cuda", "triton", "cpu", "ours")
 REPLACES = {
     "axial_attention_layer": "a whole layer: permute + SDPA, axial-attention, timesformer-pytorch",
     "axial_attention": "permute + attention along one axis; without projections",
+    "axial_attention_joint": "the same within a frame (`HW`); without projections",
     "axial_attention_dense": "SDPA over all tokens; without projections, on a CPU forward only",
     "linear_cross_entropy": "`F.linear` + `F.cross_entropy`",
     "dropout_add_layer_norm": "bias, dropout, residual sum, LayerNorm",
