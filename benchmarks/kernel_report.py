@@ -91,6 +91,7 @@ NARROW_STORES = (
     ("linear_cross_entropy_fwd_kernel*", 2, "the loss of a row, and whether it is right"),
     ("mask_tokens_fwd_kernel int*", 2, "the mask, a byte a token, and a count"),
     ("mask_tokens_*", 20, "tokens of cut groups, bytes of the mask, positions wherever they go"),
+    ("dropout_add_layer_norm_sum_kernel *", 2, "a column of sums of one parameter or another"),
     ("*_sum_kernel *", 1, "a column of sums over partial sums"),
     ("*_dbias_kernel *", 1, "a column of sums over partial sums"),
     ("add_blocks_kernel<*>", 1, "a column of sums over partial sums"),
