@@ -91,14 +91,10 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     for (int i = 0; i < 2 * kTurn; i += kMaxWarps) // of warps that are not there
       parts[i + lane] = i % kTurn == kTop ? -INFINITY : 0.0f;
   const int rows = static_cast<int>(options.rows), grid = static_cast<int>(gridDim.x);
-  // How many of the block's rows from `row` on are predicted.
-  const auto predicted = [&](int row) {
-    const int64_t some = count == nullptr ? rows : *count - options.first;
-    const int live = static_cast<int>(some < 0 ? 0 : some < rows ? some : rows);
-    return (live - row + grid - 1) / grid;
-  };
   const auto read_label = [&](int row) {
     const int64_t number = options.first + row;
+    if (count != nullptr && number >= *count)
+      return Label{kIgnored, 0.0f, 0.0f, row};
     const int64_t source = positions == nullptr ? number : positions[number];
     const int64_t label = options.wide_targets ? static_cast<const int64_t*>(target)[source]
                                                : static_cast<const int32_t*>(target)[source];
@@ -155,8 +151,8 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   T* at = z + blockIdx.x * static_cast<int64_t>(options.stride) + begin;
   const auto after = [&](T* p) { return reinterpret_cast<T*>(reinterpret_cast<char*>(p) + step); };
   int row = static_cast<int>(blockIdx.x);
-  for (int todo; (todo = predicted(row)) > 0;) {
-    const int size = todo < kLossBatch ? todo : kLossBatch;
+  while (row < rows) {
+    const int todo = (rows - row + grid - 1) / grid, size = todo < kLossBatch ? todo : kLossBatch;
     LogitChunk<T> next[kPiece];
     if (kAhead)
       each([&](int c) { next[c] = load(at, c); });
@@ -310,11 +306,6 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
       proceed();
     }
     row = end[-1].row + grid; // read here, for few registers
-  }
-  for (; row < rows; row += grid, at = after(at)) {
-    if (threadIdx.x == 0)
-      losses[options.first + row] = 0.0f;
-    clear_row(at);
   }
   if (threadIdx.x == 0)
     atomicAdd(&counts[0], *hits);

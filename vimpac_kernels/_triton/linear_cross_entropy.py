@@ -18,13 +18,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vimpac_kernels._triton.column_sums import add_programs
+from vimpac_kernels._triton.column_sums import add_programs, most_programs
 
-# One for each multiprocessor of a Hopper GPU, whose registers it fills; fixed, as it decides the
-# order of sums.
-MAX_PROGRAMS = 132
-MAX_PIECE = 4096  # with 16 warps, the most of them that hold three pieces without a spill
-SUM_COLUMNS, SUM_CHUNK = 32, 64
+TUNING = {
+    "PROGRAMS": 1,  # on a multiprocessor, whose registers one fills
+    "PIECE": 4096,  # columns at most: with 16 warps three of them do not spill
+    "THREAD_COLUMNS": 8,  # of a piece: 16 bytes of a 16-bit type
+    "SUM_COLUMNS": 32,  # of a program that adds column sums: a cache line
+    "SUM_CHUNK": 64,  # programs whose sums it adds at a time
+}
 
 
 @triton.jit
@@ -174,9 +176,15 @@ def linear_cross_entropy_dbias_kernel(
 
 
 def _tile(stride: int) -> dict[str, int]:
-    """The columns of a piece and its warps: 8 columns, 16 bytes of a 16-bit type, per thread."""
-    piece = min(MAX_PIECE, triton.next_power_of_2(stride))
-    return {"STRIDE": stride, "PIECE": piece, "num_warps": max(1, piece // 256)}
+    """The columns of a piece and its warps."""
+    piece = min(TUNING["PIECE"], triton.next_power_of_2(stride))
+    warps = max(1, piece // (32 * TUNING["THREAD_COLUMNS"]))
+    return {"STRIDE": stride, "PIECE": piece, "num_warps": min(32, warps)}
+
+
+def _sums(V: int, stride: int) -> dict[str, int]:
+    chunk, columns = TUNING["SUM_CHUNK"], TUNING["SUM_COLUMNS"]
+    return {"V": V, "STRIDE": stride, "COLUMNS": columns, "CHUNK": chunk}
 
 
 def row_pass_triton(
@@ -199,7 +207,7 @@ def row_pass_triton(
 ) -> None:
     """Finishes a chunk of logits; see `Backend` in vimpac_kernels/_linear_cross_entropy.py."""
     rows, stride = z.shape
-    programs = min(rows, MAX_PROGRAMS)
+    programs = min(rows, most_programs(z, TUNING["PROGRAMS"]))
     partial = None
     if gradient and dbias.numel():
         partial = torch.empty((programs, stride), dtype=torch.float32, device=z.device)
@@ -209,8 +217,9 @@ def row_pass_triton(
         GRADIENT=gradient, SMOOTH=label_smoothing > 0, V=V, **_tile(stride),
     )  # fmt: skip
     if partial is not None:
-        linear_cross_entropy_dbias_kernel[(triton.cdiv(V, SUM_COLUMNS),)](
-            partial, dbias, programs, V=V, STRIDE=stride, COLUMNS=SUM_COLUMNS, CHUNK=SUM_CHUNK
+        sums = _sums(V, stride)
+        linear_cross_entropy_dbias_kernel[(triton.cdiv(V, sums["COLUMNS"]),)](
+            partial, dbias, programs, **sums
         )
 
 
@@ -228,5 +237,4 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         flags = {"GRADIENT": True, "SMOOTH": True, "V": V}
         scalars = (rows, 0, -100, 0.1, 1e-4)
         yield linear_cross_entropy_fwd_kernel, (*tensors, *scalars), flags | _tile(stride)
-    sizes = {"V": V, "STRIDE": stride, "COLUMNS": SUM_COLUMNS, "CHUNK": SUM_CHUNK}
-    yield linear_cross_entropy_dbias_kernel, (partial, bias, MAX_PROGRAMS), sizes
+    yield linear_cross_entropy_dbias_kernel, (partial, bias, 132), _sums(V, stride)
