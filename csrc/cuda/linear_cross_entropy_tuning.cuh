@@ -5,8 +5,8 @@
 namespace vimpac {
 
 constexpr int kLossBlocks = 2; // on a multiprocessor: one works while another waits for its barrier
-constexpr int kLossBatch = 128;       // rows whose labels are read at once
-constexpr int kLossChunks = 3;        // of 8 columns, a thread's in registers: more would spill
+constexpr int kLossBatch = 128; // rows whose labels are read at once
+constexpr int kLossChunks = 3;  // of 8 columns, a thread's in registers: two take more instructions
 constexpr int kLossThreads = 384;     // of a block that holds its rows: up to 9,216 columns
 constexpr int kLossWideChunks = 8;    // of a thread that reads its columns twice
 constexpr int kLossWideThreads = 512; // of such a block: up to 32,768 columns
