@@ -32,7 +32,7 @@ class Child:
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         if find_spec("triton"):
-            _read_scalars()
+            _mend_triton_3_6()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keeps the call's outcome, and what went wrong before or after it."""
@@ -44,8 +44,8 @@ class Child:
             file.write(json.dumps(line) + "\n")
 
 
-def _read_scalars() -> None:
-    """Lets Triton 3.6 interpret a loop to a tensor of one element, whose way NumPy 2.5 forbids."""
+def _mend_triton_3_6() -> None:
+    """Lets Triton 3.6 interpret what it cannot, or not exactly: newer ones do both themselves."""
     import triton
 
     if not triton.__version__.startswith("3.6."):
@@ -54,10 +54,17 @@ def _read_scalars() -> None:
     patch = interpreter._patch_lang_tensor
 
     def patch_and_index(tensor: type, scope: Any) -> None:
+        """A loop to a tensor of one element, whose way NumPy 2.5 forbids."""
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        """Without rounding the product."""
+        total = x.data.astype("float64") * y.data + z.data
+        return interpreter.TensorHandle(total.astype(z.data.dtype), z.dtype.scalar)
+
     interpreter._patch_lang_tensor = patch_and_index
+    interpreter.InterpreterBuilder.create_fma = create_fma
 
 
 class Parent:
