@@ -184,11 +184,11 @@ def dropout_add_layer_norm_sum_kernel(
         tl.store(dlinear_bias + column, sums, mask=live)
 
 
-def _tile(D: int, elements: int) -> dict[str, int]:
-    """Rows and columns of a program of about so many elements."""
+def _tile(D: int, elements: int, size: int = 2) -> dict[str, int]:
+    """Rows and columns of a program of about so many elements of 2 bytes, or half as many of 4."""
     C = max(16, triton.next_power_of_2(D))
-    R = min(TUNING["ROWS"], max(1, elements // C))
-    warps = max(1, R * C // (32 * TUNING["THREAD_ELEMENTS"]))
+    R = min(TUNING["ROWS"], max(1, 2 * elements // size // C))
+    warps = max(1, R * C * size // (2 * 32 * TUNING["THREAD_ELEMENTS"]))
     return {"D": D, "R": R, "C": C, "num_warps": min(32, warps)}
 
 
@@ -243,7 +243,7 @@ def launch_triton_bwd(
 ) -> None:
     """Fills dx, dresidual and the gradients of the parameters."""
     D = total.shape[-1]
-    M, tile = total.numel() // D, _tile(D, TUNING["BWD_ELEMENTS"])
+    M, tile = total.numel() // D, _tile(D, TUNING["BWD_ELEMENTS"], dy.element_size())
     programs = min(triton.cdiv(M, tile["R"]), most_programs(dy, TUNING["PROGRAMS"]))
     partial = torch.empty((programs, 3, D), dtype=torch.float32, device=dy.device)
     own_dx, linear = (t if t.numel() else None for t in (dx, dlinear_bias))
@@ -272,6 +272,6 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         yield dropout_add_layer_norm_fwd_kernel, (*forward, *scalars, 1e-12), constants | tile
         backward = (x, x, r, r, vector, vector, vector, seed, x, r, vector)
         constants["LINEAR_BIAS"] = True
-        tile = _tile(D, TUNING["BWD_ELEMENTS"])
+        tile = _tile(D, TUNING["BWD_ELEMENTS"], x.element_size())
         yield dropout_add_layer_norm_bwd_kernel, (*backward, *scalars), constants | tile
         yield dropout_add_layer_norm_sum_kernel, (vector, vector, vector, vector, 528), _sums(D)
