@@ -80,6 +80,15 @@ CUDA: dict[str, dict[str, str]] = {
         "long": "kEmbedForwardClips=16 kEmbedPlacesClips=32",
         "runs4096": "kEmbedRuns=4096",
     },
+    "linear_cross_entropy": {
+        # Two blocks hide each other's barriers: does one with more registers, or do three, better?
+        "blocks1": "kLossBlocks=1",
+        "blocks3": "kLossBlocks=3",
+        # Fewer columns to a thread, in more threads?
+        "chunks2": "kLossChunks=2 kLossThreads=576",
+        # How often do labels have to be read?
+        "batch32": "kLossBatch=32",
+    },
     "mask_tokens": {
         # A clip of the small model is 320 groups of four tokens: are fewer threads, of which none
         # waits for a second round, sooner done?
@@ -91,6 +100,14 @@ CUDA: dict[str, dict[str, str]] = {
 }
 # The same for Triton, whose values are read at each launch.
 TRITON: dict[str, dict[str, dict[str, int]]] = {
+    "axial_attention": {
+        # Fewer registers for each warp, or fewer barriers, where a spill may cost less than both?
+        "more_warps": {"BWD_WARPS_16x2": 4, "BWD_WARPS_32x2": 8},
+        "fewer_warps": {"BWD_WARPS_16x2": 1, "BWD_WARPS_32x2": 2},
+        # Tiles of q loaded once, for more registers?
+        "held": {"BWD_HELD_BYTES": 4096},
+        "columns32": {"BWD_COLUMNS_16x2": 32, "BWD_COLUMNS_32x2": 32},
+    },
     "bias_gelu": {
         "elements4096": {"FWD_ELEMENTS": 4096, "BWD_ELEMENTS": 4096},
         "warps8": {"THREAD_ELEMENTS": 8},
