@@ -24,12 +24,16 @@ COMMON = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -W
 KERNEL = "-fno-exceptions -fno-rtti"
 
 # GCC 12 takes the deliberately undefined operands in its own AVX-512 headers for mistakes
-# (gcc.gnu.org/PR105593); the other two sets still check the same sources for them.
+# (gcc.gnu.org/PR105593); the first two sets still check the same sources for them.
+AVX512 = (
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
+    " -Wno-uninitialized -Wno-maybe-uninitialized"
+)
 ISA_FLAGS = {
     "portable": "-Wno-psabi",
     "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
-    " -Wno-uninitialized -Wno-maybe-uninitialized",
+    "avx512": AVX512,
+    "avx512bf16": f"{AVX512} -mavx512bf16",
 }
 
 RULES = """\

@@ -63,10 +63,11 @@ def test_matches_reference_with_everything_on(impl, axes, grid, dtype):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("head_dim", [3, 37, 72, 160, 256])
-def test_takes_any_head_dim(impl, head_dim):
+def test_takes_any_head_dim(impl, head_dim, dtype):
     qkv = random_qkv(FRAMES, "HW", head_dim=head_dim)
-    assert_matches_reference(impl, qkv, FRAMES, "HW")
+    assert_matches_reference(impl, qkv, FRAMES, "HW", dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -145,11 +146,12 @@ def test_result_does_not_depend_on_threads(impl):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["q", "k", "v"])
-def test_hides_no_broken_activation(impl, isa, part, value):
+def test_hides_no_broken_activation(impl, isa, part, value, dtype):
     """Outputs are finite where, and only where, those of the reference are."""
-    qkv = random_qkv(FRAMES, "HW").float()
+    qkv = random_qkv(FRAMES, "HW").to(dtype)
     qkv[0, 3, part, 0, :8] = value
     out, expected = (axial_attention(qkv, FRAMES, "HW", impl=i) for i in (impl.name, "reference"))
     assert not expected.isfinite().all()

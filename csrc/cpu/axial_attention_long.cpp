@@ -1,16 +1,16 @@
 // axial_attention on the CPU for long lines: joint axes, and single ones of more tokens than a tile
-// of axial_attention.cpp is good for. A task owns one head of one line. It copies k and v to fp32
-// rows once, [CLS] being the last, and takes kBlock queries at a time: scores against all keys
-// (keys * kBlock floats, the only memory that grows with the line beside the rows), their maximum,
-// exponentials and products kKeys keys at a time. The backward computes the probabilities again and
-// keeps the rows of dk and dv until all queries have added to them. Bound by arithmetic: two
-// products forward, five backward, in fp32 for every dtype.
+// of axial_attention.cpp is good for. A task owns one head of one line. It copies k and v to rows
+// side by side once, [CLS] being the last, and takes kBlock queries at a time: scores against all
+// keys (keys * kBlock floats, the only memory that grows with the line beside the rows), their
+// maximum, exponentials and products kKeys keys at a time. The backward computes the probabilities
+// again and keeps the rows of dk and dv until all queries have added to them. Bound by arithmetic:
+// two products forward, five backward, of fp32 numbers or, where an instruction adds products of
+// bf16 pairs, of those, rounded as the reference rounds them; sums and softmax are fp32.
 // Sums over lines, those of [CLS] and of the bias's gradient, are kept per task and added in pairs,
 // so that results repeat whatever the number of threads.
-#include "cpu/axial_axis.hpp"
+#include "cpu/axial_long_line.hpp"
 #include "cpu/block_softmax.hpp"
 #include "cpu/element_type.hpp"
-#include "cpu/line_rows.hpp"
 #include "cpu/panel_product.hpp"
 #include "cpu/parallel.hpp"
 
@@ -20,39 +20,23 @@ namespace {
 // Keys whose rows and scores stay in the first-level cache; a multiple of a tile's rows and of the
 // eight decisions of a draw.
 constexpr int64_t kKeys = 96;
-constexpr int64_t kTerms = 64; // of a sum of products: sums of sums lose less than one long sum
+constexpr int64_t kWords = 64; // of a sum of products: sums of sums lose less than one long sum
 constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
 
-// The tensors as one type and the plan of the call.
-template <class T>
-struct Problem {
-  const AxialAttention& a;
-  const T* qkv;          // (B, S, 3, N, Dh)
-  const T* dout;         // (B, S, N, Dh)
-  T* result;             // (B, S, N, Dh) or (B, S, 3, N, Dh)
-  int parts;             // of a row of the result
-  int64_t tokens, width; // of one clip; floats of a tile's row
-  Axis axes[3];
-  int64_t tasks;   // of one clip: the lines and heads of all axes
-  float* partials; // (B, tasks, 1 or 2, parts, width): sums of [CLS], then those of the bias
-
-  int64_t rows() const { return tokens + a.has_cls; }
-  int64_t partial_size() const { return (a.dbias == nullptr ? 1 : 2) * parts * width; }
-  const Axis& axis_of(int64_t head) const { return axes[head / (a.N / a.num_axes)]; }
-  float* partial(int64_t line, int64_t head) const { // a line of all clips
-    const Axis& axis = axis_of(head);
-    const int64_t b = line / axis.lines, task = line % axis.lines * axis.heads;
-    return partials +
-           (b * tasks + axis.first_task + task + head - axis.first_head) * partial_size();
-  }
-};
-
-// Per-thread tiles, zeroed once.
+// Per-thread tiles. Where Terms are single numbers, rows serve as either operand and are summed as
+// they lie; pairs of rows are laid out apart.
+template <class Terms>
 struct Tiles {
-  float *k, *v, *dk, *dv;        // (keys, width)
+  using Row = typename Terms::Row;
+  Row *k, *v;                    // (keys, width)
+  float* summed;                 // v forward, k backward, across its rows
+  float *dk, *dv;                // (keys, width)
   float *scores, *dp;            // (keys, kBlock)
-  float *q, *dout, *result;      // (kBlock, width)
-  float *turned_q, *turned_dout; // (width, kBlock)
+  Row *q, *dout;                 // (kBlock, width)
+  float *q_across, *dout_across; // the same across their rows
+  float *turned_q, *turned_dout; // (words of width, kBlock)
+  float* result;                 // (kBlock, width)
+  float* packed;                 // (kKeys, kBlock)
   float *top, *inverse, *delta;  // (kBlock,)
   uint8_t* hidden;               // (keys,)
 
@@ -64,108 +48,39 @@ struct Tiles {
       used += round_up(floats, kLine);
       return tile;
     };
-    k = take(keys * width);
-    v = take(keys * width);
-    dk = backward ? take(keys * width) : nullptr;
-    dv = backward ? take(keys * width) : nullptr;
+    const auto rows = [&](int64_t count) {
+      return reinterpret_cast<Row*>(take(count * width / Terms::kPerWord));
+    };
+    const auto across = [&](int64_t count) {
+      return Terms::kPerWord == 1 ? nullptr : take(Terms::words(count) * width);
+    };
+    k = rows(keys), v = rows(keys);
+    summed = across(keys);
     scores = take(keys * kBlock);
-    dp = backward ? take(keys * kBlock) : nullptr;
-    q = take(kBlock * width);
-    dout = take(kBlock * width);
+    if (backward) {
+      dk = take(keys * width), dv = take(keys * width);
+      dp = take(keys * kBlock);
+    }
+    q = rows(kBlock), dout = rows(kBlock);
+    q_across = across(kBlock), dout_across = across(kBlock);
+    turned_q = take(kBlock * width), turned_dout = take(kBlock * width);
     result = take(kBlock * width);
-    turned_q = take(kBlock * width);
-    turned_dout = take(kBlock * width);
-    top = take(kBlock);
-    inverse = take(kBlock);
-    delta = take(kBlock);
+    packed = take(Terms::kPerWord == 1 ? 0 : kKeys * kBlock);
+    top = take(kBlock), inverse = take(kBlock), delta = take(kBlock);
     hidden = reinterpret_cast<uint8_t*>(take(keys));
     return used;
   }
 };
 
-// A head of a line: where its rows are. Row l of a line is its token l, and row `length` is [CLS].
-template <class T>
-struct Line {
-  const Problem<T>& p;
-  const Axis& axis;
-  int64_t b, line, head;
-  int64_t length, keys, first_row;
-  float* partial;
-
-  Line(const Problem<T>& p, const Axis& axis, int64_t b, int64_t line, int64_t head)
-      : p(p), axis(axis), b(b), line(line), head(head), length(axis.length),
-        keys(length + p.a.has_cls),
-        first_row(axis.first_token(line, p.a.grid[1], p.a.grid[2]) + p.a.has_cls),
-        partial(p.partial(b * axis.lines + line, head)) {}
-
-  // The rows [first, first + count) of a (S, ...) tensor into a tile, [CLS] times `cls_scale`.
-  void gather_rows(const T* clip,
-                   int64_t row,
-                   const float* bias,
-                   int64_t first,
-                   int64_t count,
-                   float scale,
-                   float cls_scale,
-                   float* tile) const {
-    const int64_t tokens = first + count < length ? count : length - first;
-    const T* const from = clip + (first_row + first * axis.token_step) * row;
-    gather(from, bias, axis.token_step * row, tokens, p.a.Dh, p.width, scale, tile);
-    if (tokens < count) {
-      gather_row(clip, bias, p.a.Dh, cls_scale, tile + tokens * p.width);
-    }
-  }
-
-  void gather_part(int part, int64_t first, int64_t count, float scale, float* tile) const {
-    const int64_t* const strides = p.a.strides;
-    const T* const clip = p.qkv + b * strides[0] + part * strides[2] + head * strides[3];
-    const float* const bias =
-        p.a.bias == nullptr ? nullptr : p.a.bias + (part * p.a.N + head) * p.a.Dh;
-    gather_rows(clip, strides[1], bias, first, count, scale, scale, tile);
-  }
-
-  // [CLS] of the result is the mean over the lines.
-  void gather_dout(int64_t first, int64_t count, float* tile) const {
-    const T* const clip = p.dout + (b * p.rows() * p.a.N + head) * p.a.Dh;
-    gather_rows(clip, p.a.N * p.a.Dh, nullptr, first, count, 1.0f, 1.0f / axis.lines, tile);
-  }
-
-  // A tile's tokens to a part of the result; its [CLS] row is added to the partial, and the sum of
-  // all its rows to that of the bias.
-  void scatter_part(const float* tile, int part, int64_t first, int64_t count, float scale) const {
-    const AxialAttention& a = p.a;
-    const int64_t row = p.parts * a.N * a.Dh, step = axis.token_step * row;
-    const int64_t tokens = first + count < length ? count : length - first;
-    T* const to = p.result + (b * p.rows() + first_row) * row + (part * a.N + head) * a.Dh;
-    scatter(tile, step, tokens, a.Dh, p.width, scale, to + first * step);
-    if (tokens < count) {
-      accumulate(tile + tokens * p.width, p.width, scale, partial + part * p.width);
-    }
-    if (a.dbias != nullptr) {
-      accumulate_rows(tile, count, p.width, scale, partial + (p.parts + part) * p.width);
-    }
-  }
-
-  const uint8_t* read_padding(uint8_t* hidden) const {
-    if (p.a.padding == nullptr) {
-      return nullptr;
-    }
-    const uint8_t* const clip = p.a.padding + b * p.tokens + first_row - p.a.has_cls;
-    for (int64_t l = 0; l < length; ++l) {
-      hidden[l] = clip[l * axis.token_step];
-    }
-    if (keys > length) {
-      hidden[length] = 0;
-    }
-    return hidden;
-  }
-};
-
-// Some queries of a line, in lanes.
-template <class T>
+// Some queries of a line, in lanes. `summed` is what is summed over the keys: v forward, k
+// backward.
+template <class T, class Terms>
 struct Block {
+  using Row = typename Terms::Row;
   const Line<T>& line;
-  const Tiles& t;
+  const Tiles<Terms>& t;
   const uint8_t* hidden;
+  const float* summed; // (words of keys, width)
   int64_t first, count, lanes;
 
   // body(first key, keys)
@@ -176,36 +91,42 @@ struct Block {
     }
   }
 
-  void turn_rows(const float* rows, float* turned) const {
+  // Rows become columns; those of lanes without a query are 0.
+  void turn_rows(Row* rows, float* turned) const {
+    const int64_t width = line.p.width, words = width / Terms::kPerWord;
+    memset(rows + count * width, 0, sizeof(Row) * (lanes - count) * width);
     for (int64_t i = 0; i < lanes; i += kWidth) {
-      turn(rows + i * line.p.width, line.p.width, turned + i, kBlock);
+      turn(reinterpret_cast<const float*>(rows) + i * words, words, turned + i, kBlock);
     }
   }
 
   // to[j][i] = the product of row j of `rows` and query i
-  void
-  multiply_rows(const float* rows, const float* turned, int64_t j, int64_t n, float* to) const {
-    const int64_t width = line.p.width, Dh = line.p.a.Dh;
-    for (int64_t d = 0; d < Dh; d += kTerms) {
-      const int64_t terms = d + kTerms < Dh ? kTerms : Dh - d;
-      multiply_panels<kPanelVectors>({rows + j * width + d, width, 1}, n, terms,
-                                     {turned + d * kBlock, kBlock}, lanes,
-                                     {to + j * kBlock, kBlock}, d > 0);
+  void multiply_rows(const Row* rows, const float* turned, int64_t j, int64_t n, float* to) const {
+    const int64_t step = line.p.width / Terms::kPerWord, words = Terms::words(line.p.a.Dh);
+    const float* const left = reinterpret_cast<const float*>(rows) + j * step;
+    for (int64_t d = 0; d < words; d += kWords) {
+      const int64_t terms = d + kWords < words ? kWords : words - d;
+      multiply_panels<Terms, kPanelVectors>({left + d, step, 1}, n, terms,
+                                            {turned + d * kBlock, kBlock}, lanes,
+                                            {to + j * kBlock, kBlock}, d > 0);
     }
   }
 
-  // result[i] [+]= the sum over keys of x[j][i] rows[j]
-  void add_to_queries(const float* x, const float* rows, int64_t j, int64_t n) const {
+  // result[i] [+]= the sum over keys of x[j][i] summed[j]
+  void add_to_queries(const float* x, int64_t j, int64_t n) const {
     const int64_t width = line.p.width;
-    multiply_panels<kPanelVectors>({x + j * kBlock, 1, kBlock}, count, n, {rows + j * width, width},
-                                   width, {t.result, width}, j > 0);
+    const float* const left = Terms::across(x + j * kBlock, n, lanes, kBlock, t.packed);
+    multiply_panels<Terms, kPanelVectors>({left, 1, kBlock}, count, Terms::words(n),
+                                          {summed + Terms::words(j) * width, width}, width,
+                                          {t.result, width}, j > 0);
   }
 
   // to[j] [+]= the sum over queries of x[j][i] rows[i]
   void add_to_keys(const float* x, const float* rows, int64_t j, int64_t n, float* to) const {
-    const int64_t width = line.p.width;
-    multiply_panels<kPanelVectors>({x + j * kBlock, kBlock, 1}, n, count, {rows, width}, width,
-                                   {to + j * width, width}, first > 0);
+    const int64_t width = line.p.width, step = kBlock / Terms::kPerWord;
+    const float* const left = Terms::along(x + j * kBlock, n, lanes, kBlock, t.packed);
+    multiply_panels<Terms, kPanelVectors>({left, step, 1}, n, Terms::words(count), {rows, width},
+                                          width, {to + j * width, width}, first > 0);
   }
 
   // Scores of all keys and their maximum. Of the scale they get the sign, their exponentials the
@@ -254,7 +175,7 @@ struct Block {
     score();
     each_part([&](int64_t j, int64_t n) {
       exponentials(j, n, 0.0f);
-      add_to_queries(t.scores, t.v, j, n);
+      add_to_queries(t.scores, j, n);
     });
     invert();
     for (int64_t i = 0; i < count; ++i) {
@@ -268,6 +189,9 @@ struct Block {
     score();
     line.gather_dout(first, count, t.dout);
     turn_rows(t.dout, t.turned_dout);
+    const int64_t width = line.p.width;
+    const float* const q_across = Terms::rows_across(t.q, count, width, t.q_across);
+    const float* const dout_across = Terms::rows_across(t.dout, count, width, t.dout_across);
     each_part([&](int64_t j, int64_t n) {
       const int64_t at = j * kBlock;
       exponentials(j, n, -1.0f);
@@ -278,16 +202,16 @@ struct Block {
     each_part([&](int64_t j, int64_t n) {
       const int64_t at = j * kBlock;
       differentiate(t.scores + at, t.dp + at, n, lanes, keep_scale, t.inverse, t.delta);
-      add_to_keys(t.scores, t.dout, j, n, t.dv);
-      add_to_keys(t.dp, t.q, j, n, t.dk);
-      add_to_queries(t.dp, t.k, j, n);
+      add_to_keys(t.scores, dout_across, j, n, t.dv);
+      add_to_keys(t.dp, q_across, j, n, t.dk);
+      add_to_queries(t.dp, j, n);
     });
     line.scatter_part(t.result, 0, first, count, line.p.a.scale);
   }
 };
 
-template <class T>
-void run_task(const Problem<T>& p, int64_t b, int64_t task, const Tiles& t) {
+template <class T, class Terms>
+void run_task(const Problem<T>& p, int64_t b, int64_t task, const Tiles<Terms>& t) {
   int g = p.a.num_axes - 1;
   while (task < p.axes[g].first_task) {
     --g;
@@ -299,9 +223,11 @@ void run_task(const Problem<T>& p, int64_t b, int64_t task, const Tiles& t) {
   line.gather_part(1, 0, line.keys, 1.0f, t.k);
   line.gather_part(2, 0, line.keys, 1.0f, t.v);
   const uint8_t* const hidden = line.read_padding(t.hidden);
+  const float* const summed =
+      Terms::rows_across(p.parts == 1 ? t.v : t.k, line.keys, p.width, t.summed);
   for (int64_t i = 0; i < line.keys; i += kBlock) {
     const int64_t count = i + kBlock < line.keys ? kBlock : line.keys - i;
-    const Block<T> block{line, t, hidden, i, count, round_up(count, kWidth)};
+    const Block<T, Terms> block{line, t, hidden, summed, i, count, round_up(count, kWidth)};
     p.parts == 1 ? block.forward() : block.backward();
   }
   for (int64_t j = 0; p.parts == 3 && j < line.keys; j += kKeys) {
@@ -335,7 +261,7 @@ void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
   scatter_row(sum, a.Dh, 1.0f, a.dbias + (part * a.N + head) * a.Dh);
 }
 
-template <class T>
+template <class T, class Terms>
 bool run(const AxialAttention& a, int parts) {
   Problem<T> p{a,
                static_cast<const T*>(a.qkv),
@@ -356,17 +282,16 @@ bool run(const AxialAttention& a, int parts) {
     keys = axis.length + a.has_cls > keys ? axis.length + a.has_cls : keys;
   }
   const int threads = a.num_threads < 1 ? 1 : a.num_threads;
-  const int64_t per_thread = Tiles().carve(nullptr, keys, p.width, parts == 3);
+  const int64_t per_thread = Tiles<Terms>().carve(nullptr, keys, p.width, parts == 3);
   const int64_t sums = a.B * p.tasks * p.partial_size();
   Scratch<float> partials(sums), tiles(threads * per_thread);
   if (partials.data == nullptr || tiles.data == nullptr) {
     return false;
   }
   p.partials = partials.data;
-  memset(tiles.data, 0, sizeof(float) * threads * per_thread);
   const int64_t work = a.B * p.rows() * (3 + parts) * a.N * a.Dh;
   parallel_for(a.B * p.tasks, work, threads, [&](int64_t i) {
-    Tiles t;
+    Tiles<Terms> t;
     t.carve(tiles.data + thread_index() * per_thread, keys, p.width, parts == 3);
     run_task(p, i / p.tasks, i % p.tasks, t);
   });
@@ -381,14 +306,23 @@ bool run(const AxialAttention& a, int parts) {
   return true;
 }
 
+bool run_type(const AxialAttention& a, int parts) {
+#if defined(__AVX512BF16__)
+  if (a.dtype == ElementType::kBfloat16) {
+    return run<Bf16, Pairs>(a, parts);
+  }
+#endif
+  return with_type(a.dtype, [&](auto zero) { return run<decltype(zero), Singles>(a, parts); });
+}
+
 } // namespace
 
 bool axial_attention_long_fwd(const AxialAttention& args) {
-  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 1); });
+  return run_type(args, 1);
 }
 
 bool axial_attention_long_bwd(const AxialAttention& args) {
-  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 3); });
+  return run_type(args, 3);
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -18,7 +18,7 @@ namespace py = pybind11;
 
 namespace {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512bf16 };
 
 Isa detect_isa() {
 #if defined(__x86_64__)
@@ -26,7 +26,7 @@ Isa detect_isa() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
   }
   if (avx2) {
     return Isa::avx2;
@@ -35,7 +35,7 @@ Isa detect_isa() {
   return Isa::portable;
 }
 
-constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
+constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
 std::atomic<Isa> current_isa{detect_isa()};
 
 std::string cpu_capability() {
@@ -60,7 +60,7 @@ T* pointer(uintptr_t address) {
 
 // Runs the kernel of the current instruction set without the GIL.
 template <class Args>
-void run(bool (*const (&kernels)[3])(const Args&), const Args& args) {
+void run(bool (*const (&kernels)[4])(const Args&), const Args& args) {
   bool done;
   {
     py::gil_scoped_release release;
@@ -72,9 +72,10 @@ void run(bool (*const (&kernels)[3])(const Args&), const Args& args) {
 }
 
 #if defined(__x86_64__)
-#define VIMPAC_EACH_ISA(op) {vimpac::portable::op, vimpac::avx2::op, vimpac::avx512::op}
+#define VIMPAC_EACH_ISA(op)                                                                        \
+  {vimpac::portable::op, vimpac::avx2::op, vimpac::avx512::op, vimpac::avx512bf16::op}
 #else
-#define VIMPAC_EACH_ISA(op) {vimpac::portable::op, nullptr, nullptr}
+#define VIMPAC_EACH_ISA(op) {vimpac::portable::op, nullptr, nullptr, nullptr}
 #endif
 
 // Tokens of the longest line for which the scores of axial_attention.cpp stay in cache; on longer
@@ -325,7 +326,8 @@ void embed_tokens_bwd(uintptr_t dy,         // (B, S, D)
 
 PYBIND11_MODULE(_C_cpu, module) {
   module.doc() = "CPU kernels of vimpac_kernels, for raw pointers";
-  module.def("cpu_capability", &cpu_capability, "Instruction set in use: portable, avx2 or avx512");
+  module.def("cpu_capability", &cpu_capability,
+             "Instruction set in use: portable, avx2, avx512 or avx512bf16");
   module.def("set_cpu_capability", &set_cpu_capability, py::arg("name"),
              "Use a lower instruction set (tests); ValueError if the processor lacks it");
   vimpac::def_mask_tokens_fwd<int>(module, [](vimpac::MaskTokensFwd& args, int num_threads) {

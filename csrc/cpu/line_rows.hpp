@@ -1,5 +1,6 @@
-// Rows of a line between memory, in the tensor's type and `step` elements apart, and an fp32 tile
-// whose rows lie `width` floats apart: head_dim rounded up to whole vectors.
+// Rows of a line between memory, in the tensor's type and `step` elements apart, and a tile (of
+// fp32, but what is gathered may be rounded) whose rows lie `width` numbers apart: head_dim rounded
+// up to whole vectors.
 #pragma once
 
 #include "cpu/vec_io.hpp"
@@ -8,13 +9,23 @@ namespace vimpac {
 namespace {
 
 // to = scale * (from + bias); bias: (head_dim,) or null
-template <class T>
+template <class T, class To>
 VIMPAC_INLINE void
-gather_row(const T* from, const float* bias, int64_t head_dim, float scale, float* to) {
+gather_row(const T* from, const float* bias, int64_t head_dim, float scale, To* to) {
   for_each_vector(head_dim, [&](int64_t d, int n) {
     const VecF x = load_n(from + d, n);
     store(to + d, (bias == nullptr ? x : x + load_n(bias + d, n)) * scale);
   });
+}
+
+// bf16 rows that nothing changes are copied.
+VIMPAC_INLINE void
+gather_row(const Bf16* from, const float* bias, int64_t head_dim, float scale, Bf16* to) {
+  if (bias != nullptr || scale != 1.0f) {
+    return gather_row<Bf16, Bf16>(from, bias, head_dim, scale, to);
+  }
+  memcpy(to, from, sizeof(Bf16) * head_dim);
+  memset(to + head_dim, 0, sizeof(Bf16) * (-head_dim & (kWidth - 1)));
 }
 
 template <class T>
@@ -29,7 +40,7 @@ VIMPAC_INLINE void scatter_row(const float* from, int64_t head_dim, float scale,
 }
 
 // tile[l] = scale * (from[l * step] + bias)
-template <class T>
+template <class T, class To>
 void gather(const T* from,
             const float* bias,
             int64_t step,
@@ -37,7 +48,7 @@ void gather(const T* from,
             int64_t head_dim,
             int64_t width,
             float scale,
-            float* tile) {
+            To* tile) {
   for (int64_t l = 0; l < length; ++l) {
     gather_row(from + l * step, bias, head_dim, scale, tile + l * width);
   }

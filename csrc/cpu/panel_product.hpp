@@ -1,11 +1,13 @@
 // The product of two panels in cache, register tile by register tile:
-//   multiply_panels(a, rows, terms, b, columns, c)
+//   multiply_panels<Terms, kPanelVectors>(a, rows, terms, b, columns, c, add)
 //       c[i][:] = [c[i][:] +] sum_t a(i, t) b[t][:] with a(i, t) = a[i*row_step + t*term_step]
-// An element of a is broadcast, the columns of b and c are whole vectors. A tile is as wide as
-// registers allow, since a row of b is read once for all rows of a tile: with AVX-512 twenty-four
-// of the thirty-two registers hold sums, so that fused multiply-adds, not loads, are the bound.
+// Words of a and b are what `Terms` (panel_terms.hpp) says, c is fp32. A word of a is broadcast,
+// the columns of b and c are whole vectors. A tile is as wide as registers allow, since a row of b
+// is read once for all rows of a tile: with AVX-512 twenty-four of the thirty-two registers hold
+// sums, so that fused multiply-adds, not loads, are the bound.
 #pragma once
 
+#include "cpu/panel_terms.hpp"
 #include "cpu/small_matrix.hpp"
 
 namespace vimpac {
@@ -20,7 +22,7 @@ constexpr int kPanelVectors = 2;
 constexpr int kPanelRows[] = {0, 8, 6};
 #endif
 
-// The left operand: read element by element, in either direction.
+// The left operand: read word by word, in either direction.
 struct Left {
   const float* data;
   int64_t row_step, term_step;
@@ -38,7 +40,7 @@ struct Panel {
   Panel from(int64_t i, int64_t column = 0) const { return {row(i) + column, step}; }
 };
 
-template <int kVectors, int kRows>
+template <class Terms, int kVectors, int kRows>
 VIMPAC_INLINE void multiply_panel_tile(Rows<kRows>,
                                        Left a,
                                        int64_t terms,
@@ -54,10 +56,10 @@ VIMPAC_INLINE void multiply_panel_tile(Rows<kRows>,
     }
 #pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
-      const VecF left = broadcast(a.data[i * a.row_step + t * a.term_step]);
+      const VecF left = broadcast_word(a.data + i * a.row_step + t * a.term_step);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        sum[i][v] = fmadd(left, right[v], sum[i][v]);
+        sum[i][v] = Terms::multiply_add(left, right[v], sum[i][v]);
       }
     }
   }
@@ -72,7 +74,7 @@ VIMPAC_INLINE void multiply_panel_tile(Rows<kRows>,
 }
 
 // Tiles of kVectors vectors from `column` on while they fit, then narrower ones.
-template <int kVectors>
+template <class Terms, int kVectors>
 inline void multiply_panels(Left a,
                             int64_t rows,
                             int64_t terms,
@@ -83,13 +85,13 @@ inline void multiply_panels(Left a,
                             int64_t column = 0) {
   for (; column + kVectors * kWidth <= columns; column += kVectors * kWidth) {
     each_tile<kPanelRows[kVectors]>(rows, [&](auto count, int64_t i) {
-      multiply_panel_tile<kVectors>(count, a.row(i), terms, b.from(0, column), c.from(i, column),
-                                    add);
+      multiply_panel_tile<Terms, kVectors>(count, a.row(i), terms, b.from(0, column),
+                                           c.from(i, column), add);
     });
   }
   if constexpr (kVectors > 1) {
     if (column < columns) {
-      multiply_panels<kVectors - 1>(a, rows, terms, b, columns, c, add, column);
+      multiply_panels<Terms, kVectors - 1>(a, rows, terms, b, columns, c, add, column);
     }
   }
 }

@@ -1,4 +1,5 @@
-// SIMD vectors of kWidth 32-bit lanes for the CPU kernels: 16 (AVX-512), 8 (AVX2), 8 (portable).
+// SIMD vectors of kWidth 32-bit lanes for the CPU kernels: 16 (AVX-512, with products of bf16 or
+// without), 8 (AVX2), 8 (portable).
 //
 // VecF, VecI and VecU are GCC/Clang vector types, so + - * / & | ^ ~ << >> and comparisons work
 // lane by lane with C's meaning, and a scalar operand is broadcast. A comparison yields a VecI of
@@ -124,27 +125,27 @@ VIMPAC_INLINE float reduce_max(VecF x) {
   return lanes[0];
 }
 
-// exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2, exp(r) by its Taylor
-// polynomial of degree 7 (error < 1e-8 relative). ln 2 is split in two so that r is exact.
+// exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2, exp(r) by the polynomial
+// 1 + r + r^2 * (...) of degree 6 whose largest relative error is least, 3e-9. ln 2 is split in two
+// so that r is exact.
 VIMPAC_INLINE VecF exp(VecF x) {
   constexpr float kLowest = -87.3f, kHighest = 88.3f;
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   constexpr float kRound = 12582912.0f; // 1.5 * 2^23: adding it leaves an integer in the mantissa
-  const VecF clamped = min(broadcast(kHighest), max(broadcast(kLowest), x)); // NaN stays
+  const VecF clamped = min(broadcast(kHighest), x); // NaN stays
   const VecF shifted = fmadd(clamped, broadcast(kLog2E), broadcast(kRound));
   const VecF n = shifted - kRound;
   VecF r = fmadd(n, broadcast(-kLn2High), clamped);
   r = fmadd(n, broadcast(-kLn2Low), r);
-  VecF p = broadcast(1.0f / 5040);
-  p = fmadd(p, r, broadcast(1.0f / 720));
-  p = fmadd(p, r, broadcast(1.0f / 120));
-  p = fmadd(p, r, broadcast(1.0f / 24));
-  p = fmadd(p, r, broadcast(1.0f / 6));
-  p = fmadd(p, r, broadcast(0.5f));
+  VecF p = broadcast(1.381454e-3f);
+  p = fmadd(p, r, broadcast(8.368745e-3f));
+  p = fmadd(p, r, broadcast(4.166839e-2f));
+  p = fmadd(p, r, broadcast(1.6666521e-1f));
+  p = fmadd(p, r, broadcast(4.9999994e-1f));
   p = fmadd(p, r, broadcast(1.0f));
   p = fmadd(p, r, broadcast(1.0f));
-  const VecF scaled = as_float(as_uint(p) + (as_uint(shifted) << 23));
-  return x >= kLowest ? scaled : max(VecF{}, x); // 0 or NaN
+  const VecU scaled = as_uint(p) + (as_uint(shifted) << 23);
+  return as_float(x < kLowest ? VecU{} : scaled); // NaN is not less
 }
 
 } // namespace
