@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py           prints the table of NOTES.md
 
-Everything is calculated from the sizes of the step, but for the rates of `DEVICES`, which were
-seen on such machines, and the measured columns, which come from results/<device>.json where there
+Everything is calculated from the sizes of the step and from the rates of `DEVICES`, which are
+assumed until a device is measured; the measured columns come from results/<device>.json where there
 is one. A pass's floor is its bytes at the speed of a copy, a product's its operations at the
 speed of a large square product; predictions expect less of both, as `EXPECTED` says.
 """
@@ -27,7 +27,7 @@ PARAMETERS = 31_000_000  # of the encoder and both heads, rounded
 
 @dataclass(frozen=True)
 class Device:
-    """What a GPU was seen to do."""
+    """What a GPU is assumed to do."""
 
     name: str
     file: str  # its results, as `common.results_path` names them
