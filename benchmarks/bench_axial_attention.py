@@ -207,6 +207,7 @@ def _against_others(
             inputs=(qkv,),
             moved_bytes=sum(moved),
             flops=flops,
+            bf16=dtype == torch.bfloat16,
         )
 
     label = f"{shape.label} {axes} {str(dtype).removeprefix('torch.')}"

@@ -176,6 +176,7 @@ def test_layer(bench, shape: common.Shape, case: str, dtype: torch.dtype) -> Non
             functools.partial(check, name, blocks),
             inputs=(x, *weights),
             flops=flops(shape, case),
+            bf16=dtype == torch.bfloat16,
         )
 
     label = f"{shape.label} {case} {str(dtype).removeprefix('torch.')}"

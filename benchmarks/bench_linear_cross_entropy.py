@@ -141,7 +141,8 @@ def test_linear_cross_entropy(bench, rows: int, width: int, cast: bool) -> None:
         forward = functools.partial(autocast(loss) if cast else loss, *leaves, target)
         check_it = functools.partial(check, name, forward)
         inputs = leaves[:2] if "no bias" in name else leaves
-        return turns.Candidate(forward, check_it, inputs=inputs, flops=flops)
+        bf16 = cast or dtype == torch.bfloat16
+        return turns.Candidate(forward, check_it, inputs=inputs, flops=flops, bf16=bf16)
 
     mode = "autocast" if cast else str(dtype).removeprefix("torch.")
     label = f"M{rows} D{width} V{common.VOCABULARY} {mode}"

@@ -166,16 +166,16 @@ class Row:
 
 
 def rate(
-    total_ms: float, moved_bytes: int | None, flops: int | None, ceilings: Mapping[str, float]
+    total_ms: float, moved_bytes: int | None, flops: int | None, ceiling: float | None
 ) -> tuple[float | None, str, float | None]:
     """(rate, unit, % of ceiling) of work done in `total_ms`; FLOPs count if they are given."""
-    if flops is not None:
-        value, unit, ceiling = flops / total_ms / 1e9, "TFLOP/s", "gemm_tflop_per_s"
-    elif moved_bytes is not None:
-        value, unit, ceiling = moved_bytes / total_ms / 1e6, "GB/s", "copy_gb_per_s"
-    else:
+    if ceiling is None:
         return None, "", None
-    return value, unit, 100 * value / ceilings[ceiling]
+    if flops is not None:
+        value, unit = flops / total_ms / 1e9, "TFLOP/s"
+    else:
+        value, unit = (moved_bytes or 0) / total_ms / 1e6, "GB/s"
+    return value, unit, 100 * value / ceiling
 
 
 def table(rows: Sequence[Row]) -> str:

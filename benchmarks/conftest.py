@@ -151,7 +151,8 @@ class Bench:
         rows = []
         for name, one in candidates.items():
             fwd_ms, bwd_ms = (*times[name], None)[:2]
-            rate = common.rate(sum(times[name]), one.moved_bytes, one.flops, rates)
+            ceiling = rates.get(one.ceiling or "")
+            rate = common.rate(sum(times[name]), one.moved_bytes, one.flops, ceiling)
             rows.append(common.Row(shape, name, fwd_ms, bwd_ms, *rate, peaks[name]))
         return common.Timed(rows, rates, len(rounds), left_out)
 

@@ -106,7 +106,8 @@ class Stage:
             copy = rates["copy_gb_per_s"]
             for i, (size, part) in enumerate(zip(case.moved, ms, strict=False)):
                 percents[i] = 100 * size / part / 1e6 / copy
-        rate = common.rate(sum(ms), moved, case.flops, rates)
+        (ceiling,) = rates.values()
+        rate = common.rate(sum(ms), moved, case.flops, ceiling)
         predicted = predict.percents(case.op, case.width, common.device_name(self.device))
         return Outcome(case.label, impl, fwd_ms, bwd_ms, *rate, None, *percents, predicted)
 

@@ -99,6 +99,8 @@ class Candidate:
         inputs: Tensors whose gradients the backward computes; empty: no backward.
         moved_bytes: Least traffic of forward and backward together.
         flops: Arithmetic of forward and backward together; given, the rate is in TFLOP/s.
+        bf16: Whether its products are of bf16, and so is the product that it is compared with. On
+            a GPU that is always so.
         traced: Whether torch's allocator sees its memory (not NumPy's).
     """
 
@@ -107,13 +109,14 @@ class Candidate:
     inputs: Sequence[Tensor] = ()
     moved_bytes: int | None = None
     flops: int | None = None
+    bf16: bool = False
     traced: bool = True
 
     @property
     def ceiling(self) -> str | None:
         """The key of `CEILINGS` that its rate is measured against."""
         if self.flops is not None:
-            return "gemm_tflop_per_s"
+            return "bf16_gemm_tflop_per_s" if self.bf16 else "gemm_tflop_per_s"
         return None if self.moved_bytes is None else "copy_gb_per_s"
 
     def step(self) -> None:
@@ -151,14 +154,23 @@ def _copy(device: str) -> Ceiling:
     return Ceiling(lambda: target.copy_(source), 2 * source.numel() / 1e6)
 
 
-def _gemm(device: str) -> Ceiling:
+def _gemm(device: str, dtype: torch.dtype) -> Ceiling:
     """TFLOP/s of a matrix product, of a size from which on a larger one is no faster."""
-    dtype, side = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
+    side = 8192 if device == "cuda" else 2048
     a = torch.randn(side, side, device=device, dtype=dtype)
     return Ceiling(lambda: a @ a, 2 * side**3 / 1e9)
 
 
-CEILINGS = {"copy_gb_per_s": _copy, "gemm_tflop_per_s": _gemm}
+def _usual_gemm(device: str) -> Ceiling:
+    """Of what models are trained in: bf16 on a GPU, fp32 on a CPU."""
+    return _gemm(device, torch.bfloat16 if device == "cuda" else torch.float32)
+
+
+CEILINGS = {
+    "copy_gb_per_s": _copy,
+    "gemm_tflop_per_s": _usual_gemm,
+    "bf16_gemm_tflop_per_s": lambda device: _gemm(device, torch.bfloat16),
+}
 
 
 def ceilings(device: str) -> dict[str, float]:

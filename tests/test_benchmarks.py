@@ -76,6 +76,21 @@ def test_ours_that_cannot_run_and_whoever_is_wrong_fail_after_the_others_are_tim
     assert [row["impl"] for row in bench.benchmark.extra_info["rows"]] == ["torch"]
 
 
+def test_bf16_is_measured_against_a_product_in_bf16(bench):
+    def make(name: str) -> turns.Candidate:
+        x = torch.ones(8)
+        return turns.Candidate(lambda: x * 2, lambda: None, flops=8, bf16=name == "half")
+
+    timed = bench("linear_cross_entropy", "shape", ["half", "single"], make)
+    half, single = timed.rows
+    assert half.percent_of_ceiling == pytest.approx(
+        100 * half.rate / timed.ceilings["bf16_gemm_tflop_per_s"]
+    )
+    assert single.percent_of_ceiling == pytest.approx(
+        100 * single.rate / timed.ceilings["gemm_tflop_per_s"]
+    )
+
+
 def test_rounds_call_every_turn_in_order_until_the_budget_is_spent():
     calls = []
 
