@@ -78,9 +78,12 @@ void run(bool (*const (&kernels)[4])(const Args&), const Args& args) {
 #define VIMPAC_EACH_ISA(op) {vimpac::portable::op, nullptr, nullptr, nullptr}
 #endif
 
-// Tokens of the longest line for which the scores of axial_attention.cpp stay in cache; on longer
-// ones axial_attention_long.cpp is the faster.
-constexpr int64_t kLongestTile = 192;
+// Whether axial_attention_long.cpp is the faster kernel: longer lines overflow the other's tiles,
+// and only it multiplies pairs of bf16.
+bool has_long_lines(const vimpac::AxialAttention& args) {
+  const bool pairs = args.dtype == vimpac::ElementType::kBfloat16 && current_isa == Isa::avx512bf16;
+  return vimpac::longest_line(args) >= (pairs ? 64 : 192);
+}
 
 template <bool kBackward>
 void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the forward
@@ -121,7 +124,7 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   args.threshold = threshold;
   args.keep_scale = keep_scale;
   args.num_threads = num_threads;
-  const bool is_long = vimpac::longest_line(args) > kLongestTile;
+  const bool is_long = has_long_lines(args);
   if constexpr (kBackward) {
     is_long ? run<Args>(VIMPAC_EACH_ISA(axial_attention_long_bwd), args)
             : run<Args>(VIMPAC_EACH_ISA(axial_attention_bwd), args);
