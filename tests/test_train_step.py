@@ -77,15 +77,17 @@ def _gradients(step: PretrainStep) -> list[torch.Tensor]:
 
 
 def _assert_mean(step: PretrainStep, *others: PretrainStep) -> None:
-    """The gradients of a step are the mean of those of others."""
+    """The fp64 gradients of a step are the mean of those of others."""
     models = (one.model for one in (step, *others))
     for parameter, *rest in zip(*(model.parameters() for model in models), strict=True):
         mean = torch.stack([other.grad for other in rest]).mean(0)
-        torch.testing.assert_close(parameter.grad, mean, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(parameter.grad, mean, rtol=1e-10, atol=1e-13)
 
 
 def test_update_of_two_groups_is_the_mean_of_two_updates():
     whole, *halves = _make_step("batch.videos=8"), _make_step(), _make_step()
+    for step in (whole, *halves):
+        step.model.double()
     for number, half in enumerate(halves):
         _group(whole, number)
         _group(half, number)
@@ -96,6 +98,7 @@ def test_update_of_two_groups_is_the_mean_of_two_updates():
 def test_alpha_weighs_the_contrastive_loss(micro):
     steps = [_make_step(f"batch.micro={micro}", f"loss.alpha={alpha}") for alpha in (0.5, 0, 1)]
     for step in steps:
+        step.model.double()
         _group(step)
     _assert_mean(*steps)
     head = steps[1].model.contrastive_head
