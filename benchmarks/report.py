@@ -93,7 +93,7 @@ def op_table(results: dict[str, Any], where: str = "this machine") -> list[str]:
 
 def _step_name(row: dict[str, Any]) -> str:
     """What was timed, for a Markdown cell; how the dense layout attends."""
-    dense = {"ours": "THW, SDPA", "released": "THW, probabilities in memory (2021)"}
+    dense = {"ours": "THW, dense", "released": "THW, probabilities in memory (2021)"}
     layout = dense[row["impl"]] if row["layout"] == "THW" else row["layout"].replace("|", "\\|")
     return f"{row['impl']}: {layout}, T={row['frames']} S={8 * row['side']}"
 
@@ -147,7 +147,7 @@ def plot_steps(rows: list[dict[str, Any]], device: str, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
     lines = {
         "ours": ("ours", "T,H|W"),
-        "ours, dense (SDPA)": ("ours", "THW"),
+        "ours, dense": ("ours", "THW"),
         "plain PyTorch": ("plain", "T,H|W"),
         "released": ("released", "T,H|W"),
         "released + compile": ("released + compile", "T,H|W"),
