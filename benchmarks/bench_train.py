@@ -4,7 +4,7 @@
 
 `released` is the step of benchmarks/released_step.py, `plain` the best that plain PyTorch allows
 (benchmarks/plain_step.py), `+ compile` a model under torch.compile; layout `THW` is the dense
-baseline, ours through SDPA, released with its probabilities in memory.
+baseline: ours by SDPA or, on a CPU, a kernel of ours; released with its probabilities in memory.
 report.py sets the ratios of the paper's Tables 13 and 14 beside ours. The steps of one input size
 are timed by turns, a matrix product beside each of them, which is what MFU is against. A CPU takes
 one video at a time and compares steps on the smaller inputs only. Without `--full` it takes two
