@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
   using Plan = Kept<kOctets, kBlocks>;
   constexpr Keep kQueries = Plan::kQueries, kKeys = Plan::kKeys;
   // Loops over what lies in registers are unrolled, others are not.
-  constexpr bool kHeld = kQueries == Keep::kHeld, kKeysHeld = kKeys == Keep::kHeld;
+  constexpr bool kHeld = kQueries == Keep::kHeld;
+  [[maybe_unused]] constexpr bool kKeysHeld = kKeys == Keep::kHeld; // in pragmas alone
   using Queries = Operand<T, kOctets, kBlocks, kQueries>;
   using Keys = Operand<T, kOctets, kBlocks, kKeys>;
   SharedArena arena;
