@@ -238,24 +238,44 @@ def _fill(text: str, marker: str, content: list[str]) -> str:
     return re.sub(f"{begin}.*{end}", lambda _: inner, text, flags=re.DOTALL)
 
 
+def _dates(results: dict[str, Any]) -> list[str]:
+    """The days on which the shapes of a file were timed."""
+    return sorted(
+        {shape["environment"]["date"] for op in results.values() for shape in op.values()}
+    )
+
+
+def device_part(file: Path, results: dict[str, Any], *, steps: bool) -> list[str]:
+    """What the README says of a device: its ops and, if wanted, its steps with their picture."""
+    environment = next(shape["environment"] for op in results.values() for shape in op.values())
+    device, dates = environment["device"], _dates(results)
+    days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    source = f"[{file.name}](benchmarks/results/{file.name})"
+    parts = [f"{device}, torch {environment['torch']}, {days} ({source}):\n"]
+    parts.append("\n".join(op_table(results, place(device))) + "\n")
+    if steps and (rows := rows_of(results, "train")):
+        picture = f"docs/step-{file.stem}.png"
+        plot_steps(rows, device, ROOT / picture)
+        parts.append("\n".join(step_table(rows, place(device))) + "\n")
+        parts.append(f"![speed, memory and phases of a step]({picture})\n")
+    return parts
+
+
 def main() -> None:
-    """Reads every result file, writes README.md and docs/*.png."""
+    """Reads every result file, writes README.md and docs/*.png.
+
+    The steps are those of the CPU and of the GPU that were timed last.
+    """
     parts: list[str] = []
     learning = RESULTS / "learning.json"
-    for file in sorted(set(RESULTS.glob("*.json")) - {learning}):
-        results = json.loads(file.read_text())
-        environments = [shape["environment"] for op in results.values() for shape in op.values()]
-        device, torch = environments[0]["device"], environments[0]["torch"]
-        dates = sorted({environment["date"] for environment in environments})
-        days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-        source = f"[{file.name}](benchmarks/results/{file.name})"
-        parts.append(f"{device}, torch {torch}, {days} ({source}):\n")
-        parts.append("\n".join(op_table(results, place(device))) + "\n")
-        if steps := rows_of(results, "train"):
-            picture = f"docs/step-{file.stem}.png"
-            plot_steps(steps, device, ROOT / picture)
-            parts.append("\n".join(step_table(steps, place(device))) + "\n")
-            parts.append(f"![speed, memory and phases of a step]({picture})\n")
+    found = {
+        file: json.loads(file.read_text()) for file in set(RESULTS.glob("*.json")) - {learning}
+    }
+    kinds = set()
+    for file in sorted(found, key=lambda file: (_dates(found[file])[-1], file.name), reverse=True):
+        kind = file.stem.endswith("threads")  # a CPU
+        parts += device_part(file, found[file], steps=kind not in kinds)
+        kinds.add(kind)
     readme = ROOT / "README.md"
     text = _fill(readme.read_text(), "results", parts)
     if learning.exists():
