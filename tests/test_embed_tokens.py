@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from checks import assert_close
@@ -252,3 +253,15 @@ def test_rejects_what_does_not_fit(change: dict, error: type, message: str) -> N
 
 def test_is_available_everywhere() -> None:
     assert "reference" in vimpac_kernels.available_impls("embed_tokens")
+
+
+@pytest.mark.impls("cpu")
+@pytest.mark.parametrize("token", [-1, 20, 10**9])
+def test_memory_of_the_tokens_filled_anew_before_the_backward(impl, token: int) -> None:
+    """A loader that reuses its buffer gets an error, not writes outside the gradient."""
+    buffer = np.zeros((2, 3), dtype=np.int64)
+    embedding = torch.randn(17, 16, requires_grad=True)
+    y = embed_tokens(torch.from_numpy(buffer), embedding, [torch.randn(3, 16)], impl=impl.name)
+    buffer[:] = token
+    with pytest.raises(IndexError, match=rf"token {token} is outside \[0, 17\)"):
+        y.sum().backward()

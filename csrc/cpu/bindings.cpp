@@ -314,15 +314,19 @@ int64_t embed_tokens_fwd(uintptr_t bias, // (D,) fp32, or 0
   return invalid;
 }
 
-void embed_tokens_bwd(uintptr_t dy,         // (B, S, D)
-                      uintptr_t dembedding, // (V, D) fp32 zeros, or 0
-                      uintptr_t dvectors,   // (T + H + W + 3, D) fp32 zeros, or 0
-                      const vimpac::EmbedTokens& shared) {
+// Returns the same.
+int64_t embed_tokens_bwd(uintptr_t dy,         // (B, S, D)
+                         uintptr_t dembedding, // (V, D) fp32 zeros, or 0
+                         uintptr_t dvectors,   // (T + H + W + 3, D) fp32 zeros, or 0
+                         const vimpac::EmbedTokens& shared) {
+  int64_t invalid = -1;
   vimpac::EmbedTokens args = shared;
+  args.invalid = &invalid;
   args.dy = pointer<const void>(dy);
   args.dembedding = pointer<float>(dembedding);
   args.dvectors = pointer<float>(dvectors);
   run<vimpac::EmbedTokens>(VIMPAC_EACH_ISA(embed_tokens_bwd), args);
+  return invalid;
 }
 
 } // namespace

@@ -246,13 +246,22 @@ void add_rows(const Args& a,
   }
 }
 
-template <class E, class Y>
-bool forward(const Args& a) {
+// Whether all ids are rows of the embedding; says which is not. The backward looks again: the
+// memory of the tokens is the caller's, who may have filled it anew.
+bool are_inside(const Args& a) {
   for (int64_t i = 0; i < a.B * cells(a); ++i) {
     if (token_at(a, i) < 0 || token_at(a, i) >= a.V) {
       *a.invalid = i;
-      return true;
+      return false;
     }
+  }
+  return true;
+}
+
+template <class E, class Y>
+bool forward(const Args& a) {
+  if (!are_inside(a)) {
+    return true;
   }
   const RowChunks chunks(a.B * rows_of_clip(a));
   const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
@@ -271,6 +280,9 @@ bool forward(const Args& a) {
 
 template <class E, class Y>
 bool backward(const Args& a) {
+  if (!are_inside(a)) {
+    return true;
+  }
   const int64_t D = a.D, rows = a.B * rows_of_clip(a), width = padded_width(D);
   const int64_t threads = a.num_threads > 1 ? a.num_threads : 1;
   Scratch<float> scratch(threads * 2 * width), dx(kParts * kPartRows * D);

@@ -81,10 +81,9 @@ def launch_cpu_fwd(
     """As `launch_cuda_fwd`, but IndexError for an id outside [0, V)."""
     tensors = (embedding, time, height, width, cls, weight, mean, rstd, seed)
     call = _cpu_call(tokens, *tensors, threshold=threshold, result=y)
-    invalid = extension("cpu").embed_tokens_fwd(pointer(bias), pointer(y), eps, call)
-    if invalid >= 0:
-        token = int(tokens.flatten()[invalid])
-        raise IndexError(f"token {token} is outside [0, {len(embedding)})")
+    _check_ids(
+        extension("cpu").embed_tokens_fwd(pointer(bias), pointer(y), eps, call), tokens, embedding
+    )
 
 
 def launch_cpu_bwd(
@@ -103,12 +102,19 @@ def launch_cpu_bwd(
     dembedding: Tensor,
     dvectors: Tensor,
 ) -> None:
-    """As `launch_cuda_bwd`."""
+    """As `launch_cuda_bwd`, but IndexError for an id that has left [0, V) since the forward."""
     dembedding.zero_()
     dvectors.zero_()
     tensors = (embedding, time, height, width, cls, weight, mean, rstd, seed)
     call = _cpu_call(tokens, *tensors, threshold=threshold, result=dy)
-    extension("cpu").embed_tokens_bwd(*map(pointer, (dy, dembedding, dvectors)), call)
+    gradients = map(pointer, (dy, dembedding, dvectors))
+    _check_ids(extension("cpu").embed_tokens_bwd(*gradients, call), tokens, embedding)
+
+
+def _check_ids(invalid: int, tokens: Tensor, embedding: Tensor) -> None:
+    if invalid >= 0:
+        token = int(tokens.flatten()[invalid])
+        raise IndexError(f"token {token} is outside [0, {len(embedding)})")
 
 
 def _cpu_call(tokens: Tensor, *tensors: Tensor | None, threshold: int, result: Tensor) -> Any:
