@@ -355,3 +355,13 @@ def test_instruction_sets_match_reference(impl, isa: str) -> None:
         output, gradients = run("cpu", case)
         results.append((output.loss, gradients["linear_bias"]))
     assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.impls("cpu", "reference")
+@pytest.mark.parametrize("position", [-1, -7, 10, 2**31 - 1])
+def test_counted_position_outside_the_rows(impl, position: int) -> None:
+    x, weight = torch.randn(10, 16), torch.randn(13, 16)
+    positions = torch.tensor([3, position, 1], dtype=torch.int32)
+    target, count = torch.randint(0, 13, (10,)), torch.tensor(2, dtype=torch.int32)
+    with pytest.raises(IndexError, match=rf"position {position} is outside \[0, 10\)"):
+        linear_cross_entropy(x, weight, target, positions=positions, count=count, impl=impl.name)

@@ -72,8 +72,9 @@ def linear_cross_entropy(
         target that counts, loss, accuracy and all gradients are 0.
 
     Raises:
-        IndexError: On the CPU, if a target is outside [0, V); on a GPU, where looking would cost
-            a synchronisation, the loss is NaN.
+        IndexError: On the CPU, if a target is outside [0, V) or a position that counts is outside
+            the rows; on a GPU, where looking would cost a synchronisation, the loss of such a
+            target is NaN, and positions must be right.
         TypeError: If a dtype is not among those above.
         ValueError: If a shape or an option is not as above.
         RuntimeError: If `impl` cannot run this call, with the reason.
@@ -87,6 +88,8 @@ def linear_cross_entropy(
     _check_options(label_smoothing, z_loss)
     if positions is not None and count is None:
         count = (positions >= 0).sum(dtype=torch.int32)
+    if positions is not None and input.is_cpu and not torch.compiler.is_compiling():
+        _check_positions(positions, count, target.numel())
     options = Options(ignore_index, float(label_smoothing), float(z_loss), _product_dtype(input))
     tensors = (input, linear_weight, target, linear_bias, positions, count)
     chosen = _select(impl, input, linear_weight, options.dtype)
@@ -228,6 +231,15 @@ def _check_options(label_smoothing: float, z_loss: float) -> None:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     if not z_loss >= 0:
         raise ValueError(f"z_loss must be >= 0, got {z_loss}")
+
+
+def _check_positions(positions: Tensor, count: Tensor | None, rows: int) -> None:
+    live = positions[: None if count is None else max(int(count), 0)]
+    wrong = live[(live < 0) | (live >= rows)]
+    if wrong.numel():
+        raise IndexError(
+            f"position {int(wrong[0])} is outside [0, {rows}) and one of the {len(live)} that count"
+        )
 
 
 def _check_targets(
