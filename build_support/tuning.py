@@ -18,7 +18,7 @@ from build_support.toolchain import BuildError
 
 TUNING_SWITCH = "VIMPAC_KERNELS_TUNING"
 CONSTANT = re.compile(r"^constexpr (int|bool) (k\w+) = ([^;]+);", re.MULTILINE)
-VALUES = {"int": r"-?\d+", "bool": "true|false"}
+VALUES = {"int": "-?(0|[1-9][0-9]{0,8})", "bool": "true|false"}
 
 Changes = Mapping[str, Mapping[str, str]]  # op -> constant -> value
 

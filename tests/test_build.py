@@ -249,6 +249,7 @@ def test_tuned_build_compiles_a_changed_copy_for_those_who_read_it(
         ("sum.kWarps=8", "'sum' has no table, only op"),
         ("op.kTiles=8", "op has no 'kTiles', only kWarps, kHeld"),
         ("op.kWarps=many", "op.kWarps is a constexpr int, got 'many'"),
+        ("op.kWarps=08", "op.kWarps is a constexpr int, got '08'"),
         ("op.kHeld=1", "op.kHeld is a constexpr bool, got '1'"),
     ],
 )
