@@ -122,7 +122,7 @@ struct EmbedTokens {
   const float* bias; // (D,)
   float eps;
   void* y;          // (B, S, D)
-  int64_t* invalid; // becomes the first token outside [0, V), if there is one: what is written is undefined then
+  int64_t* invalid; // becomes the first token outside [0, V), if any: what is written is void then
   // Backward, into zeros
   const void* dy;    // (B, S, D)
   float* dembedding; // (V, D), or null: not wanted
