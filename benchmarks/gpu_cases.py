@@ -172,13 +172,18 @@ def _dropout_add_layer_norm(shape: Shape, dtype: torch.dtype, device: str) -> It
 def _ours_layer_norm(dropout: float, readers: int, *tensors: Tensor, impl: str) -> Any:
     *four, linear_bias = tensors
     eps = bench_dropout_add_layer_norm.EPS
-    options = {"linear_bias": linear_bias, "dropout_p": dropout, "eps": eps, "seed": 1}
+    options: dict[str, Any] = {
+        "linear_bias": linear_bias,
+        "dropout_p": dropout,
+        "eps": eps,
+        "seed": 1,
+    }
     options["readers"] = readers
-    return vimpac_kernels.dropout_add_layer_norm(*four, **options, impl=impl)  # type: ignore
+    return vimpac_kernels.dropout_add_layer_norm(*four, **options, impl=impl)
 
 
 def _eager_layer_norm(dropout: float, readers: int, *tensors: Tensor) -> Any:
-    y = bench_dropout_add_layer_norm.eager(*tensors, dropout)  # type: ignore[call-arg]
+    y = bench_dropout_add_layer_norm.eager(*tensors, dropout)
     return y if readers == 1 else (y, y.view_as(y))
 
 

@@ -27,7 +27,7 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self.operators: list[tuple] = []  # each with its arguments and its result
 
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name, keywords = function.name().partition("::")[2].partition(".")[0], keywords or {}
         masks = [x for x in arguments[1:2] if name == "index" for x in x if x is not None]
         if name.startswith(self.READS) or any(x.dtype == torch.bool for x in masks):
@@ -67,14 +67,14 @@ class _NoReadsFromPython(TorchFunctionMode):
 
     READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 
-    def __torch_function__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
         if getattr(function, "__name__", "") in self.READS:
             raise AssertionError(f"{function.__name__} waits for the device")
         return function(*arguments, **(keywords or {}))
 
 
 @contextlib.contextmanager
-def capturing():  # type: ignore[no-untyped-def]
+def capturing():
     """Yields the `Tape` of the operators inside."""
     with Tape() as tape, _NoReadsFromPython():
         yield tape
@@ -87,7 +87,7 @@ class Replayed(Graphed):
         with capturing() as self.before:
             return self._function(*self._inputs)
 
-    def _record(self):  # type: ignore[no-untyped-def]
+    def _record(self):
         with capturing() as tape:
             result = self._function(*self._inputs)
         for old, new in zip(self.before.launches(), tape.launches(), strict=True):
