@@ -272,16 +272,14 @@ def _run_bwd(
     if positions is None:  # scaled and converted in one pass
         factor = 1 if scale is None else scale
         return torch.mul(dinput, factor, out=torch.empty_like(dinput, dtype=dtype))
-    if dinput.device.type == "cpu":
-        M = len(positions) if count is None else min(max(int(count), 0), len(positions))
-        index, live = positions[:M].long(), dinput[:M]
-        return dinput.new_zeros((rows, dinput.shape[1]), dtype=dtype).index_copy_(
-            0, index, _scaled(live, scale, dtype)
-        )
-    index = positions.long()  # rows that do not count go to one more row, which is cut off
+    index = positions.long()
+    if dinput.device.type == "cpu" and count is not None:
+        M = max(int(count), 0)
+        index, dinput, count = index[:M], dinput[:M], None
+    live = index >= 0
     if count is not None:
-        live = torch.arange(len(positions), device=index.device) < count
-        index = torch.where(live, index, rows)
+        live &= torch.arange(len(index), device=index.device) < count
+    index = torch.where(live, index, rows)  # one more row, which is cut off
     full = dinput.new_zeros((rows + 1, dinput.shape[1]), dtype=dtype)
     return full.index_copy_(0, index, _scaled(dinput, scale, dtype))[:rows]
 

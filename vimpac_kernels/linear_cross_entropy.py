@@ -74,7 +74,7 @@ def linear_cross_entropy(
     Raises:
         IndexError: On the CPU, if a target is outside [0, V) or a position that counts is outside
             the rows; on a GPU, where looking would cost a synchronisation, the loss of such a
-            target is NaN, and positions must be right.
+            target or negative position is NaN, and the other positions must be right.
         TypeError: If a dtype is not among those above.
         ValueError: If a shape or an option is not as above.
         RuntimeError: If `impl` cannot run this call, with the reason.

@@ -124,13 +124,13 @@ Block run_block(const LinearCrossEntropyFwd& a,
     const int64_t row = a.first + i;
     float* const z = a.z + i * a.stride;
     const bool live = a.count == nullptr || row < *a.count;
-    const int64_t source = !live ? 0 : a.positions == nullptr ? row : a.positions[row];
-    int64_t target = a.ignore_index;
-    if (live && source >= 0 && source < a.R) {
+    const int64_t source = a.positions == nullptr || !live ? row : a.positions[row];
+    bool counts = live, inside = source >= 0 && source < a.R;
+    int64_t target = 0;
+    if (live && inside) {
       target = a.wide_target ? static_cast<const int64_t*>(a.target)[source]
                              : static_cast<const int32_t*>(a.target)[source];
     }
-    const bool counts = target != a.ignore_index, inside = target >= 0 && target < a.V;
     block.targets += counts;
     if (counts && inside) {
       a.losses[row] = counted_row(a, z, row, target, dbias, block);
@@ -144,6 +144,8 @@ Block run_block(const LinearCrossEntropyFwd& a,
   }
   return block;
 }
+      counts = target != a.ignore_index;
+      inside = target >= 0 && target < a.V;
 
 } // namespace
 

@@ -96,10 +96,13 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     if (count != nullptr && number >= *count)
       return Label{kIgnored, 0.0f, 0.0f, row};
     const int64_t source = positions == nullptr ? number : positions[number];
-    const int64_t label = options.wide_targets ? static_cast<const int64_t*>(target)[source]
-                                               : static_cast<const int32_t*>(target)[source];
-    if (label == options.ignore_index)
-      return Label{kIgnored, 0.0f, 0.0f, row};
+    int64_t label = kOutside;
+    if (source >= 0) {
+      label = options.wide_targets ? static_cast<const int64_t*>(target)[source]
+                                   : static_cast<const int32_t*>(target)[source];
+      if (label == options.ignore_index)
+        return Label{kIgnored, 0.0f, 0.0f, row};
+    }
     atomicAdd(&counts[1], 1);
     if (label < 0 || label >= options.V)
       return Label{kOutside, 0.0f, 0.0f, row};

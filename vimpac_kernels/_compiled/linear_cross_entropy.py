@@ -69,7 +69,7 @@ def row_pass_cpu(
     label_smoothing: float,
     z_loss: float,
 ) -> None:
-    """As `row_pass_cuda`; raises IndexError for a target outside [0, V)."""
+    """As `row_pass_cuda`; raises IndexError for a target or a position out of range."""
     tensors = (z, bias, target, positions, count, row_scale, losses, counts)
     invalid = extension("cpu").linear_cross_entropy_fwd(
         *(0 if t is None else t.data_ptr() for t in tensors),
@@ -85,3 +85,5 @@ def row_pass_cpu(
     if invalid >= 0:
         row = invalid if positions is None else int(positions[invalid])
         raise IndexError(f"target {int(target[row])} is outside [0, {V})")
+        if not 0 <= row < target.numel():
+            raise IndexError(f"position {row} is outside [0, {target.numel()}) and counts")

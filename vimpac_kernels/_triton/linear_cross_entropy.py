@@ -93,10 +93,11 @@ def linear_cross_entropy_fwd_kernel(
         source = tl.cast(number, tl.int64)
         if positions is not None:
             source = tl.load(positions + number, mask=counted, other=0).to(tl.int64)
-        label = tl.load(target + source, mask=counted, other=0).to(tl.int64)
-        counted = counted & (label != ignore_index)
+        known = counted & (source >= 0)
+        label = tl.load(target + source, mask=known, other=0).to(tl.int64)
+        counted = counted & ((source < 0) | (label != ignore_index))
         targets += counted.to(tl.int32)
-        if counted & (label >= 0) & (label < V):
+        if counted & (source >= 0) & (label >= 0) & (label < V):
             hot = label.to(tl.int32)
             label_logit = tl.load(at + hot).to(tl.float32)
             if bias is not None:

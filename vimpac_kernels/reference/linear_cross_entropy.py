@@ -37,19 +37,19 @@ def linear_cross_entropy(
 
     Per row: nll = lse - z[target]; loss = (1 - s) * nll + s * (lse - mean(z)) + z_loss * lse^2.
     Rows that are ignored, or at positions[count:] (without positions, rows from count on), give 0
-    and no gradient.
+    and no gradient; a target outside [0, V) or a negative position that counts gives NaN.
     """
     rows, labels = torch.atleast_2d(input).flatten(0, -2), target.flatten().long()
+    outside = torch.zeros_like(labels, dtype=torch.bool)
     if positions is not None:
-        index = positions.long().clamp(min=0)
+        outside, index = positions < 0, positions.long().clamp(min=0)
         rows, labels = rows[index], labels[index]
+    counted = outside | (labels != ignore_index)
     if count is not None:
-        slot = torch.arange(len(labels), device=labels.device)
-        labels = labels.masked_fill(slot >= count, ignore_index)
-    counted = labels != ignore_index
+        counted &= torch.arange(len(labels), device=labels.device) < count
     rows = rows.masked_fill(~counted[:, None], 0.0)
     vocabulary = linear_weight.shape[0]
-    outside = counted & ((labels < 0) | (labels >= vocabulary))
+    outside = counted & (outside | (labels < 0) | (labels >= vocabulary))
     z = F.linear(rows, linear_weight, linear_bias).to(accumulation_dtype(rows.dtype))  # (M, V)
     lse = z.logsumexp(-1)
     safe = labels.masked_fill(~counted | outside, 0)
