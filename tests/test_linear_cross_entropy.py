@@ -357,6 +357,27 @@ def test_instruction_sets_match_reference(impl, isa: str) -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.impls("cpu")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_pass_takes_logits_of_every_dtype(impl, isa: str, dtype: str, monkeypatch) -> None:
+    """Every instruction set widens 16-bit logits and rounds their gradient, once."""
+    backend = _linear_cross_entropy.BACKENDS["cpu"]
+    as_given = dataclasses.replace(backend, logits_dtype=lambda dtype: dtype)
+    monkeypatch.setitem(_linear_cross_entropy.BACKENDS, "cpu", as_given)
+    for shape in ("aligned", "ragged", "all ones"):
+        check(impl, make_case(SHAPES[shape], DTYPES[dtype]))
+        check(impl, make_case(SHAPES[shape], DTYPES[dtype]), label_smoothing=0.1, z_loss=1e-2)
+
+
+@pytest.mark.impls("cpu")
+def test_bf16_is_multiplied_as_bf16_where_the_processor_can(impl, isa: str) -> None:
+    """fp16 never: torch multiplies it slower than fp32."""
+    logits_dtype = _linear_cross_entropy.BACKENDS["cpu"].logits_dtype
+    expected = torch.bfloat16 if isa == "avx512bf16" else torch.float32
+    assert logits_dtype(torch.bfloat16) == expected
+    assert logits_dtype(torch.float16) == logits_dtype(torch.float32) == torch.float32
+
+
 @pytest.mark.impls("cpu", "reference")
 @pytest.mark.parametrize("position", [-1, -7, 10, 2**31 - 1])
 def test_counted_position_outside_the_rows(impl, position: int) -> None:

@@ -42,7 +42,7 @@ class Backend:
     """
 
     row_pass: Callable[..., None]
-    logits_dtype: torch.dtype | None  # None: that of the products' operands
+    logits_dtype: Callable[[torch.dtype], torch.dtype]  # given that of the products' operands
     chunk_bytes: int  # of one chunk of logits
     padding: int  # V is padded to a multiple of it
     reads_count: bool  # whether the host may read `count`
@@ -134,12 +134,21 @@ def _row_pass_triton(*arguments: Any, **options: Any) -> None:  # importing trit
     module.row_pass_triton(*arguments, **options)
 
 
+def _operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype
+
+
+def _cpu_product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 unless the processor multiplies `dtype`; torch's other 16-bit products are slower."""
+    multiplies_bf16 = _library.extension("cpu").cpu_capability() == "avx512bf16"
+    return dtype if dtype == torch.bfloat16 and multiplies_bf16 else torch.float32
+
+
+# A CPU takes few rows at a time, so that the logits stay in the last-level cache.
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend(row_pass_cuda, None, chunk_bytes=4 << 30, padding=64, reads_count=False),
-    # Few rows at a time, so that the logits stay in the last-level cache; fp32, because products of
-    # 16-bit floats would round each chunk of dweight.
-    "cpu": Backend(row_pass_cpu, torch.float32, chunk_bytes=24 << 20, padding=1, reads_count=True),
-    "triton": Backend(_row_pass_triton, None, chunk_bytes=4 << 30, padding=64, reads_count=False),
+    "cuda": Backend(row_pass_cuda, _operand_dtype, 4 << 30, padding=64, reads_count=False),
+    "cpu": Backend(row_pass_cpu, _cpu_product_dtype, 24 << 20, padding=1, reads_count=True),
+    "triton": Backend(_row_pass_triton, _operand_dtype, 4 << 30, padding=64, reads_count=False),
 }
 
 
@@ -170,7 +179,7 @@ def _run_fwd(
         if positions is None:
             dinput[M:].zero_()
     x_all = input.reshape(-1, D)
-    logits_dtype = backend.logits_dtype or dtype
+    logits_dtype = backend.logits_dtype(dtype)
     W = _padded(weight.to(dtype), backend.padding).to(logits_dtype)  # (Vp, D)
     target = target.reshape(-1).contiguous()
     bias = None if bias is None else bias.float().contiguous()
@@ -211,16 +220,17 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def _accumulate(dweight: Tensor, dz: Tensor, x: Tensor, is_first: bool) -> None:
     """dweight (Vp, D) fp32 [+]= dz^T x, summed in fp32."""
-    if dz.device.type == "cpu":  # where a product cannot widen its result
-        dz, x = dz.float(), x.float()
-    if dz.dtype != torch.float32 and is_first:
-        torch.ops.aten.mm.dtype_out(dz.T, x, torch.float32, out=dweight)
-    elif dz.dtype != torch.float32:
-        dweight.add_(torch.mm(dz.T, x, out_dtype=torch.float32))
-    elif is_first:
+    if dz.dtype == torch.float32 and is_first:
         torch.mm(dz.T, x, out=dweight)
-    else:
+    elif dz.dtype == torch.float32:
         dweight.addmm_(dz.T, x)
+    elif dz.device.type == "cpu":  # where a product cannot widen its result
+        product = torch.mm(dz.T, x)
+        dweight.copy_(product) if is_first else dweight.add_(product)
+    elif is_first:
+        torch.ops.aten.mm.dtype_out(dz.T, x, torch.float32, out=dweight)
+    else:
+        dweight.add_(torch.mm(dz.T, x, out_dtype=torch.float32))
 
 
 def _fake_fwd(

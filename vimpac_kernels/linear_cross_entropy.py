@@ -79,10 +79,12 @@ def linear_cross_entropy(
         ValueError: If a shape or an option is not as above.
         RuntimeError: If `impl` cannot run this call, with the reason.
 
-    Softmax, loss, and the sums over rows in dW and db are fp32, whatever the input dtype;
-    deterministic. On a GPU a bf16 dX is summed over V as torch's products are: see
-    `torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`. Extra memory: one (M, V)
-    tensor of 4 GiB at most, on the CPU 24 MiB.
+    Softmax, loss, and the sums over rows in dW and db are fp32, whatever the input dtype; the
+    operands and results of the products, so also the logits, have that of `input` or autocast. A
+    CPU multiplies fp16, and without AVX512-BF16 bf16 too, in fp32; with it, the dW of each chunk of
+    rows is rounded before chunks are added in fp32. On a GPU a bf16 dX is summed over V as torch's
+    products are: see `torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`.
+    Deterministic. Extra memory: one (M, V) tensor of 4 GiB at most, on the CPU 24 MiB.
     """
     _check(input, linear_weight, target, linear_bias, positions, count, reduction)
     _check_options(label_smoothing, z_loss)

@@ -135,15 +135,16 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
 }
 
 // Returns the first row whose target is out of range, or -1.
-int64_t linear_cross_entropy_fwd(uintptr_t z,                  // (m, stride) fp32
-                                 uintptr_t bias,               // (V,) fp32, or 0
-                                 uintptr_t target,             // (R,) int32 or int64
-                                 uintptr_t positions,          // (M,) int32, or 0
-                                 uintptr_t count,              // 0-d int32, or 0
-                                 uintptr_t row_scale,          // (M,) fp32, or 0
-                                 uintptr_t losses,             // (M,) fp32
-                                 uintptr_t counts,             // (2,) int32
-                                 uintptr_t dbias,              // (V,) fp32, or 0
+int64_t linear_cross_entropy_fwd(uintptr_t z,         // (m, stride) of dtype
+                                 uintptr_t bias,      // (V,) fp32, or 0
+                                 uintptr_t target,    // (R,) int32 or int64
+                                 uintptr_t positions, // (M,) int32, or 0
+                                 uintptr_t count,     // 0-d int32, or 0
+                                 uintptr_t row_scale, // (M,) fp32, or 0
+                                 uintptr_t losses,    // (M,) fp32
+                                 uintptr_t counts,    // (2,) int32
+                                 uintptr_t dbias,     // (V,) fp32, or 0
+                                 int dtype,
                                  std::array<int64_t, 5> sizes, // m, stride, V, first, R
                                  bool wide_target,
                                  bool gradient,
@@ -154,7 +155,8 @@ int64_t linear_cross_entropy_fwd(uintptr_t z,                  // (m, stride) fp
   using Args = vimpac::LinearCrossEntropyFwd;
   int64_t invalid = -1;
   Args args{};
-  args.z = pointer<float>(z);
+  args.z = pointer<void>(z);
+  args.dtype = static_cast<vimpac::ElementType>(dtype);
   args.bias = pointer<const float>(bias);
   args.target = pointer<const void>(target);
   args.positions = pointer<const int32_t>(positions);

@@ -35,7 +35,7 @@ struct AxialAttention {
 // Predicted row i of M takes row positions[i] (or i) of the input; it is live if i < *count, and
 // counts unless its target is ignore_index. A call finishes rows first..first+m.
 struct LinearCrossEntropyFwd {
-  float* z;                 // (m, stride): x W^T in, dz out if `gradient`
+  void* z;                  // (m, stride) of dtype: x W^T in, dz out if `gradient`
   const float* bias;        // (V,) or null
   const void* target;       // (R,), int64 if `wide_target`, otherwise int32
   const int32_t* positions; // (M,) or null
@@ -44,7 +44,8 @@ struct LinearCrossEntropyFwd {
   float* losses;            // (M,)
   int32_t* counts;          // (2,) hits, targets: added to
   float* dbias;             // (V,) added to, or null
-  int64_t* invalid;         // 0-d, -1: becomes the first row whose target is outside [0, V)
+  int64_t* invalid;         // 0-d, -1: becomes the first row whose target or position is wrong
+  ElementType dtype;
   int64_t m, first, V, stride, R;
   bool wide_target, gradient;
   int64_t ignore_index;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vimpac_kernels._compiled.pointers import cpu_dtype
 from vimpac_kernels._library import cuda_stream, extension
 
 MAX_CLASSES_CUDA = 32_768  # 512 threads, 64 columns each
@@ -52,7 +53,7 @@ def row_pass_cuda(
 
 
 def row_pass_cpu(
-    z: Tensor,  # (m, V) fp32, contiguous
+    z: Tensor,  # (m, V) contiguous
     V: int,
     first: int,
     bias: Tensor | None,  # (V,) fp32
@@ -74,6 +75,7 @@ def row_pass_cpu(
     invalid = extension("cpu").linear_cross_entropy_fwd(
         *(0 if t is None else t.data_ptr() for t in tensors),
         dbias.data_ptr() if dbias.numel() and gradient else 0,
+        cpu_dtype(z),
         (*z.shape, V, first, target.numel()),
         target.dtype == torch.int64,
         gradient,
@@ -84,6 +86,6 @@ def row_pass_cpu(
     )
     if invalid >= 0:
         row = invalid if positions is None else int(positions[invalid])
-        raise IndexError(f"target {int(target[row])} is outside [0, {V})")
         if not 0 <= row < target.numel():
             raise IndexError(f"position {row} is outside [0, {target.numel()}) and counts")
+        raise IndexError(f"target {int(target[row])} is outside [0, {V})")
