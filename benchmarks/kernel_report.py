@@ -104,6 +104,7 @@ LAUNCHES = {
     "axial_attention_bwd_kernel<*, 3, 2>": (128, 17408),
     "axial_attention_fwd_kernel<*, 5, 2>": (128, 768),  # lines up to 39
     "axial_attention_bwd_kernel<*, 5, 2>": (96, 90240),
+    "axial_attention_bwd_kernel<*, 9, 4>": (160, 99968),  # up to 71, head dim 128
     "bias_gelu_fwd_kernel<*>": (256, 0),
     "bias_gelu_bwd_kernel<*>": (256, 8192),
     "dropout_add_layer_norm_fwd_kernel<*>": (128, 16416),  # D = 512 and 1024

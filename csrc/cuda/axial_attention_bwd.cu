@@ -8,6 +8,9 @@
 // in shared memory that each lane reads back itself; a second pass over 16 keys at a time sums dk
 // and dv over the queries. dout of row 0 counts 1 / lines in each line: the factor goes to the fp32
 // rows of p and ds.
+//
+// Where the stage of a tile would leave room for two warps, a block works on a unit: each of its
+// warps has 16 rows of the tile, as queries in the first pass and as keys in the second.
 #include "axial_launch.cuh"
 #include "line_operand.cuh"
 #include "line_softmax.cuh"
@@ -19,23 +22,28 @@ namespace {
 template <int kOctets, int kBlocks>
 struct Kept {
   static constexpr int kChunks = kOctets * kBlocks;
-  static constexpr Keep kElse = kChunks <= kAxialStage ? Keep::kStaged : Keep::kNowhere;
-  static constexpr Keep kQueries = kChunks <= kAxialHoldQueries ? Keep::kHeld : kElse;
+  // Whether the warps of a block are a team, which shares a tile.
+  static constexpr bool kTeam = kChunks >= kAxialTeam;
+  static constexpr Keep kElse = kTeam || kChunks <= kAxialStage ? Keep::kStaged : Keep::kNowhere;
+  static constexpr Keep kQueries = !kTeam && kChunks <= kAxialHoldQueries ? Keep::kHeld : kElse;
   static constexpr bool kHoldKeys =
-      kQueries == Keep::kHeld || (kOctets <= 5 && kChunks <= kAxialHoldKeys);
+      kQueries == Keep::kHeld || (!kTeam && kOctets <= 5 && kChunks <= kAxialHoldKeys);
   static constexpr Keep kKeys = kHoldKeys ? Keep::kHeld : kElse;
   // Whether the next tile's q and dout are on their way, in registers, while this one's are used.
-  static constexpr bool kAhead = kQueries == Keep::kStaged && kChunks <= kAxialAhead;
+  static constexpr bool kAhead = !kTeam && kQueries == Keep::kStaged && kChunks <= kAxialAhead;
+  static constexpr unsigned kUnitWarps = kTeam ? tiles_of_16(kOctets) : 1;
+  static constexpr unsigned kMostWarps = kTeam ? kUnitWarps : kAxialWarps; // of a block
+  static constexpr int kResident = kTeam ? kAxialTeamBlocks : kAxialBackwardBlocks;
 };
 
-// The transposed weights of a warp, by key tile and query tile; a lane's own 16 bytes.
+// The transposed weights of a unit, by key tile and query tile; 16 bytes of each lane.
 template <int kTiles>
 class WeightStore {
   uint4* own_;
 
 public:
   static constexpr int kSize = 2 * kTiles * kTiles * 32; // of uint4
-  __device__ __forceinline__ explicit WeightStore(uint4* warp) : own_(warp + threadIdx.x % 32) {}
+  __device__ __forceinline__ explicit WeightStore(uint4* unit) : own_(unit + threadIdx.x % 32) {}
 
   __device__ __forceinline__ void put(int which, int m, int j, const Fragment& f) const {
     own_[((which * kTiles + j) * kTiles + m) * 32] = {f.w[0], f.w[1], f.w[2], f.w[3]};
@@ -83,7 +91,8 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
 }
 
 template <class T, int kOctets, int kBlocks>
-__global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
+__global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
+                                  Kept<kOctets, kBlocks>::kResident)
     axial_attention_bwd_kernel(AxialProblem p,
                                const T* __restrict__ dout, // (B, S, N, Dh)
                                const T* __restrict__ qkv,  // (B, S, 3, N, Dh), strided
@@ -95,16 +104,21 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
   // Loops over what lies in registers are unrolled, others are not.
   constexpr bool kHeld = kQueries == Keep::kHeld;
   [[maybe_unused]] constexpr bool kKeysHeld = kKeys == Keep::kHeld; // in pragmas alone
-  using Queries = Operand<T, kOctets, kBlocks, kQueries>;
-  using Keys = Operand<T, kOctets, kBlocks, kKeys>;
+  constexpr bool kTeam = Plan::kTeam;
+  using Queries = Operand<T, kOctets, kBlocks, kQueries, kTeam>;
+  using Keys = Operand<T, kOctets, kBlocks, kKeys, kTeam>;
   SharedArena arena;
-  const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
-  const unsigned unit = blockIdx.x * warps + warp;
-  const auto own = [&](int count) { return arena.take<uint4>(warps * count) + warp * count; };
-  const WeightStore<kTiles> weights(own(WeightStore<kTiles>::kSize));
+  const unsigned units = kTeam ? 1 : blockDim.x / 32;  // of the block
+  const unsigned place = kTeam ? 0 : threadIdx.x / 32; // of this warp's
+  const unsigned unit = blockIdx.x * units + place;
+  // Which tiles of 16 rows this warp works on.
+  const int first = kTeam ? int(threadIdx.x / 32) : 0, last = kTeam ? first + 1 : kTiles;
+  const auto own = [&](int count) { return arena.take<uint4>(units * count) + place * count; };
+  uint4* const weight_store = own(WeightStore<kTiles>::kSize);
+  const WeightStore<kTiles> weights(weight_store);
   uint4 *const q_stage = own(Queries::kStage), *const dy_stage = own(Queries::kStage);
   uint4 *const k_stage = own(Keys::kStage), *const v_stage = own(Keys::kStage);
-  int* list = arena.take<int>(warps * 2 * 16 * kTiles) + warp * 2 * 16 * kTiles; // of two tiles
+  int* list = arena.take<int>(units * 2 * 16 * kTiles) + place * 2 * 16 * kTiles; // of two tiles
   if (unit >= p.units)
     return;
   const AxialUnit u = find_unit(p, unit);
@@ -129,7 +143,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
   const int* rows; // of this lane
   const auto start_tile = [&] {
     int* const to = list + t % 2 * 16 * kTiles;
-    tile = index_tile<kOctets>(p, axis, u.clip, t, to);
+    tile = index_tile<kOctets, kTeam>(p, axis, u.clip, t, to);
     rows = to + threadIdx.x % 32 / 4;
     k.copy(rows), v.copy(rows);
     if constexpr (Plan::kAhead)
@@ -146,8 +160,10 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
       q.copy(rows), dy.copy(rows);
     if constexpr (kQueries == Keep::kStaged || kKeys == Keep::kStaged)
       cp_async_commit(), cp_async_wait();
+    if constexpr (kTeam)
+      __syncthreads(); // k and v are there
 #pragma unroll(kHeld ? kTiles : 1)
-    for (int m = 0; m < kTiles; ++m) {
+    for (int m = first; m < last; ++m) {
       if constexpr (!kHeld)
         __syncwarp(); // no load of k and v moves in front of the loop
       float s[kOctets][4] = {}, dp[kOctets][4] = {};
@@ -190,6 +206,8 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
       }
     }
     q.turn(), dy.turn();
+    if constexpr (kTeam)
+      __syncthreads(); // all weights and what was turned are there, k and v are done with
     const int* const now = rows;
     const bool more = ++t < end;
     if constexpr (!kHeld) // k and v are done with
@@ -199,7 +217,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
     for (int b = 0; b < kBlocks; ++b) {
       RowSums dk_cls, dv_cls, dv_all;
 #pragma unroll(kHeld ? kTiles : 1)
-      for (int j = 0; j < kTiles; ++j) {
+      for (int j = first; j < last; ++j) {
         float dk_sum[4][4] = {}, dv_sum[4][4] = {};
 #pragma unroll(kHeld ? kTiles : 1)
         for (int m = 0; m < kTiles; ++m) {
@@ -224,11 +242,20 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialBackwardBlocks)
     }
     if (!more)
       break;
+    if constexpr (kTeam)
+      __syncthreads(); // weights, q and dout are done with
   }
+  const auto write = [&](const auto& sums, float* to) {
+    static_assert(!kTeam || kTiles * decltype(cls_sums)::kSize <= 4 * WeightStore<kTiles>::kSize);
+    if constexpr (kTeam)
+      sums.write_team(to, unit, reinterpret_cast<float*>(weight_store));
+    else
+      sums.write(to, unit);
+  };
   if (p.has_cls)
-    cls_sums.write(p.cls_sums, unit);
+    write(cls_sums, p.cls_sums);
   if (p.bias_sums != nullptr)
-    bias_sums.write(p.bias_sums, unit);
+    write(bias_sums, p.bias_sums);
 }
 
 } // namespace
@@ -239,14 +266,16 @@ int64_t axial_attention_run_bwd(const AxialArguments& call, const Stream* stream
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
     constexpr int kTiles = tiles_of_16(octets);
-    using Queries = Operand<T, octets, blocks, Kept<octets, blocks>::kQueries>;
-    using Keys = Operand<T, octets, blocks, Kept<octets, blocks>::kKeys>;
+    using Plan = Kept<octets, blocks>;
+    using Queries = Operand<T, octets, blocks, Plan::kQueries>;
+    using Keys = Operand<T, octets, blocks, Plan::kKeys>;
     constexpr int kStages = 2 * Queries::kStage + 2 * Keys::kStage;
     const size_t shared =
         (WeightStore<kTiles>::kSize + kStages) * sizeof(uint4) + 2 * 16 * kTiles * sizeof(int);
-    return run_units<T>(axial_attention_bwd_kernel<T, octets, blocks>, call, octets, shared, stream,
-                        static_cast<const T*>(call.dout), static_cast<const T*>(call.qkv),
-                        static_cast<T*>(call.result));
+    return run_units<T, Plan::kUnitWarps>(axial_attention_bwd_kernel<T, octets, blocks>, call,
+                                          octets, shared, stream, static_cast<const T*>(call.dout),
+                                          static_cast<const T*>(call.qkv),
+                                          static_cast<T*>(call.result));
   });
 }
 

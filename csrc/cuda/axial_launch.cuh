@@ -25,12 +25,26 @@ public:
     for (int b = 0; b < kBlocks; ++b) // `block` may be a variable, a register's number may not
       sum_[part][b] += b == block ? x : 0.0f;
   }
+  static constexpr int kSize = kParts * 32 * kBlocks; // of a unit
   // To the unit's (parts, Dh) of scratch memory.
   __device__ __forceinline__ void write(float* sums, unsigned unit) const {
-    float* to = sums + int64_t{unit} * kParts * 32 * kBlocks + sum_element();
+    float* to = sums + int64_t{unit} * kSize + sum_element();
 #pragma unroll
     for (int i = 0; i < kParts * kBlocks; ++i)
       to[32 * i] = sum_[i / kBlocks][i % kBlocks];
+  }
+  // The same where the warps of a block share the unit: each adds to all of it. `shared` has room
+  // for kSize of each warp and is free at the first barrier.
+  __device__ __forceinline__ void write_team(float* sums, unsigned unit, float* shared) const {
+    __syncthreads();
+    write(shared, threadIdx.x / 32);
+    __syncthreads();
+    for (int i = int(threadIdx.x); i < kSize; i += int(blockDim.x)) {
+      float sum = 0.0f;
+      for (int warp = 0; warp < int(blockDim.x / 32); ++warp)
+        sum += shared[warp * kSize + i];
+      sums[int64_t{unit} * kSize + i] = sum;
+    }
   }
 };
 
@@ -100,10 +114,11 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
     add_bias(p, block - rows, dbias);
 }
 
-// Plans one warp per unit and, given a stream, launches the kernel and the second stage of the
-// sums. `shared` bytes of each warp decide how many share a block: as many as let most warps be
-// resident. Returns the elements of scratch memory that the call needs.
-template <class T, class... Params, class... Args>
+// Plans kUnitWarps warps per unit and, given a stream, launches the kernel and the second stage of
+// the sums. A team is a block. Of warps that have a unit each, `shared` bytes of a unit decide how
+// many share a block: as many as let most be resident. Returns the elements of scratch memory that
+// the call needs.
+template <class T, unsigned kUnitWarps = 1, class... Params, class... Args>
 int64_t run_units(void (*kernel)(AxialProblem, Params...),
                   const AxialArguments& call,
                   int octets,
@@ -111,19 +126,19 @@ int64_t run_units(void (*kernel)(AxialProblem, Params...),
                   const Stream* stream,
                   Args... args) {
   constexpr size_t kMostShared = 99 * 1024; // of a block on sm_86, sm_89 and sm_120
-  unsigned warps = 1, resident = 0;
-  for (unsigned n = kAxialWarps; n > 0; --n) {
+  unsigned units = 1, resident = 0;         // of a block; of the device
+  for (unsigned n = kUnitWarps > 1 ? 1 : kAxialWarps; n > 0; --n) {
     if (n * (shared + 64) > kMostShared)
       continue;
-    const unsigned blocks =
-        resident_blocks(reinterpret_cast<const void*>(kernel), int(32 * n), n * shared);
+    const unsigned blocks = resident_blocks(reinterpret_cast<const void*>(kernel),
+                                            int(32 * n * kUnitWarps), n * shared);
     if (n * blocks > resident)
-      warps = n, resident = n * blocks;
+      units = n, resident = n * blocks;
   }
   const AxialProblem p = plan_axes(call, 8 * octets, std::max(resident, 1u));
   if (stream != nullptr) {
-    launch(kernel, dim3((p.units + warps - 1) / warps), dim3(32 * warps), warps * shared, *stream,
-           p, args...);
+    launch(kernel, dim3((p.units + units - 1) / units), dim3(32 * units * kUnitWarps),
+           units * shared, *stream, p, args...);
     unsigned blocks = 0;
     if (p.cls_sums != nullptr)
       blocks += unsigned(p.clips) * unsigned(p.heads);

@@ -1,10 +1,11 @@
 // Which token is where in the lines of an axis, and which warp owns which lines.
 //
 // A line is its L tokens followed by [CLS] if there is one: `keys` rows, each a query and a key. A
-// tile is as many whole lines of one clip as fit its rows. A unit is what one warp works on: one
-// head and a chunk of consecutive tiles of one axis; heads run fastest, so that the warps of a
-// block read whole token rows between them. All axes of a call share one range of units. How many
-// tiles a chunk has follows from the device, so sums over units repeat on one model of it only.
+// tile is as many whole lines of one clip as fit its rows. A unit is what one warp works on, or a
+// team of warps: one head and a chunk of consecutive tiles of one axis; heads run fastest, so that
+// the warps of a block read whole token rows between them. All axes of a call share one range of
+// units. How many tiles a chunk has follows from the device, so sums over units repeat on one model
+// of it only.
 #pragma once
 #include <algorithm>
 #include <stdexcept>

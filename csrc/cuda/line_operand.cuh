@@ -4,6 +4,9 @@
 // nothing waits for a barrier. Staged in shared memory, lane l's chunk of an octet and block is
 // the l-th 16 bytes of their 512: eight neighbouring lanes, which a GPU serves at a time, lie in
 // all 32 banks once, without a swizzle.
+//
+// Warps of a team, which share a tile, each copy and transpose their own 16 rows: octets 2 w and
+// 2 w + 1 for warp w. Between that and what the others read is a barrier.
 #pragma once
 #include "line_fragments.cuh"
 
@@ -23,9 +26,10 @@ enum class Keep {
 };
 
 // `rows` lists the rows of a tile for this lane: entry 8 o is a row of the sequence, or -1.
-template <class T, int kOctets, int kBlocks, Keep kKeep>
+template <class T, int kOctets, int kBlocks, Keep kKeep, bool kTeam = false>
 class Operand {
   static constexpr bool kHeld = kKeep == Keep::kHeld, kStaged = kKeep == Keep::kStaged;
+  static constexpr int kShare = kTeam ? 2 : kOctets; // octets that this warp copies and transposes
   static constexpr int kOwn = kHeld || kStaged ? kOctets : 1;
   const T* base_; // element 8 c of row 0
   int64_t stride_;
@@ -44,9 +48,13 @@ class Operand {
   __device__ __forceinline__ uint4& place(int octet, int block) const {
     return stage_[(octet * kBlocks + block) * 32];
   }
+  // Octet i of the share; past the last octet where a tile ends within the share.
+  static __device__ __forceinline__ int octet_of(int i) {
+    return kTeam ? 2 * int(threadIdx.x / 32) + i : i;
+  }
 
 public:
-  static constexpr int kStage = kStaged ? kOctets * kBlocks * 32 : 0; // of uint4, for a warp
+  static constexpr int kStage = kStaged ? kOctets * kBlocks * 32 : 0; // of uint4, for a unit
 
   __device__ __forceinline__ Operand(const T* base, int64_t stride, uint4* stage)
       : base_(base + threadIdx.x % 4 * 8), stride_(stride), stage_(stage + threadIdx.x % 32) {}
@@ -74,11 +82,12 @@ public:
   __device__ __forceinline__ void copy(const int* rows) {
     if constexpr (kStaged)
 #pragma unroll
-      for (int o = 0; o < kOctets; ++o) {
-        const int row = rows[8 * o];
+      for (int i = 0; i < kShare; ++i) {
+        const int o = octet_of(i), row = rows[8 * o];
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b)
-          cp_async<16>(&place(o, b), base_ + max(row, 0) * stride_ + 32 * b, row >= 0);
+          if (o < kOctets)
+            cp_async<16>(&place(o, b), base_ + max(row, 0) * stride_ + 32 * b, row >= 0);
       }
     else
       fetch(rows);
@@ -102,12 +111,12 @@ public:
   __device__ __forceinline__ void turn() {
     if constexpr (kHeld || kStaged)
 #pragma unroll
-      for (int o = 0; o < kOctets; ++o)
+      for (int i = 0; i < kShare; ++i)
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b) {
           if constexpr (kHeld)
-            own_[o][b] = transpose(own_[o][b]);
-          else
+            own_[i][b] = transpose(own_[i][b]);
+          else if (const int o = octet_of(i); o < kOctets)
             place(o, b) = to_uint4(transpose(from_uint4(place(o, b))));
         }
   }

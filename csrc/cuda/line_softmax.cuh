@@ -47,8 +47,9 @@ __device__ __forceinline__ LineRow find_row(const LineTile<kOctets>& tile, int r
 }
 
 // Lists the sequence row of every row of a tile (-1 where there is none) in `rows`, which a warp
-// owns, and finds the keys. 16-row products may reach past the last octet: they find -1.
-template <int kOctets>
+// owns, and finds the keys. 16-row products may reach past the last octet: they find -1. A warp
+// of a team lists its own 16 rows alone.
+template <int kOctets, bool kTeam = false>
 __device__ __forceinline__ LineTile<kOctets>
 index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_index, int* rows) {
   constexpr int kRows = (kOctets + 1) / 2 * 16;
@@ -68,7 +69,7 @@ index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_inde
       row = is_cls ? 0 : token + p.has_cls;
       key = is_cls || p.padding == nullptr || p.padding[int64_t{clip} * p.tokens + token] == 0;
     }
-    if (r < kRows)
+    if (r < kRows && (!kTeam || r / 16 == int(threadIdx.x / 32)))
       rows[r] = row;
     tile.keys.word[w] = __ballot_sync(~0u, key);
   }
