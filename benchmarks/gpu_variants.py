@@ -67,8 +67,8 @@ CUDA: dict[str, dict[str, str]] = {
         # How many rows on their way are enough?
         "stages1": "kNormStages=1",
         "stages3": "kNormStages=3",
-        # Registers for the weight, or a block more?
-        "held": "kNormHoldWeight=true kNormBackward=3",
+        # Fewer blocks with more registers, or more with spills?
+        "blocks3": "kNormForward=3 kNormBackward=3",
         "blocks5": "kNormForward=5 kNormBackward=5",
         "warps8": "kNormWarps=8 kNormForward=2 kNormBackward=2",
     },

@@ -110,9 +110,9 @@ LAUNCHES = {
     "dropout_add_layer_norm_fwd_kernel<*>": (128, 16416),  # D = 512 and 1024
     "dropout_add_layer_norm_fwd_kernel<*, float, *>": (128, 24608),
     "dropout_add_layer_norm_fwd_kernel<float, *>": (128, 32800),
-    "dropout_add_layer_norm_bwd_kernel<*>": (128, 24768),  # y with two gradients
-    "dropout_add_layer_norm_bwd_kernel<*, float, *>": (128, 32960),
-    "dropout_add_layer_norm_bwd_kernel<float, *>": (128, 49344),
+    "dropout_add_layer_norm_bwd_kernel<*>": (128, 26816),  # D = 512, y with two gradients
+    "dropout_add_layer_norm_bwd_kernel<*, float, *>": (128, 35008),
+    "dropout_add_layer_norm_bwd_kernel<float, *>": (128, 51392),
     "embed_tokens_fwd_kernel<*>": (128, 16),  # D = 512, as all of these
     "embed_tokens_places_kernel<*, 2>": (128, 16416),
     "embed_tokens_ids_kernel<*, 2>": (128, 32),

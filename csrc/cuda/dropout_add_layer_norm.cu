@@ -140,6 +140,11 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
   }
 }
 
+// Bytes of the weight in shared memory: no registers are left to hold it, and to read it again for
+// each row takes more instructions. Of wide rows it would take room from the rows themselves.
+template <bool kOneWarp>
+constexpr int kWeightBytes = kOneWarp ? kColumnBytes<float> : 0;
+
 // Where a warp's columns of a row stand in shared memory, in bytes: mean and rstd, total, dy and
 // then what there is of dy_other and dtotal.
 template <class T, class R>
@@ -171,7 +176,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
                                       float* __restrict__ partial,         // (blocks, 3, D)
                                       Rows rows) {
   SharedArena arena;
-  const Place place(rows);
+  const Place place(rows, kOneWarp);
   const bool has_other = dy_other != nullptr, has_dtotal = dtotal != nullptr;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
   using At = Slot<T, R>;
@@ -179,15 +184,12 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   const int ring_bytes = warps * rows.stages * layout.size;
   const int sums_bytes = place.rows_at_once * 3 * rows.D * static_cast<int>(sizeof(float));
   float* const sums = arena.take<float>(4 * warps);
+  unsigned char* const weights = arena.take<unsigned char>(kWeightBytes<kOneWarp>);
   unsigned char* const bytes =
       arena.take<unsigned char>(ring_bytes > sums_bytes ? ring_bytes : sums_bytes);
   const uint64_t seed = rows.threshold > 0 ? static_cast<uint64_t>(*seed_at) : 0;
-  float w[kNormChunks][kChunk], dweight[kNormChunks][kChunk] = {};
-  float dbias[kNormChunks][kChunk] = {}, dlinear[kNormChunks][kChunk] = {};
-  constexpr bool kHold = kOneWarp && kNormHoldWeight;
-#pragma unroll
-  for (int c = 0; c < kNormChunks && kHold; ++c)
-    load_column(w[c], weight, c, place);
+  float dweight[kNormChunks][kChunk] = {}, dbias[kNormChunks][kChunk] = {};
+  float dlinear[kNormChunks][kChunk] = {};
 
   const int stride = static_cast<int>(gridDim.x) * place.rows_at_once;
   int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows_at_once + place.row;
@@ -205,8 +207,14 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
       copy_columns(slot + layout.dtotal, dtotal + at, live, place);
     cp_async_commit();
   };
+  if (kOneWarp && place.row == 0)
+    copy_columns(weights, weight, true, place); // on its way with the first row
   for (int stage = 0; stage < rows.stages; ++stage)
     fetch(row + stage * stride, ring + stage * layout.size);
+  if constexpr (kOneWarp) {
+    wait_for_row(rows);
+    __syncthreads(); // the weight is there
+  }
   for (int stage = 0, turn = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * layout.size;
     wait_for_row(rows);
@@ -225,14 +233,17 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
         for (int i = 0; i < kChunk; ++i)
           g[c][i] += more[i];
       }
-      if constexpr (!kHold)
-        load_column(w[c], weight, c, place);
+      float w[kChunk];
+      if constexpr (kOneWarp)
+        load_copied<float>(w, weights, c, place);
+      else
+        load_column(w, weight, c, place);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         xhat[i] = (xhat[i] - mu) * inverse;
         dweight[c][i] = fmaf(g[c][i], xhat[i], dweight[c][i]);
         dbias[c][i] += g[c][i];
-        g[c][i] *= w[c][i];
+        g[c][i] *= w[i];
         means[0] += g[c][i];
         means[1] = fmaf(g[c][i], xhat[i], means[1]);
       }
@@ -346,7 +357,8 @@ void launch_bwd(const DropoutAddLayerNormBwd& a, const Split& split, Stream stre
   const Rows rows = split.rows_of(a.M, a.D, a.threshold, slot);
   const size_t ring = static_cast<size_t>(warps * rows.stages * slot);
   const size_t columns = static_cast<size_t>(split.rows() * 3 * a.D) * sizeof(float);
-  const size_t shared = sums_bytes(warps, 2) + (ring > columns ? ring : columns);
+  const size_t shared =
+      sums_bytes(warps, 2) + kWeightBytes<kOneWarp> + (ring > columns ? ring : columns);
   const int blocks = static_cast<int>(split.blocks(a.M, kNormBackward, shared));
   launch(dropout_add_layer_norm_bwd_kernel<T, R, kOneWarp>, dim3(static_cast<unsigned>(blocks)),
          dim3(static_cast<unsigned>(warps) * 32), shared, stream, static_cast<const T*>(a.dy),

@@ -7,8 +7,7 @@ namespace vimpac {
 constexpr int kNormChunks = 2;   // of a lane: a warp holds 512 columns, and registers suffice
 constexpr int kNormWarps = 4;    // of a block, where a row takes no more
 constexpr int kNormForward = 4;  // blocks of a forward on a multiprocessor: 128 registers a thread
-constexpr int kNormBackward = 4; // blocks of a backward: 128 registers; 3 to hold the weight
-constexpr bool kNormHoldWeight = false; // of a backward, in 16 registers; else read for each row
-constexpr int kNormStages = 2;          // rows of a warp on their way, the one at work included
+constexpr int kNormBackward = 4; // blocks of a backward: 128 registers
+constexpr int kNormStages = 2;   // rows of a warp on their way, the one at work included
 
 } // namespace vimpac

@@ -37,11 +37,13 @@ struct Place {
   int width;        // columns from there on
   int lane;
 
-  __device__ explicit Place(const Rows& rows) {
+  // one_warp: what the compiler knows of warps_per_row.
+  __device__ explicit Place(const Rows& rows, bool one_warp = false) {
     const int warp = static_cast<int>(threadIdx.x) / 32;
-    rows_at_once = static_cast<int>(blockDim.x) / 32 / rows.warps_per_row;
-    row = warp / rows.warps_per_row;
-    first = warp % rows.warps_per_row * kWarpColumns;
+    const int warps_per_row = one_warp ? 1 : rows.warps_per_row;
+    rows_at_once = static_cast<int>(blockDim.x) / 32 / warps_per_row;
+    row = warp / warps_per_row;
+    first = warp % warps_per_row * kWarpColumns;
     width = rows.D - first;
     lane = static_cast<int>(threadIdx.x) % 32;
   }
