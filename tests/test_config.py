@@ -6,7 +6,7 @@ import pytest
 
 from vimpac import cli
 from vimpac.errors import UsageError
-from vimpac.train.config import BatchConfig, OptimConfig, PretrainConfig
+from vimpac.train.config import BatchConfig, FinetuneConfig, OptimConfig, PretrainConfig
 from vimpac.train.optim import lr_at
 from vimpac.train.overrides import load_config, presets, to_yaml
 
@@ -75,6 +75,7 @@ def test_later_words_win_over_the_preset():
         ("optim=1", "a section with the keys optim.lr, "),
         ("optim.lr=fast", "optim.lr must be a number, not 'fast'"),
         ("optim.lr=null", "optim.lr must be a number, not None"),
+        (f"optim.lr={10**400}", "optim.lr must be a number, not 10"),
         ("optim.steps=1.5", "optim.steps must be a whole number or null, not 1.5"),
         ("optim.betas=0.9", r"optim.betas must be \[a number, a number\], not 0.9"),
         ("precision=fp16", "precision must be bf16 or fp32, not 'fp16'"),
@@ -121,6 +122,7 @@ def test_batches_that_do_not_divide_are_refused(batch, world, message):
     ("word", "must"),
     [
         ("seed=-1", "lie in"),
+        (f"seed={10**400}", "lie in"),  # of which no float is made
         ("clips.workers=-1", "not be negative"),
         ("clips.max_distance=-1", "not be negative"),
         ("clips.prefetch=0", "be positive"),
@@ -129,14 +131,47 @@ def test_batches_that_do_not_divide_are_refused(batch, world, message):
         ("mask.noise=[1, 1, 1]", "sum to 1"),
         ("mask.noise=[2, -1, 0]", "lie in"),
         ("optim.betas=[0.9, 1]", "lie in"),
-        ("optim.clip=nan", "not be negative"),
         ("loss.alpha=-1", "not be negative"),
+        ("model.dropout=1", "lie in"),
     ],
 )
 def test_number_out_of_range_is_refused(word, must):
     _load("mask.noise=[0.8, 0.1, 0.1]").check()
     with pytest.raises(UsageError, match=f"{word.partition('=')[0]}=.* must {must}"):
         _load(word).check()
+
+
+def _float_keys(config: object, prefix: str = ""):
+    """Dotted keys of the settings that take a number with a fraction."""
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _float_keys(value, f"{key}.")
+        elif "float" in field.type:
+            yield key
+
+
+FLOAT_KEYS = [
+    (kind, key) for kind in (PretrainConfig, FinetuneConfig) for key in _float_keys(kind())
+]
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "inf", "nan"])
+@pytest.mark.parametrize(
+    ("kind", "key"), FLOAT_KEYS, ids=[f"{kind.__name__}-{key}" for kind, key in FLOAT_KEYS]
+)
+def test_number_that_is_not_finite_is_refused(kind, key, number):
+    """In every setting; YAML writes it with a dot, Python without."""
+    text = {"optim.betas": f"[0.9, {number}]", "mask.noise": f"[{number}, 0, 1]"}.get(key, number)
+    with pytest.raises(UsageError, match=rf"{key}=(-?inf|nan) must be finite"):
+        load_config(kind, None, [f"{key}={text}"]).check()
+
+
+def test_command_exits_with_2_for_a_number_that_is_not_finite(capsys, tmp_path):
+    words = ["optim.epochs=inf", f"data={tmp_path}", f"out={tmp_path / 'run'}"]
+    for command in (["pretrain"], ["finetune", str(tmp_path)]):
+        assert cli.main([*command, *words]) == 2
+        assert "optim.epochs=inf must be finite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def test_loss_above_chance_is_a_failure(tmp_path, monkeypatch, capsys):
     ("words", "code", "message"),
     [
         (["--seconds", "0"], 2, "--seconds 0 must be positive"),
+        (["--seconds", "inf"], 2, "--seconds inf must be positive and finite"),
+        (["--seconds", "nan"], 2, "--seconds nan must be positive and finite"),
         (["/nonexistent.mp4"], 1, "/nonexistent.mp4"),
     ],
 )

@@ -84,8 +84,8 @@ def run_demo(
         UsageError: `out` holds anything else.
         VimpacError: A video is missing or too short.
     """
-    if not seconds > 0:
-        raise UsageError(f"--seconds {seconds:g} must be positive")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds {seconds:g} must be positive and finite")
     found = find_videos(videos or [str(path) for path in sample_videos()])
     _clear(out)
     say(f"1. Tokenising {', '.join(name for name, _ in found)}: {FPS} frames/s, {SIZE} pixels")

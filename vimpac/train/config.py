@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from vimpac.errors import UsageError
 
@@ -139,6 +139,7 @@ class PretrainConfig:
             "run.timeout",
             "loss.alpha mask.blocks clips.max_distance",
             "mask.ratio mask.noise",
+            "model.dropout",
         )
         mask, batch = self.mask, self.batch
         if mask.noise is not None:
@@ -214,8 +215,12 @@ def _check_ranges(
     positive: str,
     not_negative: str = "",
     shares: str = "",
+    below_one: str = "",
 ) -> None:
-    """Checks the numbers at the given keys, and those that every command has."""
+    """Checks the numbers at the given keys, and those that every command has; all are finite."""
+    for key, number in _floats(dataclasses.asdict(config)):
+        if not math.isfinite(number):
+            raise UsageError(f"{key}={number} must be finite")
     positive += " clips.frames clips.frame_stride clips.prefetch"
     positive += " optim.lr optim.epochs optim.steps run.log_every"
     not_negative += " clips.workers clips.variant"
@@ -224,7 +229,7 @@ def _check_ranges(
         (positive, lambda x: x > 0, "be positive"),
         (not_negative, lambda x: x >= 0, "not be negative"),
         (f"{shares} optim.warmup", lambda x: 0 <= x <= 1, "lie in [0, 1]"),
-        ("optim.betas", lambda x: 0 <= x < 1, "lie in [0, 1)"),
+        (f"{below_one} optim.betas", lambda x: 0 <= x < 1, "lie in [0, 1)"),
         ("seed", lambda x: 0 <= x < 2**63, "lie in [0, 2^63)"),
     )
     for keys, legal, must in rules:
@@ -233,3 +238,15 @@ def _check_ranges(
             values = value if isinstance(value, tuple) else (value,)
             if not all(x is None or legal(x) for x in values):
                 raise UsageError(f"{key}={value} must {must}")
+
+
+def _floats(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted key, number) of every float, those of a tuple one by one."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _floats(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _floats(inner, key)
+    elif isinstance(value, float):
+        yield key, value

@@ -96,7 +96,7 @@ def _set(config: object, key: str, value: Any, where: str) -> None:
         raise UsageError(f"unknown key '{key}' in {where}{_nearest(key, list(legal))}")
     try:
         converted = _convert(value, legal[key])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number that no float holds
         name = _type_name(legal[key])
         raise UsageError(f"{where}: {key} must be {name}, not {value!r}") from None
     *parents, last = key.split(".")
