@@ -51,11 +51,14 @@ def run(qkv: Tensor, dout: Tensor, grid, axes, **arguments) -> list[Tensor]:
     return [out.detach(), *dqkv.unbind(2)]
 
 
-def assert_matches_reference(impl, qkv: Tensor, grid, axes, dtype=None, **arguments):
-    """Output and gradients are as near to fp64 as eager PyTorch of the same dtype, within 2x."""
+def assert_matches_reference(impl, qkv: Tensor, grid, axes, dtype=None, *, size=1.0, **arguments):
+    """Output and gradients are as near to fp64 as eager PyTorch of the same dtype, within 2x.
+
+    `size` is that of dout.
+    """
     dtype = dtype or dtype_of(impl)
-    B, S, _, N, Dh = qkv.shape
-    dout = torch.randn(B, S, N, Dh, generator=torch.Generator().manual_seed(9)).to(dtype).double()
+    dout = torch.randn(qkv[:, :, 0].shape, generator=torch.Generator().manual_seed(9)) * size
+    dout = dout.to(dtype).double()
     low = qkv.to(dtype)
     truth = run(low.double(), dout, grid, axes, impl="reference", **arguments)
     eager = run(low, dout, grid, axes, impl="reference", **arguments)
@@ -76,6 +79,14 @@ def test_matches_reference(impl, axes, grid, has_cls):
 def test_matches_reference_in_half_precision(impl, axes, dtype):
     grid = (5, 6, 16)
     assert_matches_reference(impl, random_qkv(grid, axes, head_dim=64), grid, axes, dtype)
+
+
+@pytest.mark.parametrize("axes", ["T", "H|W"])
+def test_matches_reference_where_products_of_fp16_overflow(impl, axes):
+    """q k^T and dout v^T pass 65504, what is made of them does not."""
+    grid, size = (3, 4, 5), 300.0
+    qkv, scale = random_qkv(grid, axes) * size, 32**-0.5 / size**2
+    assert_matches_reference(impl, qkv, grid, axes, torch.float16, size=size, scale=scale)
 
 
 @pytest.mark.sanitize

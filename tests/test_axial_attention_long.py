@@ -42,6 +42,14 @@ def test_matches_reference_in_half_precision(impl, axes, grid, dtype):
     assert_matches_reference(impl, qkv, grid, axes, dtype)
 
 
+@pytest.mark.parametrize("axes", ["HW", "THW"])
+def test_matches_reference_where_products_of_fp16_overflow(impl, axes):
+    """q k^T and dout v^T pass 65504, what is made of them does not."""
+    size = 300.0
+    qkv, scale = random_qkv(FRAMES, axes) * size, 32**-0.5 / size**2
+    assert_matches_reference(impl, qkv, FRAMES, axes, torch.float16, size=size, scale=scale)
+
+
 @cases
 @with_and_without_cls
 def test_padding_is_never_a_key(impl, axes, grid, has_cls):

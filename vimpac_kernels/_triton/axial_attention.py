@@ -145,17 +145,16 @@ def _store_gradient(
     weights,  # as `products` takes them
     x,  # (BLOCK, COLUMNS)
     x_cls,  # (COLUMNS,) fp32
-    scale,
     live,
     HAS_CLS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     y, y_cls = products(*weights, x, x_cls, HAS_CLS, WIDEN)
-    tl.store(at + d[None, :], (y * scale).to(at.dtype.element_ty), mask=live[:, None])
+    tl.store(at + d[None, :], y.to(at.dtype.element_ty), mask=live[:, None])
     if HAS_CLS:
-        tl.store(partial + part + d, y_cls * scale)
+        tl.store(partial + part + d, y_cls)
     if columns is not None:  # rows that do not exist are zero
-        tl.store(columns + sums + d, (tl.sum(y, 0) + y_cls) * scale)
+        tl.store(columns + sums + d, tl.sum(y, 0) + y_cls)
 
 
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=["seed_at"])
@@ -230,12 +229,13 @@ def axial_attention_bwd_kernel(
     if HAS_CLS:
         g_column, g_row, g_self = g_column * w_column, g_row * w_row, g_self * w_self
         delta += g_column
-        ds_column = g_column - column * delta
+        ds_column = (g_column - column * delta) * scale
         row_delta = tl.sum(tl.where(own, g_row[None, :], 0.0), 1) + g_self  # (SLOTS,)
-        ds_row = g_row - row * tl.sum(tl.where(own, row_delta[:, None], 0.0), 0)
-        ds_sum = tl.sum(tl.where(exists, g_self - self * row_delta, 0.0), 0)
+        ds_row = (g_row - row * tl.sum(tl.where(own, row_delta[:, None], 0.0), 0)) * scale
+        ds_sum = tl.sum(tl.where(exists, g_self - self * row_delta, 0.0), 0) * scale
         w_sum = tl.sum(tl.where(exists, w_self, 0.0), 0)
-    ds, w = (g - p * delta[:, None]).to(qkv.dtype.element_ty), w.to(qkv.dtype.element_ty)
+    ds = ((g - p * delta[:, None]) * scale).to(qkv.dtype.element_ty)  # without, fp16 may overflow
+    w = w.to(qkv.dtype.element_ty)
     for_v = (tl.trans(w), w_row, w_column, w_sum)
     for_k = (tl.trans(ds), ds_row, ds_column, ds_sum)
     for_q = (ds, ds_column, ds_row, ds_sum)
@@ -248,18 +248,16 @@ def axial_attention_bwd_kernel(
             do, do_cls = load_rows(do_at, token, first, N * D, live, start, COLUMNS)
         _store_gradient(
             at + 2 * N * D, d, partial, part + 2 * D, columns, sums + D, for_v, do, do_cls / lines,
-            1.0, live, HAS_CLS, WIDEN,
+            live, HAS_CLS, WIDEN,
         )  # fmt: skip
         if not HELD:
             q, q_cls = load_rows(q_at, token, first, stride_s, live, start, COLUMNS)
         _store_gradient(
-            at + N * D, d, partial, part + D, None, 0, for_k, q, q_cls, scale, live, HAS_CLS, WIDEN
+            at + N * D, d, partial, part + D, None, 0, for_k, q, q_cls, live, HAS_CLS, WIDEN
         )
         if not HELD:
             k, k_cls = load_rows(k_at, token, first, stride_s, live, start, COLUMNS)
-        _store_gradient(
-            at, d, partial, part, columns, sums, for_q, k, k_cls, scale, live, HAS_CLS, WIDEN
-        )
+        _store_gradient(at, d, partial, part, columns, sums, for_q, k, k_cls, live, HAS_CLS, WIDEN)
 
 
 def _launch_arguments(

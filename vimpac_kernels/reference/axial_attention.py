@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,10 +31,13 @@ def axial_attention(
     In a line the tokens are numbers 0..L-1 and [CLS] is number L, both as queries and as keys.
     Dropout decision of (query, key): counter (key // 8, query, line, head | axis << 16), where
     line = clip * lines + index of the line in `to_lines` order and head counts over all groups.
-    A line without any key (no [CLS], all padding) gives zeros.
+    A hidden key has weight 0, whatever the others are; a line without any key (no [CLS], all
+    padding) gives zeros. Everything is computed in fp32 (fp64 for fp64), autocast or not, and
+    rounded once.
     """
     qkv = qkv if bias is None else add_bias(qkv, bias, bias_in_qkv)
     (T, H, W), (B, S, _, N, Dh) = grid, qkv.shape
+    high = qkv.to(accumulation_dtype(qkv.dtype))
     has_cls = S == T * H * W + 1
     scale = Dh**-0.5 if scale is None else scale
     seed = _philox.as_seed(seed, qkv.device)
@@ -40,20 +45,20 @@ def axial_attention(
     outputs = []
     for g, name in enumerate(names):
         heads = range(g * N // len(names), (g + 1) * N // len(names))
-        x = qkv[:, :, :, heads.start : heads.stop]  # (B, S, 3, n, Dh)
+        x = high[:, :, :, heads.start : heads.stop]  # (B, S, 3, n, Dh)
         x, cls = (x[:, 1:], x[:, :1]) if has_cls else (x, None)
         x = to_lines(x.unflatten(1, (T, H, W)), name)  # (B, lines, L, 3, n, Dh)
         padding = None if key_padding_mask is None else to_lines(key_padding_mask, name)
         if cls is not None:
             x = torch.cat((x, cls[:, None].expand(B, x.shape[1], 1, *x.shape[3:])), dim=2)
             padding = None if padding is None else F.pad(padding, (0, 1))
-        out = _line_attention(x, padding, scale, dropout_p, seed, heads.start, AXES[name][0])
+        with _no_autocast(qkv.device):
+            out = _line_attention(x, padding, scale, dropout_p, seed, heads.start, AXES[name][0])
         tokens = from_lines(out[:, :, : T * H * W // out.shape[1]], name, grid).flatten(1, 3)
         if cls is not None:
-            mean = out[:, :, -1:].to(accumulation_dtype(out.dtype)).mean(1).to(out.dtype)
-            tokens = torch.cat((mean, tokens), dim=1)
+            tokens = torch.cat((out[:, :, -1:].mean(1), tokens), dim=1)
         outputs.append(tokens)
-    return torch.cat(outputs, dim=2)
+    return torch.cat(outputs, dim=2).to(qkv.dtype)
 
 
 def add_bias(
@@ -63,6 +68,13 @@ def add_bias(
 ) -> Tensor:
     """qkv with the bias; with one that it contains, as it is, and differentiable by the bias."""
     return qkv + (bias - bias.detach() if bias_in_qkv else bias).to(qkv.dtype)
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Keeps products of fp32 in fp32; meta tensors know no autocast."""
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _line_attention(
@@ -75,7 +87,7 @@ def _line_attention(
     axis: int,
 ) -> Tensor:  # (B, lines, K, n, Dh)
     q, k, v = qkv.transpose(2, 4).unbind(3)  # (B, lines, n, K, Dh) each
-    scores = (q @ k.mT).to(accumulation_dtype(q.dtype)) * scale  # (B, lines, n, K, K)
+    scores = q @ k.mT * scale  # (B, lines, n, K, K)
     if padding is None:
         p = scores.softmax(-1)
     else:
@@ -91,4 +103,4 @@ def _line_attention(
         threshold = _philox.dropout_threshold(dropout_p)
         keep = keep_mask(seed, threshold, K, *torch.broadcast_tensors(query, line, last))
         p = p * keep * _philox.dropout_scale(threshold)
-    return (p.to(v.dtype) @ v).transpose(2, 3)
+    return (p @ v).transpose(2, 3)
