@@ -75,7 +75,8 @@ def axial_attention(
 
     Returns:
         (B, S, N, Dh) contiguous, dtype of qkv. Row 0 is the mean over all lines of the axis of the
-        outputs of [CLS]. A line without any key (no [CLS], all padding) gives zeros.
+        outputs of [CLS]. A line without any key (no [CLS], all padding) gives zeros. What a value
+        that is not finite reaches is not finite; on a GPU more of its clip may be.
 
     Raises:
         TypeError: If a tensor has a wrong dtype, or `scale` is one.

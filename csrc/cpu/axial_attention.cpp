@@ -171,7 +171,7 @@ struct Line {
   // Scores into probabilities; returns the dropped ones.
   const float* probabilities(const Tiles& t) const {
     const AxialAttention& a = p.a;
-    softmax_keys(t.scores, a.padding == nullptr ? nullptr : t.hidden, keys, ld);
+    softmax_keys(t.scores, hidden(t), keys, ld);
     if (a.threshold == 0) {
       return t.scores;
     }
@@ -180,6 +180,10 @@ struct Line {
     const uint32_t last = static_cast<uint32_t>(first_head) | static_cast<uint32_t>(axis.id) << 16;
     drop(dropout, number, last, t.scores, keys, ld, t.dropped);
     return t.dropped;
+  }
+
+  const uint8_t* hidden(const Tiles& t) const {
+    return p.a.padding == nullptr ? nullptr : t.hidden;
   }
 
   void read_padding(uint8_t* hidden) const {
@@ -234,7 +238,7 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     multiply(dropped + h * keys, ld, 1, keys, keys, t.dout, width, t.v); // v was read
     line.scatter_part(t.v, h, 2, 3, 1.0f, partial);
   }
-  softmax_keys_backward(t.scores, dropped, keys, ld, t.dp);
+  softmax_keys_backward(t.scores, dropped, line.hidden(t), keys, ld, t.dp);
   for (int64_t h = 0; h < line.heads; ++h) {
     const float* const ds = t.dp + h * keys;
     line.fetch_part(0, h, line.next_row);

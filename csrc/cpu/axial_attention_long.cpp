@@ -196,12 +196,13 @@ struct Block {
       const int64_t at = j * kBlock;
       exponentials(j, n, -1.0f);
       multiply_rows(t.v, t.turned_dout, j, n, t.dp);
-      add_delta(t.scores + at, t.dp + at, n, lanes, keep_scale, t.delta);
+      add_delta(t.scores + at, t.dp + at, hidden_from(j), n, lanes, keep_scale, t.delta);
     });
     invert();
     each_part([&](int64_t j, int64_t n) {
       const int64_t at = j * kBlock;
-      differentiate(t.scores + at, t.dp + at, n, lanes, keep_scale, t.inverse, t.delta);
+      differentiate(t.scores + at, t.dp + at, hidden_from(j), n, lanes, keep_scale, t.inverse,
+                    t.delta);
       add_to_keys(t.scores, dout_across, j, n, t.dv);
       add_to_keys(t.dp, q_across, j, n, t.dk);
       add_to_queries(t.dp, j, n);

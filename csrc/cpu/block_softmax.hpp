@@ -93,8 +93,9 @@ VIMPAC_INLINE VecF magnitude(VecF x) {
 }
 
 // delta += the sum over keys of e * dropout(dp)
-inline void add_delta(const float* e,  // (keys, kBlock)
-                      const float* dp, // (keys, kBlock)
+inline void add_delta(const float* e,        // (keys, kBlock)
+                      const float* dp,       // (keys, kBlock)
+                      const uint8_t* hidden, // (keys,) or null
                       int64_t keys,
                       int64_t lanes,
                       float keep_scale,
@@ -102,6 +103,9 @@ inline void add_delta(const float* e,  // (keys, kBlock)
   for (int64_t i = 0; i < lanes; i += kWidth) {
     VecF total{};
     for (int64_t j = 0; j < keys; ++j) {
+      if (hidden != nullptr && hidden[j]) {
+        continue;
+      }
       const VecF x = load(e + j * kBlock + i);
       const VecF gradient = load(dp + j * kBlock + i) * kept_factor(x, keep_scale);
       total = fmadd(magnitude(x), gradient, total);
@@ -110,9 +114,11 @@ inline void add_delta(const float* e,  // (keys, kBlock)
   }
 }
 
-// With p = e * inverse: dp becomes ds = p * (dropout(dp) - delta), and e becomes dropout(p).
-inline void differentiate(float* e,  // (keys, kBlock)
-                          float* dp, // (keys, kBlock)
+// With p = e * inverse: dp becomes ds = p * (dropout(dp) - delta), and e becomes dropout(p); both
+// are 0 for hidden keys.
+inline void differentiate(float* e,              // (keys, kBlock)
+                          float* dp,             // (keys, kBlock)
+                          const uint8_t* hidden, // (keys,) or null
                           int64_t keys,
                           int64_t lanes,
                           float keep_scale,
@@ -122,6 +128,11 @@ inline void differentiate(float* e,  // (keys, kBlock)
     const VecF factor = load(inverse + i), mean = load(delta + i);
     for (int64_t j = 0; j < keys; ++j) {
       float *const at = e + j * kBlock + i, *const gradient = dp + j * kBlock + i;
+      if (hidden != nullptr && hidden[j]) {
+        store(gradient, VecF{});
+        store(at, VecF{});
+        continue;
+      }
       const VecF x = load(at), kept = kept_factor(x, keep_scale);
       const VecF p = magnitude(x) * factor;
       store(gradient, p * (load(gradient) * kept - mean));

@@ -33,7 +33,9 @@ inline void softmax_keys(float* p,              // (keys, ld) scores
     }
     const VecF inverse = sum == 0.0f ? VecF{} : 1.0f / sum;
     for (int64_t j = 0; j < keys; ++j) {
-      store(p + j * ld + i, load(p + j * ld + i) * inverse);
+      if (hidden == nullptr || !hidden[j]) { // else 0 stays, also beside scores that are not finite
+        store(p + j * ld + i, load(p + j * ld + i) * inverse);
+      }
     }
   }
 }
@@ -46,7 +48,7 @@ struct Dropout {
   float keep_scale;
 };
 
-// dropped = p where kept, times keep_scale; 0 elsewhere. `dropped` may be `p`.
+// dropped = p times keep_scale where kept, times 0 elsewhere. `dropped` may be `p`.
 inline void drop(const Dropout& dropout,
                  uint32_t line,
                  uint32_t last,  // of the first head
@@ -74,29 +76,35 @@ inline void drop(const Dropout& dropout,
       for (int64_t j = 0; j < count; ++j) {
         const VecU decision = j % 2 ? words[j / 2] >> 16 : words[j / 2] & 0xFFFFu;
         const int64_t at = (first + j) * ld + i;
-        store(dropped + at,
-              decision >= dropout.threshold ? load(p + at) * dropout.keep_scale : VecF{});
+        const VecF kept = broadcast(dropout.keep_scale);
+        store(dropped + at, load(p + at) * (decision >= dropout.threshold ? kept : VecF{}));
       }
     }
   }
 }
 
 // ds = dropped * dp - p * delta with delta = sum over the keys of dropped * dp, in the place of dp.
-inline void softmax_keys_backward(const float* p,       // (keys, ld)
-                                  const float* dropped, // (keys, ld), p itself without dropout
+// Those of hidden keys are 0.
+inline void softmax_keys_backward(const float* p,        // (keys, ld)
+                                  const float* dropped,  // (keys, ld), p itself without dropout
+                                  const uint8_t* hidden, // (keys,) or null
                                   int64_t keys,
                                   int64_t ld,
                                   float* dp) { // (keys, ld)
   for (int64_t i = 0; i < ld; i += kWidth) {
     VecF delta{};
     for (int64_t j = 0; j < keys; ++j) {
-      const VecF product = load(dropped + j * ld + i) * load(dp + j * ld + i);
-      delta += product;
+      VecF product{};
+      if (hidden == nullptr || !hidden[j]) {
+        product = load(dropped + j * ld + i) * load(dp + j * ld + i);
+        delta += product;
+      }
       store(dp + j * ld + i, product);
     }
     for (int64_t j = 0; j < keys; ++j) {
-      const float* from = p + j * ld + i;
-      store(dp + j * ld + i, load(dp + j * ld + i) - load(from) * delta);
+      if (hidden == nullptr || !hidden[j]) {
+        store(dp + j * ld + i, load(dp + j * ld + i) - load(p + j * ld + i) * delta);
+      }
     }
   }
 }

@@ -91,7 +91,7 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// Scores become probabilities; zero where a line has no key.
+// Scores become probabilities: zero where a line has no key, NaN where they are not finite.
 __device__ __forceinline__ void softmax(float (&s)[kPerLane], const Line& line, float scale_log2) {
   float largest = -INFINITY, sum = 0.0f;
   for (int i = 0; i < kPerLane; ++i) {
@@ -107,8 +107,10 @@ __device__ __forceinline__ void softmax(float (&s)[kPerLane], const Line& line, 
     sum += s[i];
   }
   sum = warp_sum(sum);
-  for (int i = 0; i < kPerLane; ++i)
-    s[i] *= sum > 0.0f ? 1.0f / sum : 0.0f;
+  for (int i = 0; i < kPerLane; ++i) {
+    const bool key = lane_id() + 32 * i < line.axis->keys && line.allowed[i];
+    s[i] = sum > 0.0f ? s[i] * (1.0f / sum) : key ? NAN : 0.0f;
+  }
 }
 
 // Factors of a query's probabilities: 0 where dropout drops, else 1 / (1 - p).

@@ -11,6 +11,12 @@ struct ColumnBits {
   static constexpr int kWords = (8 * kOctets + 31) / 32;
   uint32_t word[kWords];
 
+  __device__ __forceinline__ bool any() const {
+    uint32_t all = 0;
+    for (int w = 0; w < kWords; ++w)
+      all |= word[w];
+    return all != 0;
+  }
   // Column 8 octet + column of the octet.
   __device__ __forceinline__ bool test(int octet, int column) const {
     return word[octet / 4] >> (octet % 4 * 8 + column) & 1;
@@ -148,7 +154,7 @@ __device__ __forceinline__ float row_sum(float x) {
 }
 
 // Scores of rows 16 m + g (s[.][0..1]) and 16 m + 8 + g (s[.][2..3]), columns 8 n + 2 c + {0, 1},
-// become probabilities; a row without keys becomes zero.
+// become probabilities; a row without keys becomes zero, one whose scores are not finite NaN.
 template <int kOctets>
 __device__ __forceinline__ void
 softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scale_log2) {
@@ -164,7 +170,8 @@ softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scal
       largest = fmaxf(largest, x);
     }
     largest = row_max(largest);
-    largest = largest == -INFINITY ? 0.0f : largest;
+    const bool any = keys.any();
+    largest = any ? largest : 0.0f;
 #pragma unroll
     for (int i = 0; i < 2 * kOctets; ++i) {
       float& x = s[i / 2][2 * half + i % 2];
@@ -172,7 +179,7 @@ softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scal
       sum += x;
     }
     sum = row_sum(sum);
-    const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const float inverse = any ? 1.0f / sum : 0.0f;
 #pragma unroll
     for (int i = 0; i < 2 * kOctets; ++i)
       s[i / 2][2 * half + i % 2] *= inverse;
@@ -188,7 +195,7 @@ drop(float (&s)[kOctets][4], const ColumnBits<kOctets> (&keep)[2], float keep_sc
   for (int n = 0; n < kOctets; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      s[n][i] = keep[i / 2].test(n, first + i % 2) ? s[n][i] * keep_scale : 0.0f;
+      s[n][i] *= keep[i / 2].test(n, first + i % 2) ? keep_scale : 0.0f; // 0 * NaN is NaN
 }
 
 } // namespace vimpac

@@ -132,10 +132,12 @@ def softmax(
         top = tl.maximum(top, column)
     else:
         column = tl.zeros_like(top) - float("inf")
-        top = tl.where(top == -float("inf"), 0.0, top)
+        top = tl.where(tl.max(allowed.to(tl.int32), 1) == 0, 0.0, top)  # a line without any key
     p, p_column = tl.exp2((s - top[:, None]) * LOG2E), tl.exp2((column - top) * LOG2E)
     total = tl.sum(p, 1) + p_column
-    inverse = tl.where(total > 0, reciprocal(total), 0.0)
+    inverse = tl.where(
+        total > 0, reciprocal(total), total
+    )  # 0 or NaN, of scores that are not finite
     p, p_column = p * inverse[:, None], p_column * inverse
     if HAS_CLS:
         s_row = tl.where(own, (s_row * scale)[None, :], -float("inf"))

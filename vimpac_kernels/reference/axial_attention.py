@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,9 @@ def axial_attention(
     In a line the tokens are numbers 0..L-1 and [CLS] is number L, both as queries and as keys.
     Dropout decision of (query, key): counter (key // 8, query, line, head | axis << 16), where
     line = clip * lines + index of the line in `to_lines` order and head counts over all groups.
-    A hidden key has weight 0, whatever the others are; a line without any key (no [CLS], all
-    padding) gives zeros. Everything is computed in fp32 (fp64 for fp64), autocast or not, and
-    rounded once.
+    A hidden key is as one that is not there, also where scores are not finite (but 0 * v is NaN of
+    a v that is not); a line without any key (no [CLS], all padding) gives zeros. Everything is
+    computed in fp32 (fp64 for fp64), autocast or not, and rounded once.
     """
     qkv = qkv if bias is None else add_bias(qkv, bias, bias_in_qkv)
     (T, H, W), (B, S, _, N, Dh) = grid, qkv.shape
@@ -92,8 +93,8 @@ def _line_attention(
         p = scores.softmax(-1)
     else:
         hidden = padding[:, :, None, None]
-        p = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(-1)
-        p = p.masked_fill(hidden, 0.0)
+        no_key = hidden.all(-1, keepdim=True)  # whose softmax would be NaN
+        p = scores.masked_fill(hidden & ~no_key, -math.inf).softmax(-1).masked_fill(hidden, 0.0)
     if dropout_p > 0:
         B, lines, n, K, _ = scores.shape
         line = torch.arange(B * lines, device=q.device).view(B, lines, 1, 1)
