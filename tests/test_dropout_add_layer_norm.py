@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from checks import assert_close
@@ -95,6 +97,27 @@ def test_drops_the_elements_of_the_reference(impl) -> None:
     _, expected = reference.dropout_add_layer_norm(*arguments, **options)
     assert torch.equal(total, expected)
     assert 0.2 < (total == 0).float().mean() < 0.3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_dropped_element_that_is_not_finite_stays_nan(impl, value: float) -> None:
+    """As in `F.dropout`: it is multiplied by 0. So are gradients."""
+    device, results = impl.device, []
+    upstream = torch.ones(3, 16, device=device)
+    upstream[2] = value
+    for name in (impl.name, "reference"):
+        x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).to(device)
+        x[1] = value
+        x.requires_grad_()
+        ones = torch.ones(16, device=device)
+        y, total = dropout_add_layer_norm(
+            x, torch.zeros_like(x), ones, ones, dropout_p=0.5, seed=1, prenorm=True, impl=name
+        )
+        (gradient,) = torch.autograd.grad(total, x, upstream)
+        results.append([t.isfinite() for t in (y, total, gradient[::2])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    _, total, gradient = results[0]
+    assert not total[1].any() and not gradient[1].any() and gradient[0].all()
 
 
 def test_repeats_bit_for_bit(impl) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,28 @@ def test_drops_the_elements_of_the_reference(impl) -> None:
     y = embed_tokens(tokens, embedding, tables, **options, impl=impl.name)
     assert torch.equal(y, reference.embed_tokens(tokens, embedding, tables, **options))
     assert 0.2 < (y == 0).float().mean() < 0.3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
+def test_dropped_element_that_is_not_finite_stays_nan(impl, norm: bool, value: float) -> None:
+    """As in `F.dropout`: it is multiplied by 0. So are gradients."""
+    device = impl.device
+    tokens = torch.tensor([[0, 1, 2]], device=device)
+    tables = [torch.zeros(3, 16, device=device)]
+    vectors = [torch.ones(16, device=device)] * 2 if norm else []
+    upstream = torch.ones(1, 3, 16, device=device)
+    upstream[0, 2] = value
+    results = []
+    for name in (impl.name, "reference"):
+        embedding = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).to(device)
+        embedding[1] = value
+        embedding.requires_grad_()
+        y = embed_tokens(tokens, embedding, tables, *vectors, dropout_p=0.5, seed=1, impl=name)
+        (gradient,) = torch.autograd.grad(y, embedding, upstream)
+        results.append((y.isfinite(), gradient.isfinite()))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert not results[0][0][0, 1].any() and not results[0][1][2].any()
 
 
 def test_repeats_bit_for_bit(impl) -> None:

@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
       if (rows.threshold > 0) {
 #pragma unroll
         for (int i = 0; i < kChunk; ++i)
-          if (decisions.keep(c, i, rows.limit()))
-            sum[c][i] = fmaf(branch[i], rows.keep_scale, sum[c][i]);
+          sum[c][i] = fmaf(branch[i], decisions.keep(c, i, rows.limit()) ? rows.keep_scale : 0.0f,
+                           sum[c][i]);
       } else {
 #pragma unroll
         for (int i = 0; i < kChunk; ++i)
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
       for (int c = 0; c < kNormChunks; ++c)
 #pragma unroll
         for (int i = 0; i < kChunk; ++i)
-          g[c][i] = decisions.keep(c, i, rows.limit()) ? g[c][i] * rows.keep_scale : 0.0f;
+          g[c][i] *= decisions.keep(c, i, rows.limit()) ? rows.keep_scale : 0.0f;
     }
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {

@@ -64,8 +64,8 @@ __device__ __forceinline__ void sum_row(float (&values)[N], float* shared, const
   }
 }
 
-// Sets dropped elements to 0 and multiplies the others by the inverse of the kept fraction. The
-// stream is in the top byte of the last counter.
+// Multiplies dropped elements by 0, which leaves NaN, and the others by the inverse of the kept
+// fraction. The stream is in the top byte of the last counter.
 __device__ __forceinline__ void drop_chunk(
     float (&x)[kChunk], uint64_t seed, int threshold, int64_t row, int column, uint32_t stream) {
   const Philox4<uint32_t> words =
@@ -77,7 +77,7 @@ __device__ __forceinline__ void drop_chunk(
 #pragma unroll
   for (int i = 0; i < kChunk; ++i) {
     const int decision = static_cast<int>((word[i / 2] >> (i % 2 * 16)) & 0xffffu);
-    x[i] = decision >= threshold ? x[i] * scale : 0.0f;
+    x[i] *= decision >= threshold ? scale : 0.0f;
   }
 }
 

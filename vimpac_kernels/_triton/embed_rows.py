@@ -10,12 +10,12 @@ STREAM_EMBEDDING = tl.constexpr(4 << 24)
 
 @triton.jit
 def drop_rows(x, seed_at, threshold, keep_scale, row, C: tl.constexpr):
-    """Dropped elements become 0, and the others are scaled: x (R, C), row (R, 1) int64."""
+    """x (R, C) times its factors, 0 where it is dropped, which leaves NaN; row (R, 1) int64."""
     R: tl.constexpr = row.shape[0]
     low, high = row.to(tl.int32), (row >> 32).to(tl.int32)
     stream = tl.full((R, 1), STREAM_EMBEDDING, tl.int32)
     keep = keep_rows(tl.load(seed_at), threshold, low, high, stream, R, C)
-    return tl.where(keep, x * keep_scale, 0.0)
+    return x * tl.where(keep, keep_scale, 0.0)
 
 
 @triton.jit

@@ -51,5 +51,5 @@ def embed_tokens(
         threshold = _philox.dropout_threshold(dropout_p)
         key = _philox.as_seed(seed, x.device)
         keep = keep_mask(key, threshold, D, row, row >> 32, last)  # (rows, D)
-        x = (x * _philox.dropout_scale(threshold)).masked_fill(~keep.view(x.shape), 0.0)
+        x = x * keep.view(x.shape) * _philox.dropout_scale(threshold)
     return x.to(dtype or embedding.dtype)
