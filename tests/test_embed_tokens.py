@@ -279,13 +279,38 @@ def test_is_available_everywhere() -> None:
     assert "reference" in vimpac_kernels.available_impls("embed_tokens")
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["in place", "memory of NumPy"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("token", [3, 127], ids=["within", "outside"])
+def test_ids_filled_anew_before_the_backward(impl, token: int, dtype: type, shared: bool) -> None:
+    """As a loader does with its buffer: the old ids get the gradient, or there is an error."""
+    if shared and impl.device != "cpu":
+        pytest.skip("NumPy has no memory on a GPU")
+    buffer = np.zeros((2, 3), dtype=dtype)
+    tokens = torch.from_numpy(buffer).to(impl.device)
+    embedding = torch.randn(17, 16, device=impl.device, requires_grad=True)
+    positions = [torch.randn(3, 16, device=impl.device)]
+    y = embed_tokens(tokens, embedding, positions, impl=impl.name)
+    if shared:
+        buffer[:] = token
+    else:
+        tokens.fill_(token)
+    if impl.device != "cpu" and dtype != np.uint8:  # of which kernels get a copy
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+        return
+    y.sum().backward()
+    assert embedding.grad[0].eq(6).all() and not embedding.grad[1:].any()
+
+
 @pytest.mark.impls("cpu")
 @pytest.mark.parametrize("token", [-1, 20, 10**9])
-def test_memory_of_the_tokens_filled_anew_before_the_backward(impl, token: int) -> None:
-    """A loader that reuses its buffer gets an error, not writes outside the gradient."""
-    buffer = np.zeros((2, 3), dtype=np.int64)
-    embedding = torch.randn(17, 16, requires_grad=True)
-    y = embed_tokens(torch.from_numpy(buffer), embedding, [torch.randn(3, 16)], impl=impl.name)
-    buffer[:] = token
+def test_backward_writes_nothing_outside_the_gradient(impl, token: int) -> None:
+    """The operator by itself, whose ids no forward has checked."""
+    tokens, table = torch.full((2, 1, 1, 3), token), torch.randn(3, 16)
+    empty, seed = torch.empty(0), torch.tensor(0)
+    tensors = (torch.randn(17, 16), None, None, table, None, None, seed, empty, empty)
     with pytest.raises(IndexError, match=rf"token {token} is outside \[0, 17\)"):
-        y.sum().backward()
+        torch.ops.vimpac_kernels.embed_tokens_bwd(
+            torch.ones(2, 3, 16), tokens, *tensors, 0.0, True, True, impl.name
+        )

@@ -67,7 +67,8 @@ def embed_tokens(
         RuntimeError: If `impl` cannot run this call, with the reason.
 
     Sums and statistics are fp32, the result is rounded once; deterministic, and the same elements
-    are dropped on every backend. Kept for the backward: mean and rstd of each row.
+    are dropped on every backend. Kept for the backward: mean and rstd of each row, and the
+    ids, on a CPU a copy, as their memory may be filled anew; autograd refuses others that changed.
     """
     dtype = dtype or embedding.dtype
     _check(tokens, embedding, positions, weight, bias, cls, dropout_p, eps, dtype)

@@ -246,8 +246,8 @@ void add_rows(const Args& a,
   }
 }
 
-// Whether all ids are rows of the embedding; says which is not. The backward looks again: the
-// memory of the tokens is the caller's, who may have filled it anew.
+// Whether all ids are rows of the embedding; says which is not. The backward looks again: it is an
+// operator of its own, whose ids need not be those of a forward.
 bool are_inside(const Args& a) {
   for (int64_t i = 0; i < a.B * cells(a); ++i) {
     if (token_at(a, i) < 0 || token_at(a, i) >= a.V) {

@@ -102,7 +102,7 @@ def launch_cpu_bwd(
     dembedding: Tensor,
     dvectors: Tensor,
 ) -> None:
-    """As `launch_cuda_bwd`, but IndexError for an id that has left [0, V) since the forward."""
+    """As `launch_cuda_bwd`, but IndexError for an id outside [0, V)."""
     dembedding.zero_()
     dvectors.zero_()
     tensors = (embedding, time, height, width, cls, weight, mean, rstd, seed)
