@@ -44,6 +44,7 @@ def dropout_add_layer_norm(
     total = (residual.to(high) + branch).to(residual.dtype)
     y = F.layer_norm(total.to(high), total.shape[-1:], weight.to(high), bias.to(high), eps)
     y = y.to(x.dtype)
-    if readers == 2:
-        return y, y
+    if readers == 2:  # views of several outputs, which autograd lets none change in place
+        first, second = y.expand(2, *y.shape).unbind()
+        return first, second
     return (y, total) if prenorm else y
