@@ -190,8 +190,8 @@ def test_noncontiguous_input_is_read_right(impl) -> None:
     [
         ({"residual": torch.zeros(2, 9)}, ValueError, "alike"),
         ({"weight": torch.ones(9)}, ValueError, "weight must be"),
-        ({"weight": None}, TypeError, "weight must be a tensor .*got None"),
-        ({"bias": None}, TypeError, "bias must be a tensor .*got None"),
+        ({"weight": None}, TypeError, "weight must be a tensor, got None"),
+        ({"bias": None}, TypeError, "bias must be a tensor, got None"),
         ({"x": torch.zeros(2, 8, dtype=torch.int32)}, TypeError, "x must be"),
         ({"dropout_p": 1.0}, ValueError, "dropout_p must be in"),
         ({"eps": -1.0}, ValueError, "eps must be"),

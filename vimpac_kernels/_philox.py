@@ -32,11 +32,13 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
 def as_number(name: str, number: int | Tensor, device: torch.device) -> Tensor:
     """`as_seed` for the argument of that name; an int is taken modulo 2^64."""
     if isinstance(number, Tensor):
+        if number.is_meta and device.type != "meta":
+            raise ValueError(f"{name} is on meta, where it has no value, not on {device}")
         if number.dim() != 0 or number.dtype != torch.int64:
             got = f"{number.dtype} {tuple(number.shape)}"
             raise ValueError(f"{name} must be an int or a 0-d int64 tensor, got {got}")
         return number if number.device == device else number.to(device, non_blocking=True)
-    if not isinstance(number, numbers.Integral):
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
         raise ValueError(f"{name} must be an int or a 0-d int64 tensor, got {number!r}")
     wrapped = (int(number) + (1 << 63)) % (1 << 64) - (1 << 63)
     return torch.full((), wrapped, dtype=torch.int64, device=device)

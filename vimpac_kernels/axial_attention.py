@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _library, _philox, reference
+from vimpac_kernels._arguments import as_scale, as_sizes, check_dropout, check_flag, check_tensor
 from vimpac_kernels._axial_attention import AxialAttention, Plan, axial_attention_fwd
 from vimpac_kernels._sdpa import axial_attention as _sdpa
 from vimpac_kernels.reference.axial_attention import add_bias
@@ -79,7 +80,7 @@ def axial_attention(
         that is not finite reaches is not finite; on a GPU more of its clip may be.
 
     Raises:
-        TypeError: If a tensor has a wrong dtype, or `scale` is one.
+        TypeError: If an argument has a wrong type or dtype, naming it.
         ValueError: If an argument is outside its range or a shape does not fit, naming it.
         RuntimeError: If `impl` cannot run this call, with the reason.
 
@@ -90,6 +91,7 @@ def axial_attention(
     line. sdpa takes dropout without a seed only.
     """
     plan = _check(qkv, grid, axes, bias, key_padding_mask, dropout_p, scale)
+    check_flag("bias_in_qkv", bias_in_qkv)
     if bias_in_qkv and bias is None:
         raise ValueError("bias_in_qkv needs the bias, whose gradient it is about")
     device = qkv.device
@@ -126,13 +128,12 @@ def _check(
     dropout_p: float,
     scale: float | None,
 ) -> Plan:
+    check_tensor("qkv", qkv)
     if qkv.dtype not in (*_HALF, torch.float32, torch.float64):
         raise TypeError(f"qkv must be fp16, bf16, fp32 or fp64, got {qkv.dtype}")
     if qkv.dim() != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
         raise ValueError(f"qkv must be (B, S, 3, N, Dh), got {tuple(qkv.shape)}")
-    grid = tuple(grid)  # type: ignore[assignment]
-    if len(grid) != 3 or min(grid) < 1:
-        raise ValueError(f"grid must be three sizes (T, H, W) >= 1, got {grid}")
+    grid = as_sizes("grid", grid, "three sizes (T, H, W) >= 1")
     B, S, _, N, Dh = qkv.shape
     tokens = math.prod(grid)
     if S not in (tokens, tokens + 1):
@@ -141,6 +142,7 @@ def _check(
         )
     check_axes(axes, N)
     if bias is not None:
+        check_tensor("bias", bias)
         if not bias.is_floating_point():
             raise TypeError(f"bias must be floating, got {bias.dtype}")
         if bias.shape != (3, N, Dh):
@@ -148,6 +150,7 @@ def _check(
         if bias.device != qkv.device:
             raise ValueError(f"bias is on {bias.device}, qkv on {qkv.device}")
     if key_padding_mask is not None:
+        check_tensor("key_padding_mask", key_padding_mask)
         if key_padding_mask.dtype != torch.bool:
             raise TypeError(f"key_padding_mask must be bool, got {key_padding_mask.dtype}")
         if key_padding_mask.shape != (B, *grid):
@@ -159,13 +162,8 @@ def _check(
             raise ValueError(
                 f"key_padding_mask is on {key_padding_mask.device}, qkv on {qkv.device}"
             )
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
-    if isinstance(scale, Tensor):
-        raise TypeError("scale must be a number, as it gets no gradient: multiply q by a tensor")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
-    scale = Dh**-0.5 if scale is None else float(scale)
+    check_dropout(dropout_p)
+    scale = Dh**-0.5 if scale is None else as_scale(scale)
     return Plan(grid, axes, scale, _philox.dropout_threshold(dropout_p))
 
 

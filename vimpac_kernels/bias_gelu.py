@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _library, reference
+from vimpac_kernels._arguments import check_tensor
 from vimpac_kernels._compiled import bias_gelu as _compiled
 
 _NAME = "bias_gelu"
@@ -51,6 +52,8 @@ def bias_gelu(x: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
 
 
 def _check(x: Tensor, bias: Tensor) -> None:
+    check_tensor("x", x)
+    check_tensor("bias", bias)
     if x.dim() < 1 or bias.shape != x.shape[-1:]:
         raise ValueError(
             f"x must be (..., D) and bias (D,), got {tuple(x.shape)} and {tuple(bias.shape)}"

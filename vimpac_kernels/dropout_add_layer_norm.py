@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _library, _philox, reference
+from vimpac_kernels._arguments import as_int, check_dropout, check_eps, check_flag, check_tensor
 from vimpac_kernels._compiled import dropout_add_layer_norm as _compiled
 
 _NAME = "dropout_add_layer_norm"
@@ -70,7 +71,8 @@ def dropout_add_layer_norm(
     the backward: the sum, mean and rstd of each row.
     """
     _check(x, residual, weight, bias, linear_bias, dropout_p, eps)
-    if readers not in (1, 2) or (readers == 2 and prenorm):
+    check_flag("prenorm", prenorm)
+    if as_int("readers", readers) not in (1, 2) or (readers == 2 and prenorm):
         raise ValueError(f"readers must be 1, or 2 without prenorm, got {readers}")
     chosen = _select(impl, x)
     if seed is None:
@@ -99,16 +101,16 @@ def _check(
     dropout_p: float,
     eps: float,
 ) -> None:
+    tensors = {"x": x, "residual": residual, "weight": weight, "bias": bias}
+    tensors |= {} if linear_bias is None else {"linear_bias": linear_bias}
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)
     if x.dim() < 1 or x.shape != residual.shape:
         raise ValueError(
             f"x and residual must be (..., D) alike, got {tuple(x.shape)} and "
             f"{tuple(residual.shape)}"
         )
-    for name, tensor in (("weight", weight), ("bias", bias), ("linear_bias", linear_bias)):
-        if tensor is None:
-            if name == "linear_bias":
-                continue
-            raise TypeError(f"{name} must be a tensor {tuple(x.shape[-1:])}, got None")
+    for name, tensor in list(tensors.items())[2:]:
         if tensor.shape != x.shape[-1:]:
             raise ValueError(f"{name} must be {tuple(x.shape[-1:])}, got {tuple(tensor.shape)}")
         if not tensor.dtype.is_floating_point:
@@ -121,10 +123,8 @@ def _check(
         raise TypeError(f"x must be fp32, bf16, fp16 or fp64, got {x.dtype}")
     if residual.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"residual must be {x.dtype} as x, or fp32, got {residual.dtype}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
-    if not eps >= 0:
-        raise ValueError(f"eps must be >= 0, got {eps}")
+    check_dropout(dropout_p)
+    check_eps(eps)
 
 
 def _select(impl: str, x: Tensor) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _embed_tokens, _library, _philox, reference
+from vimpac_kernels._arguments import check_dropout, check_eps, check_tensor
 
 _NAME = "embed_tokens"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,6 +71,8 @@ def embed_tokens(
     are dropped on every backend. Kept for the backward: mean and rstd of each row, and the
     ids, on a CPU a copy, as their memory may be filled anew; autograd refuses others that changed.
     """
+    for name, tensor in (("tokens", tokens), ("embedding", embedding)):
+        check_tensor(name, tensor)
     dtype = dtype or embedding.dtype
     _check(tokens, embedding, positions, weight, bias, cls, dropout_p, eps, dtype)
     chosen = _select(impl, embedding, dtype)
@@ -113,6 +116,10 @@ def _check(
     if embedding.dim() != 2 or 0 in embedding.shape:
         raise ValueError(f"embedding must be (V, D), got {tuple(embedding.shape)}")
     grid, D = tokens.shape[1:], embedding.shape[1]
+    if not isinstance(positions, Sequence | Tensor) or isinstance(positions, str):
+        raise TypeError(f"positions must be a sequence of tensors, got {positions!r}")
+    for i, table in enumerate(positions):
+        check_tensor(f"positions[{i}]", table)
     if tuple(t.shape for t in positions) != tuple((n, D) for n in grid):
         raise ValueError(
             f"positions must be {[(n, D) for n in grid]} for tokens {tuple(tokens.shape)}, got "
@@ -121,6 +128,8 @@ def _check(
     if (weight is None) != (bias is None):
         raise ValueError("weight and bias of the LayerNorm come together")
     for name, vector in (("weight", weight), ("bias", bias), ("cls", cls)):
+        if vector is not None:
+            check_tensor(name, vector)
         if vector is not None and vector.shape != (D,):
             raise ValueError(f"{name} must be ({D},), got {tuple(vector.shape)}")
     others = {"embedding": embedding, "weight": weight, "bias": bias, "cls": cls}
@@ -132,10 +141,8 @@ def _check(
     for name, found in (("embedding", embedding.dtype), ("dtype", dtype)):
         if found not in (*_DTYPES, torch.float64):
             raise TypeError(f"{name} must be fp32, bf16, fp16 or fp64, got {found}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
-    if not eps >= 0:
-        raise ValueError(f"eps must be >= 0, got {eps}")
+    check_dropout(dropout_p)
+    check_eps(eps)
 
 
 def _check_ids(tokens: Tensor, V: int) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac_kernels._arguments import as_int, as_sizes, check_dropout, check_flag, check_tensor
 from vimpac_kernels.axial_attention import JOINT_AXES, axial_attention, check_axes
 
 
@@ -28,6 +29,7 @@ class AxialAttention(nn.Module):
         dtype: Of the parameters.
 
     Raises:
+        TypeError: If an argument has a wrong type, naming it.
         ValueError: If `axes` is not legal, or a size is not positive or does not divide.
     """
 
@@ -45,7 +47,9 @@ class AxialAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(embed_dim, num_heads, 1 if head_dim is None else head_dim) < 1:
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads}
+        sizes |= {} if head_dim is None else {"head_dim": head_dim}
+        if min(as_int(name, size) for name, size in sizes.items()) < 1:
             raise ValueError(
                 f"embed_dim, num_heads and head_dim must be positive, got {embed_dim}, "
                 f"{num_heads} and {head_dim}"
@@ -55,8 +59,8 @@ class AxialAttention(nn.Module):
             if embed_dim % num_heads:
                 raise ValueError(f"embed_dim {embed_dim} is not a multiple of {num_heads} heads")
             head_dim = embed_dim // num_heads
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_dropout(dropout, "dropout")
+        check_flag("bias", bias)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
         self.axes, self.dropout, self.impl = axes, dropout, impl
         inner = num_heads * head_dim
@@ -128,12 +132,16 @@ class AxialAttention(nn.Module):
             The shape of x.
 
         Raises:
+            TypeError: If an argument has a wrong type, naming it.
             ValueError: If the shape of x does not fit `grid` or the layer.
         """
+        check_tensor("x", x)
+        if grid is not None:
+            grid = as_sizes("grid", grid, "three sizes (T, H, W) >= 1")
         if x.dim() == 5:
             _, T, H, W, _ = x.shape
-            if grid is not None and tuple(grid) != (T, H, W):
-                raise ValueError(f"grid {tuple(grid)} does not fit x {tuple(x.shape)}")
+            if grid is not None and grid != (T, H, W):
+                raise ValueError(f"grid {grid} does not fit x {tuple(x.shape)}")
             return self.forward(x.flatten(1, 3), (T, H, W), key_padding_mask).view(x.shape)
         if x.dim() != 3 or grid is None:
             raise ValueError(

@@ -8,6 +8,7 @@ once; inputs, mask and the compacted positions are written once. Serves CPU (C++
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _library, _philox, reference
+from vimpac_kernels._arguments import as_int, as_real, as_sizes, check_probabilities, check_tensor
 from vimpac_kernels._compiled.mask_tokens import shared_bytes, shared_limit
 from vimpac_kernels.reference import MaskedTokens
 
@@ -102,6 +104,7 @@ def _check(
     vocab_size: int | None,
     row_offset: int,
 ) -> dict[str, Any]:
+    check_tensor("tokens", tokens)
     if tokens.dtype not in _INTEGERS:
         raise TypeError(f"tokens must be int16, uint16, int32 or int64, got {tokens.dtype}")
     if tokens.dim() != 4 or 0 in tokens.shape[1:]:
@@ -111,31 +114,29 @@ def _check(
     B, T, H, W = tokens.shape
     if B * (T * H * W + 1) >= 2**31:
         raise ValueError(f"tokens {tuple(tokens.shape)} have more rows than int32 positions hold")
+    as_int("vocab_size", 1 if vocab_size is None else vocab_size)
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    if num_blocks < 0:
+    if as_int("num_blocks", num_blocks) < 0:
         raise ValueError(f"num_blocks must be >= 0, got {num_blocks}")
     if strategy != "block" and ratio is None:
         raise ValueError(f"strategy {strategy!r} needs a ratio in [0, 1]")
-    if ratio is not None and not 0 <= ratio <= 1:
+    if ratio is not None and not 0 <= as_real("ratio", ratio) <= 1:
         raise ValueError(f"ratio must be in [0, 1], got {ratio}")
     if max_block is None:
         max_block = (max(1, 2 * T // 3), max(1, H // 2), max(1, W // 2))
-    if len(max_block) != 3 or any(
-        not 1 <= b <= size for b, size in zip(max_block, (T, H, W), strict=True)
-    ):
-        raise ValueError(
-            f"max_block must be three sizes within 1 and the grid {(T, H, W)}, got {max_block}"
-        )
+    must = f"three sizes within 1 and the grid {(T, H, W)}"
+    max_block = as_sizes("max_block", max_block, must, (T, H, W))
     if noise_unit not in ("token", "block"):
         raise ValueError(f"noise_unit must be 'token' or 'block', got {noise_unit!r}")
     if noise is not None:
         _check_noise(noise, noise_unit, strategy, vocab_size)
     low, high = torch.iinfo(tokens.dtype).min, torch.iinfo(tokens.dtype).max
     for name, value in (("mask_token", mask_token), ("vocab_size", (vocab_size or 1) - 1)):
-        if not low <= value <= high:
+        if not low <= as_int(name, value) <= high:
             raise ValueError(f"{name}: id {value} does not fit the dtype of tokens, {tokens.dtype}")
-    if row_offset not in (0, 1):
+    as_int("pad_token", 0 if pad_token is None else pad_token)
+    if as_int("row_offset", row_offset) not in (0, 1):
         raise ValueError(f"row_offset must be 0 or 1, got {row_offset}")
     return {
         "mask_token": mask_token,
@@ -152,7 +153,7 @@ def _check(
 
 
 def _check_offset(clip_offset: int | Tensor, device: torch.device) -> Tensor:
-    if not isinstance(clip_offset, Tensor) and not 0 <= clip_offset < 2**32:
+    if isinstance(clip_offset, numbers.Integral) and not 0 <= clip_offset < 2**32:
         raise ValueError(f"clip_offset must be in [0, 2^32), got {clip_offset}")
     return _philox.as_number("clip_offset", clip_offset, device)
 
@@ -160,8 +161,7 @@ def _check_offset(clip_offset: int | Tensor, device: torch.device) -> Tensor:
 def _check_noise(
     noise: tuple[float, float, float], noise_unit: str, strategy: str, vocab_size: int | None
 ) -> None:
-    if len(noise) != 3 or min(noise) < 0 or not math.isclose(sum(noise), 1.0, abs_tol=1e-6):
-        raise ValueError(f"noise must be three probabilities that sum to 1, got {noise}")
+    check_probabilities("noise", noise)
     if noise_unit == "block" and strategy != "block":
         raise ValueError(f"noise_unit 'block' needs strategy 'block', got {strategy!r}")
     if vocab_size is None or not 1 <= vocab_size < 2**31:

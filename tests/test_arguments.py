@@ -1,0 +1,142 @@
+"""Every wrong argument of every op is a TypeError or ValueError that names it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vimpac_kernels import (
+    AxialAttention,
+    axial_attention,
+    bias_gelu,
+    dropout_add_layer_norm,
+    embed_tokens,
+    mask_tokens,
+)
+
+TOKENS = torch.zeros(2, 2, 3, 4, dtype=torch.int64)
+D = torch.ones(8)
+ROWS = torch.ones(5, 8)
+TABLES = [torch.ones(n, 8) for n in (2, 3, 4)]
+
+
+def attend_in_a_layer(x, grid, key_padding_mask=None, **options):
+    """The layer, made and called."""
+    sizes = {"embed_dim": 8, "num_heads": 2, "axes": "H|W"} | options
+    return AxialAttention(**sizes)(x, grid, key_padding_mask)
+
+
+# Op, arguments that it takes
+CALLS = {
+    "axial_attention": (
+        axial_attention,
+        {"qkv": torch.ones(2, 25, 3, 1, 8), "grid": (2, 3, 4), "dropout_p": 0.5},
+    ),
+    "AxialAttention": (attend_in_a_layer, {"x": torch.ones(2, 24, 8), "grid": (2, 3, 4)}),
+    "dropout_add_layer_norm": (
+        dropout_add_layer_norm,
+        {"x": ROWS, "residual": ROWS, "weight": D, "bias": D},
+    ),
+    "bias_gelu": (bias_gelu, {"x": ROWS, "bias": D}),
+    "embed_tokens": (
+        embed_tokens,
+        {"tokens": TOKENS, "embedding": ROWS, "positions": TABLES, "weight": D, "bias": D},
+    ),
+    "mask_tokens": (mask_tokens, {"tokens": TOKENS, "mask_token": 1, "vocab_size": 9}),
+}
+
+NO_TENSOR = ["text", 3, True, [1.0]]
+NO_NUMBER = ["0.5", None, [0.5], D[0], True, 1j, math.nan, math.inf, -1.0, 10**400]
+NO_INTEGER = ["1", [1], D[0], True, math.nan, 1.5]
+NO_FLAG = ["no", 1, None, D]
+NO_SIZES = ["234", None, 3, (2, 3), (2.0, 3.0, 4.0), ("2", "3", "4"), (0, 3, 4), [True, 3, 4]]
+NO_SEED = ["1", 1.5, True, [1], D[0], torch.zeros(2, dtype=torch.int64), "meta"]
+NO_WORD = ["fastest", None, 3, D, ["T"]]
+
+# Op -> argument -> values that it must refuse
+WRONG: dict[str, dict[str, list]] = {
+    "axial_attention": {
+        "qkv": [*NO_TENSOR, None],
+        "grid": NO_SIZES,
+        "axes": NO_WORD,
+        "bias": NO_TENSOR,
+        "bias_in_qkv": NO_FLAG,
+        "key_padding_mask": NO_TENSOR,
+        "dropout_p": NO_NUMBER,
+        "scale": [v for v in NO_NUMBER if v is not None and v != -1.0],
+        "seed": NO_SEED,
+        "impl": NO_WORD,
+    },
+    "AxialAttention": {
+        "x": [*NO_TENSOR, None],
+        "grid": NO_SIZES,
+        "key_padding_mask": NO_TENSOR,
+        "embed_dim": [*NO_INTEGER, None, 0],
+        "num_heads": [*NO_INTEGER, None, 0],
+        "head_dim": [*NO_INTEGER, 0],
+        "axes": NO_WORD,
+        "dropout": NO_NUMBER,
+        "bias": NO_FLAG,
+        "impl": NO_WORD,
+    },
+    "dropout_add_layer_norm": {
+        **dict.fromkeys(("x", "residual", "weight", "bias"), [*NO_TENSOR, None]),
+        "linear_bias": NO_TENSOR,
+        "dropout_p": NO_NUMBER,
+        "eps": NO_NUMBER,
+        "prenorm": NO_FLAG,
+        "readers": [*NO_INTEGER, None, 0],
+        "seed": NO_SEED,
+        "impl": NO_WORD,
+    },
+    "bias_gelu": {"x": [*NO_TENSOR, None], "bias": [*NO_TENSOR, None], "impl": NO_WORD},
+    "embed_tokens": {
+        **dict.fromkeys(("tokens", "embedding"), [*NO_TENSOR, None]),
+        "positions": [*NO_TENSOR, None, [None] * 3, TABLES[:2], ["a", "b", "c"]],
+        **dict.fromkeys(("weight", "bias", "cls"), NO_TENSOR),
+        "dropout_p": NO_NUMBER,
+        "eps": NO_NUMBER,
+        "dtype": ["fp32", 3, torch.int64],
+        "seed": NO_SEED,
+        "impl": NO_WORD,
+    },
+    "mask_tokens": {
+        "tokens": [*NO_TENSOR, None],
+        "mask_token": [*NO_INTEGER, None],
+        "strategy": NO_WORD,
+        "num_blocks": [*NO_INTEGER, None, -1],
+        "ratio": [v for v in NO_NUMBER if v is not None],
+        "pad_token": NO_INTEGER,
+        "max_block": [v for v in NO_SIZES if v is not None] + [(3, 3, 4)],
+        "noise": ["abc", 0.5, (1.0, 0.0), ("1", "0", "0"), (math.nan, 1.0, 0.0), (1.0, 1.0, 1.0)],
+        "noise_unit": NO_WORD,
+        "vocab_size": NO_INTEGER,
+        "seed": NO_SEED,
+        "clip_offset": [*NO_SEED, None, -1, 2**32, math.nan],
+        "row_offset": [*NO_INTEGER, None, 2],
+        "impl": NO_WORD,
+    },
+}
+CASES = [
+    pytest.param(op, argument, value, id=f"{op}-{argument}-{number}")
+    for op, arguments in WRONG.items()
+    for argument, values in arguments.items()
+    for number, value in enumerate(values)
+]
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_arguments_of_these_tests_are_right(op):
+    function, arguments = CALLS[op]
+    function(**arguments)
+
+
+@pytest.mark.parametrize(("op", "argument", "value"), CASES)
+def test_wrong_argument_is_named(op, argument, value):
+    function, arguments = CALLS[op]
+    if isinstance(value, str) and value == "meta":
+        value = torch.zeros((), dtype=torch.int64, device="meta")
+    with pytest.raises((TypeError, ValueError), match=rf"\b{argument}\b"):
+        function(**(arguments | {argument: value}))
