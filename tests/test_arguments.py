@@ -65,7 +65,7 @@ WRONG: dict[str, dict[str, list]] = {
         "bias_in_qkv": NO_FLAG,
         "key_padding_mask": NO_TENSOR,
         "dropout_p": NO_NUMBER,
-        "scale": [v for v in NO_NUMBER if v is not None and v != -1.0],
+        "scale": [v for v in NO_NUMBER if v is not None and v != -1.0] + [1e31, -1e31],
         "seed": NO_SEED,
         "impl": NO_WORD,
     },

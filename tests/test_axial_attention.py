@@ -355,3 +355,19 @@ def test_cpu_hides_no_broken_activation(impl, isa, part, value):
     out, expected = (axial_attention(qkv, grid, impl=name) for name in (impl.name, "reference"))
     assert not expected.isfinite().all()
     assert torch.equal(out.isfinite(), expected.isfinite())
+
+
+@pytest.mark.parametrize("scale", [1e30, -1e30, 1e-30, 0.0])
+@pytest.mark.parametrize("axes", ["T", "THW"])
+def test_extreme_scales_give_what_the_reference_gives(impl, axes, scale):
+    """The largest picks one key each, the smallest all of them."""
+    if axes == "THW" and impl.name not in ("reference", "cpu"):
+        pytest.skip("joint axes have no kernel on a GPU")
+    grid = (4, 7, 7)  # which is a long line, too
+    qkv, dtype = random_qkv(grid, axes), dtype_of(impl)
+    out, expected = (
+        axial_attention(qkv.to(device, dtype), grid, axes, scale=scale, impl=name).cpu()
+        for name, device in ((impl.name, impl.device), ("reference", "cpu"))
+    )
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)

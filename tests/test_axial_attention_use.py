@@ -134,7 +134,7 @@ def test_rejects_an_unknown_implementation() -> None:
             "key_padding_mask is on meta, qkv on cpu",
         ),
         ({"dropout_p": 1.0}, ValueError, r"dropout_p must be in \[0, 1\), got 1.0"),
-        ({"scale": math.inf}, ValueError, "scale must be finite"),
+        ({"scale": math.inf}, ValueError, "scale must be within"),
         ({"scale": torch.tensor(0.3)}, TypeError, "scale must be a number"),
         ({"seed": torch.zeros(1), "dropout_p": 0.1}, ValueError, "seed must be an int or a 0-d"),
     ],

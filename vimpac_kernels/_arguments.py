@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_LARGEST_SCALE = 1e30
+
 
 def check_tensor(name: str, value: object) -> None:
     """Raises TypeError if `value` is no tensor."""
@@ -75,9 +77,9 @@ def check_eps(eps: object) -> None:
 
 
 def as_scale(scale: object) -> float:
-    """A factor of scores as a float; else TypeError or ValueError."""
+    """A factor of scores, whose products with them have to stay within fp32."""
     if isinstance(scale, Tensor):
         raise TypeError("scale must be a number, as it gets no gradient: multiply q by a tensor")
-    if not math.isfinite(as_real("scale", scale)):
-        raise ValueError(f"scale must be finite, got {scale}")
+    if not abs(as_real("scale", scale)) <= _LARGEST_SCALE:
+        raise ValueError(f"scale must be within {_LARGEST_SCALE:g} of 0, got {scale}")
     return as_real("scale", scale)
