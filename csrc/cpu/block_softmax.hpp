@@ -32,6 +32,16 @@ inline void raise_top(const float* s,        // (keys, kBlock)
   }
 }
 
+// After term j of a sum: every kTerms terms the recent ones go to the total, as a long sum of terms
+// loses digits that gradients, differences of such sums, need.
+VIMPAC_INLINE void carry(int64_t j, VecF& recent, VecF& total) {
+  constexpr int64_t kTerms = 8;
+  if (j % kTerms == kTerms - 1) {
+    total += recent;
+    recent = VecF{};
+  }
+}
+
 // Replaces scores by e, 0 for hidden keys, and adds them to the sums. A scale of 0 or more.
 inline void exponentiate(float* s,              // (keys, kBlock)
                          const uint8_t* hidden, // (keys,) or null
@@ -42,16 +52,17 @@ inline void exponentiate(float* s,              // (keys, kBlock)
                          float* sum) {     // (lanes,)
   for (int64_t i = 0; i < lanes; i += kWidth) {
     const VecF highest = load(top + i);
-    VecF total{};
+    VecF total{}, recent{};
     for (int64_t j = 0; j < keys; ++j) {
       VecF e{};
       if (hidden == nullptr || !hidden[j]) {
         e = exp((load(s + j * kBlock + i) - highest) * scale); // 1 of an only key, exactly
-        total += e;
+        recent += e;
       }
       store(s + j * kBlock + i, e);
+      carry(j, recent, total);
     }
-    store(sum + i, load(sum + i) + total);
+    store(sum + i, load(sum + i) + (total + recent));
   }
 }
 
@@ -101,16 +112,16 @@ inline void add_delta(const float* e,        // (keys, kBlock)
                       float keep_scale,
                       float* delta) { // (lanes,)
   for (int64_t i = 0; i < lanes; i += kWidth) {
-    VecF total{};
+    VecF total{}, recent{};
     for (int64_t j = 0; j < keys; ++j) {
-      if (hidden != nullptr && hidden[j]) {
-        continue;
+      if (hidden == nullptr || !hidden[j]) {
+        const VecF x = load(e + j * kBlock + i);
+        const VecF gradient = load(dp + j * kBlock + i) * kept_factor(x, keep_scale);
+        recent = fmadd(magnitude(x), gradient, recent);
       }
-      const VecF x = load(e + j * kBlock + i);
-      const VecF gradient = load(dp + j * kBlock + i) * kept_factor(x, keep_scale);
-      total = fmadd(magnitude(x), gradient, total);
+      carry(j, recent, total);
     }
-    store(delta + i, load(delta + i) + total);
+    store(delta + i, load(delta + i) + (total + recent));
   }
 }
 
