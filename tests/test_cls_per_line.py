@@ -1,10 +1,13 @@
 """[CLS] as in the paper's text, against loops over lines and copies."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from vimpac import PAD_TOKEN, Vimpac, preset
+from vimpac.cls_per_line import attend_per_line
 from vimpac.encoder import VideoTokenEncoder
 
 GRID = (2, 3, 4)
@@ -96,3 +99,20 @@ def test_trains_with_dropout():
 def test_parallel_axes_are_refused(layout):
     with pytest.raises(ValueError, match=r"cls='paper'.*layout without '|'"):
         preset("tiny", layout=layout, cls="paper")
+
+
+def test_scores_beyond_half_precision_and_broken_ones_are_attended_as_in_fp32() -> None:
+    """fp16 products of 200 by 200 overflow; a hidden key has no weight beside a score of -inf."""
+    torch.manual_seed(0)
+    qkv = torch.randn(1, 25, 3, 2, 8)
+    qkv[:, :, :2] *= 100
+    half = qkv.half()
+    actual = attend_per_line(half, GRID, "W", None, 0.0)
+    torch.testing.assert_close(
+        actual.float(), attend_per_line(half.float(), GRID, "W", None, 0.0), rtol=1e-2, atol=1e-2
+    )
+    padding = torch.zeros(1, *GRID, dtype=torch.bool)
+    padding[..., 2:] = True
+    qkv[:, 0, 0], qkv[:, 1:, 1] = 1.0, -math.inf
+    cls = attend_per_line(qkv, GRID, "W", padding, 0.0)[:, :6]
+    assert cls.isnan().all()

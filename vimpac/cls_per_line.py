@@ -8,12 +8,14 @@ line, then the tokens: (B, lines + T*H*W, ...). In plain PyTorch: [CLS] is one q
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vimpac_kernels import axial_attention
-from vimpac_kernels.reference import to_lines
+from vimpac_kernels.reference import accumulation_dtype, to_lines
 
 
 def count_lines(grid: tuple[int, int, int], axis: str) -> int:
@@ -37,14 +39,15 @@ def attend_per_line(
         key_padding_mask=key_padding_mask,
         dropout_p=dropout_p,
     )
-    q = qkv[:, 0, 0]  # (B, N, Dh)
+    q = qkv[:, 0, 0].to(accumulation_dtype(qkv.dtype)) * qkv.shape[-1] ** -0.5  # (B, N, Dh)
     k, v = to_lines(qkv[:, 1:, 1:].unflatten(1, grid), axis).unbind(3)  # (B, lines, L, N, Dh)
-    scores = (q[:, None, None] * k).sum(-1).float() * q.shape[-1] ** -0.5  # (B, lines, L, N)
+    scores = (q[:, None, None] * k).sum(-1)  # (B, lines, L, N)
     if key_padding_mask is None:
         p = scores.softmax(2)
     else:
         hidden = to_lines(key_padding_mask, axis)[..., None]  # (B, lines, L, 1)
-        p = scores.masked_fill(hidden, -1e30).softmax(2).masked_fill(hidden, 0.0)
+        no_key = hidden.all(2, keepdim=True)  # whose softmax would be NaN
+        p = scores.masked_fill(hidden & ~no_key, -math.inf).softmax(2).masked_fill(hidden, 0.0)
     p = F.dropout(p, dropout_p).to(v.dtype)
     cls = (p[..., None] * v).sum(2)  # (B, lines, N, Dh)
     return torch.cat((cls, tokens), dim=1)
