@@ -77,7 +77,7 @@ def op_table(results: dict[str, Any], where: str = "this machine") -> list[str]:
     """One Markdown row per op: what it replaces, speed-up, memory."""
     lines = [
         f"| op | replaces | speed-up on {where} over the fastest other | "
-        "leanest other's extra memory / ours |",
+        "extra memory of the leanest other, relative to ours |",
         "|---|---|---|---|",
     ]
     for op, replaces in REPLACES.items():
