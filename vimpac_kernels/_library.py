@@ -39,7 +39,11 @@ def _load(name: str) -> ModuleType | str:
         except ImportError as error:
             _extensions[name] = (
                 f"vimpac_kernels._C_{name} is not built ({error}): reinstall where "
-                f"{'a C++ compiler' if name == 'cpu' else 'nvcc'} can be found"
+                + (
+                    "a C++ compiler can be found"
+                    if name == "cpu"
+                    else "nvcc can be found and VIMPAC_KERNELS_CPU_ONLY is not set"
+                )
             )
     return _extensions[name]
 
