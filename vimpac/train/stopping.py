@@ -7,6 +7,7 @@ the slow ones: it kills what still runs after half a minute.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ def catch_signals(*, only_first: bool) -> Iterator[Callable[[], int]]:
         caught[0] = number
         if only_first:
             restore()
+            os.write(2, b"stopping after this step; a second signal stops at once\n")
 
     def restore() -> None:
         for one, handler in before.items():
