@@ -10,7 +10,6 @@ by bandwidth.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from vimpac_kernels import _library, reference
 from vimpac_kernels._arguments import check_tensor
-from vimpac_kernels._compiled import bias_gelu as _compiled
+from vimpac_kernels.runtime import native
 
 _NAME = "bias_gelu"
+_KERNELS = ("cuda", "triton", "cpu")  # best first
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -99,18 +99,11 @@ class _BiasGelu(torch.autograd.Function):
         return dx, dbias.to(bias.dtype) if ctx.needs_input_grad[1] else None, None
 
 
-# Forward and backward, best first.
-_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
-    "triton": (_library.triton_launcher(_NAME, "fwd"), _library.triton_launcher(_NAME, "bwd")),
-    "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
-}
-
-
 def _run_fwd(x: Tensor, bias: Tensor, impl: str) -> Tensor:
     y = _fake_fwd(x, bias, impl)
     if x.numel():
-        _KERNELS[impl][0](x.contiguous(), bias.float().contiguous(), y)
+        operands = {"x": x.contiguous(), "bias": bias.float().contiguous()}
+        native.launch(impl, "bias_gelu_fwd", **operands, y=y)
     return y
 
 
@@ -129,7 +122,8 @@ def _run_bwd(
     dx, dbias = _fake_bwd(dy, x, bias, needs_bias, impl)
     if not x.numel():
         return dx, dbias.zero_()
-    _KERNELS[impl][1](dy.contiguous(), x.contiguous(), bias.float().contiguous(), dx, dbias)
+    operands = {"dy": dy.contiguous(), "x": x.contiguous(), "bias": bias.float().contiguous()}
+    native.launch(impl, "bias_gelu_bwd", **operands, dx=dx, dbias=dbias)
     return dx, dbias
 
 

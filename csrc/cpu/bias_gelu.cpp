@@ -76,14 +76,15 @@ VIMPAC_INLINE void for_each_block(int64_t D, const F& f) {
 
 template <class T>
 void forward_row(const Args& a, int64_t row) {
-  const T* const x = static_cast<const T*>(a.x) + row * a.D;
-  T* const y = static_cast<T*>(a.result) + row * a.D;
-  for_each_block(a.D, [&](int64_t i, const auto& n) {
+  const int64_t D = a.x.columns;
+  const T* const x = static_cast<const T*>(a.x.data) + row * D;
+  T* const y = static_cast<T*>(a.y.data) + row * D;
+  for_each_block(D, [&](int64_t i, const auto& n) {
     VecF u[kInStep];
     VIMPAC_IN_STEP {
       const int64_t at = i + k * kWidth;
-      fetch(x + a.D + at);
-      fetch(y + a.D + at);
+      fetch(x + D + at);
+      fetch(y + D + at);
       u[k] = load_n(x + at, n(k)) + load_n(a.bias + at, n(k));
     }
     VIMPAC_IN_STEP {
@@ -98,16 +99,17 @@ void forward_row(const Args& a, int64_t row) {
 // sums: (D,), added to.
 template <class T>
 void backward_row(const Args& a, int64_t row, float* sums) {
-  const T* const dy = static_cast<const T*>(a.dy) + row * a.D;
-  const T* const x = static_cast<const T*>(a.x) + row * a.D;
-  T* const dx = static_cast<T*>(a.result) + row * a.D;
-  for_each_block(a.D, [&](int64_t i, const auto& n) {
+  const int64_t D = a.x.columns;
+  const T* const dy = static_cast<const T*>(a.dy.data) + row * D;
+  const T* const x = static_cast<const T*>(a.x.data) + row * D;
+  T* const dx = static_cast<T*>(a.dx.data) + row * D;
+  for_each_block(D, [&](int64_t i, const auto& n) {
     VecF u[kInStep], d[kInStep], sum[kInStep];
     VIMPAC_IN_STEP {
       const int64_t at = i + k * kWidth;
-      fetch(dy + a.D + at);
-      fetch(x + a.D + at);
-      fetch(dx + a.D + at);
+      fetch(dy + D + at);
+      fetch(x + D + at);
+      fetch(dx + D + at);
       u[k] = load_n(x + at, n(k)) + load_n(a.bias + at, n(k));
       d[k] = load_n(dy + at, n(k));
       sum[k] = load_n(sums + at, n(k));
@@ -127,8 +129,9 @@ void backward_row(const Args& a, int64_t row, float* sums) {
 
 template <class T>
 bool forward(const Args& a) {
-  const RowChunks chunks(a.rows);
-  parallel_for(chunks.count, 2 * a.rows * a.D, a.num_threads, [&](int64_t chunk) {
+  const int64_t rows = a.x.rows, D = a.x.columns;
+  const RowChunks chunks(rows);
+  parallel_for(chunks.count, 2 * rows * D, a.num_threads, [&](int64_t chunk) {
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
       forward_row<T>(a, row);
     }
@@ -138,20 +141,21 @@ bool forward(const Args& a) {
 
 template <class T>
 bool backward(const Args& a) {
-  const RowChunks chunks(a.rows);
-  Scratch<float> partials(chunks.count * a.D);
+  const int64_t rows = a.x.rows, D = a.x.columns;
+  const RowChunks chunks(rows);
+  Scratch<float> partials(chunks.count * D);
   if (partials.data == nullptr) {
     return false;
   }
-  parallel_for(chunks.count, 3 * a.rows * a.D, a.num_threads, [&](int64_t chunk) {
-    float* const sums = partials.data + chunk * a.D;
-    memset(sums, 0, a.D * sizeof(float));
+  parallel_for(chunks.count, 3 * rows * D, a.num_threads, [&](int64_t chunk) {
+    float* const sums = partials.data + chunk * D;
+    memset(sums, 0, D * sizeof(float));
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
       backward_row<T>(a, row, sums);
     }
   });
   if (a.dbias != nullptr) {
-    add_partials(partials.data, chunks.count, a.D, a.D, a.dbias);
+    add_partials(partials.data, chunks.count, D, D, a.dbias);
   }
   return true;
 }
@@ -159,11 +163,11 @@ bool backward(const Args& a) {
 } // namespace
 
 bool bias_gelu_fwd(const BiasGelu& args) {
-  return with_type(args.dtype, [&](auto zero) { return forward<decltype(zero)>(args); });
+  return with_type(args.x.type, [&](auto zero) { return forward<decltype(zero)>(args); });
 }
 
 bool bias_gelu_bwd(const BiasGelu& args) {
-  return with_type(args.dtype, [&](auto zero) { return backward<decltype(zero)>(args); });
+  return with_type(args.x.type, [&](auto zero) { return backward<decltype(zero)>(args); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -1,5 +1,6 @@
 // Python module vimpac_kernels._C_cpu: picks an instruction set once and hands plain pointers to
 // the kernels. It knows nothing of torch; vimpac_kernels/_library.py registers the ops.
+#include "bind.hpp"
 #include "cpu/axial_axis.hpp"
 #include "mask_tokens_binding.hpp"
 
@@ -77,6 +78,10 @@ void run(bool (*const (&kernels)[4])(const Args&), const Args& args) {
 #else
 #define VIMPAC_EACH_ISA(op) {vimpac::portable::op, nullptr, nullptr, nullptr}
 #endif
+
+#define VIMPAC_DEFINE_CPU_OP(module, op, Args)                                                     \
+  vimpac::define_cpu_op<Args>(module, #op,                                                         \
+                              [](const Args& args) { run<Args>(VIMPAC_EACH_ISA(op), args); })
 
 // Whether axial_attention_long.cpp is the faster kernel: longer lines overflow the other's tiles,
 // and only it multiplies pairs of bf16.
@@ -241,35 +246,6 @@ void dropout_add_layer_norm_bwd(uintptr_t dy,           // (rows, D)
   run<vimpac::DropoutAddLayerNorm>(VIMPAC_EACH_ISA(dropout_add_layer_norm_bwd), args);
 }
 
-void bias_gelu_fwd(uintptr_t x,    // (rows, D)
-                   uintptr_t bias, // (D,) fp32
-                   uintptr_t y,    // (rows, D)
-                   int dtype,
-                   int64_t rows,
-                   int64_t D,
-                   int num_threads) {
-  using Args = vimpac::BiasGelu;
-  run<Args>(VIMPAC_EACH_ISA(bias_gelu_fwd),
-            {nullptr, pointer<const void>(x), pointer<const float>(bias), pointer<void>(y), nullptr,
-             static_cast<vimpac::ElementType>(dtype), rows, D, num_threads});
-}
-
-void bias_gelu_bwd(uintptr_t dy,    // (rows, D)
-                   uintptr_t x,     // (rows, D)
-                   uintptr_t bias,  // (D,) fp32
-                   uintptr_t dx,    // (rows, D)
-                   uintptr_t dbias, // (D,) fp32, or 0
-                   int dtype,
-                   int64_t rows,
-                   int64_t D,
-                   int num_threads) {
-  using Args = vimpac::BiasGelu;
-  run<Args>(VIMPAC_EACH_ISA(bias_gelu_bwd),
-            {pointer<const void>(dy), pointer<const void>(x), pointer<const float>(bias),
-             pointer<void>(dx), pointer<float>(dbias), static_cast<vimpac::ElementType>(dtype),
-             rows, D, num_threads});
-}
-
 vimpac::EmbedTokens embed_tokens_arguments(std::array<uintptr_t, 10> tensors, // tokens ... seed
                                            std::array<int, 2> types,
                                            bool wide_tokens,
@@ -350,8 +326,8 @@ PYBIND11_MODULE(_C_cpu, module) {
       .def(py::init(&layer_norm_arguments));
   module.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
   module.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
-  module.def("bias_gelu_fwd", &bias_gelu_fwd);
-  module.def("bias_gelu_bwd", &bias_gelu_bwd);
+  VIMPAC_DEFINE_CPU_OP(module, bias_gelu_fwd, vimpac::BiasGelu);
+  VIMPAC_DEFINE_CPU_OP(module, bias_gelu_bwd, vimpac::BiasGelu);
   py::class_<vimpac::EmbedTokens>(module, "EmbedTokens", py::module_local())
       .def(py::init(&embed_tokens_arguments));
   module.def("embed_tokens_fwd", &embed_tokens_fwd);

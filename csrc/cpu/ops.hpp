@@ -4,11 +4,11 @@
 // A kernel returns false if scratch memory ran out, with its outputs undefined.
 #pragma once
 
+#include "bias_gelu/arguments.hpp"
+#include "common/arguments.hpp"
 #include "mask_tokens.hpp"
 
 namespace vimpac {
-
-enum class ElementType { kFloat32, kBfloat16, kFloat16 };
 
 struct AxialAttention {
   const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride
@@ -84,18 +84,6 @@ struct DropoutAddLayerNorm {
   float* dweight;       // (D,)
   float* dbias;         // (D,)
   float* dlinear_bias;  // (D,) or null
-};
-
-// y = GELU(x + bias); dx = dy * GELU'(x + bias), dbias its sum over the rows. All contiguous.
-struct BiasGelu {
-  const void* dy;    // (rows, D) of dtype; backward only
-  const void* x;     // (rows, D) of dtype
-  const float* bias; // (D,)
-  void* result;      // (rows, D) of dtype: y, or dx
-  float* dbias;      // (D,) or null
-  ElementType dtype;
-  int64_t rows, D;
-  int num_threads;
 };
 
 //   x = embedding[token] + time[t] + height[h] + width[w], or cls in row 0 of a clip

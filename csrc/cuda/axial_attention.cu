@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
 } // namespace
 
 int64_t axial_attention_run_fwd(const AxialArguments& call, const Stream* stream) {
-  if (call.dtype == ElementType::kFloat)
+  if (call.dtype == ElementType::kFloat32)
     return axial_attention_run_fwd_fp32(call, stream);
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);

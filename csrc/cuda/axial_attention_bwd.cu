@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
 } // namespace
 
 int64_t axial_attention_run_bwd(const AxialArguments& call, const Stream* stream) {
-  if (call.dtype == ElementType::kFloat)
+  if (call.dtype == ElementType::kFloat32)
     return axial_attention_run_bwd_fp32(call, stream);
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);

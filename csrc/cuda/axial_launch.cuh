@@ -195,7 +195,7 @@ auto dispatch_tile(const AxialArguments& call, F f) {
              : n == 5 ? f(type, Constant<5>{}, blocks)
                       : f(type, Constant<9>{}, blocks);
     };
-    return call.dtype == ElementType::kBFloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
+    return call.dtype == ElementType::kBfloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
   });
 }
 

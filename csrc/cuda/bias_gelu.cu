@@ -159,39 +159,42 @@ dim3 grid(int64_t M, int D, int on_a_multiprocessor, size_t shared) {
 
 constexpr size_t kBackwardShared = kRows * kColumns * sizeof(float);
 
-dim3 backward_grid(int64_t M, int D) {
-  return grid(M, D, kGeluBackward, kBackwardShared);
+dim3 backward_grid(const BiasGelu& a) {
+  return grid(a.x.rows, static_cast<int>(a.x.columns), kGeluBackward, kBackwardShared);
 }
 
 template <class T>
-void launch_fwd(const BiasGeluFwd& a, Stream stream) {
-  launch(bias_gelu_fwd_kernel<T>, grid(a.M, a.D, kGeluForward, 0), dim3(kLanes, kRows), 0, stream,
-         static_cast<const T*>(a.x), a.bias, static_cast<T*>(a.y), a.M, a.D);
+void launch_fwd(const BiasGelu& a, Stream stream) {
+  const int D = static_cast<int>(a.x.columns);
+  launch(bias_gelu_fwd_kernel<T>, grid(a.x.rows, D, kGeluForward, 0), dim3(kLanes, kRows), 0,
+         stream, static_cast<const T*>(a.x.data), a.bias, static_cast<T*>(a.y.data), a.x.rows, D);
 }
 
 template <class T>
-void launch_bwd(const BiasGeluBwd& a, Stream stream) {
-  launch(bias_gelu_bwd_kernel<T>, backward_grid(a.M, a.D), dim3(kLanes, kRows), kBackwardShared,
-         stream, static_cast<const T*>(a.dy), static_cast<const T*>(a.x), a.bias,
-         static_cast<T*>(a.dx), a.partial, a.M, a.D);
-  if (a.partial != nullptr)
-    add_blocks<false>(a.partial, {a.dbias}, bias_gelu_blocks(a.M, a.D), a.D, a.D, stream);
+void launch_bwd(const BiasGelu& a, Stream stream) {
+  const int D = static_cast<int>(a.x.columns);
+  const dim3 blocks = backward_grid(a);
+  launch(bias_gelu_bwd_kernel<T>, blocks, dim3(kLanes, kRows), kBackwardShared, stream,
+         static_cast<const T*>(a.dy.data), static_cast<const T*>(a.x.data), a.bias,
+         static_cast<T*>(a.dx.data), a.workspace, a.x.rows, D);
+  if (a.dbias != nullptr)
+    add_blocks<false>(a.workspace, {a.dbias}, static_cast<int>(blocks.y), D, D, stream);
 }
 
 } // namespace
 
-int bias_gelu_blocks(int64_t M, int D) {
-  return static_cast<int>(backward_grid(M, D).y);
+int64_t bias_gelu_bwd_workspace(const BiasGelu& args) {
+  return args.dbias == nullptr ? 0 : backward_grid(args).y * args.x.columns;
 }
 
-void bias_gelu_fwd(const BiasGeluFwd& args, void* stream) {
-  with_type(args.dtype,
-            [&](auto zero) { launch_fwd<decltype(zero)>(args, static_cast<Stream>(stream)); });
+void bias_gelu_fwd(const BiasGelu& args) {
+  with_type(args.x.type,
+            [&](auto zero) { launch_fwd<decltype(zero)>(args, static_cast<Stream>(args.stream)); });
 }
 
-void bias_gelu_bwd(const BiasGeluBwd& args, void* stream) {
-  with_type(args.dtype,
-            [&](auto zero) { launch_bwd<decltype(zero)>(args, static_cast<Stream>(stream)); });
+void bias_gelu_bwd(const BiasGelu& args) {
+  with_type(args.x.type,
+            [&](auto zero) { launch_bwd<decltype(zero)>(args, static_cast<Stream>(args.stream)); });
 }
 
 } // namespace vimpac

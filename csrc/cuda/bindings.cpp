@@ -1,4 +1,5 @@
 // The Python module of the CUDA kernels; the tests build the same file against their emulator.
+#include "bind.hpp"
 #include "mask_tokens_binding.hpp"
 #include "ops.hpp"
 
@@ -21,11 +22,11 @@ T* at(uintptr_t address) {
 
 ElementType element_type(const std::string& dtype) {
   if (dtype == "float32")
-    return ElementType::kFloat;
+    return ElementType::kFloat32;
   if (dtype == "float16")
-    return ElementType::kHalf;
+    return ElementType::kFloat16;
   if (dtype == "bfloat16")
-    return ElementType::kBFloat16;
+    return ElementType::kBfloat16;
   throw py::value_error("the kernels take float32, float16 and bfloat16, not " + dtype);
 }
 
@@ -79,32 +80,6 @@ void dropout_add_layer_norm_bwd(uintptr_t dy,
        at<float>(partial), at<float>(dweight), at<float>(dbias), at<float>(dlinear_bias),
        element_type(x_type), element_type(residual_type), M, D, threshold},
       at<void>(stream));
-}
-
-void bias_gelu_fwd(uintptr_t x,
-                   uintptr_t bias,
-                   uintptr_t y,
-                   const std::string& dtype,
-                   int64_t M,
-                   int D,
-                   uintptr_t stream) {
-  vimpac::bias_gelu_fwd({at<void>(x), at<float>(bias), at<void>(y), element_type(dtype), M, D},
-                        at<void>(stream));
-}
-
-void bias_gelu_bwd(uintptr_t dy,
-                   uintptr_t x,
-                   uintptr_t bias,
-                   uintptr_t dx,
-                   uintptr_t partial,
-                   uintptr_t dbias,
-                   const std::string& dtype,
-                   int64_t M,
-                   int D,
-                   uintptr_t stream) {
-  vimpac::bias_gelu_bwd({at<void>(dy), at<void>(x), at<float>(bias), at<void>(dx),
-                         at<float>(partial), at<float>(dbias), element_type(dtype), M, D},
-                        at<void>(stream));
 }
 
 void linear_cross_entropy_fwd(uintptr_t z,
@@ -215,9 +190,9 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.def("dropout_add_layer_norm_blocks", &vimpac::dropout_add_layer_norm_blocks);
   m.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
   m.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
-  m.def("bias_gelu_blocks", &vimpac::bias_gelu_blocks);
-  m.def("bias_gelu_fwd", &bias_gelu_fwd);
-  m.def("bias_gelu_bwd", &bias_gelu_bwd);
+  vimpac::define_cuda_op(m, "bias_gelu_fwd", vimpac::bias_gelu_fwd);
+  vimpac::define_cuda_op(m, "bias_gelu_bwd", vimpac::bias_gelu_bwd,
+                         vimpac::bias_gelu_bwd_workspace);
   py::class_<vimpac::EmbedTokens>(m, "EmbedTokens", py::module_local())
       .def(py::init(&embed_tokens_arguments))
       .def("workspace", &vimpac::embed_tokens_workspace,

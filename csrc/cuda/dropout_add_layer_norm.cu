@@ -375,7 +375,7 @@ void dispatch(ElementType x, ElementType residual, const Split& split, const F& 
     const auto with_warps = [&](auto r) {
       split.warps_per_row == 1 ? f(t, r, std::true_type{}) : f(t, r, std::false_type{});
     };
-    residual == ElementType::kFloat ? with_warps(float{}) : with_warps(t);
+    residual == ElementType::kFloat32 ? with_warps(float{}) : with_warps(t);
   });
 }
 

@@ -9,11 +9,11 @@ namespace vimpac {
 template <class F>
 void with_type(ElementType type, const F& f) {
   switch (type) {
-  case ElementType::kFloat:
+  case ElementType::kFloat32:
     return f(float{});
-  case ElementType::kHalf:
+  case ElementType::kFloat16:
     return f(__half{});
-  case ElementType::kBFloat16:
+  case ElementType::kBfloat16:
     return f(__nv_bfloat16{});
   }
 }

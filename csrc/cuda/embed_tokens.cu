@@ -114,7 +114,7 @@ void embed_tokens_fwd(const EmbedTokens& a, void* stream) {
              dim3(groups, parts), split.threads(), split.warps * sizeof(float),
              static_cast<Stream>(stream), a, split.warps_per_row);
     };
-    a.embedding_type == ElementType::kFloat ? run(float{}) : run(y);
+    a.embedding_type == ElementType::kFloat32 ? run(float{}) : run(y);
   });
 }
 

@@ -376,7 +376,7 @@ void embed_tokens_bwd(const EmbedTokens& a, float* scratch, void* stream) {
       embed_split(a.D).chunks == 2 ? launch_bwd<E, Y, 2>(a, scratch, static_cast<Stream>(stream))
                                    : launch_bwd<E, Y, 4>(a, scratch, static_cast<Stream>(stream));
     };
-    a.embedding_type == ElementType::kFloat ? run(float{}) : run(y);
+    a.embedding_type == ElementType::kFloat32 ? run(float{}) : run(y);
   });
 }
 

@@ -6,14 +6,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "bias_gelu/arguments.hpp"
+#include "common/arguments.hpp"
 #include "mask_tokens.hpp"
 
 namespace vimpac {
 
 // state: (1 + B,) 64-bit words of scratch memory.
 void mask_tokens_fwd(const MaskTokensFwd& args, void* state, void* stream);
-
-enum class ElementType { kFloat, kHalf, kBFloat16 };
 
 struct DropoutAddLayerNormFwd {
   const void* x;                     // (M, D) of x_type, 16-byte aligned, as every tensor here
@@ -57,30 +57,9 @@ int dropout_add_layer_norm_blocks(int64_t M, int D);
 void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwd& args, void* stream);
 void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwd& args, void* stream);
 
-struct BiasGeluFwd {
-  const void* x;     // (M, D) of dtype, 16-byte aligned, as every tensor here
-  const float* bias; // (D,)
-  void* y;           // (M, D) of dtype
-  ElementType dtype;
-  int64_t M;
-  int D; // a multiple of 8
-};
-
-struct BiasGeluBwd {
-  const void* dy;    // (M, D) of dtype
-  const void* x;     // (M, D) of dtype
-  const float* bias; // (D,)
-  void* dx;          // (M, D) of dtype
-  float* partial;    // (bias_gelu_blocks(M, D), D): scratch, or null, as dbias: not wanted
-  float* dbias;      // (D,)
-  ElementType dtype;
-  int64_t M;
-  int D;
-};
-
-int bias_gelu_blocks(int64_t M, int D);
-void bias_gelu_fwd(const BiasGeluFwd& args, void* stream);
-void bias_gelu_bwd(const BiasGeluBwd& args, void* stream);
+void bias_gelu_fwd(const BiasGelu& args);
+void bias_gelu_bwd(const BiasGelu& args);
+int64_t bias_gelu_bwd_workspace(const BiasGelu& args);
 
 // Row s of a clip is [CLS] if has_cls and s = 0, else the token of cell s - has_cls of the grid.
 struct EmbedTokens {

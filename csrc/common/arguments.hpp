@@ -1,0 +1,30 @@
+// What the arguments of every op are made of, for the CPU and for CUDA. csrc/bind.hpp fills them
+// from the keywords of a call in Python.
+#pragma once
+
+#include <stdint.h>
+
+namespace vimpac {
+
+enum class ElementType { kFloat32, kBfloat16, kFloat16 };
+
+// A contiguous tensor (..., columns) of any number of dimensions. On CUDA it starts at a multiple
+// of 16 bytes.
+template <class Void, class Type = ElementType>
+struct BasicArray {
+  Void* data = nullptr; // null: not given
+  Type type{};
+  int64_t rows = 0, columns = 0;
+  int64_t sizes[5] = {}; // of its first dimensions
+};
+using Array = BasicArray<void>;
+using ConstArray = BasicArray<const void>;
+
+// What a call has besides its own arguments.
+struct Call {
+  int num_threads = 1;        // CPU
+  void* stream = nullptr;     // CUDA
+  float* workspace = nullptr; // CUDA: as many elements as <op>_workspace says
+};
+
+} // namespace vimpac

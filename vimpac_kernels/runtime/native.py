@@ -1,0 +1,42 @@
+"""Calls the kernels of one backend by name and keywords.
+
+The C++ modules read tensors, sizes and dtypes themselves (csrc/bind.hpp); their arguments are
+declared once for both devices, in csrc/<op>/arguments.hpp. Triton's launchers take the same names.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vimpac_kernels._library import cuda_stream, device_guard, extension
+
+
+def launch(impl: str, operator: str, /, **arguments: Any) -> None:
+    """Runs `operator` on the current stream: `launch("cpu", "bias_gelu_fwd", x=x, bias=b, y=y)`.
+
+    Args:
+        impl: "cuda", "triton" or "cpu".
+        operator: `<op>_fwd` or `<op>_bwd`.
+        arguments: Contiguous tensors and numbers; those that the kernels fill are among them.
+
+    Raises:
+        RuntimeError: If `impl` is not built.
+        TypeError: If an argument has a name or a dtype that the kernel does not take.
+    """
+    if impl == "cpu":
+        getattr(extension("cpu"), operator)(arguments, torch.get_num_threads())
+        return
+    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    with device_guard(first):
+        if impl == "triton":
+            op, _, direction = operator.rpartition("_")
+            module = importlib.import_module(f"vimpac_kernels._triton.{op}")
+            getattr(module, f"launch_triton_{direction}")(**arguments)
+        else:
+            allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
+            getattr(extension(impl), operator)(arguments, cuda_stream(first), allocate)
