@@ -8,31 +8,31 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <iterator>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace vimpac {
 
 namespace py = pybind11;
 
-// torch's objects that tensors are asked for, found once.
+// torch's names and dtypes, looked up once.
 struct TorchNames {
-  py::object data_ptr = py::str("data_ptr"), dtype = py::str("dtype"), shape = py::str("shape");
-  py::object float32, bfloat16, float16, int64;
+  const py::object data_ptr = py::str("data_ptr"), dtype = py::str("dtype");
+  const py::object shape = py::str("shape");
+  const py::module_ torch = py::module_::import("torch");
+  const py::object float32 = torch.attr("float32"), bfloat16 = torch.attr("bfloat16");
+  const py::object float16 = torch.attr("float16"), boolean = torch.attr("bool");
+  const py::object int16 = torch.attr("int16"), uint16 = torch.attr("uint16");
+  const py::object int32 = torch.attr("int32"), int64 = torch.attr("int64");
 
   static const TorchNames& get() {
     static const TorchNames* const names = new TorchNames; // never freed: Python may end first
     return *names;
-  }
-
-private:
-  TorchNames() {
-    const py::module_ torch = py::module_::import("torch");
-    float32 = torch.attr("float32");
-    bfloat16 = torch.attr("bfloat16");
-    float16 = torch.attr("float16");
-    int64 = torch.attr("int64");
   }
 };
 
@@ -41,31 +41,53 @@ class Values {
 public:
   explicit Values(bool aligns) : aligns_(aligns) {}
 
-  void read(const char*, py::handle value, bool& field) { field = value.cast<bool>(); }
-  void read(const char*, py::handle value, int& field) { field = value.cast<int>(); }
-  void read(const char*, py::handle value, int64_t& field) { field = value.cast<int64_t>(); }
-  void read(const char*, py::handle value, uint32_t& field) { field = value.cast<uint32_t>(); }
-  void read(const char*, py::handle value, float& field) { field = value.cast<float>(); }
-
+  template <class T, class = std::enable_if_t<std::is_arithmetic_v<T>>>
+  void read(const char*, py::handle value, T& field) {
+    field = value.cast<T>();
+  }
+  template <class T, class = std::enable_if_t<std::is_enum_v<T>>, class = void>
+  void read(const char*, py::handle value, T& field) {
+    field = static_cast<T>(value.cast<int>());
+  }
+  template <class T, size_t kSize>
+  void read(const char*, py::handle value, T (&field)[kSize]) {
+    const auto list = py::reinterpret_borrow<py::sequence>(value);
+    for (size_t i = 0; i < kSize; ++i) {
+      field[i] = list[i].cast<T>();
+    }
+  }
   void read(const char* name, py::handle value, const float*& field) {
-    expect(name, value, names_.float32);
-    field = reinterpret_cast<const float*>(address(name, value, true));
+    field = reinterpret_cast<const float*>(aligned(name, value, names_.float32, true));
   }
   void read(const char* name, py::handle value, float*& field) {
-    expect(name, value, names_.float32);
-    field = reinterpret_cast<float*>(address(name, value, false));
+    field = reinterpret_cast<float*>(aligned(name, value, names_.float32, false));
   }
   void read(const char* name, py::handle value, const int64_t*& field) {
-    expect(name, value, names_.int64);
-    field = reinterpret_cast<const int64_t*>(address(value));
+    field = reinterpret_cast<const int64_t*>(unaligned(name, value, names_.int64));
   }
-  void read(const char* name, py::handle value, ConstArray& field) {
-    read_array(name, value, field);
-    field.data = reinterpret_cast<const void*>(address(name, value, true));
+  void read(const char* name, py::handle value, const int32_t*& field) {
+    field = reinterpret_cast<const int32_t*>(unaligned(name, value, names_.int32));
   }
-  void read(const char* name, py::handle value, Array& field) {
-    read_array(name, value, field);
-    field.data = reinterpret_cast<void*>(address(name, value, false));
+  void read(const char* name, py::handle value, int32_t*& field) {
+    field = reinterpret_cast<int32_t*>(unaligned(name, value, names_.int32));
+  }
+  void read(const char* name, py::handle value, uint8_t*& field) {
+    field = reinterpret_cast<uint8_t*>(unaligned(name, value, names_.boolean));
+  }
+  template <class Void>
+  void read(const char* name, py::handle value, BasicArray<Void, ElementType>& field) {
+    read_array(name, value, field,
+               {{names_.float32, ElementType::kFloat32},
+                {names_.bfloat16, ElementType::kBfloat16},
+                {names_.float16, ElementType::kFloat16}});
+  }
+  template <class Void>
+  void read(const char* name, py::handle value, BasicArray<Void, IntegerType>& field) {
+    read_array(name, value, field,
+               {{names_.int64, IntegerType::kInt64},
+                {names_.int32, IntegerType::kInt32},
+                {names_.int16, IntegerType::kInt16},
+                {names_.uint16, IntegerType::kUint16}});
   }
 
   // Of a tensor's first element.
@@ -80,7 +102,7 @@ public:
 
 private:
   // The same, of a copy where kernels could not load 16 bytes at once.
-  uintptr_t address(const char* name, py::handle tensor, bool may_copy) {
+  uintptr_t aligned(const char* name, py::handle tensor, bool may_copy) {
     const uintptr_t found = address(tensor);
     if (!aligns_ || found % 16 == 0) {
       return found;
@@ -90,6 +112,16 @@ private:
     }
     copies_.push_back(tensor.attr("clone")());
     return address(copies_.back());
+  }
+
+  uintptr_t aligned(const char* name, py::handle value, const py::object& wanted, bool may_copy) {
+    expect(name, value, wanted);
+    return aligned(name, value, may_copy);
+  }
+
+  uintptr_t unaligned(const char* name, py::handle value, const py::object& wanted) const {
+    expect(name, value, wanted);
+    return address(value);
   }
 
   py::object dtype(const char* name, py::handle value) const {
@@ -105,24 +137,28 @@ private:
 
   void expect(const char* name, py::handle value, const py::object& wanted) const {
     if (const py::object found = dtype(name, value); !found.is(wanted)) {
-      throw py::type_error(std::string(name) + " must be " + std::string(py::str(wanted)) +
-                           ", got " + std::string(py::str(found)));
+      throw wrong_dtype(name, found);
     }
   }
 
-  template <class AnyArray>
-  void read_array(const char* name, py::handle value, AnyArray& field) const {
-    const py::object type = dtype(name, value);
-    if (type.is(names_.float32)) {
-      field.type = ElementType::kFloat32;
-    } else if (type.is(names_.bfloat16)) {
-      field.type = ElementType::kBfloat16;
-    } else if (type.is(names_.float16)) {
-      field.type = ElementType::kFloat16;
-    } else {
-      throw py::type_error(std::string(name) + " must be float32, bfloat16 or float16, got " +
-                           std::string(py::str(type)));
+  static py::type_error wrong_dtype(const char* name, const py::object& found) {
+    return py::type_error(std::string(name) + ": the kernel does not take " +
+                          std::string(py::str(found)));
+  }
+
+  template <class Void, class Type>
+  void read_array(const char* name,
+                  py::handle value,
+                  BasicArray<Void, Type>& field,
+                  std::initializer_list<std::pair<const py::object&, Type>> types) {
+    const py::object found = dtype(name, value);
+    const auto* const type = std::find_if(types.begin(), types.end(),
+                                          [&](const auto& known) { return known.first.is(found); });
+    if (type == types.end()) {
+      throw wrong_dtype(name, found);
     }
+    field.type = type->second;
+    field.data = reinterpret_cast<Void*>(aligned(name, value, std::is_const_v<Void>));
     const py::tuple shape = py::getattr(value, names_.shape);
     field.rows = field.columns = 1;
     for (size_t i = 0; i < shape.size(); ++i) {

@@ -123,9 +123,12 @@ def mask(B):
     shape = (B, *GRID)
     tokens, cells = meta(*shape, dtype=torch.int64), meta(*shape, dtype=torch.bool)
     positions, scalar = meta(B * TOKENS, dtype=torch.int32), meta(dtype=torch.int32)
-    tensors = tokens, seed_of(B), seed_of(B), tokens, cells, positions, scalar
-    plan = (3, shape, 0, 5, (3, 2, 8), 0, 99, None, 2, (2**31, 2**32 - 1), 98, 1)
-    mask_tokens.launch_mask_tokens_fwd(*tensors, *plan)
+    tensors = {"tokens": tokens, "seed": seed_of(B), "clip_offset": seed_of(B), "inputs": tokens}
+    tensors |= {"mask": cells, "positions": positions, "count": scalar}
+    plan = dict(zip("BTHW", shape, strict=True)) | {"strategy": 0, "num_blocks": 5, "amount": 0}
+    plan |= {"max_block": (3, 2, 8), "mask_token": 99, "has_pad": False, "pad_token": 0, "noise": 2}
+    plan |= {"noise_below": (2**31, 2**32 - 1), "vocab_size": 98, "row_offset": 1}
+    mask_tokens.launch_triton_fwd(**tensors, **plan)
 
 
 def compile_what_the_first_does(variants, calls):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from vimpac_kernels import _library, _philox, reference
 from vimpac_kernels._arguments import as_int, as_real, as_sizes, check_probabilities, check_tensor
 from vimpac_kernels._compiled.mask_tokens import shared_bytes, shared_limit
 from vimpac_kernels.reference import MaskedTokens
+from vimpac_kernels.runtime import native
 
 STRATEGIES = ("block", "iid", "tube")
 _INTEGERS = (torch.int16, torch.uint16, torch.int32, torch.int64)
@@ -200,81 +201,42 @@ def _run(
     if tokens.numel() == 0:
         outputs[3].zero_()
     else:
-        numbers = _numbers(tokens, **plan)
-        _KERNELS[impl]((tokens, seed, clip_offset, *outputs), numbers)
+        inputs, mask, positions, count = outputs
+        native.launch(
+            impl, "mask_tokens_fwd", tokens=tokens, seed=seed, clip_offset=clip_offset,
+            inputs=inputs, mask=mask, positions=positions, count=count,
+            **kernel_options(tokens.shape, **plan),
+        )  # fmt: skip
     return outputs
 
 
-class _Numbers(NamedTuple):
-    """The plan of one call as kernels take it, in the order of their arguments."""
-
-    token_type: int  # index in _INTEGERS
-    shape: tuple[int, ...]  # B, T, H, W
-    strategy: int  # index in STRATEGIES
-    num_blocks: int
-    max_block: tuple[int, int, int]
-    amount: int  # iid: a word below it masks its token; tube: cells masked in every frame
-    mask_token: int
-    pad_token: int | None
-    noise: int  # 0 none, 1 per token, 2 per block
-    noise_below: tuple[int, int]  # decisions below the first: mask token; the second: random id
-    vocab_size: int
-    row_offset: int
-
-
-def _numbers(
-    tokens: Tensor,
+def kernel_options(
+    shape: Sequence[int],
     *,
-    mask_token: int,
     strategy: str,
-    num_blocks: int,
     ratio: float,
     pad_token: int | None,
-    max_block: Sequence[int],
     noise: Sequence[float],
     noise_unit: str,
-    vocab_size: int,
-    row_offset: int,
-) -> _Numbers:
-    _, _, H, W = tokens.shape
+    **others: Any,
+) -> dict[str, Any]:
+    """The plan of a call as kernels take it: decisions are words of 32 bits."""
+    B, T, H, W = shape
     low, high = (noise[0], noise[0] + noise[1]) if noise else (0.0, 0.0)
-    return _Numbers(
-        token_type=_INTEGERS.index(tokens.dtype),
-        shape=tuple(tokens.shape),
-        strategy=STRATEGIES.index(strategy),
-        num_blocks=num_blocks,
-        max_block=(max_block[0], max_block[1], max_block[2]),
-        amount=round(ratio * 2**32) if strategy == "iid" else math.floor(ratio * H * W + 0.5),
-        mask_token=mask_token,
-        pad_token=pad_token,
-        noise=(2 if noise_unit == "block" else 1) if noise else 0,
-        noise_below=(round(low * 2**32), round(high * 2**32)),
-        vocab_size=vocab_size,
-        row_offset=row_offset,
-    )
-
-
-# A backend takes tokens, seed, clip_offset, inputs, mask, positions, count, and the plan.
-def _run_cpu(tensors: tuple[Tensor, ...], numbers: _Numbers) -> None:
-    module = _library.extension("cpu")
-    module.mask_tokens_fwd(*(x.data_ptr() for x in tensors), *numbers, torch.get_num_threads())
-
-
-def _run_cuda(tensors: tuple[Tensor, ...], numbers: _Numbers) -> None:
-    tokens = tensors[0]
-    state = torch.empty(1 + tokens.shape[0], dtype=torch.int64, device=tokens.device)
-    tail = (state.data_ptr(), _library.cuda_stream(tokens))
-    module = _library.extension("cuda")
-    module.mask_tokens_fwd(*(x.data_ptr() for x in tensors), *numbers, *tail)
-
-
-def _run_triton(tensors: tuple[Tensor, ...], numbers: _Numbers) -> None:
-    from vimpac_kernels._triton.mask_tokens import launch_mask_tokens_fwd
-
-    launch_mask_tokens_fwd(*tensors, *numbers)
-
-
-_KERNELS = {"cpu": _run_cpu, "cuda": _run_cuda, "triton": _run_triton}
+    return others | {
+        "B": B,
+        "T": T,
+        "H": H,
+        "W": W,
+        "strategy": STRATEGIES.index(strategy),
+        # iid: a word below it masks its token; tube: cells masked in every frame
+        "amount": round(ratio * 2**32) if strategy == "iid" else math.floor(ratio * H * W + 0.5),
+        "has_pad": pad_token is not None,
+        "pad_token": pad_token or 0,
+        "noise": (2 if noise_unit == "block" else 1) if noise else 0,  # 0: none
+        # decisions below the first: mask token; below the second: random id
+        "noise_below": (round(low * 2**32), round(high * 2**32)),
+    }
 
 
 def _fake(tokens: Tensor, seed: Tensor, clip_offset: Tensor, **plan: Any) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@
 namespace vimpac {
 
 enum class ElementType { kFloat32, kBfloat16, kFloat16 };
+enum class IntegerType { kInt16, kUint16, kInt32, kInt64 };
 
 // A contiguous tensor (..., columns) of any number of dimensions. On CUDA it starts at a multiple
 // of 16 bytes.
@@ -19,6 +20,8 @@ struct BasicArray {
 };
 using Array = BasicArray<void>;
 using ConstArray = BasicArray<const void>;
+using IntegerArray = BasicArray<void, IntegerType>;
+using ConstIntegerArray = BasicArray<const void, IntegerType>;
 
 // What a call has besides its own arguments.
 struct Call {

@@ -2,7 +2,6 @@
 // the kernels. It knows nothing of torch; vimpac_kernels/_library.py registers the ops.
 #include "bind.hpp"
 #include "cpu/axial_axis.hpp"
-#include "mask_tokens_binding.hpp"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -315,10 +314,7 @@ PYBIND11_MODULE(_C_cpu, module) {
              "Instruction set in use: portable, avx2, avx512 or avx512bf16");
   module.def("set_cpu_capability", &set_cpu_capability, py::arg("name"),
              "Use a lower instruction set (tests); ValueError if the processor lacks it");
-  vimpac::def_mask_tokens_fwd<int>(module, [](vimpac::MaskTokensFwd& args, int num_threads) {
-    args.num_threads = num_threads;
-    run<vimpac::MaskTokensFwd>(VIMPAC_EACH_ISA(mask_tokens_fwd), args);
-  });
+  VIMPAC_DEFINE_CPU_OP(module, mask_tokens_fwd, vimpac::MaskTokens);
   module.def("axial_attention_fwd", &axial_attention<false>);
   module.def("axial_attention_bwd", &axial_attention<true>);
   module.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);

@@ -47,7 +47,7 @@ void set_ones(uint8_t* mask, uint32_t count) {
 }
 
 // Unions the boxes into `mask`; the last box on a token leaves its decision word, if asked for.
-void draw_boxes(const MaskTokensFwd& a,
+void draw_boxes(const MaskTokens& a,
                 uint64_t seed,
                 uint32_t clip,
                 uint8_t* mask,       // (T, H, W)
@@ -102,16 +102,16 @@ void mark_smallest(const uint32_t* keys, int64_t cells, int64_t wanted, uint8_t*
 }
 
 // The clip's mask before padding is taken out.
-void draw_mask(const MaskTokensFwd& a,
+void draw_mask(const MaskTokens& a,
                uint64_t seed,
                uint32_t clip,
                uint8_t* mask,     // (T, H, W)
                uint32_t* words,   // (T, H, W): decisions if noise is per block
                uint32_t* boxes) { // room for (2, num_blocks, 4)
   const int64_t plane = static_cast<int64_t>(a.H) * a.W, cells = a.T * plane;
-  if (a.strategy == MaskTokensFwd::kBlock) {
-    draw_boxes(a, seed, clip, mask, a.noise == MaskTokensFwd::kPerBlock ? words : nullptr, boxes);
-  } else if (a.strategy == MaskTokensFwd::kIid) {
+  if (a.strategy == MaskTokens::kBlock) {
+    draw_boxes(a, seed, clip, mask, a.noise == MaskTokens::kPerBlock ? words : nullptr, boxes);
+  } else if (a.strategy == MaskTokens::kIid) {
     draw_words(seed, clip, 0, kStreamMask, cells, words);
     for (int64_t i = 0; i < cells; ++i) {
       mask[i] = words[i] < a.amount;
@@ -127,7 +127,7 @@ void draw_mask(const MaskTokensFwd& a,
 
 // Takes padding out of the mask, replaces tokens, and returns how many are masked.
 template <class T>
-int64_t replace(const MaskTokensFwd& a,
+int64_t replace(const MaskTokens& a,
                 int64_t cells,
                 const T* __restrict__ tokens, // (cells,)
                 const uint32_t* decisions,    // (cells,), noise per block
@@ -145,33 +145,33 @@ int64_t replace(const MaskTokensFwd& a,
   }
   for (int64_t i = 0; noise != nullptr && i < cells; ++i) {
     const uint32_t decision = decisions != nullptr ? decisions[i] : noise[2 * i];
-    if (mask[i] && decision >= a.noise_low) {
+    if (mask[i] && decision >= a.noise_below[0]) {
       const T random_id = static_cast<T>(bounded(noise[2 * i + 1], a.vocab_size));
-      inputs[i] = decision < a.noise_high ? random_id : tokens[i];
+      inputs[i] = decision < a.noise_below[1] ? random_id : tokens[i];
     }
   }
   return count;
 }
 
 // Words that one thread needs: decisions or keys, noise, boxes.
-int64_t scratch_size(const MaskTokensFwd& a) {
+int64_t scratch_size(const MaskTokens& a) {
   return 3 * static_cast<int64_t>(a.T) * a.H * a.W + 8 * static_cast<int64_t>(a.num_blocks);
 }
 
 template <class T>
-int64_t mask_clip(const MaskTokensFwd& a, int64_t b, uint32_t* scratch) {
+int64_t mask_clip(const MaskTokens& a, int64_t b, uint32_t* scratch) {
   const int64_t cells = static_cast<int64_t>(a.T) * a.H * a.W;
   const uint64_t seed = static_cast<uint64_t>(*a.seed);
   const uint32_t clip = static_cast<uint32_t>(b) + static_cast<uint32_t>(*a.clip_offset);
   uint8_t* const mask = a.mask + b * cells;
   draw_mask(a, seed, clip, mask, scratch, scratch + 3 * cells);
-  uint32_t* const noise = a.noise == MaskTokensFwd::kNone ? nullptr : scratch + cells;
+  uint32_t* const noise = a.noise == MaskTokens::kNone ? nullptr : scratch + cells;
   if (noise != nullptr) {
     draw_words(seed, clip, 0, kStreamNoise, 2 * cells, noise);
   }
-  return replace(a, cells, static_cast<const T*>(a.tokens) + b * cells,
-                 a.noise == MaskTokensFwd::kPerBlock ? scratch : nullptr, noise, mask,
-                 static_cast<T*>(a.inputs) + b * cells);
+  return replace(a, cells, static_cast<const T*>(a.tokens.data) + b * cells,
+                 a.noise == MaskTokens::kPerBlock ? scratch : nullptr, noise, mask,
+                 static_cast<T*>(a.inputs.data) + b * cells);
 }
 
 // Stores the rows row, row + 1, ... of the masked ones among kWidth tokens side by side, and
@@ -215,7 +215,7 @@ void write_positions(const uint8_t* mask, // (cells,)
 }
 
 template <class T>
-bool mask_clips(const MaskTokensFwd& a) {
+bool mask_clips(const MaskTokens& a) {
   const int64_t cells = static_cast<int64_t>(a.T) * a.H * a.W, total = a.B * cells;
   const int threads = a.num_threads < 1 ? 1 : a.num_threads;
   Scratch<uint32_t> scratch(threads * scratch_size(a));
@@ -246,17 +246,18 @@ bool mask_clips(const MaskTokensFwd& a) {
 
 } // namespace
 
-bool mask_tokens_fwd(const MaskTokensFwd& args) {
-  switch (args.token_type) {
-  case MaskTokensFwd::kInt16:
+bool mask_tokens_fwd(const MaskTokens& args) {
+  switch (args.tokens.type) {
+  case IntegerType::kInt16:
     return mask_clips<int16_t>(args);
-  case MaskTokensFwd::kUInt16:
+  case IntegerType::kUint16:
     return mask_clips<uint16_t>(args);
-  case MaskTokensFwd::kInt32:
+  case IntegerType::kInt32:
     return mask_clips<int32_t>(args);
-  default:
-    return mask_clips<int64_t>(args);
+  case IntegerType::kInt64:
+    break;
   }
+  return mask_clips<int64_t>(args);
 }
 
 } // namespace vimpac::VIMPAC_ISA

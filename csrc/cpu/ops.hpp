@@ -6,7 +6,7 @@
 
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
-#include "mask_tokens.hpp"
+#include "mask_tokens/arguments.hpp"
 
 namespace vimpac {
 
@@ -120,7 +120,7 @@ struct EmbedTokens {
 
 #define VIMPAC_DECLARE_CPU_OPS(isa)                                                                \
   namespace isa {                                                                                  \
-  bool mask_tokens_fwd(const MaskTokensFwd& args);                                                 \
+  bool mask_tokens_fwd(const MaskTokens& args);                                                    \
   bool axial_attention_fwd(const AxialAttention& args);                                            \
   bool axial_attention_bwd(const AxialAttention& args);                                            \
   bool axial_attention_long_fwd(const AxialAttention& args);                                       \

@@ -1,6 +1,5 @@
 // The Python module of the CUDA kernels; the tests build the same file against their emulator.
 #include "bind.hpp"
-#include "mask_tokens_binding.hpp"
 #include "ops.hpp"
 
 #include <pybind11/pybind11.h>
@@ -183,10 +182,8 @@ vimpac::EmbedTokens embed_tokens_arguments(std::array<uintptr_t, 16> tensors, //
 
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of vimpac_kernels: raw pointers, sizes, strides and a stream.";
-  vimpac::def_mask_tokens_fwd<uintptr_t, uintptr_t>(m, [](const vimpac::MaskTokensFwd& args,
-                                                          uintptr_t state, uintptr_t stream) {
-    vimpac::mask_tokens_fwd(args, reinterpret_cast<void*>(state), reinterpret_cast<void*>(stream));
-  });
+  vimpac::define_cuda_op(m, "mask_tokens_fwd", vimpac::mask_tokens_fwd,
+                         vimpac::mask_tokens_fwd_workspace);
   m.def("dropout_add_layer_norm_blocks", &vimpac::dropout_add_layer_norm_blocks);
   m.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
   m.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);

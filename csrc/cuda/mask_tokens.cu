@@ -2,7 +2,6 @@
 // tokens once, writes inputs and mask once, and learns from the clips before it (decoupled
 // look-back) where its positions begin. Bound by memory traffic and, for iid and noise, by Philox.
 // The order of blocks decides nothing: the result is a function of the arguments alone.
-#include "mask_tokens.hpp"
 
 #include <mask_tokens_tuning.cuh>
 
@@ -38,7 +37,7 @@ public:
 };
 
 struct Plan {
-  MaskTokensFwd args;
+  MaskTokens args;
   Divider height, width;
   uint32_t cells, groups;
   bool vectors;              // clips start at addresses that a group is loaded from in one piece
@@ -88,7 +87,7 @@ __device__ __forceinline__ uint32_t word(const Philox4<uint32_t>& x, int i) {
   return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
 }
 
-__device__ __forceinline__ Box draw_box(const MaskTokensFwd& a,
+__device__ __forceinline__ Box draw_box(const MaskTokens& a,
                                         uint64_t seed,
                                         uint32_t clip,
                                         uint32_t block) {
@@ -152,25 +151,25 @@ struct Sampler {
   uint64_t last = 0; // of the keys that are taken
 
   __device__ __forceinline__ void prepare() {
-    const MaskTokensFwd& a = plan.args;
+    const MaskTokens& a = plan.args;
     const uint32_t plane = static_cast<uint32_t>(a.H) * a.W;
-    if (a.strategy == MaskTokensFwd::kBlock) {
+    if (a.strategy == MaskTokens::kBlock) {
       for (uint32_t k = threadIdx.x; k < static_cast<uint32_t>(a.num_blocks); k += kThreads)
         boxes[k] = draw_box(a, seed, clip, k);
-    } else if (a.strategy == MaskTokensFwd::kTube) {
+    } else if (a.strategy == MaskTokens::kTube) {
       for (uint32_t i = threadIdx.x; i < plane; i += kThreads)
         keys[i] = word(philox4x32_10<uint32_t>({clip, i / 4, 0, kStreamMask}, seed), i % 4);
     }
     __syncthreads();
-    if (a.strategy == MaskTokensFwd::kTube && a.amount != 0)
+    if (a.strategy == MaskTokens::kTube && a.amount != 0)
       last = select_smallest(keys, plane, static_cast<uint32_t>(a.amount));
   }
 
   // Bit i: whether token first + i is masked. decision[i]: that of the last box on the token.
   __device__ __forceinline__ uint32_t masked(uint32_t first, uint32_t (&decision)[kGroup]) const {
-    const MaskTokensFwd& a = plan.args;
+    const MaskTokens& a = plan.args;
     Philox4<uint32_t> words{};
-    if (a.strategy == MaskTokensFwd::kIid)
+    if (a.strategy == MaskTokens::kIid)
       words = philox4x32_10<uint32_t>({clip, first / 4, 0, kStreamMask}, seed);
     const int index_bits = 32 - __clz(a.H * a.W);
     uint32_t bits = 0;
@@ -180,9 +179,9 @@ struct Sampler {
       const uint32_t t = plan.height.quotient(row);
       const uint32_t w = first + i - row * a.W, h = row - t * a.H;
       bool inside = false;
-      if (a.strategy == MaskTokensFwd::kIid) {
+      if (a.strategy == MaskTokens::kIid) {
         inside = word(words, i) < a.amount;
-      } else if (a.strategy == MaskTokensFwd::kTube) {
+      } else if (a.strategy == MaskTokens::kTube) {
         const uint32_t cell = h * a.W + w;
         inside = a.amount != 0 && (uint64_t{keys[cell]} << index_bits | cell) <= last;
       } else {
@@ -207,21 +206,21 @@ __device__ __forceinline__ Group<T> replace(const Sampler& s,
                                             uint32_t bits,
                                             const uint32_t (&block_decision)[kGroup],
                                             Group<T> tokens) {
-  const MaskTokensFwd& a = s.plan.args;
+  const MaskTokens& a = s.plan.args;
 #pragma unroll
   for (int pair = 0; pair < kGroup / 2; ++pair) {
     Philox4<uint32_t> words{};
-    if (a.noise != MaskTokensFwd::kNone && (bits >> 2 * pair & 3) != 0)
+    if (a.noise != MaskTokens::kNone && (bits >> 2 * pair & 3) != 0)
       words = philox4x32_10<uint32_t>({s.clip, first / 2 + pair, 0, kStreamNoise}, s.seed);
 #pragma unroll
     for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
       if ((bits >> i & 1) == 0)
         continue;
       const uint32_t decision =
-          a.noise == MaskTokensFwd::kPerBlock ? block_decision[i] : word(words, 2 * (i % 2));
-      if (a.noise == MaskTokensFwd::kNone || decision < a.noise_low)
+          a.noise == MaskTokens::kPerBlock ? block_decision[i] : word(words, 2 * (i % 2));
+      if (a.noise == MaskTokens::kNone || decision < a.noise_below[0])
         tokens.x[i] = static_cast<T>(a.mask_token);
-      else if (decision < a.noise_high)
+      else if (decision < a.noise_below[1])
         tokens.x[i] = static_cast<T>(bounded(word(words, 2 * (i % 2) + 1), a.vocab_size));
     }
   }
@@ -258,7 +257,7 @@ __device__ __forceinline__ void write_positions(const Plan& plan,
                                                 uint32_t before,
                                                 const uint8_t* bits, // (groups,)
                                                 uint32_t* scratch) { // (kWarps,)
-  const MaskTokensFwd& a = plan.args;
+  const MaskTokens& a = plan.args;
   const uint32_t unmasked_before = clip * plan.cells - before;
   int32_t* const end = a.positions + a.B * plan.cells - unmasked_before;
   const uint32_t first_row = clip * (plan.cells + a.row_offset) + a.row_offset;
@@ -282,12 +281,12 @@ __device__ __forceinline__ void write_positions(const Plan& plan,
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kernel(const Plan plan) {
-  const MaskTokensFwd& a = plan.args;
+  const MaskTokens& a = plan.args;
   SharedArena arena;
   uint32_t* scratch = arena.take<uint32_t>(kWarps);
   uint32_t* shared = arena.take<uint32_t>(2); // the ticket; masked tokens before this clip
   uint8_t* bits = arena.take<uint8_t>(plan.groups);
-  const bool boxed = a.strategy == MaskTokensFwd::kBlock, tube = a.strategy == MaskTokensFwd::kTube;
+  const bool boxed = a.strategy == MaskTokens::kBlock, tube = a.strategy == MaskTokens::kTube;
   Box* boxes = arena.take<Box>(boxed ? a.num_blocks : 0);
   uint32_t* keys = arena.take<uint32_t>(tube ? a.H * a.W : 0);
 
@@ -302,8 +301,8 @@ __global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kerne
                   clip + static_cast<uint32_t>(*a.clip_offset), boxes, keys};
   sampler.prepare();
 
-  const T* const tokens = static_cast<const T*>(a.tokens) + base;
-  T* const inputs = static_cast<T*>(a.inputs) + base;
+  const T* const tokens = static_cast<const T*>(a.tokens.data) + base;
+  T* const inputs = static_cast<T*>(a.inputs.data) + base;
   const T pad = static_cast<T>(a.pad_token);
   const bool has_pad = a.has_pad && static_cast<int64_t>(pad) == a.pad_token;
   uint32_t own = 0;
@@ -339,17 +338,13 @@ __global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kerne
 }
 
 template <class T>
-void launch_mask_tokens_fwd(const MaskTokensFwd& args, void* state, Stream stream) {
+void launch_mask_tokens_fwd(const MaskTokens& args) {
   const auto cells = static_cast<uint32_t>(args.T) * args.H * args.W;
   const uint32_t groups = (cells + kGroup - 1) / kGroup;
-  const auto aligned = [](const void* p, size_t bytes) {
-    return reinterpret_cast<uintptr_t>(p) % bytes == 0;
-  };
-  const bool vectors = cells % kGroup == 0 && aligned(args.tokens, sizeof(Group<T>)) &&
-                       aligned(args.inputs, sizeof(Group<T>)) && aligned(args.mask, kGroup);
+  const bool vectors = cells % kGroup == 0 && reinterpret_cast<uintptr_t>(args.mask) % kGroup == 0;
   const auto round_up = [](size_t bytes) { return (bytes + 15) / 16 * 16; };
-  const bool boxed = args.strategy == MaskTokensFwd::kBlock;
-  const bool tube = args.strategy == MaskTokensFwd::kTube;
+  const bool boxed = args.strategy == MaskTokens::kBlock;
+  const bool tube = args.strategy == MaskTokens::kTube;
   const size_t shared = round_up(kWarps * sizeof(uint32_t)) + 16 + round_up(groups) +
                         round_up(boxed ? args.num_blocks * sizeof(Box) : 0) +
                         (tube ? size_t{4} * args.H * args.W : 0);
@@ -358,31 +353,35 @@ void launch_mask_tokens_fwd(const MaskTokensFwd& args, void* state, Stream strea
                              std::to_string(args.num_blocks) + " blocks need " +
                              std::to_string(shared) + " bytes of shared memory, at most " +
                              std::to_string(kMaxSharedBytes) + ": use impl='triton'");
-  clear(state, (1 + args.B) * sizeof(unsigned long long), stream);
+  const auto stream = static_cast<Stream>(args.stream);
+  clear(args.workspace, (1 + args.B) * sizeof(unsigned long long), stream);
   const Plan plan{args,
                   Divider(args.H),
                   Divider(args.W),
                   cells,
                   groups,
                   vectors,
-                  static_cast<unsigned long long*>(state)};
+                  reinterpret_cast<unsigned long long*>(args.workspace)};
   launch(mask_tokens_fwd_kernel<T>, dim3(static_cast<unsigned>(args.B)), dim3(kThreads), shared,
          stream, plan);
 }
 
 } // namespace
 
-void mask_tokens_fwd(const MaskTokensFwd& args, void* state, void* stream) {
-  const auto s = static_cast<Stream>(stream);
-  switch (args.token_type) {
-  case MaskTokensFwd::kInt16:
-    return launch_mask_tokens_fwd<int16_t>(args, state, s);
-  case MaskTokensFwd::kUInt16:
-    return launch_mask_tokens_fwd<uint16_t>(args, state, s);
-  case MaskTokensFwd::kInt32:
-    return launch_mask_tokens_fwd<int32_t>(args, state, s);
-  default:
-    return launch_mask_tokens_fwd<int64_t>(args, state, s);
+int64_t mask_tokens_fwd_workspace(const MaskTokens& args) {
+  return (1 + args.B) * static_cast<int64_t>(sizeof(unsigned long long) / sizeof(float));
+}
+
+void mask_tokens_fwd(const MaskTokens& args) {
+  switch (args.tokens.type) {
+  case IntegerType::kInt16:
+    return launch_mask_tokens_fwd<int16_t>(args);
+  case IntegerType::kUint16:
+    return launch_mask_tokens_fwd<uint16_t>(args);
+  case IntegerType::kInt32:
+    return launch_mask_tokens_fwd<int32_t>(args);
+  case IntegerType::kInt64:
+    return launch_mask_tokens_fwd<int64_t>(args);
   }
 }
 

@@ -8,12 +8,12 @@
 
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
-#include "mask_tokens.hpp"
+#include "mask_tokens/arguments.hpp"
 
 namespace vimpac {
 
-// state: (1 + B,) 64-bit words of scratch memory.
-void mask_tokens_fwd(const MaskTokensFwd& args, void* state, void* stream);
+void mask_tokens_fwd(const MaskTokens& args);
+int64_t mask_tokens_fwd_workspace(const MaskTokens& args);
 
 struct DropoutAddLayerNormFwd {
   const void* x;                     // (M, D) of x_type, 16-byte aligned, as every tensor here

@@ -8,7 +8,7 @@ promise, and a cleared workspace for them to talk through, which is a second lau
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -187,21 +187,24 @@ def _launches(
     mask: Tensor,  # (B, T, H, W) bool
     positions: Tensor,  # (B*T*H*W,) int32
     count: Tensor,  # 0-d int32
-    token_type: int,
-    shape: tuple[int, ...],
+    *,
+    B: int,
+    T: int,
+    H: int,
+    W: int,
     strategy: int,
     num_blocks: int,
-    max_block: tuple[int, int, int],
+    max_block: Sequence[int],
     amount: int,
     mask_token: int,
-    pad_token: int | None,
+    has_pad: bool,
+    pad_token: int,
     noise: int,
     noise_below: tuple[int, int],
     vocab_size: int,
     row_offset: int,
 ) -> Iterator[tuple[Any, int, tuple[Any, ...], dict[str, Any]]]:
     """Both launches as (kernel, programs, arguments, constants)."""
-    B, T, H, W = shape
     cells = T * H * W
     size = max(4, min(TUNING["CELLS"], triton.next_power_of_2(cells)))
     plane = max(4, triton.next_power_of_2(H * W))
@@ -211,13 +214,13 @@ def _launches(
     flags = mask.view(torch.int8)
     drawn = (
         tokens, seed, clip_offset, inputs, flags, counts, T, H, W, *max_block, amount, mask_token,
-        pad_token or 0, *noise_below, vocab_size,
+        pad_token, *noise_below, vocab_size,
     )  # fmt: skip
     constants = {
         "STRATEGY": strategy,
         "NUM_BLOCKS": num_blocks,
         "NOISE": noise,
-        "HAS_PAD": pad_token is not None,
+        "HAS_PAD": has_pad,
         "CELLS": size,
         "PLANE": plane,
         "INDEX_BITS": plane.bit_length() - 1,
@@ -228,9 +231,9 @@ def _launches(
     yield mask_tokens_compact_kernel, programs, compacted, {"CELLS": size, "num_warps": warps}
 
 
-def launch_mask_tokens_fwd(*arguments: Any) -> None:
-    """Launches both kernels: tensors, then `_Numbers` of vimpac_kernels/mask_tokens.py."""
-    for kernel, programs, operands, constants in _launches(*arguments):
+def launch_triton_fwd(**arguments: Any) -> None:
+    """Launches both kernels; see `kernel_options` in vimpac_kernels/mask_tokens.py."""
+    for kernel, programs, operands, constants in _launches(**arguments):
         kernel[(programs,)](*operands, **constants)
 
 
@@ -243,8 +246,9 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     number = tokens.sum()  # 0-d int64
     tensors = (tokens, number, number, tokens, mask, positions, number.int())
     for strategy, noise in ((0, 2), (1, 1), (2, 0)):
-        amount = (0, 2**31, 128)[strategy]
-        plan = (3, grid, strategy, 5, (3, 8, 8), amount, 99, None, noise, (2**31, 2**32 - 1), 98, 1)
-        arguments: tuple[Any, ...] = (*tensors, *plan)
-        for kernel, _, operands, constants in _launches(*arguments):
+        plan: dict[str, Any] = dict(zip("BTHW", grid, strict=True))
+        plan |= {"strategy": strategy, "num_blocks": 5, "max_block": (3, 8, 8), "mask_token": 99}
+        plan |= {"amount": (0, 2**31, 128)[strategy], "has_pad": False, "pad_token": 0}
+        plan |= {"noise": noise, "noise_below": (2**31, 2**32 - 1), "vocab_size": 98}
+        for kernel, _, operands, constants in _launches(*tensors, **plan, row_offset=1):
             yield kernel, operands, constants
