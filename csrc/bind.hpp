@@ -206,14 +206,18 @@ Args fill(const char* op, const py::dict& keywords, Values& values) {
   return args;
 }
 
-// Defines op(keywords, num_threads) for a kernel of the CPU; `run` picks the instruction set.
+// Defines op(keywords, num_threads) for a kernel of the CPU; `run` picks the instruction set. It
+// returns the first index that is out of range, or -1.
 template <class Args, class Run>
 void define_cpu_op(py::module_& module, const char* op, const Run& run) {
   module.def(op, [op, run](const py::dict& keywords, int num_threads) {
     Values values(false);
     Args args = fill<Args>(op, keywords, values);
+    int64_t invalid = -1;
     args.num_threads = num_threads;
+    args.invalid = &invalid;
     run(args);
+    return invalid;
   });
 }
 

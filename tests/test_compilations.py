@@ -111,7 +111,7 @@ def classify(B):
     M = B * TOKENS
     numbers = meta(M, dtype=torch.int32)
     launch(
-        linear_cross_entropy.row_pass_triton,
+        linear_cross_entropy.launch_triton_fwd,
         z=meta(min(M, 640), 8256, dtype=torch.bfloat16), V=V, first=M - min(M, 640), bias=meta(V),
         target=numbers, positions=numbers, count=meta(dtype=torch.int32), row_scale=meta(M),
         gradient=True, losses=meta(M), counts=meta(2, dtype=torch.int32), dbias=meta(V),

@@ -1,13 +1,14 @@
 """The three matrix products of linear_cross_entropy and the pass between them, as operators.
 
-A chunk of rows: gather, z = x W^T, one `row_pass` of the backend (z becomes dz), dX = dz W,
-dW += dz^T x. The row pass leaves dz without the factor of the mean, which the backward applies
-together with the gradient of the loss, so nothing has to be counted beforehand.
+A chunk of rows: gather, z = x W^T, the row pass of the backend, dX = dz W, dW += dz^T x. The row
+pass finishes the logits of rows first..first+m: it writes their losses, adds to counts (hits,
+targets) and, for a gradient, turns z into dz, scaled by row_scale, zero beyond V and in rows that
+do not count, and adds its column sums to dbias. It leaves out the factor of the mean, which the
+backward applies together with the gradient of the loss, so nothing has to be counted beforehand.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _library
-from vimpac_kernels._compiled.linear_cross_entropy import row_pass_cpu, row_pass_cuda
+from vimpac_kernels.runtime import native
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Backend:
-    """A row pass and the shape of the logits it takes.
+    """How a backend takes the logits that its row pass finishes."""
 
-    row_pass(z, V, first, bias, target, positions, count, row_scale, gradient, losses, counts,
-    dbias, ignore_index=, label_smoothing=, z_loss=) finishes the logits z (m, >= V) of predicted
-    rows first..first+m: it writes losses[first:first+m], adds to counts (hits, targets) and, if
-    `gradient`, turns z into dz (scaled by row_scale (M,), zero beyond V and in rows that do not
-    count) and adds its column sums to dbias (V,), if that is not empty.
-    """
-
-    row_pass: Callable[..., None]
     logits_dtype: Callable[[torch.dtype], torch.dtype]  # given that of the products' operands
     chunk_bytes: int  # of one chunk of logits
     padding: int  # V is padded to a multiple of it
@@ -129,11 +122,6 @@ def forward(
     )  # fmt: skip
 
 
-def _row_pass_triton(*arguments: Any, **options: Any) -> None:  # importing triton takes a while
-    module = importlib.import_module("vimpac_kernels._triton.linear_cross_entropy")
-    module.row_pass_triton(*arguments, **options)
-
-
 def _operand_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
@@ -146,9 +134,9 @@ def _cpu_product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 # A CPU takes few rows at a time, so that the logits stay in the last-level cache.
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend(row_pass_cuda, _operand_dtype, 4 << 30, padding=64, reads_count=False),
-    "cpu": Backend(row_pass_cpu, _cpu_product_dtype, 24 << 20, padding=1, reads_count=True),
-    "triton": Backend(_row_pass_triton, _operand_dtype, 4 << 30, padding=64, reads_count=False),
+    "cuda": Backend(_operand_dtype, 4 << 30, padding=64, reads_count=False),
+    "cpu": Backend(_cpu_product_dtype, 24 << 20, padding=1, reads_count=True),
+    "triton": Backend(_operand_dtype, 4 << 30, padding=64, reads_count=False),
 }
 
 
@@ -196,10 +184,13 @@ def _run_fwd(
                 x = x_all.index_select(0, positions[rows].clamp(min=0))
             x, z = x.to(dtype).to(logits_dtype), z_buffer[: rows.stop - first]
             torch.mm(x, W.T, out=z)
-            backend.row_pass(
-                z, V, first, bias, target, positions, count, row_scale, any(needs), losses,
-                counts, dbias, **options,
+            invalid = native.launch(
+                impl, "linear_cross_entropy_fwd", z=z, V=V, first=first, bias=bias, target=target,
+                positions=positions, count=count, row_scale=row_scale, gradient=any(needs),
+                losses=losses, counts=counts, dbias=dbias, **options,
             )  # fmt: skip
+            if invalid >= 0:
+                raise _out_of_range(invalid, positions, target, V)
             if needs[0]:
                 _multiply(z, W, dinput[rows])
             if needs[1]:
@@ -207,6 +198,13 @@ def _run_fwd(
     if M == 0:
         dweight.zero_()
     return losses, counts, dinput, dweight[:V], dbias
+
+
+def _out_of_range(number: int, positions: Tensor | None, target: Tensor, V: int) -> IndexError:
+    row = number if positions is None else int(positions[number])
+    if not 0 <= row < target.numel():
+        return IndexError(f"position {row} is outside [0, {target.numel()}) and counts")
+    return IndexError(f"target {int(target[row])} is outside [0, {V})")
 
 
 def _padded(weight: Tensor, multiple: int) -> Tensor:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from vimpac_kernels import _library, reference
-from vimpac_kernels._compiled.linear_cross_entropy import MAX_CLASSES_CUDA
 from vimpac_kernels._linear_cross_entropy import (
     LinearCrossEntropy,
     Options,
@@ -25,6 +24,7 @@ from vimpac_kernels._linear_cross_entropy import (
 from vimpac_kernels.reference import LinearCrossEntropyOutput
 
 _NAME = "linear_cross_entropy"
+_MAX_CLASSES_CUDA = 32_768  # 512 threads, 64 columns each
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -262,8 +262,8 @@ def _select(impl: str, input: Tensor, weight: Tensor, dtype: torch.dtype) -> str
             reason = f"it takes fp32, bf16 and fp16, these are {dtype}"
         if reason is None and (weight.shape[1] % 8 or 0 in weight.shape):
             reason = f"D must be a positive multiple of 8 and V > 0, got {tuple(weight.shape)}"
-        if reason is None and backend == "cuda" and weight.shape[0] > MAX_CLASSES_CUDA:
-            reason = f"its blocks hold rows of {MAX_CLASSES_CUDA} classes, not {weight.shape[0]}"
+        if reason is None and backend == "cuda" and weight.shape[0] > _MAX_CLASSES_CUDA:
+            reason = f"its blocks hold rows of {_MAX_CLASSES_CUDA} classes, not {weight.shape[0]}"
         return reason
 
     return _library.select(

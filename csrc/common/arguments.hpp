@@ -26,6 +26,7 @@ using ConstIntegerArray = BasicArray<const void, IntegerType>;
 // What a call has besides its own arguments.
 struct Call {
   int num_threads = 1;        // CPU
+  int64_t* invalid = nullptr; // CPU: becomes the first index that is out of range, if any
   void* stream = nullptr;     // CUDA
   float* workspace = nullptr; // CUDA: as many elements as <op>_workspace says
 };

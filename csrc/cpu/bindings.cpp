@@ -138,53 +138,6 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   }
 }
 
-// Returns the first row whose target is out of range, or -1.
-int64_t linear_cross_entropy_fwd(uintptr_t z,         // (m, stride) of dtype
-                                 uintptr_t bias,      // (V,) fp32, or 0
-                                 uintptr_t target,    // (R,) int32 or int64
-                                 uintptr_t positions, // (M,) int32, or 0
-                                 uintptr_t count,     // 0-d int32, or 0
-                                 uintptr_t row_scale, // (M,) fp32, or 0
-                                 uintptr_t losses,    // (M,) fp32
-                                 uintptr_t counts,    // (2,) int32
-                                 uintptr_t dbias,     // (V,) fp32, or 0
-                                 int dtype,
-                                 std::array<int64_t, 5> sizes, // m, stride, V, first, R
-                                 bool wide_target,
-                                 bool gradient,
-                                 int64_t ignore_index,
-                                 float label_smoothing,
-                                 float z_loss,
-                                 int num_threads) {
-  using Args = vimpac::LinearCrossEntropyFwd;
-  int64_t invalid = -1;
-  Args args{};
-  args.z = pointer<void>(z);
-  args.dtype = static_cast<vimpac::ElementType>(dtype);
-  args.bias = pointer<const float>(bias);
-  args.target = pointer<const void>(target);
-  args.positions = pointer<const int32_t>(positions);
-  args.count = pointer<const int32_t>(count);
-  args.row_scale = pointer<const float>(row_scale);
-  args.losses = pointer<float>(losses);
-  args.counts = pointer<int32_t>(counts);
-  args.dbias = pointer<float>(dbias);
-  args.invalid = &invalid;
-  args.m = sizes[0];
-  args.stride = sizes[1];
-  args.V = sizes[2];
-  args.first = sizes[3];
-  args.R = sizes[4];
-  args.wide_target = wide_target;
-  args.gradient = gradient;
-  args.ignore_index = ignore_index;
-  args.label_smoothing = label_smoothing;
-  args.z_loss = z_loss;
-  args.num_threads = num_threads;
-  run<Args>(VIMPAC_EACH_ISA(linear_cross_entropy_fwd), args);
-  return invalid;
-}
-
 vimpac::DropoutAddLayerNorm layer_norm_arguments(std::array<uintptr_t, 5> shared,
                                                  std::array<int, 2> types,
                                                  std::array<int64_t, 2> sizes, // rows, D
@@ -317,7 +270,7 @@ PYBIND11_MODULE(_C_cpu, module) {
   VIMPAC_DEFINE_CPU_OP(module, mask_tokens_fwd, vimpac::MaskTokens);
   module.def("axial_attention_fwd", &axial_attention<false>);
   module.def("axial_attention_bwd", &axial_attention<true>);
-  module.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);
+  VIMPAC_DEFINE_CPU_OP(module, linear_cross_entropy_fwd, vimpac::LinearCrossEntropy);
   py::class_<vimpac::DropoutAddLayerNorm>(module, "DropoutAddLayerNorm", py::module_local())
       .def(py::init(&layer_norm_arguments));
   module.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);

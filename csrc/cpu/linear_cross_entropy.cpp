@@ -102,7 +102,7 @@ struct Block {
 
 // Loss of a row that counts; its logits become dz.
 template <class T>
-float counted_row(const LinearCrossEntropyFwd& a,
+float counted_row(const LinearCrossEntropy& a,
                   T* logits, // (V,)
                   float* z,  // (V,) to compute in; the logits themselves if they are fp32
                   int64_t row,
@@ -129,7 +129,7 @@ float counted_row(const LinearCrossEntropyFwd& a,
 }
 
 template <class T>
-Block run_block(const LinearCrossEntropyFwd& a,
+Block run_block(const LinearCrossEntropy& a,
                 int64_t begin, // rows of this call
                 int64_t end,
                 float* widened, // (V,) to compute in; unused if logits are fp32
@@ -137,14 +137,15 @@ Block run_block(const LinearCrossEntropyFwd& a,
   Block block = {-1, 0, 0};
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = a.first + i;
-    T* const logits = static_cast<T*>(a.z) + i * a.stride;
+    T* const logits = static_cast<T*>(a.z.data) + i * a.z.columns;
     const bool live = a.count == nullptr || row < *a.count;
     const int64_t source = a.positions == nullptr || !live ? row : a.positions[row];
-    bool counts = live, inside = source >= 0 && source < a.R;
+    bool counts = live, inside = source >= 0 && source < a.target.columns;
     int64_t target = 0;
     if (live && inside) {
-      target = a.wide_target ? static_cast<const int64_t*>(a.target)[source]
-                             : static_cast<const int32_t*>(a.target)[source];
+      target = a.target.type == IntegerType::kInt64
+                   ? static_cast<const int64_t*>(a.target.data)[source]
+                   : static_cast<const int32_t*>(a.target.data)[source];
       counts = target != a.ignore_index;
       inside = target >= 0 && target < a.V;
     }
@@ -164,8 +165,8 @@ Block run_block(const LinearCrossEntropyFwd& a,
 }
 
 template <class T>
-bool forward(const LinearCrossEntropyFwd& a) {
-  const int64_t count = (a.m + kBlockRows - 1) / kBlockRows;
+bool forward(const LinearCrossEntropy& a) {
+  const int64_t count = (a.z.rows + kBlockRows - 1) / kBlockRows;
   const int64_t widened_size = std::is_same_v<T, float> ? 0 : a.V;
   const int64_t dbias_size = a.dbias == nullptr ? 0 : a.V;
   Scratch<Block> blocks(count);
@@ -173,13 +174,13 @@ bool forward(const LinearCrossEntropyFwd& a) {
   if (blocks.data == nullptr || widened.data == nullptr || partials.data == nullptr) {
     return false;
   }
-  parallel_for(count, 3 * a.m * a.V, a.num_threads, [&](int64_t b) {
+  parallel_for(count, 3 * a.z.rows * a.V, a.num_threads, [&](int64_t b) {
     float* const dbias = a.dbias == nullptr ? nullptr : partials.data + b * a.V;
     if (dbias != nullptr) {
       memset(dbias, 0, a.V * sizeof(float));
     }
     const int64_t end = (b + 1) * kBlockRows;
-    blocks.data[b] = run_block<T>(a, b * kBlockRows, end < a.m ? end : a.m,
+    blocks.data[b] = run_block<T>(a, b * kBlockRows, end < a.z.rows ? end : a.z.rows,
                                   widened.data + thread_index() * widened_size, dbias);
   });
   for (int64_t b = 0; b < count; ++b) {
@@ -198,8 +199,8 @@ bool forward(const LinearCrossEntropyFwd& a) {
 
 } // namespace
 
-bool linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args) {
-  return with_type(args.dtype, [&](auto zero) { return forward<decltype(zero)>(args); });
+bool linear_cross_entropy_fwd(const LinearCrossEntropy& args) {
+  return with_type(args.z.type, [&](auto zero) { return forward<decltype(zero)>(args); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -6,6 +6,7 @@
 
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
+#include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
 
 namespace vimpac {
@@ -29,27 +30,6 @@ struct AxialAttention {
   float scale;
   uint32_t threshold; // a 16-bit decision below it drops; 0: no dropout
   float keep_scale;
-  int num_threads;
-};
-
-// Predicted row i of M takes row positions[i] (or i) of the input; it is live if i < *count, and
-// counts unless its target is ignore_index. A call finishes rows first..first+m.
-struct LinearCrossEntropyFwd {
-  void* z;                  // (m, stride) of dtype: x W^T in, dz out if `gradient`
-  const float* bias;        // (V,) or null
-  const void* target;       // (R,), int64 if `wide_target`, otherwise int32
-  const int32_t* positions; // (M,) or null
-  const int32_t* count;     // 0-d or null: all of M
-  const float* row_scale;   // (M,) factor of each row's dz, or null
-  float* losses;            // (M,)
-  int32_t* counts;          // (2,) hits, targets: added to
-  float* dbias;             // (V,) added to, or null
-  int64_t* invalid;         // 0-d, -1: becomes the first row whose target or position is wrong
-  ElementType dtype;
-  int64_t m, first, V, stride, R;
-  bool wide_target, gradient;
-  int64_t ignore_index;
-  float label_smoothing, z_loss;
   int num_threads;
 };
 
@@ -125,7 +105,7 @@ struct EmbedTokens {
   bool axial_attention_bwd(const AxialAttention& args);                                            \
   bool axial_attention_long_fwd(const AxialAttention& args);                                       \
   bool axial_attention_long_bwd(const AxialAttention& args);                                       \
-  bool linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args);                                \
+  bool linear_cross_entropy_fwd(const LinearCrossEntropy& args);                                   \
   bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args);                                \
   bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args);                                \
   bool bias_gelu_fwd(const BiasGelu& args);                                                        \

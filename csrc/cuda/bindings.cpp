@@ -81,43 +81,6 @@ void dropout_add_layer_norm_bwd(uintptr_t dy,
       at<void>(stream));
 }
 
-void linear_cross_entropy_fwd(uintptr_t z,
-                              uintptr_t bias,
-                              uintptr_t target,
-                              uintptr_t positions,
-                              uintptr_t count,
-                              uintptr_t row_scale,
-                              uintptr_t losses,
-                              uintptr_t counts,
-                              uintptr_t partial,
-                              uintptr_t dbias,
-                              const std::string& z_type,
-                              int64_t rows,
-                              int64_t first,
-                              int V,
-                              int stride,
-                              int64_t ignore_index,
-                              float label_smoothing,
-                              float z_loss,
-                              bool gradient,
-                              bool wide_targets,
-                              uintptr_t stream) {
-  vimpac::linear_cross_entropy_fwd(
-      {at<void>(z),
-       at<float>(bias),
-       at<void>(target),
-       at<int32_t>(positions),
-       at<int32_t>(count),
-       at<float>(row_scale),
-       at<float>(losses),
-       at<int32_t>(counts),
-       at<float>(partial),
-       at<float>(dbias),
-       element_type(z_type),
-       {rows, first, V, stride, ignore_index, label_smoothing, z_loss, gradient, wide_targets}},
-      at<void>(stream));
-}
-
 vimpac::AxialArguments axial_arguments(uintptr_t dout,
                                        uintptr_t qkv,
                                        uintptr_t padding,
@@ -201,8 +164,8 @@ PYBIND11_MODULE(_C_cuda, m) {
         [](const vimpac::EmbedTokens& args, uintptr_t workspace, uintptr_t stream) {
           vimpac::embed_tokens_bwd(args, at<float>(workspace), at<void>(stream));
         });
-  m.def("linear_cross_entropy_blocks", &vimpac::linear_cross_entropy_blocks);
-  m.def("linear_cross_entropy_fwd", &linear_cross_entropy_fwd);
+  vimpac::define_cuda_op(m, "linear_cross_entropy_fwd", vimpac::linear_cross_entropy_fwd,
+                         vimpac::linear_cross_entropy_fwd_workspace);
   py::class_<vimpac::AxialArguments>(m, "AxialArguments", py::module_local())
       .def(py::init(&axial_arguments))
       .def("workspace", &vimpac::axial_attention_workspace, "fp32 elements of scratch memory");

@@ -32,6 +32,15 @@ constexpr float kSafeSum = 4294967296.0f;
 constexpr int kSum = 0, kPlain = kMaxWarps, kTop = 2 * kMaxWarps, kTurn = 3 * kMaxWarps;
 constexpr int kIgnored = -1, kOutside = -2;
 
+struct Options {
+  int rows; // m: of this chunk of logits
+  int64_t first;
+  int V, stride; // a multiple of 8, at most 32,768
+  int64_t ignore_index;
+  float label_smoothing, z_loss;
+  bool gradient, wide_target;
+};
+
 // What is known of a row before it is read.
 struct alignas(16) Label {
   int hot; // its class, kIgnored or kOutside
@@ -51,7 +60,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
                                     float* __restrict__ losses,            // (M,)
                                     int32_t* __restrict__ counts,          // hits, targets
                                     float* __restrict__ partial, // (blocks, stride) or null
-                                    LinearCrossEntropyOptions options,
+                                    Options options,
                                     int64_t step, // bytes from a row of a block to its next
                                     float even) { // label_smoothing / V
   using Tile = RowLayout<kWide>;
@@ -90,7 +99,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   if (threadIdx.x < 32)
     for (int i = 0; i < 2 * kTurn; i += kMaxWarps) // of warps that are not there
       parts[i + lane] = i % kTurn == kTop ? -INFINITY : 0.0f;
-  const int rows = static_cast<int>(options.rows), grid = static_cast<int>(gridDim.x);
+  const int rows = options.rows, grid = static_cast<int>(gridDim.x);
   const auto read_label = [&](int row) {
     const int64_t number = options.first + row;
     if (count != nullptr && number >= *count)
@@ -98,8 +107,8 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     const int64_t source = positions == nullptr ? number : positions[number];
     int64_t label = kOutside;
     if (source >= 0) {
-      label = options.wide_targets ? static_cast<const int64_t*>(target)[source]
-                                   : static_cast<const int32_t*>(target)[source];
+      label = options.wide_target ? static_cast<const int64_t*>(target)[source]
+                                  : static_cast<const int32_t*>(target)[source];
       if (label == options.ignore_index)
         return Label{kIgnored, 0.0f, 0.0f, row};
     }
@@ -331,39 +340,56 @@ size_t shared_bytes(int threads) {
 }
 
 template <bool kWide>
-int blocks_for(int64_t rows, int stride) {
+int blocks_for(int rows, int stride) {
   const int threads = threads_of(RowLayout<kWide>::kChunks, stride);
-  const int64_t most = wave_blocks(kLossBlocks, shared_bytes<kWide>(threads));
-  return static_cast<int>(rows < most ? rows : most);
+  const int most = wave_blocks(kLossBlocks, shared_bytes<kWide>(threads));
+  return rows < most ? rows : most;
+}
+
+Options options_of(const LinearCrossEntropy& a) {
+  return {static_cast<int>(a.z.rows),
+          a.first,
+          static_cast<int>(a.V),
+          static_cast<int>(a.z.columns),
+          a.ignore_index,
+          a.label_smoothing,
+          a.z_loss,
+          a.gradient,
+          a.target.type == IntegerType::kInt64};
 }
 
 template <class T, bool kWide>
-void launch_row_pass(const LinearCrossEntropyFwd& a, Stream stream) {
-  const int blocks = blocks_for<kWide>(a.options.rows, a.options.stride);
-  const int threads = threads_of(RowLayout<kWide>::kChunks, a.options.stride);
+void launch_row_pass(const LinearCrossEntropy& a) {
+  const Options options = options_of(a);
+  const auto stream = static_cast<Stream>(a.stream);
+  const int blocks = blocks_for<kWide>(options.rows, options.stride);
+  const int threads = threads_of(RowLayout<kWide>::kChunks, options.stride);
   launch(linear_cross_entropy_fwd_kernel<T, kWide>, dim3(static_cast<unsigned>(blocks)),
          dim3(static_cast<unsigned>(threads)), shared_bytes<kWide>(threads), stream,
-         static_cast<T*>(a.z), a.bias, a.target, a.positions, a.count, a.row_scale, a.losses,
-         a.counts, a.partial, a.options,
-         blocks * static_cast<int64_t>(a.options.stride * sizeof(T)),
-         a.options.label_smoothing / static_cast<float>(a.options.V));
-  if (a.partial != nullptr)
-    add_blocks<true>(a.partial, {a.dbias}, blocks, a.options.stride, a.options.V, stream);
+         static_cast<T*>(a.z.data), a.bias, a.target.data, a.positions, a.count, a.row_scale,
+         a.losses, a.counts, a.workspace, options,
+         blocks * static_cast<int64_t>(options.stride * sizeof(T)),
+         a.label_smoothing / static_cast<float>(a.V));
+  if (a.dbias != nullptr)
+    add_blocks<true>(a.workspace, {a.dbias}, blocks, options.stride, options.V, stream);
 }
 
 } // namespace
 
-int linear_cross_entropy_blocks(int64_t rows, int stride) {
-  return is_wide(stride) ? blocks_for<true>(rows, stride) : blocks_for<false>(rows, stride);
+int64_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropy& args) {
+  const Options options = options_of(args);
+  const int blocks = is_wide(options.stride) ? blocks_for<true>(options.rows, options.stride)
+                                             : blocks_for<false>(options.rows, options.stride);
+  return args.dbias == nullptr ? 0 : int64_t{blocks} * options.stride;
 }
 
-void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args, void* stream) {
-  with_type(args.z_type, [&](auto zero) {
+void linear_cross_entropy_fwd(const LinearCrossEntropy& args) {
+  with_type(args.z.type, [&](auto zero) {
     using T = decltype(zero);
-    if (is_wide(args.options.stride))
-      launch_row_pass<T, true>(args, static_cast<Stream>(stream));
+    if (is_wide(static_cast<int>(args.z.columns)))
+      launch_row_pass<T, true>(args);
     else
-      launch_row_pass<T, false>(args, static_cast<Stream>(stream));
+      launch_row_pass<T, false>(args);
   });
 }
 

@@ -8,6 +8,7 @@
 
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
+#include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
 
 namespace vimpac {
@@ -92,33 +93,8 @@ void embed_tokens_bwd(const EmbedTokens& args, float* workspace, void* stream);
 // fp32 elements of scratch memory that a backward needs.
 int64_t embed_tokens_workspace(const EmbedTokens& args);
 
-struct LinearCrossEntropyOptions {
-  int64_t rows;  // m: rows of this chunk of logits
-  int64_t first; // number of the chunk's first row among all predicted rows
-  int V, stride; // classes; columns of z, a multiple of 8, at most 32,768
-  int64_t ignore_index;
-  float label_smoothing, z_loss;
-  bool gradient;     // whether z becomes dz
-  bool wide_targets; // int64, not int32
-};
-
-struct LinearCrossEntropyFwd {
-  void* z;                  // (m, stride) of z_type, 16-byte aligned
-  const float* bias;        // (V,) or null
-  const void* target;       // (R,)
-  const int32_t* positions; // (M,) rows of target, or null
-  const int32_t* count;     // 0-d: predicted rows, or null
-  const float* row_scale;   // (M,) or null: factors of dz
-  float* losses;            // (M,)
-  int32_t* counts;          // hits and targets, added to
-  float* partial;           // (linear_cross_entropy_blocks(m, stride), stride): scratch, or null
-  float* dbias;             // (V,), added to if partial is given
-  ElementType z_type;
-  LinearCrossEntropyOptions options;
-};
-
-int linear_cross_entropy_blocks(int64_t rows, int stride);
-void linear_cross_entropy_fwd(const LinearCrossEntropyFwd& args, void* stream);
+void linear_cross_entropy_fwd(const LinearCrossEntropy& args);
+int64_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropy& args);
 
 struct AxialArguments {
   const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride, rows aligned to 16 bytes

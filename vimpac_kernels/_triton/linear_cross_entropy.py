@@ -188,7 +188,8 @@ def _sums(V: int, stride: int) -> dict[str, int]:
     return {"V": V, "STRIDE": stride, "COLUMNS": columns, "CHUNK": chunk}
 
 
-def row_pass_triton(
+def launch_triton_fwd(
+    *,
     z: Tensor,  # (m, stride) contiguous
     V: int,
     first: int,
@@ -201,12 +202,11 @@ def row_pass_triton(
     losses: Tensor,  # (M,) fp32
     counts: Tensor,  # (2,) int32
     dbias: Tensor,  # (V,) fp32, or empty: not wanted
-    *,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
 ) -> None:
-    """Finishes a chunk of logits; see `Backend` in vimpac_kernels/_linear_cross_entropy.py."""
+    """Finishes a chunk of logits; see vimpac_kernels/_linear_cross_entropy.py."""
     rows, stride = z.shape
     programs = min(rows, most_programs(z, TUNING["PROGRAMS"]))
     partial = None

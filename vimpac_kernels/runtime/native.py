@@ -16,7 +16,7 @@ from torch import Tensor
 from vimpac_kernels._library import cuda_stream, device_guard, extension
 
 
-def launch(impl: str, operator: str, /, **arguments: Any) -> None:
+def launch(impl: str, operator: str, /, **arguments: Any) -> int:
     """Runs `operator` on the current stream: `launch("cpu", "bias_gelu_fwd", x=x, bias=b, y=y)`.
 
     Args:
@@ -24,13 +24,15 @@ def launch(impl: str, operator: str, /, **arguments: Any) -> None:
         operator: `<op>_fwd` or `<op>_bwd`.
         arguments: Contiguous tensors and numbers; those that the kernels fill are among them.
 
+    Returns:
+        The first index that a kernel of the CPU found out of range, or -1.
+
     Raises:
         RuntimeError: If `impl` is not built.
         TypeError: If an argument has a name or a dtype that the kernel does not take.
     """
     if impl == "cpu":
-        getattr(extension("cpu"), operator)(arguments, torch.get_num_threads())
-        return
+        return getattr(extension("cpu"), operator)(arguments, torch.get_num_threads())
     first = next(value for value in arguments.values() if isinstance(value, Tensor))
     with device_guard(first):
         if impl == "triton":
@@ -40,3 +42,4 @@ def launch(impl: str, operator: str, /, **arguments: Any) -> None:
         else:
             allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
             getattr(extension(impl), operator)(arguments, cuda_stream(first), allocate)
+    return -1
