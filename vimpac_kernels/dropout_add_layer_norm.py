@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from vimpac_kernels import _library, _philox, reference
 from vimpac_kernels._arguments import as_int, check_dropout, check_eps, check_flag, check_tensor
-from vimpac_kernels._compiled import dropout_add_layer_norm as _compiled
+from vimpac_kernels.runtime import native
 
 _NAME = "dropout_add_layer_norm"
+_KERNELS = ("cuda", "triton", "cpu")  # best first
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -192,14 +192,6 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
         )
 
 
-# Forward and backward, best first.
-_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
-    "triton": (_library.triton_launcher(_NAME, "fwd"), _library.triton_launcher(_NAME, "bwd")),
-    "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
-}
-
-
 def _run_fwd(
     x: Tensor,
     residual: Tensor,
@@ -213,12 +205,19 @@ def _run_fwd(
     impl: str,
 ) -> tuple[Tensor, ...]:
     outputs = _fake_fwd(x, residual, weight, bias, linear_bias, seed, dropout_p, eps, save, impl)
-    vectors = [None if t is None else t.float().contiguous() for t in (weight, bias, linear_bias)]
-    launch = _KERNELS[impl][0]
     if x.numel():
-        threshold = _philox.dropout_threshold(dropout_p)
-        launch(x.contiguous(), residual.contiguous(), *vectors, seed, threshold, eps, *outputs)
+        y, total, mean, rstd = outputs
+        native.launch(
+            impl, "dropout_add_layer_norm_fwd", x=x.contiguous(), residual=residual.contiguous(),
+            weight=_vector(weight), bias=_vector(bias), linear_bias=_vector(linear_bias), seed=seed,
+            threshold=_philox.dropout_threshold(dropout_p), eps=eps, y=y, total=total, mean=mean,
+            rstd=rstd,
+        )  # fmt: skip
     return outputs
+
+
+def _vector(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.float().contiguous()
 
 
 def _fake_fwd(x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -267,10 +266,14 @@ def _run_bwd(
     )  # fmt: skip
     if not total.numel():
         return tuple(t.zero_() for t in outputs)
-    launch = _KERNELS[impl][1]
-    gradients = [None if t is None else t.contiguous() for t in (dy, dy_other, dtotal)]
-    threshold = _philox.dropout_threshold(dropout_p)
-    launch(*gradients, total, mean, rstd, weight.float().contiguous(), seed, threshold, *outputs)
+    dx, dresidual, dweight, dbias, dlinear_bias = outputs
+    native.launch(
+        impl, "dropout_add_layer_norm_bwd", dy=dy.contiguous(),
+        dy_other=None if dy_other is None else dy_other.contiguous(),
+        dtotal=None if dtotal is None else dtotal.contiguous(), total=total, mean=mean, rstd=rstd,
+        weight=_vector(weight), seed=seed, threshold=_philox.dropout_threshold(dropout_p), dx=dx,
+        dresidual=dresidual, dweight=dweight, dbias=dbias, dlinear_bias=dlinear_bias,
+    )  # fmt: skip
     return outputs
 
 

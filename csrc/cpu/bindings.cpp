@@ -138,66 +138,6 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   }
 }
 
-vimpac::DropoutAddLayerNorm layer_norm_arguments(std::array<uintptr_t, 5> shared,
-                                                 std::array<int, 2> types,
-                                                 std::array<int64_t, 2> sizes, // rows, D
-                                                 uint32_t threshold,
-                                                 float keep_scale,
-                                                 int num_threads) {
-  vimpac::DropoutAddLayerNorm args{};
-  args.weight = pointer<const float>(shared[0]);
-  args.seed = pointer<const int64_t>(shared[1]);
-  args.total = pointer<void>(shared[2]);
-  args.mean = pointer<float>(shared[3]);
-  args.rstd = pointer<float>(shared[4]);
-  args.x_type = static_cast<vimpac::ElementType>(types[0]);
-  args.residual_type = static_cast<vimpac::ElementType>(types[1]);
-  args.rows = sizes[0];
-  args.D = sizes[1];
-  args.threshold = threshold;
-  args.keep_scale = keep_scale;
-  args.num_threads = num_threads;
-  return args;
-}
-
-void dropout_add_layer_norm_fwd(uintptr_t x,           // (rows, D)
-                                uintptr_t residual,    // (rows, D)
-                                uintptr_t bias,        // (D,) fp32
-                                uintptr_t linear_bias, // (D,) fp32, or 0
-                                uintptr_t y,           // (rows, D)
-                                float eps,
-                                const vimpac::DropoutAddLayerNorm& shared) {
-  vimpac::DropoutAddLayerNorm args = shared;
-  args.x = pointer<const void>(x);
-  args.residual = pointer<const void>(residual);
-  args.bias = pointer<const float>(bias);
-  args.linear_bias = pointer<const float>(linear_bias);
-  args.y = pointer<void>(y);
-  args.eps = eps;
-  run<vimpac::DropoutAddLayerNorm>(VIMPAC_EACH_ISA(dropout_add_layer_norm_fwd), args);
-}
-
-void dropout_add_layer_norm_bwd(uintptr_t dy,           // (rows, D)
-                                uintptr_t dy_other,     // (rows, D), or 0
-                                uintptr_t dtotal,       // (rows, D), or 0
-                                uintptr_t dx,           // (rows, D), or 0
-                                uintptr_t dresidual,    // (rows, D)
-                                uintptr_t dweight,      // (D,) fp32
-                                uintptr_t dbias,        // (D,) fp32
-                                uintptr_t dlinear_bias, // (D,) fp32, or 0
-                                const vimpac::DropoutAddLayerNorm& shared) {
-  vimpac::DropoutAddLayerNorm args = shared;
-  args.dy = pointer<const void>(dy);
-  args.dy_other = pointer<const void>(dy_other);
-  args.dtotal = pointer<const void>(dtotal);
-  args.dx = pointer<void>(dx);
-  args.dresidual = pointer<void>(dresidual);
-  args.dweight = pointer<float>(dweight);
-  args.dbias = pointer<float>(dbias);
-  args.dlinear_bias = pointer<float>(dlinear_bias);
-  run<vimpac::DropoutAddLayerNorm>(VIMPAC_EACH_ISA(dropout_add_layer_norm_bwd), args);
-}
-
 vimpac::EmbedTokens embed_tokens_arguments(std::array<uintptr_t, 10> tensors, // tokens ... seed
                                            std::array<int, 2> types,
                                            bool wide_tokens,
@@ -271,10 +211,8 @@ PYBIND11_MODULE(_C_cpu, module) {
   module.def("axial_attention_fwd", &axial_attention<false>);
   module.def("axial_attention_bwd", &axial_attention<true>);
   VIMPAC_DEFINE_CPU_OP(module, linear_cross_entropy_fwd, vimpac::LinearCrossEntropy);
-  py::class_<vimpac::DropoutAddLayerNorm>(module, "DropoutAddLayerNorm", py::module_local())
-      .def(py::init(&layer_norm_arguments));
-  module.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
-  module.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
+  VIMPAC_DEFINE_CPU_OP(module, dropout_add_layer_norm_fwd, vimpac::DropoutAddLayerNorm);
+  VIMPAC_DEFINE_CPU_OP(module, dropout_add_layer_norm_bwd, vimpac::DropoutAddLayerNorm);
   VIMPAC_DEFINE_CPU_OP(module, bias_gelu_fwd, vimpac::BiasGelu);
   VIMPAC_DEFINE_CPU_OP(module, bias_gelu_bwd, vimpac::BiasGelu);
   py::class_<vimpac::EmbedTokens>(module, "EmbedTokens", py::module_local())

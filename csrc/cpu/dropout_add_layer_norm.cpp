@@ -19,19 +19,20 @@ using Args = DropoutAddLayerNorm;
 
 constexpr uint32_t kStreamResidual = 1u << 24;
 
-void draw_factors(const Args& a, int64_t row, float* factors) {
-  draw_row_factors({*a.seed, a.threshold, a.keep_scale, kStreamResidual}, row, a.D, factors);
+void draw_factors(const Args& a, int64_t row, int64_t D, float* factors) {
+  const auto threshold = static_cast<uint32_t>(a.threshold);
+  draw_row_factors({*a.seed, threshold, keep_scale(a.threshold), kStreamResidual}, row, D, factors);
 }
 
 // One row forward; `total` and `factors` are scratch rows.
 template <class X, class R>
 void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* factors) {
-  const int64_t D = a.D, at = row * D;
-  const X* const x = static_cast<const X*>(a.x) + at;
-  const R* const residual = static_cast<const R*>(a.residual) + at;
-  R* const kept = a.total == nullptr ? nullptr : static_cast<R*>(a.total) + at;
+  const int64_t D = a.x.columns, at = row * D;
+  const X* const x = static_cast<const X*>(a.x.data) + at;
+  const R* const residual = static_cast<const R*>(a.residual.data) + at;
+  R* const kept = a.total.data == nullptr ? nullptr : static_cast<R*>(a.total.data) + at;
   if (a.threshold > 0) {
-    draw_factors(a, row, factors);
+    draw_factors(a, row, D, factors);
   }
   VecF sum{};
   for_each_vector(D, [&](int64_t i, int n) {
@@ -59,7 +60,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
     squares = squares + (n == kWidth ? d * d : (iota() < n ? d * d : VecF{}));
   });
   const float rstd = 1.0f / sqrtf(reduce_add(squares) / static_cast<float>(D) + a.eps);
-  X* const y = static_cast<X*>(a.y) + at;
+  X* const y = static_cast<X*>(a.y.data) + at;
   for_each_vector(D, [&](int64_t i, int n) {
     const VecF h = (load_n(total + i, n) - mean) * rstd;
     fetch(y + D + i);
@@ -87,11 +88,13 @@ void backward_row(const Args& a,
                   float* __restrict__ h,
                   float* factors,
                   const Partials& sums) {
-  const int64_t D = a.D, at = row * D;
-  const X* const dy = static_cast<const X*>(a.dy) + at;
-  [[maybe_unused]] const X* const dy_other = static_cast<const X*>(a.dy_other) + (kTwo ? at : 0);
-  const R* const total = static_cast<const R*>(a.total) + at;
-  const R* const dtotal = a.dtotal == nullptr ? nullptr : static_cast<const R*>(a.dtotal) + at;
+  const int64_t D = a.dy.columns, at = row * D;
+  const X* const dy = static_cast<const X*>(a.dy.data) + at;
+  [[maybe_unused]] const X* const dy_other =
+      static_cast<const X*>(a.dy_other.data) + (kTwo ? at : 0);
+  const R* const total = static_cast<const R*>(a.total.data) + at;
+  const R* const dtotal =
+      a.dtotal.data == nullptr ? nullptr : static_cast<const R*>(a.dtotal.data) + at;
   const float mean = a.mean[row], rstd = a.rstd[row];
   VecF sum_g{}, sum_gh{};
   for_each_vector(D, [&](int64_t i, int n) {
@@ -112,12 +115,12 @@ void backward_row(const Args& a,
     sum_gh = fmadd(gi, hi, sum_gh);
   });
   if (a.threshold > 0) {
-    draw_factors(a, row, factors);
+    draw_factors(a, row, D, factors);
   }
   const float mean_g = reduce_add(sum_g) / static_cast<float>(D);
   const float mean_gh = reduce_add(sum_gh) / static_cast<float>(D);
-  X* const dx = a.dx == nullptr ? nullptr : static_cast<X*>(a.dx) + at;
-  R* const dresidual = static_cast<R*>(a.dresidual) + at;
+  X* const dx = a.dx.data == nullptr ? nullptr : static_cast<X*>(a.dx.data) + at;
+  R* const dresidual = static_cast<R*>(a.dresidual.data) + at;
   for_each_vector(D, [&](int64_t i, int n) {
     VecF d = (load_n(g + i, n) - mean_g - load_n(h + i, n) * mean_gh) * rstd;
     if (dtotal != nullptr) {
@@ -140,13 +143,14 @@ void backward_row(const Args& a,
 
 template <class X, class R>
 bool forward(const Args& a) {
-  const RowChunks chunks(a.rows);
-  const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
+  const int64_t rows = a.x.rows, D = a.x.columns;
+  const RowChunks chunks(rows);
+  const int64_t width = padded_width(D), threads = a.num_threads > 1 ? a.num_threads : 1;
   Scratch<float> scratch(threads * 2 * width);
   if (scratch.data == nullptr) {
     return false;
   }
-  parallel_for(chunks.count, 4 * a.rows * a.D, a.num_threads, [&](int64_t chunk) {
+  parallel_for(chunks.count, 4 * rows * D, a.num_threads, [&](int64_t chunk) {
     float* const own = scratch.data + thread_index() * 2 * width;
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
       forward_row<X, R>(a, row, own, own + width);
@@ -157,49 +161,50 @@ bool forward(const Args& a) {
 
 template <bool kTwo, class X, class R>
 bool backward(const Args& a) {
-  const RowChunks chunks(a.rows);
-  const int64_t width = padded_width(a.D), threads = a.num_threads > 1 ? a.num_threads : 1;
+  const int64_t rows = a.dy.rows, D = a.dy.columns;
+  const RowChunks chunks(rows);
+  const int64_t width = padded_width(D), threads = a.num_threads > 1 ? a.num_threads : 1;
   Scratch<float> scratch(threads * 3 * width);
-  Scratch<float> partials(chunks.count * 3 * a.D);
+  Scratch<float> partials(chunks.count * 3 * D);
   if (scratch.data == nullptr || partials.data == nullptr) {
     return false;
   }
-  parallel_for(chunks.count, 4 * a.rows * a.D, a.num_threads, [&](int64_t chunk) {
+  parallel_for(chunks.count, 4 * rows * D, a.num_threads, [&](int64_t chunk) {
     float* const own = scratch.data + thread_index() * 3 * width;
-    float* const sums = partials.data + chunk * 3 * a.D;
-    memset(sums, 0, 3 * a.D * sizeof(float));
-    float* const linear = a.dlinear_bias == nullptr ? nullptr : sums + 2 * a.D;
+    float* const sums = partials.data + chunk * 3 * D;
+    memset(sums, 0, 3 * D * sizeof(float));
+    float* const linear = a.dlinear_bias == nullptr ? nullptr : sums + 2 * D;
     for (int64_t row = chunks.begin(chunk); row < chunks.end(chunk); ++row) {
-      backward_row<kTwo, X, R>(a, row, own, own + width, own + 2 * width,
-                               {sums, sums + a.D, linear});
+      backward_row<kTwo, X, R>(a, row, own, own + width, own + 2 * width, {sums, sums + D, linear});
     }
   });
   float* const outputs[3] = {a.dweight, a.dbias, a.dlinear_bias};
   for (int k = 0; k < 3 && outputs[k] != nullptr; ++k) {
-    add_partials(partials.data + k * a.D, chunks.count, 3 * a.D, a.D, outputs[k]);
+    add_partials(partials.data + k * D, chunks.count, 3 * D, D, outputs[k]);
   }
   return true;
 }
 
 // f(X{}, R{}) for the types of x and of residual.
 template <class F>
-bool with_types(const Args& a, const F& f) {
-  return with_type(a.x_type, [&](auto x) {
-    return a.residual_type == ElementType::kFloat32 ? f(x, float{}) : f(x, x);
+bool with_types(ElementType x_type, ElementType residual_type, const F& f) {
+  return with_type(x_type, [&](auto x) {
+    return residual_type == ElementType::kFloat32 ? f(x, float{}) : f(x, x);
   });
 }
 
 } // namespace
 
 bool dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args) {
-  return with_types(
-      args, [&](auto x, auto residual) { return forward<decltype(x), decltype(residual)>(args); });
+  return with_types(args.x.type, args.residual.type, [&](auto x, auto residual) {
+    return forward<decltype(x), decltype(residual)>(args);
+  });
 }
 
 bool dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args) {
-  return with_types(args, [&](auto x, auto residual) {
-    return args.dy_other == nullptr ? backward<false, decltype(x), decltype(residual)>(args)
-                                    : backward<true, decltype(x), decltype(residual)>(args);
+  return with_types(args.dy.type, args.total.type, [&](auto x, auto residual) {
+    return args.dy_other.data == nullptr ? backward<false, decltype(x), decltype(residual)>(args)
+                                         : backward<true, decltype(x), decltype(residual)>(args);
   });
 }
 

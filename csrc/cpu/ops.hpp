@@ -6,6 +6,7 @@
 
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
+#include "dropout_add_layer_norm/arguments.hpp"
 #include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
 
@@ -31,39 +32,6 @@ struct AxialAttention {
   uint32_t threshold; // a 16-bit decision below it drops; 0: no dropout
   float keep_scale;
   int num_threads;
-};
-
-//   total = residual + dropout(x + linear_bias),  y = (total - mean) * rstd * weight + bias
-//   h = (total - mean) * rstd,  g = (dy + dy_other) * weight
-//   dresidual = dtotal + rstd * (g - mean(g) - h * mean(g * h)),  dx = dropout(dresidual)
-// All tensors are contiguous.
-struct DropoutAddLayerNorm {
-  ElementType x_type, residual_type;
-  int64_t rows, D;
-  const float* weight; // (D,)
-  const int64_t* seed; // 0-d
-  uint32_t threshold;  // a 16-bit decision below it drops; 0: no dropout
-  float keep_scale;    // of kept elements
-  int num_threads;
-  float* mean; // (rows,) read by the backward; null in a forward that keeps nothing
-  float* rstd; // (rows,)
-  void* total; // (rows, D) of residual_type; null like mean
-  // Forward
-  const void* x;            // (rows, D) of x_type
-  const void* residual;     // (rows, D) of residual_type
-  const float* bias;        // (D,)
-  const float* linear_bias; // (D,) or null
-  float eps;
-  void* y; // (rows, D) of x_type
-  // Backward
-  const void* dy;       // (rows, D) of x_type
-  const void* dy_other; // (rows, D) of x_type, or null
-  const void* dtotal;   // (rows, D) of residual_type, or null
-  void* dx;             // (rows, D) of x_type, or null: it is dresidual
-  void* dresidual;      // (rows, D) of residual_type
-  float* dweight;       // (D,)
-  float* dbias;         // (D,)
-  float* dlinear_bias;  // (D,) or null
 };
 
 //   x = embedding[token] + time[t] + height[h] + width[w], or cls in row 0 of a clip

@@ -29,58 +29,6 @@ ElementType element_type(const std::string& dtype) {
   throw py::value_error("the kernels take float32, float16 and bfloat16, not " + dtype);
 }
 
-void dropout_add_layer_norm_fwd(uintptr_t x,
-                                uintptr_t residual,
-                                uintptr_t weight,
-                                uintptr_t bias,
-                                uintptr_t linear_bias,
-                                uintptr_t seed,
-                                uintptr_t y,
-                                uintptr_t total,
-                                uintptr_t mean,
-                                uintptr_t rstd,
-                                const std::string& x_type,
-                                const std::string& residual_type,
-                                int64_t M,
-                                int D,
-                                int threshold,
-                                float eps,
-                                uintptr_t stream) {
-  vimpac::dropout_add_layer_norm_fwd(
-      {at<void>(x), at<void>(residual), at<float>(weight), at<float>(bias), at<float>(linear_bias),
-       at<int64_t>(seed), at<void>(y), at<void>(total), at<float>(mean), at<float>(rstd),
-       element_type(x_type), element_type(residual_type), M, D, threshold, eps},
-      at<void>(stream));
-}
-
-void dropout_add_layer_norm_bwd(uintptr_t dy,
-                                uintptr_t dy_other,
-                                uintptr_t dtotal,
-                                uintptr_t total,
-                                uintptr_t mean,
-                                uintptr_t rstd,
-                                uintptr_t weight,
-                                uintptr_t seed,
-                                uintptr_t dx,
-                                uintptr_t dresidual,
-                                uintptr_t partial,
-                                uintptr_t dweight,
-                                uintptr_t dbias,
-                                uintptr_t dlinear_bias,
-                                const std::string& x_type,
-                                const std::string& residual_type,
-                                int64_t M,
-                                int D,
-                                int threshold,
-                                uintptr_t stream) {
-  vimpac::dropout_add_layer_norm_bwd(
-      {at<void>(dy), at<void>(dy_other), at<void>(dtotal), at<void>(total), at<float>(mean),
-       at<float>(rstd), at<float>(weight), at<int64_t>(seed), at<void>(dx), at<void>(dresidual),
-       at<float>(partial), at<float>(dweight), at<float>(dbias), at<float>(dlinear_bias),
-       element_type(x_type), element_type(residual_type), M, D, threshold},
-      at<void>(stream));
-}
-
 vimpac::AxialArguments axial_arguments(uintptr_t dout,
                                        uintptr_t qkv,
                                        uintptr_t padding,
@@ -147,9 +95,9 @@ PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "CUDA kernels of vimpac_kernels: raw pointers, sizes, strides and a stream.";
   vimpac::define_cuda_op(m, "mask_tokens_fwd", vimpac::mask_tokens_fwd,
                          vimpac::mask_tokens_fwd_workspace);
-  m.def("dropout_add_layer_norm_blocks", &vimpac::dropout_add_layer_norm_blocks);
-  m.def("dropout_add_layer_norm_fwd", &dropout_add_layer_norm_fwd);
-  m.def("dropout_add_layer_norm_bwd", &dropout_add_layer_norm_bwd);
+  vimpac::define_cuda_op(m, "dropout_add_layer_norm_fwd", vimpac::dropout_add_layer_norm_fwd);
+  vimpac::define_cuda_op(m, "dropout_add_layer_norm_bwd", vimpac::dropout_add_layer_norm_bwd,
+                         vimpac::dropout_add_layer_norm_bwd_workspace);
   vimpac::define_cuda_op(m, "bias_gelu_fwd", vimpac::bias_gelu_fwd);
   vimpac::define_cuda_op(m, "bias_gelu_bwd", vimpac::bias_gelu_bwd,
                          vimpac::bias_gelu_bwd_workspace);

@@ -333,39 +333,50 @@ struct Split {
   Rows rows_of(int64_t M, int D, int threshold, int slot_bytes) const {
     constexpr int kSmallest = 96 << 10; // bytes of a block, without the sums
     const int stages = warps() * kNormStages * slot_bytes <= kSmallest ? kNormStages : 1;
-    const float kept = static_cast<float>(65536 - threshold);
-    return {M, D, warps_per_row, stages, threshold, 1.0f / static_cast<float>(D), 65536.0f / kept};
+    return {M,
+            D,
+            warps_per_row,
+            stages,
+            threshold,
+            1.0f / static_cast<float>(D),
+            keep_scale(threshold)};
   }
 };
 
 template <class T, class R, bool kOneWarp>
-void launch_fwd(const DropoutAddLayerNormFwd& a, const Split& split, Stream stream) {
+void launch_fwd(const DropoutAddLayerNorm& a, const Split& split) {
+  const int64_t M = a.x.rows;
+  const int D = static_cast<int>(a.x.columns);
   const int slot = kColumnBytes<T> + kColumnBytes<R>, warps = split.warps();
-  const Rows rows = split.rows_of(a.M, a.D, a.threshold, slot);
+  const Rows rows = split.rows_of(M, D, a.threshold, slot);
   const size_t shared = sums_bytes(warps, 1) + static_cast<size_t>(warps * rows.stages * slot);
-  const int64_t blocks = split.blocks(a.M, kNormForward, shared);
+  const int64_t blocks = split.blocks(M, kNormForward, shared);
   launch(dropout_add_layer_norm_fwd_kernel<T, R, kOneWarp>, dim3(static_cast<unsigned>(blocks)),
-         dim3(static_cast<unsigned>(warps) * 32), shared, stream, static_cast<const T*>(a.x),
-         static_cast<const R*>(a.residual), a.weight, a.bias, a.linear_bias, a.seed,
-         static_cast<T*>(a.y), static_cast<R*>(a.total), a.mean, a.rstd, rows, a.eps);
+         dim3(static_cast<unsigned>(warps) * 32), shared, static_cast<Stream>(a.stream),
+         static_cast<const T*>(a.x.data), static_cast<const R*>(a.residual.data), a.weight, a.bias,
+         a.linear_bias, a.seed, static_cast<T*>(a.y.data), static_cast<R*>(a.total.data), a.mean,
+         a.rstd, rows, a.eps);
 }
 
 template <class T, class R, bool kOneWarp>
-void launch_bwd(const DropoutAddLayerNormBwd& a, const Split& split, Stream stream) {
-  const int slot = Slot<T, R>(a.dy_other != nullptr, a.dtotal != nullptr).size;
+void launch_bwd(const DropoutAddLayerNorm& a, const Split& split) {
+  const int64_t M = a.dy.rows;
+  const int D = static_cast<int>(a.dy.columns);
+  const auto stream = static_cast<Stream>(a.stream);
+  const int slot = Slot<T, R>(a.dy_other.data != nullptr, a.dtotal.data != nullptr).size;
   const int warps = split.warps();
-  const Rows rows = split.rows_of(a.M, a.D, a.threshold, slot);
+  const Rows rows = split.rows_of(M, D, a.threshold, slot);
   const size_t ring = static_cast<size_t>(warps * rows.stages * slot);
-  const size_t columns = static_cast<size_t>(split.rows() * 3 * a.D) * sizeof(float);
+  const size_t columns = static_cast<size_t>(split.rows() * 3 * D) * sizeof(float);
   const size_t shared =
       sums_bytes(warps, 2) + kWeightBytes<kOneWarp> + (ring > columns ? ring : columns);
-  const int blocks = static_cast<int>(split.blocks(a.M, kNormBackward, shared));
+  const int blocks = static_cast<int>(split.blocks(M, kNormBackward, shared));
   launch(dropout_add_layer_norm_bwd_kernel<T, R, kOneWarp>, dim3(static_cast<unsigned>(blocks)),
-         dim3(static_cast<unsigned>(warps) * 32), shared, stream, static_cast<const T*>(a.dy),
-         static_cast<const T*>(a.dy_other), static_cast<const R*>(a.dtotal),
-         static_cast<const R*>(a.total), a.mean, a.rstd, a.weight, a.seed, static_cast<T*>(a.dx),
-         static_cast<R*>(a.dresidual), a.partial, rows);
-  add_blocks<false>(a.partial, {a.dweight, a.dbias, a.dlinear_bias}, blocks, 3 * a.D, a.D, stream);
+         dim3(static_cast<unsigned>(warps) * 32), shared, stream, static_cast<const T*>(a.dy.data),
+         static_cast<const T*>(a.dy_other.data), static_cast<const R*>(a.dtotal.data),
+         static_cast<const R*>(a.total.data), a.mean, a.rstd, a.weight, a.seed,
+         static_cast<T*>(a.dx.data), static_cast<R*>(a.dresidual.data), a.workspace, rows);
+  add_blocks<false>(a.workspace, {a.dweight, a.dbias, a.dlinear_bias}, blocks, 3 * D, D, stream);
 }
 
 // f(T{}, R{}, one warp a row) for the types of x and of residual.
@@ -381,21 +392,22 @@ void dispatch(ElementType x, ElementType residual, const Split& split, const F& 
 
 } // namespace
 
-int dropout_add_layer_norm_blocks(int64_t M, int D) {
-  return static_cast<int>(Split(D).blocks(M, kNormBackward));
-}
-
-void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwd& args, void* stream) {
-  const Split split(args.D);
-  dispatch(args.x_type, args.residual_type, split, [&](auto t, auto r, auto one_warp) {
-    launch_fwd<decltype(t), decltype(r), one_warp>(args, split, static_cast<Stream>(stream));
+void dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args) {
+  const Split split(static_cast<int>(args.x.columns));
+  dispatch(args.x.type, args.residual.type, split, [&](auto t, auto r, auto one_warp) {
+    launch_fwd<decltype(t), decltype(r), one_warp>(args, split);
   });
 }
 
-void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwd& args, void* stream) {
-  const Split split(args.D);
-  dispatch(args.x_type, args.residual_type, split, [&](auto t, auto r, auto one_warp) {
-    launch_bwd<decltype(t), decltype(r), one_warp>(args, split, static_cast<Stream>(stream));
+int64_t dropout_add_layer_norm_bwd_workspace(const DropoutAddLayerNorm& args) {
+  const int64_t D = args.dy.columns;
+  return Split(static_cast<int>(D)).blocks(args.dy.rows, kNormBackward) * 3 * D;
+}
+
+void dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args) {
+  const Split split(static_cast<int>(args.dy.columns));
+  dispatch(args.dy.type, args.total.type, split, [&](auto t, auto r, auto one_warp) {
+    launch_bwd<decltype(t), decltype(r), one_warp>(args, split);
   });
 }
 

@@ -8,6 +8,7 @@
 
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
+#include "dropout_add_layer_norm/arguments.hpp"
 #include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
 
@@ -16,47 +17,9 @@ namespace vimpac {
 void mask_tokens_fwd(const MaskTokens& args);
 int64_t mask_tokens_fwd_workspace(const MaskTokens& args);
 
-struct DropoutAddLayerNormFwd {
-  const void* x;                     // (M, D) of x_type, 16-byte aligned, as every tensor here
-  const void* residual;              // (M, D) of residual_type
-  const float* weight;               // (D,)
-  const float* bias;                 // (D,)
-  const float* linear_bias;          // (D,) or null
-  const int64_t* seed;               // 0-d
-  void* y;                           // (M, D) of x_type
-  void* total;                       // (M, D) of residual_type; null, as mean and rstd: not wanted
-  float* mean;                       // (M,)
-  float* rstd;                       // (M,)
-  ElementType x_type, residual_type; // equal, or the residual is fp32
-  int64_t M;
-  int D;         // a multiple of 8, at most 8192
-  int threshold; // 16-bit decisions below it drop
-  float eps;
-};
-
-struct DropoutAddLayerNormBwd {
-  const void* dy;       // (M, D) of x_type
-  const void* dy_other; // (M, D) of x_type or null, added to dy
-  const void* dtotal;   // (M, D) of residual_type or null
-  const void* total;    // (M, D) of residual_type
-  const float* mean;    // (M,)
-  const float* rstd;    // (M,)
-  const float* weight;  // (D,)
-  const int64_t* seed;  // 0-d
-  void* dx;             // (M, D) of x_type, or null: it is dresidual
-  void* dresidual;      // (M, D) of residual_type
-  float* partial;       // (dropout_add_layer_norm_blocks(M, D), 3, D): scratch
-  float* dweight;       // (D,)
-  float* dbias;         // (D,)
-  float* dlinear_bias;  // (D,) or null
-  ElementType x_type, residual_type;
-  int64_t M;
-  int D, threshold;
-};
-
-int dropout_add_layer_norm_blocks(int64_t M, int D);
-void dropout_add_layer_norm_fwd(const DropoutAddLayerNormFwd& args, void* stream);
-void dropout_add_layer_norm_bwd(const DropoutAddLayerNormBwd& args, void* stream);
+void dropout_add_layer_norm_fwd(const DropoutAddLayerNorm& args);
+void dropout_add_layer_norm_bwd(const DropoutAddLayerNorm& args);
+int64_t dropout_add_layer_norm_bwd_workspace(const DropoutAddLayerNorm& args);
 
 void bias_gelu_fwd(const BiasGelu& args);
 void bias_gelu_bwd(const BiasGelu& args);
