@@ -8,23 +8,19 @@ such tensors, so that one launch can add up all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vimpac_kernels import _library, _philox
-from vimpac_kernels._compiled import embed_tokens as _compiled
+from vimpac_kernels._sorted_ids import sort_ids
+from vimpac_kernels.runtime import native
 
 _NAME = "embed_tokens"
 
-# Forward and backward, best first.
-KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "cuda": (_compiled.launch_cuda_fwd, _compiled.launch_cuda_bwd),
-    "triton": (_library.triton_launcher(_NAME, "fwd"), _library.triton_launcher(_NAME, "bwd")),
-    "cpu": (_compiled.launch_cpu_fwd, _compiled.launch_cpu_bwd),
-}
+KERNELS = ("cuda", "triton", "cpu")  # best first
+_TABLES = ("embedding", "time", "height", "width", "cls", "weight", "bias")
 
 
 class EmbedTokens(torch.autograd.Function):
@@ -77,12 +73,18 @@ class EmbedTokens(torch.autograd.Function):
         )
 
 
-def _tables(dtype: torch.dtype, embedding: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+def _tables(dtype: torch.dtype, embedding: Tensor, *others: Tensor | None) -> dict[str, Any]:
     """As kernels take them: the embedding in fp32 or the output's dtype, the others in fp32."""
     if embedding.dtype != dtype:
         embedding = embedding.float()
     vectors = (None if t is None else t.float().contiguous() for t in others)
-    return [embedding.contiguous(), *vectors]
+    return dict(zip(_TABLES, (embedding.contiguous(), *vectors), strict=False))
+
+
+def _check_ids(invalid: int, tokens: Tensor, embedding: Tensor) -> None:
+    if invalid >= 0:
+        token = int(tokens.flatten()[invalid])
+        raise IndexError(f"token {token} is outside [0, {len(embedding)})")
 
 
 def _run_fwd(
@@ -103,10 +105,14 @@ def _run_fwd(
 ) -> tuple[Tensor, ...]:
     vectors = (time, height, width, cls, weight, bias)
     outputs = _fake_fwd(tokens, embedding, *vectors, seed, dropout_p, eps, dtype, save, impl)
-    if outputs[0].numel():
-        tables = _tables(dtype, embedding, *vectors)
-        threshold = _philox.dropout_threshold(dropout_p)
-        KERNELS[impl][0](tokens.contiguous(), *tables, seed, threshold, eps, *outputs)
+    y, mean, rstd = outputs
+    if y.numel():
+        invalid = native.launch(
+            impl, "embed_tokens_fwd", tokens=tokens.contiguous(),
+            **_tables(dtype, embedding, *vectors), seed=seed,
+            threshold=_philox.dropout_threshold(dropout_p), eps=eps, y=y, mean=mean, rstd=rstd,
+        )  # fmt: skip
+        _check_ids(invalid, tokens, embedding)
     return outputs
 
 
@@ -165,12 +171,23 @@ def _run_bwd(
     vectors = (time, height, width, cls, weight)
     needs = (needs_embedding, needs_vectors)
     outputs = _fake_bwd(dy, tokens, embedding, *vectors, seed, mean, rstd, dropout_p, *needs, impl)
+    dembedding, dvectors = outputs
+    if impl == "cpu" or not dy.numel():
+        dembedding.zero_()
+        dvectors.zero_()
     if not dy.numel():
-        return outputs[0].zero_(), outputs[1].zero_()
-    tables = _tables(dy.dtype, embedding, *vectors)
-    threshold = _philox.dropout_threshold(dropout_p)
-    dy, tokens = dy.contiguous(), tokens.contiguous()
-    KERNELS[impl][1](dy, tokens, *tables, mean, rstd, seed, threshold, *outputs)
+        return outputs
+    tokens, sorted_ids = tokens.contiguous(), {}
+    if impl == "cuda" and needs_embedding:
+        ids, order = sort_ids(tokens, len(embedding))
+        sorted_ids = {"sorted_ids": ids, "order": order}
+    invalid = native.launch(
+        impl, "embed_tokens_bwd", dy=dy.contiguous(), tokens=tokens,
+        **_tables(dy.dtype, embedding, *vectors), mean=mean, rstd=rstd, seed=seed,
+        threshold=_philox.dropout_threshold(dropout_p), dembedding=dembedding, dvectors=dvectors,
+        **sorted_ids,
+    )  # fmt: skip
+    _check_ids(invalid, tokens, embedding)
     return outputs
 
 

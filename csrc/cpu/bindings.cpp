@@ -138,67 +138,6 @@ void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the fo
   }
 }
 
-vimpac::EmbedTokens embed_tokens_arguments(std::array<uintptr_t, 10> tensors, // tokens ... seed
-                                           std::array<int, 2> types,
-                                           bool wide_tokens,
-                                           std::array<int64_t, 6> sizes, // B, T, H, W, V, D
-                                           uint32_t threshold,
-                                           float keep_scale,
-                                           int num_threads) {
-  vimpac::EmbedTokens args{};
-  args.tokens = pointer<const void>(tensors[0]);
-  args.embedding = pointer<const void>(tensors[1]);
-  for (int axis = 0; axis < 3; ++axis) {
-    args.positions[axis] = pointer<const float>(tensors[2 + axis]);
-  }
-  args.cls = pointer<const float>(tensors[5]);
-  args.weight = pointer<const float>(tensors[6]);
-  args.mean = pointer<float>(tensors[7]);
-  args.rstd = pointer<float>(tensors[8]);
-  args.seed = pointer<const int64_t>(tensors[9]);
-  args.embedding_type = static_cast<vimpac::ElementType>(types[0]);
-  args.type = static_cast<vimpac::ElementType>(types[1]);
-  args.wide_tokens = wide_tokens;
-  args.B = sizes[0];
-  std::copy(sizes.begin() + 1, sizes.begin() + 4, args.grid);
-  args.V = sizes[4];
-  args.D = sizes[5];
-  args.threshold = threshold;
-  args.keep_scale = keep_scale;
-  args.num_threads = num_threads;
-  return args;
-}
-
-// Returns the first token outside [0, V), or -1.
-int64_t embed_tokens_fwd(uintptr_t bias, // (D,) fp32, or 0
-                         uintptr_t y,    // (B, S, D)
-                         float eps,
-                         const vimpac::EmbedTokens& shared) {
-  int64_t invalid = -1;
-  vimpac::EmbedTokens args = shared;
-  args.bias = pointer<const float>(bias);
-  args.y = pointer<void>(y);
-  args.eps = eps;
-  args.invalid = &invalid;
-  run<vimpac::EmbedTokens>(VIMPAC_EACH_ISA(embed_tokens_fwd), args);
-  return invalid;
-}
-
-// Returns the same.
-int64_t embed_tokens_bwd(uintptr_t dy,         // (B, S, D)
-                         uintptr_t dembedding, // (V, D) fp32 zeros, or 0
-                         uintptr_t dvectors,   // (T + H + W + 3, D) fp32 zeros, or 0
-                         const vimpac::EmbedTokens& shared) {
-  int64_t invalid = -1;
-  vimpac::EmbedTokens args = shared;
-  args.invalid = &invalid;
-  args.dy = pointer<const void>(dy);
-  args.dembedding = pointer<float>(dembedding);
-  args.dvectors = pointer<float>(dvectors);
-  run<vimpac::EmbedTokens>(VIMPAC_EACH_ISA(embed_tokens_bwd), args);
-  return invalid;
-}
-
 } // namespace
 
 PYBIND11_MODULE(_C_cpu, module) {
@@ -215,8 +154,6 @@ PYBIND11_MODULE(_C_cpu, module) {
   VIMPAC_DEFINE_CPU_OP(module, dropout_add_layer_norm_bwd, vimpac::DropoutAddLayerNorm);
   VIMPAC_DEFINE_CPU_OP(module, bias_gelu_fwd, vimpac::BiasGelu);
   VIMPAC_DEFINE_CPU_OP(module, bias_gelu_bwd, vimpac::BiasGelu);
-  py::class_<vimpac::EmbedTokens>(module, "EmbedTokens", py::module_local())
-      .def(py::init(&embed_tokens_arguments));
-  module.def("embed_tokens_fwd", &embed_tokens_fwd);
-  module.def("embed_tokens_bwd", &embed_tokens_bwd);
+  VIMPAC_DEFINE_CPU_OP(module, embed_tokens_fwd, vimpac::EmbedTokens);
+  VIMPAC_DEFINE_CPU_OP(module, embed_tokens_bwd, vimpac::EmbedTokens);
 }

@@ -18,7 +18,16 @@
 namespace vimpac::VIMPAC_ISA {
 namespace {
 
-using Args = EmbedTokens;
+// The arguments, their tables and sizes by axis.
+struct Args : EmbedTokens {
+  explicit Args(const EmbedTokens& args)
+      : EmbedTokens(args), positions{args.time, args.height, args.width}, B(tokens.sizes[0]),
+        grid{tokens.sizes[1], tokens.sizes[2], tokens.sizes[3]}, V(embedding.sizes[0]),
+        D(embedding.sizes[1]) {}
+
+  const float* positions[3];
+  int64_t B, grid[3], V, D;
+};
 
 constexpr uint32_t kStreamEmbedding = 4u << 24;
 constexpr int64_t kParts = 64, kPartRows = 32; // of a block of the backward
@@ -35,8 +44,8 @@ int64_t rows_of_clip(const Args& a) {
 }
 
 int64_t token_at(const Args& a, int64_t i) {
-  return a.wide_tokens ? static_cast<const int64_t*>(a.tokens)[i]
-                       : static_cast<const int32_t*>(a.tokens)[i];
+  return a.tokens.type == IntegerType::kInt64 ? static_cast<const int64_t*>(a.tokens.data)[i]
+                                              : static_cast<const int32_t*>(a.tokens.data)[i];
 }
 
 // What a row holds: the token's number and its place in the grid, or [CLS].
@@ -64,7 +73,7 @@ public:
     if (place.is_cls) {
       return;
     }
-    embedding_ = static_cast<const E*>(a.embedding) + token_at(a, place.token) * a.D;
+    embedding_ = static_cast<const E*>(a.embedding.data) + token_at(a, place.token) * a.D;
     for (int axis = 0; axis < 3; ++axis) {
       if (a.positions[axis] != nullptr) {
         positions_[axis] = a.positions[axis] + place.at[axis] * a.D;
@@ -92,7 +101,9 @@ private:
 };
 
 void draw_factors(const Args& a, int64_t row, float* factors) {
-  draw_row_factors({*a.seed, a.threshold, a.keep_scale, kStreamEmbedding}, row, a.D, factors);
+  const auto threshold = static_cast<uint32_t>(a.threshold);
+  draw_row_factors({*a.seed, threshold, keep_scale(a.threshold), kStreamEmbedding}, row, a.D,
+                   factors);
 }
 
 // One row forward; `total` and `factors` are scratch rows.
@@ -100,7 +111,7 @@ template <class E, class Y>
 void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* factors) {
   const int64_t D = a.D;
   const Sum<E> x(a, Place(a, row));
-  Y* const y = static_cast<Y*>(a.y) + row * D;
+  Y* const y = static_cast<Y*>(a.y.data) + row * D;
   const bool drop = a.threshold > 0;
   if (drop) {
     draw_factors(a, row, factors);
@@ -147,7 +158,7 @@ void backward_row(const Args& a,
                   float* factors,
                   float* __restrict__ sums) {
   const int64_t D = a.D;
-  const Y* const dy = static_cast<const Y*>(a.dy) + row * D;
+  const Y* const dy = static_cast<const Y*>(a.dy.data) + row * D;
   const bool drop = a.threshold > 0;
   if (drop) {
     draw_factors(a, row, factors);
@@ -322,20 +333,24 @@ bool backward(const Args& a) {
 
 // f(E{}, Y{}) for the types of the embedding and of y.
 template <class F>
-bool with_types(const Args& a, const F& f) {
-  return with_type(a.type, [&](auto y) {
-    return a.embedding_type == ElementType::kFloat32 ? f(float{}, y) : f(y, y);
+bool with_types(const Args& a, ElementType type, const F& f) {
+  return with_type(type, [&](auto y) {
+    return a.embedding.type == ElementType::kFloat32 ? f(float{}, y) : f(y, y);
   });
 }
 
 } // namespace
 
 bool embed_tokens_fwd(const EmbedTokens& args) {
-  return with_types(args, [&](auto e, auto y) { return forward<decltype(e), decltype(y)>(args); });
+  const Args a(args);
+  return with_types(a, a.y.type,
+                    [&](auto e, auto y) { return forward<decltype(e), decltype(y)>(a); });
 }
 
 bool embed_tokens_bwd(const EmbedTokens& args) {
-  return with_types(args, [&](auto e, auto y) { return backward<decltype(e), decltype(y)>(args); });
+  const Args a(args);
+  return with_types(a, a.dy.type,
+                    [&](auto e, auto y) { return backward<decltype(e), decltype(y)>(a); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -7,6 +7,7 @@
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
 #include "dropout_add_layer_norm/arguments.hpp"
+#include "embed_tokens/arguments.hpp"
 #include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
 
@@ -32,38 +33,6 @@ struct AxialAttention {
   uint32_t threshold; // a 16-bit decision below it drops; 0: no dropout
   float keep_scale;
   int num_threads;
-};
-
-//   x = embedding[token] + time[t] + height[h] + width[w], or cls in row 0 of a clip
-//   y = dropout((x - mean) * rstd * weight + bias), without LayerNorm dropout(x)
-//   h = (x - mean) * rstd,  g = dropout(dy) * weight,  dx = rstd * (g - mean(g) - h * mean(g * h))
-// All tensors are contiguous; S = [1 +] T * H * W.
-struct EmbedTokens {
-  const void* tokens;               // (B, T, H, W), int64 if `wide_tokens`, otherwise int32
-  const void* embedding;            // (V, D) of embedding_type
-  const float* positions[3];        // (T, D), (H, D), (W, D); null: none along that axis
-  const float* cls;                 // (D,), or null: no such row
-  const float* weight;              // (D,), or null, as bias: no LayerNorm
-  float* mean;                      // (B * S,) read by the backward; null: not wanted
-  float* rstd;                      // (B * S,)
-  const int64_t* seed;              // 0-d
-  ElementType embedding_type, type; // the latter of y and dy
-  bool wide_tokens;
-  int64_t B;
-  int64_t grid[3]; // T, H, W
-  int64_t V, D;
-  uint32_t threshold; // a 16-bit decision below it drops; 0: no dropout
-  float keep_scale;   // of kept elements
-  int num_threads;
-  // Forward
-  const float* bias; // (D,)
-  float eps;
-  void* y;          // (B, S, D)
-  int64_t* invalid; // becomes the first token outside [0, V), if any: what is written is void then
-  // Backward, into zeros
-  const void* dy;    // (B, S, D)
-  float* dembedding; // (V, D), or null: not wanted
-  float* dvectors;   // (T + H + W + 3, D): rows of time, height, width, cls, weight, bias; or null
 };
 
 #define VIMPAC_DECLARE_CPU_OPS(isa)                                                                \

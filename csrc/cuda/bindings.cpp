@@ -61,34 +61,6 @@ void run_axial(vimpac::AxialArguments args, uintptr_t workspace, uintptr_t strea
   kOp(args, at<void>(stream));
 }
 
-vimpac::EmbedTokens embed_tokens_arguments(std::array<uintptr_t, 16> tensors, // as in the struct
-                                           const std::string& embedding_type,
-                                           const std::string& type,
-                                           bool wide_tokens,
-                                           std::array<int, 6> sizes, // B, T, H, W, V, D
-                                           int threshold,
-                                           float eps) {
-  vimpac::EmbedTokens args{};
-  args.tokens = at<const void>(tensors[0]), args.embedding = at<const void>(tensors[1]);
-  for (int axis = 0; axis < 3; ++axis)
-    args.positions[axis] = at<const float>(tensors[2 + axis]);
-  args.cls = at<const float>(tensors[5]), args.weight = at<const float>(tensors[6]);
-  args.bias = at<const float>(tensors[7]);
-  args.mean = at<float>(tensors[8]), args.rstd = at<float>(tensors[9]);
-  args.seed = at<const int64_t>(tensors[10]);
-  args.y = at<void>(tensors[11]), args.dy = at<const void>(tensors[11]);
-  args.sorted_ids = at<const int32_t>(tensors[12]), args.order = at<const int64_t>(tensors[13]);
-  args.dembedding = at<float>(tensors[14]), args.dvectors = at<float>(tensors[15]);
-  args.embedding_type = element_type(embedding_type), args.type = element_type(type);
-  args.wide_tokens = wide_tokens, args.has_cls = args.cls != nullptr;
-  args.B = sizes[0], args.V = sizes[4], args.D = sizes[5];
-  args.S = args.has_cls + sizes[1] * sizes[2] * sizes[3];
-  for (int axis = 0; axis < 3; ++axis)
-    args.grid[axis] = sizes[1 + axis];
-  args.threshold = threshold, args.eps = eps;
-  return args;
-}
-
 } // namespace
 
 PYBIND11_MODULE(_C_cuda, m) {
@@ -101,17 +73,9 @@ PYBIND11_MODULE(_C_cuda, m) {
   vimpac::define_cuda_op(m, "bias_gelu_fwd", vimpac::bias_gelu_fwd);
   vimpac::define_cuda_op(m, "bias_gelu_bwd", vimpac::bias_gelu_bwd,
                          vimpac::bias_gelu_bwd_workspace);
-  py::class_<vimpac::EmbedTokens>(m, "EmbedTokens", py::module_local())
-      .def(py::init(&embed_tokens_arguments))
-      .def("workspace", &vimpac::embed_tokens_workspace,
-           "fp32 elements of scratch memory that a backward needs");
-  m.def("embed_tokens_fwd", [](const vimpac::EmbedTokens& args, uintptr_t stream) {
-    vimpac::embed_tokens_fwd(args, at<void>(stream));
-  });
-  m.def("embed_tokens_bwd",
-        [](const vimpac::EmbedTokens& args, uintptr_t workspace, uintptr_t stream) {
-          vimpac::embed_tokens_bwd(args, at<float>(workspace), at<void>(stream));
-        });
+  vimpac::define_cuda_op(m, "embed_tokens_fwd", vimpac::embed_tokens_fwd);
+  vimpac::define_cuda_op(m, "embed_tokens_bwd", vimpac::embed_tokens_bwd,
+                         vimpac::embed_tokens_bwd_workspace);
   vimpac::define_cuda_op(m, "linear_cross_entropy_fwd", vimpac::linear_cross_entropy_fwd,
                          vimpac::linear_cross_entropy_fwd_workspace);
   py::class_<vimpac::AxialArguments>(m, "AxialArguments", py::module_local())

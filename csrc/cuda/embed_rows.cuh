@@ -25,8 +25,42 @@ inline int embed_parts(int B, int clips) {
   return parts < 65535 ? parts : 65535; // the most that a grid can have
 }
 
+// The arguments as kernels have them. Row s of a clip is [CLS] if has_cls and s = 0, else the token
+// of cell s - has_cls of the grid.
+struct EmbedProblem {
+  const void* tokens;
+  const void* embedding;
+  const float* positions[3]; // time, height, width
+  const float *cls, *weight, *bias;
+  float *mean, *rstd;
+  const int64_t* seed;
+  void* y;
+  const void* dy;
+  const int32_t* sorted_ids;
+  const int64_t* order;
+  float *dembedding, *dvectors;
+  bool wide_tokens;
+  int has_cls; // 0 or 1
+  int B, grid[3], S, V;
+  int D; // a multiple of 8, at most 8192
+  int threshold;
+  float eps;
+
+  explicit EmbedProblem(const EmbedTokens& a)
+      : tokens(a.tokens.data), embedding(a.embedding.data), positions{a.time, a.height, a.width},
+        cls(a.cls), weight(a.weight), bias(a.bias), mean(a.mean), rstd(a.rstd), seed(a.seed),
+        y(a.y.data), dy(a.dy.data), sorted_ids(a.sorted_ids), order(a.order),
+        dembedding(a.dembedding), dvectors(a.dvectors),
+        wide_tokens(a.tokens.type == IntegerType::kInt64), has_cls(a.cls != nullptr),
+        B(static_cast<int>(a.tokens.sizes[0])),
+        grid{static_cast<int>(a.tokens.sizes[1]), static_cast<int>(a.tokens.sizes[2]),
+             static_cast<int>(a.tokens.sizes[3])},
+        S(has_cls + grid[0] * grid[1] * grid[2]), V(static_cast<int>(a.embedding.sizes[0])),
+        D(static_cast<int>(a.embedding.sizes[1])), threshold(a.threshold), eps(a.eps) {}
+};
+
 // Number of a token in the embedding, or -1: it is outside.
-__device__ __forceinline__ int token_at(const EmbedTokens& a, int64_t i) {
+__device__ __forceinline__ int token_at(const EmbedProblem& a, int64_t i) {
   const int64_t token = a.wide_tokens ? static_cast<const int64_t*>(a.tokens)[i]
                                       : static_cast<const int32_t*>(a.tokens)[i];
   return token >= 0 && token < a.V ? static_cast<int>(token) : -1;
@@ -43,7 +77,7 @@ __device__ __forceinline__ void add_chunk(float (&x)[kChunk], const float* row) 
 
 // The position of a cell, or [CLS], of which no clip differs: eight columns from `column` on.
 __device__ __forceinline__ void
-load_place(float (&x)[kChunk], const EmbedTokens& a, int cell, int column) {
+load_place(float (&x)[kChunk], const EmbedProblem& a, int cell, int column) {
   if (cell < 0)
     return load_chunk(x, a.cls + column);
   const int at[3] = {cell / a.grid[2] / a.grid[1], cell / a.grid[2] % a.grid[1],

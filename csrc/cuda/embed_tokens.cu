@@ -15,7 +15,7 @@ namespace {
 
 template <class E, class Y, int kChunks>
 __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedForwardResident : 1)
-    embed_tokens_fwd_kernel(const EmbedTokens a, int warps_per_row) {
+    embed_tokens_fwd_kernel(const EmbedProblem a, int warps_per_row) {
   SharedArena arena;
   float* shared = arena.take<float>(blockDim.x / 32);
   const RowPlace place(warps_per_row);
@@ -101,20 +101,21 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
 
 } // namespace
 
-void embed_tokens_fwd(const EmbedTokens& a, void* stream) {
+void embed_tokens_fwd(const EmbedTokens& args) {
+  const EmbedProblem a(args);
   const RowSplit split = embed_split(a.D);
   const unsigned groups = static_cast<unsigned>((a.S + split.rows() - 1) / split.rows());
   const unsigned parts = static_cast<unsigned>(embed_parts(a.B, kEmbedForwardClips));
-  with_type(a.type, [&](auto y) {
+  with_type(args.y.type, [&](auto y) {
     const auto run = [&](auto e) {
       using E = decltype(e);
       using Y = decltype(y);
       launch(split.chunks == 2 ? embed_tokens_fwd_kernel<E, Y, 2>
                                : embed_tokens_fwd_kernel<E, Y, 4>,
              dim3(groups, parts), split.threads(), split.warps * sizeof(float),
-             static_cast<Stream>(stream), a, split.warps_per_row);
+             static_cast<Stream>(args.stream), a, split.warps_per_row);
     };
-    a.embedding_type == ElementType::kFloat32 ? run(float{}) : run(y);
+    args.embedding.type == ElementType::kFloat32 ? run(float{}) : run(y);
   });
 }
 

@@ -25,7 +25,7 @@ namespace {
 // dweight and dbias, if kSums, take dropout(dy) * h and dropout(dy). On return x is h. Every thread
 // of the block takes part.
 template <bool kSums, class Y, int kChunks, class Weight>
-__device__ __forceinline__ void row_gradient(const EmbedTokens& a,
+__device__ __forceinline__ void row_gradient(const EmbedProblem& a,
                                              const RowPlace& place,
                                              const Weight& weight,
                                              uint64_t seed,
@@ -77,7 +77,7 @@ __device__ __forceinline__ void row_gradient(const EmbedTokens& a,
 
 template <class E, class Y, int kChunks>
 __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedPlacesResident : 1)
-    embed_tokens_places_kernel(const EmbedTokens a,
+    embed_tokens_places_kernel(const EmbedProblem a,
                                float* __restrict__ sums,    // (parts, S, D)
                                float* __restrict__ partial, // (blocks, 2, D): weight, bias
                                int warps_per_row) {
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedP
 // Adds the places' sums along the axes: a row of dvectors (time, height, width, cls) in each
 // blockIdx.y. Warps take every kSumRows-th of its terms, and are added in order.
 __global__ void __launch_bounds__(kSumColumns* kSumRows)
-    embed_tokens_axes_kernel(const EmbedTokens a,
+    embed_tokens_axes_kernel(const EmbedProblem a,
                              const float* __restrict__ sums, // (parts, S, D)
                              int parts) {
   SharedArena arena;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
 
 template <class E, class Y, int kChunks>
 __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedIdsResident : 1)
-    embed_tokens_ids_kernel(const EmbedTokens a,
+    embed_tokens_ids_kernel(const EmbedProblem a,
                             float* __restrict__ carry, // (runs, D)
                             int run,                   // rows
                             int warps_per_row) {
@@ -268,7 +268,7 @@ constexpr int kCarryColumns = 512; // of a block, 16 a lane
 // Adds the carries of each id to its gradient: a block for the first run that carries one, if a run
 // does. Warps take every kSumRows-th of them, and are added in order.
 __global__ void __launch_bounds__(32 * kSumRows)
-    embed_tokens_carry_kernel(const EmbedTokens a,
+    embed_tokens_carry_kernel(const EmbedProblem a,
                               const float* __restrict__ carry, // (runs, D)
                               int run,
                               int runs) {
@@ -313,7 +313,7 @@ struct Plan {
   int parts, groups, run, runs;
   int64_t partial, carry, end; // elements of scratch memory before each
 
-  explicit Plan(const EmbedTokens& a) : split(embed_split(a.D)) {
+  explicit Plan(const EmbedProblem& a) : split(embed_split(a.D)) {
     parts = embed_parts(a.B, kEmbedPlacesClips);
     groups = (a.S + split.rows() - 1) / split.rows();
     const int64_t tokens = static_cast<int64_t>(a.B) * (a.S - a.has_cls);
@@ -329,7 +329,7 @@ struct Plan {
 };
 
 template <class E, class Y, int kChunks>
-void launch_bwd(const EmbedTokens& a, float* scratch, Stream stream) {
+void launch_bwd(const EmbedProblem& a, float* scratch, Stream stream) {
   const Plan plan(a);
   const RowSplit& split = plan.split;
   const size_t sums = (static_cast<size_t>(split.warps) * 2 + 3) / 4 * 4 * sizeof(float);
@@ -364,19 +364,21 @@ void launch_bwd(const EmbedTokens& a, float* scratch, Stream stream) {
 
 } // namespace
 
-int64_t embed_tokens_workspace(const EmbedTokens& args) {
-  return Plan(args).end;
+int64_t embed_tokens_bwd_workspace(const EmbedTokens& args) {
+  return Plan(EmbedProblem(args)).end;
 }
 
-void embed_tokens_bwd(const EmbedTokens& a, float* scratch, void* stream) {
-  with_type(a.type, [&](auto y) {
+void embed_tokens_bwd(const EmbedTokens& args) {
+  const EmbedProblem a(args);
+  const auto stream = static_cast<Stream>(args.stream);
+  with_type(args.dy.type, [&](auto y) {
     const auto run = [&](auto e) {
       using E = decltype(e);
       using Y = decltype(y);
-      embed_split(a.D).chunks == 2 ? launch_bwd<E, Y, 2>(a, scratch, static_cast<Stream>(stream))
-                                   : launch_bwd<E, Y, 4>(a, scratch, static_cast<Stream>(stream));
+      embed_split(a.D).chunks == 2 ? launch_bwd<E, Y, 2>(a, args.workspace, stream)
+                                   : launch_bwd<E, Y, 4>(a, args.workspace, stream);
     };
-    a.embedding_type == ElementType::kFloat32 ? run(float{}) : run(y);
+    args.embedding.type == ElementType::kFloat32 ? run(float{}) : run(y);
   });
 }
 

@@ -9,6 +9,7 @@
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
 #include "dropout_add_layer_norm/arguments.hpp"
+#include "embed_tokens/arguments.hpp"
 #include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
 
@@ -25,36 +26,9 @@ void bias_gelu_fwd(const BiasGelu& args);
 void bias_gelu_bwd(const BiasGelu& args);
 int64_t bias_gelu_bwd_workspace(const BiasGelu& args);
 
-// Row s of a clip is [CLS] if has_cls and s = 0, else the token of cell s - has_cls of the grid.
-struct EmbedTokens {
-  const void* tokens;        // (B, T, H, W), int64 if wide_tokens, otherwise int32
-  const void* embedding;     // (V, D) of embedding_type, 16-byte aligned, as all with columns
-  const float* positions[3]; // (T, D), (H, D), (W, D); null: none along that axis
-  const float* cls;          // (D,) or null
-  const float* weight;       // (D,) or null, as bias: no LayerNorm
-  const float* bias;         // (D,); forward only
-  float* mean;               // (B * S,) or null, as rstd: not wanted
-  float* rstd;               // (B * S,)
-  const int64_t* seed;       // 0-d
-  void* y;                   // (B, S, D) of type; forward only
-  const void* dy;            // (B, S, D) of type; backward only, as what follows
-  const int32_t* sorted_ids; // (B * T * H * W,), those outside [0, V) at the ends
-  const int64_t* order;      // (B * T * H * W,): number of the token of each sorted id
-  float* dembedding;         // (V, D), or null: not wanted
-  float* dvectors; // (T + H + W + 3, D): rows of time, height, width, cls, weight, bias; or null
-  ElementType embedding_type, type; // equal, or the embedding is fp32
-  bool wide_tokens;
-  int has_cls; // 0 or 1
-  int B, grid[3], S, V;
-  int D;         // a multiple of 8, at most 8192
-  int threshold; // 16-bit decisions below it drop
-  float eps;
-};
-
-void embed_tokens_fwd(const EmbedTokens& args, void* stream);
-void embed_tokens_bwd(const EmbedTokens& args, float* workspace, void* stream);
-// fp32 elements of scratch memory that a backward needs.
-int64_t embed_tokens_workspace(const EmbedTokens& args);
+void embed_tokens_fwd(const EmbedTokens& args);
+void embed_tokens_bwd(const EmbedTokens& args);
+int64_t embed_tokens_bwd_workspace(const EmbedTokens& args);
 
 void linear_cross_entropy_fwd(const LinearCrossEntropy& args);
 int64_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropy& args);
