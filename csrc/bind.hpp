@@ -8,7 +8,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
 #include <initializer_list>
 #include <iterator>
 #include <string>
@@ -23,7 +22,7 @@ namespace py = pybind11;
 // torch's names and dtypes, looked up once.
 struct TorchNames {
   const py::object data_ptr = py::str("data_ptr"), dtype = py::str("dtype");
-  const py::object shape = py::str("shape");
+  const py::object shape = py::str("shape"), stride = py::str("stride");
   const py::module_ torch = py::module_::import("torch");
   const py::object float32 = torch.attr("float32"), bfloat16 = torch.attr("bfloat16");
   const py::object float16 = torch.attr("float16"), boolean = torch.attr("bool");
@@ -52,7 +51,7 @@ public:
   template <class T, size_t kSize>
   void read(const char*, py::handle value, T (&field)[kSize]) {
     const auto list = py::reinterpret_borrow<py::sequence>(value);
-    for (size_t i = 0; i < kSize; ++i) {
+    for (size_t i = 0; i < kSize && i < list.size(); ++i) {
       field[i] = list[i].cast<T>();
     }
   }
@@ -71,23 +70,51 @@ public:
   void read(const char* name, py::handle value, int32_t*& field) {
     field = reinterpret_cast<int32_t*>(unaligned(name, value, names_.int32));
   }
+  void read(const char* name, py::handle value, const uint8_t*& field) {
+    field = reinterpret_cast<const uint8_t*>(unaligned(name, value, names_.boolean));
+  }
   void read(const char* name, py::handle value, uint8_t*& field) {
     field = reinterpret_cast<uint8_t*>(unaligned(name, value, names_.boolean));
   }
   template <class Void>
   void read(const char* name, py::handle value, BasicArray<Void, ElementType>& field) {
     read_array(name, value, field,
-               {{names_.float32, ElementType::kFloat32},
-                {names_.bfloat16, ElementType::kBfloat16},
-                {names_.float16, ElementType::kFloat16}});
+               Types<ElementType>{{names_.float32, ElementType::kFloat32},
+                                  {names_.bfloat16, ElementType::kBfloat16},
+                                  {names_.float16, ElementType::kFloat16}});
+  }
+  void read(const char* name, py::handle value, ConstStridedArray& field) {
+    field.type = type(name, value,
+                      Types<ElementType>{{names_.float32, ElementType::kFloat32},
+                                         {names_.bfloat16, ElementType::kBfloat16},
+                                         {names_.float16, ElementType::kFloat16}});
+    const auto read_from = [&](py::handle tensor) {
+      field.data = reinterpret_cast<const void*>(address(tensor));
+      const py::tuple shape = py::getattr(tensor, names_.shape);
+      const py::tuple strides = tensor.attr(names_.stride)();
+      bool aligned = reinterpret_cast<uintptr_t>(field.data) % 16 == 0;
+      const int64_t bytes = field.type == ElementType::kFloat32 ? 4 : 2;
+      for (size_t i = 0; i < shape.size() && i < std::size(field.sizes); ++i) {
+        field.sizes[i] = shape[i].cast<int64_t>();
+        field.strides[i] = strides[i].cast<int64_t>();
+        const bool is_row = i + 1 == shape.size() || field.sizes[i] == 1;
+        aligned = aligned && (is_row || field.strides[i] * bytes % 16 == 0);
+      }
+      return aligned;
+    };
+    if (!read_from(value) && aligns_) {
+      copies_.push_back(
+          value.attr("clone")(py::arg("memory_format") = names_.torch.attr("contiguous_format")));
+      read_from(copies_.back());
+    }
   }
   template <class Void>
   void read(const char* name, py::handle value, BasicArray<Void, IntegerType>& field) {
     read_array(name, value, field,
-               {{names_.int64, IntegerType::kInt64},
-                {names_.int32, IntegerType::kInt32},
-                {names_.int16, IntegerType::kInt16},
-                {names_.uint16, IntegerType::kUint16}});
+               Types<IntegerType>{{names_.int64, IntegerType::kInt64},
+                                  {names_.int32, IntegerType::kInt32},
+                                  {names_.int16, IntegerType::kInt16},
+                                  {names_.uint16, IntegerType::kUint16}});
   }
 
   // Of a tensor's first element.
@@ -101,6 +128,9 @@ public:
   }
 
 private:
+  template <class Type>
+  using Types = std::initializer_list<std::pair<const py::object&, Type>>;
+
   // The same, of a copy where kernels could not load 16 bytes at once.
   uintptr_t aligned(const char* name, py::handle tensor, bool may_copy) {
     const uintptr_t found = address(tensor);
@@ -146,18 +176,23 @@ private:
                           std::string(py::str(found)));
   }
 
+  template <class Type>
+  Type type(const char* name, py::handle value, const Types<Type>& types) const {
+    const py::object found = dtype(name, value);
+    for (const auto& [known, type] : types) {
+      if (known.is(found)) {
+        return type;
+      }
+    }
+    throw wrong_dtype(name, found);
+  }
+
   template <class Void, class Type>
   void read_array(const char* name,
                   py::handle value,
                   BasicArray<Void, Type>& field,
-                  std::initializer_list<std::pair<const py::object&, Type>> types) {
-    const py::object found = dtype(name, value);
-    const auto* const type = std::find_if(types.begin(), types.end(),
-                                          [&](const auto& known) { return known.first.is(found); });
-    if (type == types.end()) {
-      throw wrong_dtype(name, found);
-    }
-    field.type = type->second;
+                  const Types<Type>& types) {
+    field.type = type(name, value, types);
     field.data = reinterpret_cast<Void*>(aligned(name, value, std::is_const_v<Void>));
     const py::tuple shape = py::getattr(value, names_.shape);
     field.rows = field.columns = 1;

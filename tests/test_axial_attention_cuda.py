@@ -62,11 +62,16 @@ def test_units_fill_whole_waves(impl, lines, units):
     """The emulated device works on three blocks of four warps at a time; a line is a tile."""
     if not impl.emulated:
         pytest.skip("other devices have other sizes")
-    shape = (1, 1 + lines * 23, 3, 1, 32)
-    strides = torch.empty(shape, device="meta").stride()
-    pointers, plan = [0] * 6, ((1, lines, 23), [2], 1.0, 0)
-    call = _library.extension("cuda").AxialArguments(*pointers, "bfloat16", shape, strides, *plan)
-    assert call.workspace() == 32 * units
+    qkv = torch.zeros(1, 1 + lines * 23, 3, 1, 32, dtype=torch.bfloat16)
+    arguments = {"qkv": qkv, "out": torch.empty_like(qkv[:, :, 0]), "grid": (1, lines, 23)}
+    elements = []
+
+    def allocate(count: int) -> torch.Tensor:
+        elements.append(count)
+        return torch.empty(count)
+
+    _library.extension("cuda").axial_attention_fwd(arguments | {"axes": [2]}, 0, allocate)
+    assert elements == [32 * units]
 
 
 @pytest.mark.sanitize

@@ -57,7 +57,7 @@ def seed_of(B):
     return meta(2, dtype=torch.int64)[B % 2]
 
 
-def attend(B, grid=GRID, axes="H|W", dtype=torch.bfloat16, head_dim=DH):
+def attend(B, grid=GRID, axes=(1, 2), dtype=torch.bfloat16, head_dim=DH):
     S = 1 + grid[0] * grid[1] * grid[2]
     arguments = {
         "dout": meta(B, S, N, head_dim, dtype=dtype),
@@ -68,6 +68,8 @@ def attend(B, grid=GRID, axes="H|W", dtype=torch.bfloat16, head_dim=DH):
         "axes": axes,
         "scale": 0.2,
         "threshold": 6554,
+        "out": meta(B, S, N, head_dim, dtype=dtype),
+        "dqkv": meta(B, S, 3, N, head_dim, dtype=dtype),
         "dbias": meta(3, N, head_dim),
     }
     launch(axial_attention.launch_triton_fwd, **arguments)
@@ -163,7 +165,7 @@ def test_launches_read_every_entry_of_the_tuning_table(variants, monkeypatch, na
             (32, torch.float32),
             (40, torch.float32),
         ):
-            attend(1, (1, 1, length), "W", dtype, 64)  # fmt: skip
+            attend(1, (1, 1, length), (2,), dtype, 64)  # fmt: skip
 
     launch_all()
     before = {kernel: set(keys) for kernel, keys in variants.items()}

@@ -1,9 +1,8 @@
-"""axial_attention below its checks: autograd, operators and the table of backends."""
+"""axial_attention below its checks: autograd and operators."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels import _library
-from vimpac_kernels._compiled import axial_attention as _compiled
+from vimpac_kernels._lines import AXES
+from vimpac_kernels.runtime import native
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,6 @@ class AxialAttention(torch.autograd.Function):
         return dqkv, dbias.to(ctx.bias_dtype) if wants_dbias else None, *[None] * 5
 
 
-# A backend is a row: forward (qkv, key_padding_mask, seed, grid, axes, scale, threshold) -> out,
-# backward (dout, qkv, ..., dbias) -> dqkv. They get a non-empty batch, a unit last stride of qkv, a
-# contiguous key_padding_mask and dout, a seed iff threshold > 0, and a dbias, fp32 (3, N, Dh), to
-# fill, or None; outputs are contiguous. After the threshold the CPU's takes a contiguous fp32 bias
-# to add, or None.
-def _launcher(impl: str, direction: str) -> Callable[..., Tensor]:
-    if impl == "triton":
-        return _library.triton_launcher("axial_attention", direction)
-    return getattr(_compiled, f"launch_{impl}_{direction}")
-
-
 def _fwd(
     qkv: Tensor,
     bias: Tensor | None,
@@ -83,11 +72,11 @@ def _fwd(
     *arguments: Any,
 ) -> Tensor:
     *plan, impl = arguments
-    if qkv.shape[0] == 0:
-        return _fwd_fake(qkv)
-    qkv, padding = _readable(qkv, key_padding_mask)
-    own = (_vector(bias),) if impl == "cpu" else ()
-    return _launcher(impl, "fwd")(qkv, padding, seed, *plan, *own)
+    out = _fwd_fake(qkv)
+    if qkv.shape[0] > 0:
+        inputs = _inputs(impl, qkv, bias, key_padding_mask, seed, *plan)
+        native.launch(impl, "axial_attention_fwd", **inputs, out=out)
+    return out
 
 
 def _bwd(
@@ -99,22 +88,36 @@ def _bwd(
     *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     *plan, impl, wants_dbias = arguments
-    dbias = _empty_dbias(qkv, wants_dbias)
+    dqkv, dbias = _bwd_fake(dout, qkv, wants_dbias)
     if qkv.shape[0] == 0:
-        return qkv.new_empty(qkv.shape), dbias.zero_()
-    qkv, padding = _readable(qkv, key_padding_mask)
-    own = (_vector(bias),) if impl == "cpu" else ()
-    to_fill = dbias if wants_dbias else None
-    return _launcher(impl, "bwd")(dout, qkv, padding, seed, *plan, *own, to_fill), dbias
+        return dqkv, dbias.zero_()
+    inputs = _inputs(impl, qkv, bias, key_padding_mask, seed, *plan)
+    native.launch(impl, "axial_attention_bwd", dout=dout, **inputs, dqkv=dqkv, dbias=dbias)
+    return dqkv, dbias
 
 
-def _readable(qkv: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
-    return qkv, None if key_padding_mask is None else key_padding_mask.contiguous()
-
-
-def _vector(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.float().contiguous()
+def _inputs(
+    impl: str,
+    qkv: Tensor,
+    bias: Tensor | None,
+    key_padding_mask: Tensor | None,
+    seed: Tensor | None,
+    grid: list[int],
+    axes: str,
+    scale: float,
+    threshold: int,
+) -> dict[str, Any]:
+    """What forward and backward are given: only a CPU's kernels add the bias themselves."""
+    added = {"bias": None if bias is None else bias.float().contiguous()} if impl == "cpu" else {}
+    return added | {
+        "qkv": qkv if qkv.stride(-1) == 1 else qkv.contiguous(),
+        "key_padding_mask": None if key_padding_mask is None else key_padding_mask.contiguous(),
+        "seed": seed,
+        "grid": grid,
+        "axes": [AXES[name][0] for name in axes.split("|")],
+        "scale": scale,
+        "threshold": threshold,
+    }
 
 
 def _fwd_fake(qkv: Tensor, *_: Any) -> Tensor:
@@ -123,11 +126,8 @@ def _fwd_fake(qkv: Tensor, *_: Any) -> Tensor:
 
 
 def _bwd_fake(dout: Tensor, qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), _empty_dbias(qkv, arguments[-1])
-
-
-def _empty_dbias(qkv: Tensor, wanted: bool) -> Tensor:
-    return qkv.new_empty(qkv.shape[2:] if wanted else (0,), dtype=torch.float32)
+    shape = qkv.shape[2:] if arguments[-1] else (0,)
+    return qkv.new_empty(qkv.shape), qkv.new_empty(shape, dtype=torch.float32)
 
 
 _ARGUMENTS = (

@@ -23,6 +23,13 @@ using ConstArray = BasicArray<const void>;
 using IntegerArray = BasicArray<void, IntegerType>;
 using ConstIntegerArray = BasicArray<const void, IntegerType>;
 
+// A tensor whose last stride is 1. On CUDA its rows start at multiples of 16 bytes.
+struct ConstStridedArray {
+  const void* data = nullptr;
+  ElementType type{};
+  int64_t sizes[5] = {}, strides[5] = {}; // of its first dimensions
+};
+
 // What a call has besides its own arguments.
 struct Call {
   int num_threads = 1;        // CPU

@@ -23,7 +23,7 @@ constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
 // The tensors as one type and the plan of the call.
 template <class T>
 struct Problem {
-  const AxialAttention& a;
+  const AxialCall& a;
   const T* qkv;  // (B, S, 3, N, Dh)
   const T* dout; // (B, S, N, Dh)
   T* result;     // (B, S, N, Dh) or (B, S, 3, N, Dh)
@@ -103,7 +103,7 @@ struct Line {
   }
   // q, k or v of the clip's first row.
   const T* part_of(int part, int64_t head) const {
-    const int64_t* const strides = p.a.strides;
+    const int64_t* const strides = p.a.qkv.strides;
     return p.qkv + b * strides[0] + part * strides[2] + (first_head + head) * strides[3];
   }
   const T* dout_of(int64_t head) const {
@@ -113,7 +113,7 @@ struct Line {
   // q, k or v of every token and of [CLS] into a tile.
   void gather_part(int part, int64_t head, float scale, float* tile) const {
     const T* const clip = part_of(part, head);
-    const int64_t row = p.a.strides[1];
+    const int64_t row = p.a.qkv.strides[1];
     const int64_t step = axis.token_step * row;
     const float* const bias =
         p.a.bias == nullptr ? nullptr : p.a.bias + (part * p.a.N + first_head + head) * p.a.Dh;
@@ -134,7 +134,7 @@ struct Line {
   }
 
   VIMPAC_INLINE void fetch_part(int part, int64_t head, int64_t from_row) const {
-    const int64_t row = p.a.strides[1];
+    const int64_t row = p.a.qkv.strides[1];
     fetch(part_of(part, head) + from_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
@@ -155,7 +155,7 @@ struct Line {
   // and the sum of all its rows to that of the bias.
   void scatter_part(
       const float* tile, int64_t head, int part, int parts, float scale, float* partial) const {
-    const AxialAttention& a = p.a;
+    const AxialCall& a = p.a;
     const int64_t row = parts * a.N * a.Dh;
     T* const clip = p.result + b * p.rows() * row + (part * a.N + first_head + head) * a.Dh;
     scatter(tile, axis.token_step * row, length, a.Dh, p.width, scale, clip + first_row * row);
@@ -170,12 +170,13 @@ struct Line {
 
   // Scores into probabilities; returns the dropped ones.
   const float* probabilities(const Tiles& t) const {
-    const AxialAttention& a = p.a;
+    const AxialCall& a = p.a;
     softmax_keys(t.scores, hidden(t), keys, ld);
     if (a.threshold == 0) {
       return t.scores;
     }
-    const Dropout dropout{static_cast<uint64_t>(*a.seed), a.threshold, a.keep_scale};
+    const Dropout dropout{static_cast<uint64_t>(*a.seed), static_cast<uint32_t>(a.threshold),
+                          a.kept_scale};
     const uint32_t number = static_cast<uint32_t>(b * axis.lines + line);
     const uint32_t last = static_cast<uint32_t>(first_head) | static_cast<uint32_t>(axis.id) << 16;
     drop(dropout, number, last, t.scores, keys, ld, t.dropped);
@@ -183,11 +184,11 @@ struct Line {
   }
 
   const uint8_t* hidden(const Tiles& t) const {
-    return p.a.padding == nullptr ? nullptr : t.hidden;
+    return p.a.key_padding_mask == nullptr ? nullptr : t.hidden;
   }
 
   void read_padding(uint8_t* hidden) const {
-    const uint8_t* const clip = p.a.padding + b * p.tokens + first_row - p.a.has_cls;
+    const uint8_t* const clip = p.a.key_padding_mask + b * p.tokens + first_row - p.a.has_cls;
     for (int64_t l = 0; l < length; ++l) {
       hidden[l] = clip[l * axis.token_step];
     }
@@ -266,7 +267,7 @@ void run_task(const Problem<T>& p, int64_t b, int64_t task, int parts, const Til
     for (int64_t h = 0; h < axis.heads; h += together) {
       const int64_t heads = h + together < axis.heads ? together : axis.heads - h;
       const Line<T> one(p, axis, b, line, axis.first_head + h, heads);
-      if (p.a.padding != nullptr && h == 0) {
+      if (p.a.key_padding_mask != nullptr && h == 0) {
         one.read_padding(t.hidden);
       }
       parts == 1 ? forward_line(one, t, partial) : backward_line(one, t, partial);
@@ -277,7 +278,7 @@ void run_task(const Problem<T>& p, int64_t b, int64_t task, int parts, const Til
 // Row 0 of the result from the tasks' partials, in the order of the tasks.
 template <class T>
 void reduce_cls(const Problem<T>& p, int64_t b, int parts) {
-  const AxialAttention& a = p.a;
+  const AxialCall& a = p.a;
   for (int g = 0; g < a.num_axes; ++g) {
     const Axis& axis = p.axes[g];
     float* const sum = p.partial(b, axis, 0);
@@ -298,7 +299,7 @@ void reduce_cls(const Problem<T>& p, int64_t b, int parts) {
 // The bias's gradient of one head of q, k or v from the partials, in the order of clips and tasks.
 template <class T>
 void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
-  const AxialAttention& a = p.a;
+  const AxialCall& a = p.a;
   const Axis& axis = p.axes[head / (a.N / a.num_axes)];
   const int64_t at = ((3 + part) * axis.heads + head - axis.first_head) * p.width;
   for_each_vector(a.Dh, [&](int64_t d, int n) {
@@ -313,7 +314,7 @@ void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
 }
 
 template <class T>
-TileSizes plan_axes(const AxialAttention& a, Problem<T>& p) {
+TileSizes plan_axes(const AxialCall& a, Problem<T>& p) {
   TileSizes sizes{p.width};
   for (int g = 0; g < a.num_axes; ++g) {
     Axis& axis = p.axes[g] = axis_of_group(a, g);
@@ -326,13 +327,13 @@ TileSizes plan_axes(const AxialAttention& a, Problem<T>& p) {
 }
 
 template <class T>
-bool run(const AxialAttention& a, int parts) {
+bool run(const AxialCall& a, int parts) {
   Problem<T> p{a,
-               static_cast<const T*>(a.qkv),
-               static_cast<const T*>(a.dout),
-               static_cast<T*>(a.result),
+               static_cast<const T*>(a.qkv.data),
+               static_cast<const T*>(a.dout.data),
+               static_cast<T*>(parts == 1 ? a.out.data : a.dqkv.data),
                {},
-               int64_t{1} * a.grid[0] * a.grid[1] * a.grid[2],
+               a.tokens,
                0,
                round_up(a.Dh, kWidth),
                nullptr,
@@ -366,11 +367,13 @@ bool run(const AxialAttention& a, int parts) {
 } // namespace
 
 bool axial_attention_fwd(const AxialAttention& args) {
-  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 1); });
+  return with_type(args.qkv.type,
+                   [&](auto zero) { return run<decltype(zero)>(AxialCall(args), 1); });
 }
 
 bool axial_attention_bwd(const AxialAttention& args) {
-  return with_type(args.dtype, [&](auto zero) { return run<decltype(zero)>(args, 3); });
+  return with_type(args.qkv.type,
+                   [&](auto zero) { return run<decltype(zero)>(AxialCall(args), 3); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -146,11 +146,12 @@ struct Block {
 
   // Into their exponentials, which are added to t.inverse.
   void exponentials(int64_t j, int64_t n, float dropped_factor) const {
-    const AxialAttention& a = line.p.a;
+    const AxialCall& a = line.p.a;
     float* const scores = t.scores + j * kBlock;
     exponentiate(scores, hidden_from(j), n, lanes, __builtin_fabsf(a.scale), t.top, t.inverse);
     if (a.threshold > 0) {
-      const Dropout dropout{static_cast<uint64_t>(*a.seed), a.threshold, a.keep_scale};
+      const Dropout dropout{static_cast<uint64_t>(*a.seed), static_cast<uint32_t>(a.threshold),
+                            a.kept_scale};
       const uint32_t number = static_cast<uint32_t>(line.b * line.axis.lines + line.line);
       const uint32_t last = static_cast<uint32_t>(line.head) | static_cast<uint32_t>(line.axis.id)
                                                                    << 16;
@@ -180,12 +181,12 @@ struct Block {
     invert();
     for (int64_t i = 0; i < count; ++i) {
       line.scatter_part(t.result + i * line.p.width, 0, first + i, 1,
-                        t.inverse[i] * line.p.a.keep_scale);
+                        t.inverse[i] * line.p.a.kept_scale);
     }
   }
 
   void backward() const {
-    const float keep_scale = line.p.a.keep_scale;
+    const float keep_scale = line.p.a.kept_scale;
     score();
     line.gather_dout(first, count, t.dout);
     turn_rows(t.dout, t.turned_dout);
@@ -242,7 +243,7 @@ void run_task(const Problem<T>& p, int64_t b, int64_t task, const Tiles<Terms>& 
 // One head of a part of row 0.
 template <class T>
 void reduce_cls(const Problem<T>& p, int64_t b, int part, int64_t head) {
-  const AxialAttention& a = p.a;
+  const AxialCall& a = p.a;
   const int64_t lines = p.axis_of(head).lines;
   const float* const sum = sum_pairwise(b * lines, lines, p.width, [&](int64_t line) {
     return p.partial(line, head) + part * p.width;
@@ -254,7 +255,7 @@ void reduce_cls(const Problem<T>& p, int64_t b, int part, int64_t head) {
 // The bias's gradient of one head of q, k or v.
 template <class T>
 void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
-  const AxialAttention& a = p.a;
+  const AxialCall& a = p.a;
   const int64_t lines = a.B * p.axis_of(head).lines;
   const float* const sum = sum_pairwise(0, lines, p.width, [&](int64_t line) {
     return p.partial(line, head) + (p.parts + part) * p.width;
@@ -263,13 +264,13 @@ void reduce_bias(const Problem<T>& p, int64_t part, int64_t head) {
 }
 
 template <class T, class Terms>
-bool run(const AxialAttention& a, int parts) {
+bool run(const AxialCall& a, int parts) {
   Problem<T> p{a,
-               static_cast<const T*>(a.qkv),
-               static_cast<const T*>(a.dout),
-               static_cast<T*>(a.result),
+               static_cast<const T*>(a.qkv.data),
+               static_cast<const T*>(a.dout.data),
+               static_cast<T*>(parts == 1 ? a.out.data : a.dqkv.data),
                parts,
-               int64_t{1} * a.grid[0] * a.grid[1] * a.grid[2],
+               a.tokens,
                round_up(a.Dh, kWidth),
                {},
                0,
@@ -307,23 +308,23 @@ bool run(const AxialAttention& a, int parts) {
   return true;
 }
 
-bool run_type(const AxialAttention& a, int parts) {
+bool run_type(const AxialCall& a, int parts) {
 #if defined(__AVX512BF16__)
-  if (a.dtype == ElementType::kBfloat16) {
+  if (a.qkv.type == ElementType::kBfloat16) {
     return run<Bf16, Pairs>(a, parts);
   }
 #endif
-  return with_type(a.dtype, [&](auto zero) { return run<decltype(zero), Singles>(a, parts); });
+  return with_type(a.qkv.type, [&](auto zero) { return run<decltype(zero), Singles>(a, parts); });
 }
 
 } // namespace
 
 bool axial_attention_long_fwd(const AxialAttention& args) {
-  return run_type(args, 1);
+  return run_type(AxialCall(args), 1);
 }
 
 bool axial_attention_long_bwd(const AxialAttention& args) {
-  return run_type(args, 3);
+  return run_type(AxialCall(args), 3);
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -11,6 +11,22 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// The arguments, and the sizes that follow from them.
+struct AxialCall : AxialAttention {
+  explicit AxialCall(const AxialAttention& args)
+      : AxialAttention(args), B(qkv.sizes[0]), N(qkv.sizes[3]), Dh(qkv.sizes[4]),
+        tokens(grid[0] * grid[1] * grid[2]), has_cls(qkv.sizes[1] != tokens),
+        num_axes(axes[1] < 0   ? 1
+                 : axes[2] < 0 ? 2
+                               : 3),
+        kept_scale(keep_scale(threshold)) {}
+
+  int64_t B, N, Dh, tokens; // tokens of a clip, without [CLS]
+  bool has_cls;
+  int num_axes; // groups of heads
+  float kept_scale;
+};
+
 // One axis: which heads it has, where the tokens of its lines are, and which of a clip's tasks do
 // it.
 struct Axis {
@@ -24,14 +40,14 @@ struct Axis {
 };
 
 // The axis of a group of heads, its tasks apart.
-inline Axis axis_of_group(const AxialAttention& a, int group) {
+inline Axis axis_of_group(const AxialCall& a, int group) {
   const int id = a.axes[group];
   const int64_t T = a.grid[0], H = a.grid[1], W = a.grid[2], heads = a.N / a.num_axes;
   const int64_t lengths[] = {T, H, W, H * W, T * H * W}, steps[] = {H * W, W, 1, 1, 1};
   return {id, group * heads, heads, T * H * W / lengths[id], lengths[id], steps[id], 0, 0};
 }
 
-inline int64_t longest_line(const AxialAttention& a) {
+inline int64_t longest_line(const AxialCall& a) {
   int64_t longest = 0;
   for (int g = 0; g < a.num_axes; ++g) {
     const int64_t length = axis_of_group(a, g).length;

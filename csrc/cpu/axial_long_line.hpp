@@ -10,7 +10,7 @@ namespace {
 // The tensors as one type and the plan of the call.
 template <class T>
 struct Problem {
-  const AxialAttention& a;
+  const AxialCall& a;
   const T* qkv;          // (B, S, 3, N, Dh)
   const T* dout;         // (B, S, N, Dh)
   T* result;             // (B, S, N, Dh) or (B, S, 3, N, Dh)
@@ -66,7 +66,7 @@ struct Line {
 
   template <class Row>
   void gather_part(int part, int64_t first, int64_t count, float scale, Row* tile) const {
-    const int64_t* const strides = p.a.strides;
+    const int64_t* const strides = p.a.qkv.strides;
     const T* const clip = p.qkv + b * strides[0] + part * strides[2] + head * strides[3];
     const float* const bias =
         p.a.bias == nullptr ? nullptr : p.a.bias + (part * p.a.N + head) * p.a.Dh;
@@ -83,7 +83,7 @@ struct Line {
   // A tile's tokens to a part of the result; its [CLS] row is added to the partial, and the sum of
   // all its rows to that of the bias.
   void scatter_part(const float* tile, int part, int64_t first, int64_t count, float scale) const {
-    const AxialAttention& a = p.a;
+    const AxialCall& a = p.a;
     const int64_t row = p.parts * a.N * a.Dh, step = axis.token_step * row;
     const int64_t tokens = first + count < length ? count : length - first;
     T* const to = p.result + (b * p.rows() + first_row) * row + (part * a.N + head) * a.Dh;
@@ -97,10 +97,10 @@ struct Line {
   }
 
   const uint8_t* read_padding(uint8_t* hidden) const {
-    if (p.a.padding == nullptr) {
+    if (p.a.key_padding_mask == nullptr) {
       return nullptr;
     }
-    const uint8_t* const clip = p.a.padding + b * p.tokens + first_row - p.a.has_cls;
+    const uint8_t* const clip = p.a.key_padding_mask + b * p.tokens + first_row - p.a.has_cls;
     for (int64_t l = 0; l < length; ++l) {
       hidden[l] = clip[l * axis.token_step];
     }

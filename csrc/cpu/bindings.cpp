@@ -1,18 +1,12 @@
-// Python module vimpac_kernels._C_cpu: picks an instruction set once and hands plain pointers to
-// the kernels. It knows nothing of torch; vimpac_kernels/_library.py registers the ops.
+// Python module vimpac_kernels._C_cpu: picks an instruction set once and calls its kernels.
 #include "bind.hpp"
 #include "cpu/axial_axis.hpp"
 
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <algorithm>
-#include <array>
 #include <atomic>
 #include <new>
-#include <optional>
 #include <string>
-#include <vector>
 
 namespace py = pybind11;
 
@@ -53,11 +47,6 @@ void set_cpu_capability(const std::string& name) {
                         kIsaNames[static_cast<int>(detect_isa())] + "'");
 }
 
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 // Runs the kernel of the current instruction set without the GIL.
 template <class Args>
 void run(bool (*const (&kernels)[4])(const Args&), const Args& args) {
@@ -85,70 +74,32 @@ void run(bool (*const (&kernels)[4])(const Args&), const Args& args) {
 // Whether axial_attention_long.cpp is the faster kernel: longer lines overflow the other's tiles,
 // and only it multiplies pairs of bf16.
 bool has_long_lines(const vimpac::AxialAttention& args) {
-  const bool pairs = args.dtype == vimpac::ElementType::kBfloat16 && current_isa == Isa::avx512bf16;
-  return vimpac::longest_line(args) >= (pairs ? 64 : 192);
+  const bool pairs =
+      args.qkv.type == vimpac::ElementType::kBfloat16 && current_isa == Isa::avx512bf16;
+  return vimpac::longest_line(vimpac::AxialCall(args)) >= (pairs ? 64 : 192);
 }
 
-template <bool kBackward>
-void axial_attention(uintptr_t dout,    // (B, S, N, Dh) contiguous; 0 in the forward
-                     uintptr_t qkv,     // (B, S, 3, N, Dh), unit last stride
-                     uintptr_t padding, // (B, T, H, W) bool, or 0
-                     uintptr_t seed,    // 0-d int64, or 0
-                     uintptr_t result,  // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh)
-                     uintptr_t bias,    // (3, N, Dh) fp32, or 0
-                     uintptr_t dbias,   // (3, N, Dh) fp32, or 0
-                     int dtype,
-                     std::array<int64_t, 5> shape, // of qkv
-                     std::array<int64_t, 5> strides,
-                     std::array<int64_t, 3> grid,
-                     const std::vector<int>& axes,
-                     float scale,
-                     uint32_t threshold,
-                     float keep_scale,
-                     int num_threads) {
-  using Args = vimpac::AxialAttention;
-  Args args{};
-  args.qkv = pointer<const void>(qkv);
-  args.dout = pointer<const void>(dout);
-  args.result = pointer<void>(result);
-  args.bias = pointer<const float>(bias);
-  args.dbias = pointer<float>(dbias);
-  args.padding = pointer<const uint8_t>(padding);
-  args.seed = pointer<const int64_t>(seed);
-  args.dtype = static_cast<vimpac::ElementType>(dtype);
-  args.B = shape[0];
-  std::copy(grid.begin(), grid.end(), args.grid);
-  args.N = shape[3];
-  args.Dh = shape[4];
-  std::copy(strides.begin(), strides.begin() + 4, args.strides);
-  args.has_cls = shape[1] != grid[0] * grid[1] * grid[2];
-  args.num_axes = static_cast<int>(std::min<size_t>(axes.size(), 3));
-  std::copy(axes.begin(), axes.begin() + args.num_axes, args.axes);
-  args.scale = scale;
-  args.threshold = threshold;
-  args.keep_scale = keep_scale;
-  args.num_threads = num_threads;
-  const bool is_long = has_long_lines(args);
-  if constexpr (kBackward) {
-    is_long ? run<Args>(VIMPAC_EACH_ISA(axial_attention_long_bwd), args)
-            : run<Args>(VIMPAC_EACH_ISA(axial_attention_bwd), args);
-  } else {
-    is_long ? run<Args>(VIMPAC_EACH_ISA(axial_attention_long_fwd), args)
-            : run<Args>(VIMPAC_EACH_ISA(axial_attention_fwd), args);
-  }
+void axial_attention_fwd(const vimpac::AxialAttention& args) {
+  has_long_lines(args) ? run(VIMPAC_EACH_ISA(axial_attention_long_fwd), args)
+                       : run(VIMPAC_EACH_ISA(axial_attention_fwd), args);
+}
+
+void axial_attention_bwd(const vimpac::AxialAttention& args) {
+  has_long_lines(args) ? run(VIMPAC_EACH_ISA(axial_attention_long_bwd), args)
+                       : run(VIMPAC_EACH_ISA(axial_attention_bwd), args);
 }
 
 } // namespace
 
 PYBIND11_MODULE(_C_cpu, module) {
-  module.doc() = "CPU kernels of vimpac_kernels, for raw pointers";
+  module.doc() = "CPU kernels of vimpac_kernels";
   module.def("cpu_capability", &cpu_capability,
              "Instruction set in use: portable, avx2, avx512 or avx512bf16");
   module.def("set_cpu_capability", &set_cpu_capability, py::arg("name"),
              "Use a lower instruction set (tests); ValueError if the processor lacks it");
   VIMPAC_DEFINE_CPU_OP(module, mask_tokens_fwd, vimpac::MaskTokens);
-  module.def("axial_attention_fwd", &axial_attention<false>);
-  module.def("axial_attention_bwd", &axial_attention<true>);
+  vimpac::define_cpu_op<vimpac::AxialAttention>(module, "axial_attention_fwd", axial_attention_fwd);
+  vimpac::define_cpu_op<vimpac::AxialAttention>(module, "axial_attention_bwd", axial_attention_bwd);
   VIMPAC_DEFINE_CPU_OP(module, linear_cross_entropy_fwd, vimpac::LinearCrossEntropy);
   VIMPAC_DEFINE_CPU_OP(module, dropout_add_layer_norm_fwd, vimpac::DropoutAddLayerNorm);
   VIMPAC_DEFINE_CPU_OP(module, dropout_add_layer_norm_bwd, vimpac::DropoutAddLayerNorm);

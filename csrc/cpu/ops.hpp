@@ -4,6 +4,7 @@
 // A kernel returns false if scratch memory ran out, with its outputs undefined.
 #pragma once
 
+#include "axial_attention/arguments.hpp"
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
 #include "dropout_add_layer_norm/arguments.hpp"
@@ -12,28 +13,6 @@
 #include "mask_tokens/arguments.hpp"
 
 namespace vimpac {
-
-struct AxialAttention {
-  const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride
-  const void* dout;       // (B, S, N, Dh) of dtype, contiguous; backward only
-  void* result;           // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh), contiguous
-  const float* bias;      // (3, N, Dh), added to qkv; null if there is none, or qkv contains it
-  float* dbias;           // (3, N, Dh), or null: not wanted; backward only
-  const uint8_t* padding; // (B, T, H, W), 1 = never a key; null if there is none
-  const int64_t* seed;    // 0-d; null without dropout
-  ElementType dtype;
-  int64_t B;
-  int64_t grid[3]; // T, H, W
-  int64_t N, Dh;
-  int64_t strides[4]; // of qkv, in elements
-  bool has_cls;       // S = has_cls + T*H*W
-  int num_axes;       // head groups
-  int axes[3];        // of each group: 0 T, 1 H, 2 W, 3 HW, 4 THW
-  float scale;
-  uint32_t threshold; // a 16-bit decision below it drops; 0: no dropout
-  float keep_scale;
-  int num_threads;
-};
 
 #define VIMPAC_DECLARE_CPU_OPS(isa)                                                                \
   namespace isa {                                                                                  \

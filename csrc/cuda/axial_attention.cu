@@ -98,25 +98,24 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
 
 } // namespace
 
-int64_t axial_attention_run_fwd(const AxialArguments& call, const Stream* stream) {
-  if (call.dtype == ElementType::kFloat32)
+int64_t axial_attention_run_fwd(const AxialCall& call, const Stream* stream) {
+  if (call.qkv.type == ElementType::kFloat32)
     return axial_attention_run_fwd_fp32(call, stream);
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
     const size_t shared = 16 * tiles_of_16(octets) * sizeof(int);
     return run_units<T>(axial_attention_fwd_kernel<T, octets, blocks>, call, octets, shared, stream,
-                        static_cast<const T*>(call.qkv), static_cast<T*>(call.result));
+                        static_cast<const T*>(call.qkv.data), static_cast<T*>(call.result()));
   });
 }
 
-void axial_attention_fwd(const AxialArguments& call, void* stream) {
-  const Stream on = static_cast<Stream>(stream);
-  axial_attention_run_fwd(call, &on);
+void axial_attention_fwd(const AxialAttention& args) {
+  const auto stream = static_cast<Stream>(args.stream);
+  axial_attention_run_fwd(AxialCall(args), &stream);
 }
 
-int64_t axial_attention_workspace(const AxialArguments& call) {
-  return call.dout == nullptr ? axial_attention_run_fwd(call, nullptr)
-                              : axial_attention_run_bwd(call, nullptr);
+int64_t axial_attention_fwd_workspace(const AxialAttention& args) {
+  return axial_attention_run_fwd(AxialCall(args), nullptr);
 }
 
 } // namespace vimpac

@@ -260,8 +260,8 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
 
 } // namespace
 
-int64_t axial_attention_run_bwd(const AxialArguments& call, const Stream* stream) {
-  if (call.dtype == ElementType::kFloat32)
+int64_t axial_attention_run_bwd(const AxialCall& call, const Stream* stream) {
+  if (call.qkv.type == ElementType::kFloat32)
     return axial_attention_run_bwd_fp32(call, stream);
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
@@ -272,16 +272,20 @@ int64_t axial_attention_run_bwd(const AxialArguments& call, const Stream* stream
     constexpr int kStages = 2 * Queries::kStage + 2 * Keys::kStage;
     const size_t shared =
         (WeightStore<kTiles>::kSize + kStages) * sizeof(uint4) + 2 * 16 * kTiles * sizeof(int);
-    return run_units<T, Plan::kUnitWarps>(axial_attention_bwd_kernel<T, octets, blocks>, call,
-                                          octets, shared, stream, static_cast<const T*>(call.dout),
-                                          static_cast<const T*>(call.qkv),
-                                          static_cast<T*>(call.result));
+    return run_units<T, Plan::kUnitWarps>(
+        axial_attention_bwd_kernel<T, octets, blocks>, call, octets, shared, stream,
+        static_cast<const T*>(call.dout.data), static_cast<const T*>(call.qkv.data),
+        static_cast<T*>(call.result()));
   });
 }
 
-void axial_attention_bwd(const AxialArguments& call, void* stream) {
-  const Stream on = static_cast<Stream>(stream);
-  axial_attention_run_bwd(call, &on);
+void axial_attention_bwd(const AxialAttention& args) {
+  const auto stream = static_cast<Stream>(args.stream);
+  axial_attention_run_bwd(AxialCall(args), &stream);
+}
+
+int64_t axial_attention_bwd_workspace(const AxialAttention& args) {
+  return axial_attention_run_bwd(AxialCall(args), nullptr);
 }
 
 } // namespace vimpac

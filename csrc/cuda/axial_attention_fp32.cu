@@ -259,21 +259,23 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kAxialFp32Blocks)
 
 } // namespace
 
-int64_t axial_attention_run_fwd_fp32(const AxialArguments& call, const Stream* stream) {
+int64_t axial_attention_run_fwd_fp32(const AxialCall& call, const Stream* stream) {
   return dispatch_head_dim(call, [&](auto blocks) {
     return run_units<float>(axial_attention_fwd_fp32_kernel<blocks>, call, tile_octets(call),
                             2 * kMaxKeys * sizeof(float), stream,
-                            static_cast<const float*>(call.qkv), static_cast<float*>(call.result));
+                            static_cast<const float*>(call.qkv.data),
+                            static_cast<float*>(call.result()));
   });
 }
 
-int64_t axial_attention_run_bwd_fp32(const AxialArguments& call, const Stream* stream) {
+int64_t axial_attention_run_bwd_fp32(const AxialCall& call, const Stream* stream) {
   const int scores = 2 * score_elements(longest_line(call));
   const size_t shared = size_t(scores + kMaxKeys) * sizeof(float);
   return dispatch_head_dim(call, [&](auto blocks) {
     return run_units<float>(axial_attention_bwd_fp32_kernel<blocks>, call, tile_octets(call),
-                            shared, stream, static_cast<const float*>(call.dout),
-                            static_cast<const float*>(call.qkv), static_cast<float*>(call.result));
+                            shared, stream, static_cast<const float*>(call.dout.data),
+                            static_cast<const float*>(call.qkv.data),
+                            static_cast<float*>(call.result()));
   });
 }
 

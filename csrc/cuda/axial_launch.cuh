@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
 // the call needs.
 template <class T, unsigned kUnitWarps = 1, class... Params, class... Args>
 int64_t run_units(void (*kernel)(AxialProblem, Params...),
-                  const AxialArguments& call,
+                  const AxialCall& call,
                   int octets,
                   size_t shared,
                   const Stream* stream,
@@ -146,22 +146,22 @@ int64_t run_units(void (*kernel)(AxialProblem, Params...),
       blocks += unsigned(p.heads) * 2 * unsigned(p.head_dim) / kSumColumns;
     if (blocks > 0)
       launch(axial_attention_sums_kernel<T>, dim3(blocks), dim3(kSumColumns * kSumRows),
-             kSumColumns * kSumRows * sizeof(float), *stream, p, static_cast<T*>(call.result),
+             kSumColumns * kSumRows * sizeof(float), *stream, p, static_cast<T*>(call.result()),
              call.dbias);
   }
   return workspace_elements(p, call);
 }
 
 // Rows of the longest lines.
-inline int longest_line(const AxialArguments& call) {
+inline int longest_line(const AxialCall& call) {
   int longest = 0;
-  for (const int id : call.axes)
-    longest = std::max(longest, call.grid[size_t(id)] + call.has_cls);
+  for (int a = 0; a < call.num_axes; ++a)
+    longest = std::max(longest, int(call.grid[call.axes[a]]) + call.has_cls);
   return longest;
 }
 
 // Octets of a tile: that of the longest lines.
-inline int tile_octets(const AxialArguments& call) {
+inline int tile_octets(const AxialCall& call) {
   for (const int octets : {3, 5, 9})
     if (longest_line(call) <= 8 * octets)
       return octets;
@@ -173,7 +173,7 @@ using Constant = std::integral_constant<int, kValue>;
 
 // Calls f(blocks of 32 of a head).
 template <class F>
-auto dispatch_head_dim(const AxialArguments& call, F f) {
+auto dispatch_head_dim(const AxialCall& call, F f) {
   switch (call.head_dim) {
   case 32:
     return f(Constant<1>{});
@@ -187,7 +187,7 @@ auto dispatch_head_dim(const AxialArguments& call, F f) {
 
 // Calls f(T{}, octets of a tile, blocks of 32 of a head).
 template <class F>
-auto dispatch_tile(const AxialArguments& call, F f) {
+auto dispatch_tile(const AxialCall& call, F f) {
   return dispatch_head_dim(call, [&](auto blocks) {
     const auto octets = [&](auto type) {
       const int n = tile_octets(call);
@@ -195,16 +195,16 @@ auto dispatch_tile(const AxialArguments& call, F f) {
              : n == 5 ? f(type, Constant<5>{}, blocks)
                       : f(type, Constant<9>{}, blocks);
     };
-    return call.dtype == ElementType::kBfloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
+    return call.qkv.type == ElementType::kBfloat16 ? octets(__nv_bfloat16{}) : octets(__half{});
   });
 }
 
 } // namespace
 
 // Without a stream these plan only; all return the elements of scratch memory.
-int64_t axial_attention_run_fwd(const AxialArguments& call, const Stream* stream);
-int64_t axial_attention_run_bwd(const AxialArguments& call, const Stream* stream);
-int64_t axial_attention_run_fwd_fp32(const AxialArguments& call, const Stream* stream);
-int64_t axial_attention_run_bwd_fp32(const AxialArguments& call, const Stream* stream);
+int64_t axial_attention_run_fwd(const AxialCall& call, const Stream* stream);
+int64_t axial_attention_run_bwd(const AxialCall& call, const Stream* stream);
+int64_t axial_attention_run_fwd_fp32(const AxialCall& call, const Stream* stream);
+int64_t axial_attention_run_bwd_fp32(const AxialCall& call, const Stream* stream);
 
 } // namespace vimpac

@@ -72,6 +72,22 @@ struct AxialProblem {
   }
 };
 
+// The arguments, and the sizes that follow from them.
+struct AxialCall : AxialAttention {
+  explicit AxialCall(const AxialAttention& args)
+      : AxialAttention(args), T(int(grid[0])), H(int(grid[1])), W(int(grid[2])),
+        heads(int(qkv.sizes[3])), head_dim(int(qkv.sizes[4])), num_axes(axes[1] < 0   ? 1
+                                                                        : axes[2] < 0 ? 2
+                                                                                      : 3),
+        has_cls(qkv.sizes[1] != int64_t{T} * H * W) {}
+
+  int T, H, W, heads, head_dim;
+  int num_axes; // groups of heads
+  bool has_cls;
+
+  void* result() const { return out.data != nullptr ? out.data : dqkv.data; }
+};
+
 struct AxialUnit {
   int axis, clip, chunk, head; // head counts over all groups
 };
@@ -103,7 +119,7 @@ inline int64_t cls_elements(const AxialProblem& p) {
 }
 
 // Elements of scratch memory.
-inline int64_t workspace_elements(const AxialProblem& p, const AxialArguments& call) {
+inline int64_t workspace_elements(const AxialProblem& p, const AxialCall& call) {
   return cls_elements(p) + (call.dbias == nullptr ? 0 : int64_t{p.units} * 2 * p.head_dim);
 }
 
@@ -123,18 +139,20 @@ inline uint64_t cut_chunks(AxialProblem& p, int tiles) {
 // `tile_rows` is the number of rows of a tile, `resident` the units that the device works on at a
 // time. Chunks are as long as makes for the least time: whole waves of units, each as long as its
 // tiles and what a unit costs beside them.
-inline AxialProblem plan_axes(const AxialArguments& call, int tile_rows, unsigned resident) {
+inline AxialProblem plan_axes(const AxialCall& call, int tile_rows, unsigned resident) {
   AxialProblem p{};
-  const auto [T, H, W] = call.grid;
-  p.clips = call.batch, p.tokens = T * H * W, p.heads = call.heads, p.head_dim = call.head_dim;
-  p.num_axes = int(call.axes.size()), p.group_heads = call.heads / p.num_axes;
-  p.has_cls = call.has_cls, p.scale = call.scale, p.threshold = call.threshold;
-  p.clip_stride = call.strides[0], p.row_stride = call.strides[1];
-  p.part_stride = call.strides[2], p.head_stride = call.strides[3];
-  p.padding = call.padding, p.seed = call.seed, p.parts = call.dout == nullptr ? 1 : 3;
+  const int T = call.T, H = call.H, W = call.W;
+  p.clips = int(call.qkv.sizes[0]), p.tokens = T * H * W;
+  p.heads = call.heads, p.head_dim = call.head_dim;
+  p.num_axes = call.num_axes, p.group_heads = call.heads / p.num_axes;
+  p.has_cls = call.has_cls, p.scale = call.scale, p.threshold = unsigned(call.threshold);
+  p.clip_stride = call.qkv.strides[0], p.row_stride = call.qkv.strides[1];
+  p.part_stride = call.qkv.strides[2], p.head_stride = call.qkv.strides[3];
+  p.padding = call.key_padding_mask, p.seed = call.seed;
+  p.parts = call.dout.data == nullptr ? 1 : 3;
   for (int a = 0; a < p.num_axes; ++a) {
     AxialAxis& axis = p.axes[a];
-    axis.id = call.axes[size_t(a)], axis.first_head = a * p.group_heads;
+    axis.id = call.axes[a], axis.first_head = a * p.group_heads;
     axis.length = axis.id == 0 ? T : axis.id == 1 ? H : W;
     axis.inner = axis.id == 0 ? H * W : axis.id == 1 ? W : 1;
     axis.keys = axis.length + p.has_cls;

@@ -2,10 +2,9 @@
 // stream as void*. Each op's are defined in <op>.cu and bound in bindings.cpp; none of them
 // synchronizes.
 #pragma once
-#include <array>
 #include <cstdint>
-#include <vector>
 
+#include "axial_attention/arguments.hpp"
 #include "bias_gelu/arguments.hpp"
 #include "common/arguments.hpp"
 #include "dropout_add_layer_norm/arguments.hpp"
@@ -33,28 +32,9 @@ int64_t embed_tokens_bwd_workspace(const EmbedTokens& args);
 void linear_cross_entropy_fwd(const LinearCrossEntropy& args);
 int64_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropy& args);
 
-struct AxialArguments {
-  const void* qkv;        // (B, S, 3, N, Dh) of dtype, unit last stride, rows aligned to 16 bytes
-  const void* dout;       // (B, S, N, Dh) of dtype, contiguous; backward only
-  void* result;           // out (B, S, N, Dh), or dqkv (B, S, 3, N, Dh), contiguous
-  float* dbias;           // (3, N, Dh), or null: not wanted; backward only
-  float* workspace;       // of axial_attention_workspace elements
-  const uint8_t* padding; // (B, T, H, W), 1 = never a key; null if there is none
-  const int64_t* seed;    // 0-d, on the device; null without dropout
-  ElementType dtype;
-  int batch;
-  std::array<int, 3> grid; // T, H, W
-  int heads, head_dim;
-  std::array<int64_t, 4> strides; // of qkv
-  bool has_cls;                   // S = has_cls + T*H*W
-  std::vector<int> axes;          // of each group of heads: 0 T, 1 H, 2 W
-  float scale;
-  unsigned threshold; // a 16-bit decision below it drops; 0: no dropout
-};
-
-void axial_attention_fwd(const AxialArguments& call, void* stream);
-void axial_attention_bwd(const AxialArguments& call, void* stream);
-// fp32 elements of scratch memory that a call needs: a backward if it has a dout.
-int64_t axial_attention_workspace(const AxialArguments& call);
+void axial_attention_fwd(const AxialAttention& args);
+int64_t axial_attention_fwd_workspace(const AxialAttention& args);
+void axial_attention_bwd(const AxialAttention& args);
+int64_t axial_attention_bwd_workspace(const AxialAttention& args);
 
 } // namespace vimpac

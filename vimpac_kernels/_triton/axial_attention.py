@@ -65,7 +65,6 @@ TUNING = {
     "BWD_HELD_BYTES": 0,  # of one of q up to which nothing is loaded twice: registers halve warps
     "STAGES": 1,  # of loads in flight where a head takes several rounds of columns
 }
-_AXIS_IDS = {"T": 0, "H": 1, "W": 2}
 # Arguments whose values compile nothing anew; strides do, as 16-byte loads need to know of them.
 _INTEGERS = ["B", "T", "H", "W", "N", "heads", "tiles0", "tiles1", "tiles2", "slots", "threshold"]
 
@@ -263,7 +262,7 @@ def axial_attention_bwd_kernel(
 def _launch_arguments(
     qkv: Tensor,
     grid: Sequence[int],
-    axes: str,
+    axes: Sequence[int],
     key_padding_mask: Tensor | None,
     threshold: int,
     scale: float,
@@ -271,14 +270,13 @@ def _launch_arguments(
 ) -> tuple[int, list[Any], dict[str, Any], Tiles]:
     """Programs, scalar arguments and compile-time arguments of a call, and its tiles."""
     B, S, _, N, D = qkv.shape
-    names = axes.split("|")
-    lengths = [grid[_AXIS_IDS[name]] for name in names]
+    lengths = [grid[axis] for axis in axes]
     block = max(TUNING["ROWS"], triton.next_power_of_2(max(lengths)))
     tokens = grid[0] * grid[1] * grid[2]
     tiles = [-(-(tokens // length) // (block // length)) for length in lengths]
     per_axis = tiles + [1] * (3 - len(tiles))
-    heads = N // len(names)
-    ids = sum(_AXIS_IDS[name] << 2 * i for i, name in enumerate(names))
+    heads = N // len(axes)
+    ids = sum(axis << 2 * i for i, axis in enumerate(axes))
     scalars = [B, *grid, N, heads, *per_axis, max(tiles)]
     scalars += [qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(3)]
     scalars += [scale, threshold, 65536 / (65536 - threshold)]
@@ -307,14 +305,13 @@ def launch_triton_fwd(
     qkv: Tensor,  # (B, S, 3, N, Dh)
     key_padding_mask: Tensor | None,  # (B, T, H, W) bool, contiguous
     seed: Tensor | None,  # 0-d int64
-    grid: list[int],
-    axes: str,
+    grid: Sequence[int],
+    axes: Sequence[int],  # of each group of heads: 0 T, 1 H, 2 W
     scale: float,
     threshold: int,
-) -> Tensor:  # (B, S, N, Dh)
-    """Launches the forward kernels."""
-    B, S, _, N, D = qkv.shape
-    out = qkv.new_empty(B, S, N, D)
+    out: Tensor,  # (B, S, N, Dh)
+) -> None:
+    """Launches the forward kernels, which fill out."""
     programs, scalars, constants, tiles = _launch_arguments(
         qkv, grid, axes, key_padding_mask, threshold, scale, "FWD"
     )
@@ -323,7 +320,6 @@ def launch_triton_fwd(
     axial_attention_fwd_kernel[(programs,)](qkv, out, partial, padding, seed, *scalars, **constants)
     if partial is not None:
         tiles.add(partial, out, grid, mean=True)
-    return out
 
 
 def launch_triton_bwd(
@@ -331,49 +327,54 @@ def launch_triton_bwd(
     qkv: Tensor,  # (B, S, 3, N, Dh)
     key_padding_mask: Tensor | None,
     seed: Tensor | None,
-    grid: list[int],
-    axes: str,
+    grid: Sequence[int],
+    axes: Sequence[int],
     scale: float,
     threshold: int,
-    dbias: Tensor | None,  # (3, N, Dh) fp32; None: not wanted
-) -> Tensor:  # dqkv (B, S, 3, N, Dh)
-    """Launches the backward kernels, and fills dbias with the sum of dqkv over clips and rows.
+    dqkv: Tensor,  # (B, S, 3, N, Dh)
+    dbias: Tensor,  # (3, N, Dh) fp32, or empty: not wanted
+) -> None:
+    """Launches the backward kernels: they fill dqkv, and dbias with its sum over clips and rows.
 
     The part of k is zero: a bias there moves all scores of a query alike.
     """
-    B, S, _, N, D = qkv.shape
-    dqkv = qkv.new_empty(B, S, 3, N, D)
+    B, _, _, N, D = qkv.shape
     programs, scalars, constants, tiles = _launch_arguments(
         qkv, grid, axes, key_padding_mask, threshold, scale, "BWD"
     )
     partial = tiles.partial_sums(qkv, 3) if constants["HAS_CLS"] else None
-    columns = None if dbias is None else tiles.partial_sums(qkv, 2)
+    columns = tiles.partial_sums(qkv, 2) if dbias.numel() else None
     padding = None if key_padding_mask is None else key_padding_mask.view(torch.uint8)
     axial_attention_bwd_kernel[(programs,)](
         qkv, dout, dqkv, partial, columns, padding, seed, *scalars, **constants
     )
     if partial is not None:
         tiles.add(partial, dqkv, grid, mean=False)
-    if dbias is not None and columns is not None:
+    if columns is not None:
         of_clips = columns.new_empty(B, 1, 2, N, D)
         tiles.add(columns, of_clips, grid, mean=False)
         torch.sum(of_clips, (0, 1), out=dbias[::2])
         dbias[1].zero_()
-    return dqkv
 
 
 def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    lines = {16: ((5, 16, 16), "T|H"), 32: ((10, 32, 32), "T|H"), 64: ((10, 64, 64), "T|H")}
+    grids = (5, 16, 16), (10, 32, 32), (10, 64, 64)
     dtypes = torch.bfloat16, torch.float32
-    for dtype, (grid, axes), D in itertools.product(dtypes, lines.values(), (16, 32, 64, 128)):
+    for dtype, grid, D in itertools.product(dtypes, grids, (16, 32, 64, 128)):
         if D >= 64:  # shorter rows take fewer registers forward
-            yield _report_case(grid, axes, 8, D, dtype, backward=False)
-        yield _report_case(grid, axes, 8, D, dtype, backward=True)
+            yield _report_case(grid, (0, 1), 8, D, dtype, backward=False)
+        yield _report_case(grid, (0, 1), 8, D, dtype, backward=True)
 
 
 def _report_case(
-    grid: tuple[int, int, int], axes: str, N: int, D: int, dtype: torch.dtype, *, backward: bool
+    grid: tuple[int, int, int],
+    axes: Sequence[int],
+    N: int,
+    D: int,
+    dtype: torch.dtype,
+    *,
+    backward: bool,
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """A call with [CLS], padding, dropout and the gradient of a bias."""
     S = 1 + grid[0] * grid[1] * grid[2]
