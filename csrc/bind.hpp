@@ -10,7 +10,9 @@
 
 #include <initializer_list>
 #include <iterator>
+#include <sstream>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -41,49 +43,49 @@ public:
   explicit Values(bool aligns) : aligns_(aligns) {}
 
   template <class T, class = std::enable_if_t<std::is_arithmetic_v<T>>>
-  void read(const char*, py::handle value, T& field) {
+  void read(const py::str&, py::handle value, T& field) {
     field = value.cast<T>();
   }
   template <class T, class = std::enable_if_t<std::is_enum_v<T>>, class = void>
-  void read(const char*, py::handle value, T& field) {
+  void read(const py::str&, py::handle value, T& field) {
     field = static_cast<T>(value.cast<int>());
   }
   template <class T, size_t kSize>
-  void read(const char*, py::handle value, T (&field)[kSize]) {
+  void read(const py::str&, py::handle value, T (&field)[kSize]) {
     const auto list = py::reinterpret_borrow<py::sequence>(value);
     for (size_t i = 0; i < kSize && i < list.size(); ++i) {
       field[i] = list[i].cast<T>();
     }
   }
-  void read(const char* name, py::handle value, const float*& field) {
+  void read(const py::str& name, py::handle value, const float*& field) {
     field = reinterpret_cast<const float*>(aligned(name, value, names_.float32, true));
   }
-  void read(const char* name, py::handle value, float*& field) {
+  void read(const py::str& name, py::handle value, float*& field) {
     field = reinterpret_cast<float*>(aligned(name, value, names_.float32, false));
   }
-  void read(const char* name, py::handle value, const int64_t*& field) {
+  void read(const py::str& name, py::handle value, const int64_t*& field) {
     field = reinterpret_cast<const int64_t*>(unaligned(name, value, names_.int64));
   }
-  void read(const char* name, py::handle value, const int32_t*& field) {
+  void read(const py::str& name, py::handle value, const int32_t*& field) {
     field = reinterpret_cast<const int32_t*>(unaligned(name, value, names_.int32));
   }
-  void read(const char* name, py::handle value, int32_t*& field) {
+  void read(const py::str& name, py::handle value, int32_t*& field) {
     field = reinterpret_cast<int32_t*>(unaligned(name, value, names_.int32));
   }
-  void read(const char* name, py::handle value, const uint8_t*& field) {
+  void read(const py::str& name, py::handle value, const uint8_t*& field) {
     field = reinterpret_cast<const uint8_t*>(unaligned(name, value, names_.boolean));
   }
-  void read(const char* name, py::handle value, uint8_t*& field) {
+  void read(const py::str& name, py::handle value, uint8_t*& field) {
     field = reinterpret_cast<uint8_t*>(unaligned(name, value, names_.boolean));
   }
   template <class Void>
-  void read(const char* name, py::handle value, BasicArray<Void, ElementType>& field) {
+  void read(const py::str& name, py::handle value, BasicArray<Void, ElementType>& field) {
     read_array(name, value, field,
                Types<ElementType>{{names_.float32, ElementType::kFloat32},
                                   {names_.bfloat16, ElementType::kBfloat16},
                                   {names_.float16, ElementType::kFloat16}});
   }
-  void read(const char* name, py::handle value, ConstStridedArray& field) {
+  void read(const py::str& name, py::handle value, ConstStridedArray& field) {
     field.type = type(name, value,
                       Types<ElementType>{{names_.float32, ElementType::kFloat32},
                                          {names_.bfloat16, ElementType::kBfloat16},
@@ -109,7 +111,7 @@ public:
     }
   }
   template <class Void>
-  void read(const char* name, py::handle value, BasicArray<Void, IntegerType>& field) {
+  void read(const py::str& name, py::handle value, BasicArray<Void, IntegerType>& field) {
     read_array(name, value, field,
                Types<IntegerType>{{names_.int64, IntegerType::kInt64},
                                   {names_.int32, IntegerType::kInt32},
@@ -132,7 +134,7 @@ private:
   using Types = std::initializer_list<std::pair<const py::object&, Type>>;
 
   // The same, of a copy where kernels could not load 16 bytes at once.
-  uintptr_t aligned(const char* name, py::handle tensor, bool may_copy) {
+  uintptr_t aligned(const py::str& name, py::handle tensor, bool may_copy) {
     const uintptr_t found = address(tensor);
     if (!aligns_ || found % 16 == 0) {
       return found;
@@ -144,17 +146,18 @@ private:
     return address(copies_.back());
   }
 
-  uintptr_t aligned(const char* name, py::handle value, const py::object& wanted, bool may_copy) {
+  uintptr_t
+  aligned(const py::str& name, py::handle value, const py::object& wanted, bool may_copy) {
     expect(name, value, wanted);
     return aligned(name, value, may_copy);
   }
 
-  uintptr_t unaligned(const char* name, py::handle value, const py::object& wanted) const {
+  uintptr_t unaligned(const py::str& name, py::handle value, const py::object& wanted) const {
     expect(name, value, wanted);
     return address(value);
   }
 
-  py::object dtype(const char* name, py::handle value) const {
+  py::object dtype(const py::str& name, py::handle value) const {
     const auto found =
         py::reinterpret_steal<py::object>(PyObject_GetAttr(value.ptr(), names_.dtype.ptr()));
     if (!found) {
@@ -165,19 +168,19 @@ private:
     return found;
   }
 
-  void expect(const char* name, py::handle value, const py::object& wanted) const {
+  void expect(const py::str& name, py::handle value, const py::object& wanted) const {
     if (const py::object found = dtype(name, value); !found.is(wanted)) {
       throw wrong_dtype(name, found);
     }
   }
 
-  static py::type_error wrong_dtype(const char* name, const py::object& found) {
+  static py::type_error wrong_dtype(const py::str& name, const py::object& found) {
     return py::type_error(std::string(name) + ": the kernel does not take " +
                           std::string(py::str(found)));
   }
 
   template <class Type>
-  Type type(const char* name, py::handle value, const Types<Type>& types) const {
+  Type type(const py::str& name, py::handle value, const Types<Type>& types) const {
     const py::object found = dtype(name, value);
     for (const auto& [known, type] : types) {
       if (known.is(found)) {
@@ -188,7 +191,7 @@ private:
   }
 
   template <class Void, class Type>
-  void read_array(const char* name,
+  void read_array(const py::str& name,
                   py::handle value,
                   BasicArray<Void, Type>& field,
                   const Types<Type>& types) {
@@ -212,11 +215,17 @@ private:
 
 // The names of the fields of Args, as Python's dictionaries know them.
 template <class Args>
-const std::vector<PyObject*>& field_names() {
+const std::vector<py::str>& field_names() {
   static const auto* const names = [] {
-    auto* const found = new std::vector<PyObject*>; // never freed, as the strings
-    Args{}.each_field(
-        [&](const char* name, auto&) { found->push_back(PyUnicode_InternFromString(name)); });
+    auto* const found = new std::vector<py::str>; // never freed: Python may end first
+    std::istringstream words(Args::kNames);       // "dy, x, bias"
+    for (std::string word; words >> word;) {
+      if (word.back() == ',') {
+        word.pop_back();
+      }
+      found->emplace_back(word);
+      PyUnicode_InternInPlace(&found->back().ptr());
+    }
     return found;
   }();
   return *names;
@@ -225,15 +234,17 @@ const std::vector<PyObject*>& field_names() {
 template <class Args>
 Args fill(const char* op, const py::dict& keywords, Values& values) {
   Args args{};
-  const std::vector<PyObject*>& names = field_names<Args>();
-  size_t field_number = 0, found = 0;
-  args.each_field([&](const char* name, auto& field) {
-    const py::handle value = PyDict_GetItem(keywords.ptr(), names[field_number++]);
+  auto name = field_names<Args>().begin();
+  size_t found = 0;
+  const auto fill_field = [&](auto& field) {
+    const py::handle value = PyDict_GetItem(keywords.ptr(), name->ptr());
     found += static_cast<bool>(value);
     if (value && !value.is_none()) {
-      values.read(name, value, field);
+      values.read(*name, value, field);
     }
-  });
+    ++name;
+  };
+  std::apply([&](auto&... field) { (fill_field(field), ...); }, args.fields());
   if (found != keywords.size()) {
     throw py::type_error(std::string(op) + " does not take all of " +
                          std::string(py::repr(py::list(keywords))));

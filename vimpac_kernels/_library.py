@@ -221,16 +221,6 @@ def define(name: str, schema: str, run: Callable, fake: Callable) -> Callable:
     return getattr(torch.ops.vimpac_kernels, name).default
 
 
-def triton_launcher(op: str, direction: str) -> Callable[..., Any]:
-    """`launch_triton_<direction>` of an op, imported by the first call: it takes a while."""
-
-    def launch(*arguments: Any) -> Any:
-        module = importlib.import_module(f"vimpac_kernels._triton.{op}")
-        return getattr(module, f"launch_triton_{direction}")(*arguments)
-
-    return launch
-
-
 def needs_autograd(*tensors: Tensor | None) -> bool:
     """Whether a call goes through its autograd.Function; else it keeps nothing for a backward.
 

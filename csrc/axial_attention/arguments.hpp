@@ -18,21 +18,8 @@ struct AxialAttention : Call {
   Array dqkv;             // (B, S, 3, N, Dh)
   float* dbias = nullptr; // (3, N, Dh), or null: not wanted
 
-  template <class Visit>
-  void each_field(const Visit& visit) {
-    visit("qkv", qkv);
-    visit("bias", bias);
-    visit("key_padding_mask", key_padding_mask);
-    visit("seed", seed);
-    visit("grid", grid);
-    visit("axes", axes);
-    visit("scale", scale);
-    visit("threshold", threshold);
-    visit("out", out);
-    visit("dout", dout);
-    visit("dqkv", dqkv);
-    visit("dbias", dbias);
-  }
+  VIMPAC_FIELDS(qkv, bias, key_padding_mask, seed, grid, axes, scale, threshold, out, dout, dqkv,
+                dbias)
 };
 
 } // namespace vimpac

@@ -13,15 +13,7 @@ struct BiasGelu : Call {
   Array dx;                    // (..., D) of x's type; backward only
   float* dbias = nullptr;      // (D,), or null: not wanted
 
-  template <class Visit>
-  void each_field(const Visit& visit) {
-    visit("dy", dy);
-    visit("x", x);
-    visit("bias", bias);
-    visit("y", y);
-    visit("dx", dx);
-    visit("dbias", dbias);
-  }
+  VIMPAC_FIELDS(dy, x, bias, y, dx, dbias)
 };
 
 } // namespace vimpac

@@ -4,6 +4,15 @@
 
 #include <stdint.h>
 
+#include <tuple>
+
+// In an argument struct: its fields by the names that Python gives them.
+#define VIMPAC_FIELDS(...)                                                                         \
+  static constexpr const char* kNames = #__VA_ARGS__;                                              \
+  auto fields() {                                                                                  \
+    return std::tie(__VA_ARGS__);                                                                  \
+  }
+
 namespace vimpac {
 
 enum class ElementType { kFloat32, kBfloat16, kFloat16 };

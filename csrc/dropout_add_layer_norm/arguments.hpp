@@ -32,29 +32,8 @@ struct DropoutAddLayerNorm : Call {
   float* dbias = nullptr;        // (D,)
   float* dlinear_bias = nullptr; // (D,) or null
 
-  template <class Visit>
-  void each_field(const Visit& visit) {
-    visit("weight", weight);
-    visit("seed", seed);
-    visit("threshold", threshold);
-    visit("total", total);
-    visit("mean", mean);
-    visit("rstd", rstd);
-    visit("x", x);
-    visit("residual", residual);
-    visit("bias", bias);
-    visit("linear_bias", linear_bias);
-    visit("eps", eps);
-    visit("y", y);
-    visit("dy", dy);
-    visit("dy_other", dy_other);
-    visit("dtotal", dtotal);
-    visit("dx", dx);
-    visit("dresidual", dresidual);
-    visit("dweight", dweight);
-    visit("dbias", dbias);
-    visit("dlinear_bias", dlinear_bias);
-  }
+  VIMPAC_FIELDS(weight, seed, threshold, total, mean, rstd, x, residual, bias, linear_bias, eps, y,
+                dy, dy_other, dtotal, dx, dresidual, dweight, dbias, dlinear_bias)
 };
 
 } // namespace vimpac

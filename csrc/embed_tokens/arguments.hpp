@@ -32,28 +32,8 @@ struct EmbedTokens : Call {
   // (T + H + W + 3, D): rows of time, height, width, cls, weight, bias; or null; zeros on a CPU
   float* dvectors = nullptr;
 
-  template <class Visit>
-  void each_field(const Visit& visit) {
-    visit("tokens", tokens);
-    visit("embedding", embedding);
-    visit("time", time);
-    visit("height", height);
-    visit("width", width);
-    visit("cls", cls);
-    visit("weight", weight);
-    visit("mean", mean);
-    visit("rstd", rstd);
-    visit("seed", seed);
-    visit("threshold", threshold);
-    visit("bias", bias);
-    visit("eps", eps);
-    visit("y", y);
-    visit("dy", dy);
-    visit("sorted_ids", sorted_ids);
-    visit("order", order);
-    visit("dembedding", dembedding);
-    visit("dvectors", dvectors);
-  }
+  VIMPAC_FIELDS(tokens, embedding, time, height, width, cls, weight, mean, rstd, seed, threshold,
+                bias, eps, y, dy, sorted_ids, order, dembedding, dvectors)
 };
 
 } // namespace vimpac

@@ -21,24 +21,8 @@ struct LinearCrossEntropy : Call {
   int64_t ignore_index = 0;
   float label_smoothing = 0, z_loss = 0;
 
-  template <class Visit>
-  void each_field(const Visit& visit) {
-    visit("z", z);
-    visit("bias", bias);
-    visit("target", target);
-    visit("positions", positions);
-    visit("count", count);
-    visit("row_scale", row_scale);
-    visit("losses", losses);
-    visit("counts", counts);
-    visit("dbias", dbias);
-    visit("V", V);
-    visit("first", first);
-    visit("gradient", gradient);
-    visit("ignore_index", ignore_index);
-    visit("label_smoothing", label_smoothing);
-    visit("z_loss", z_loss);
-  }
+  VIMPAC_FIELDS(z, bias, target, positions, count, row_scale, losses, counts, dbias, V, first,
+                gradient, ignore_index, label_smoothing, z_loss)
 };
 
 } // namespace vimpac

@@ -30,31 +30,9 @@ struct MaskTokens : Call {
   uint32_t vocab_size = 1;
   int row_offset = 0;
 
-  template <class Visit>
-  void each_field(const Visit& visit) {
-    visit("tokens", tokens);
-    visit("seed", seed);
-    visit("clip_offset", clip_offset);
-    visit("inputs", inputs);
-    visit("mask", mask);
-    visit("positions", positions);
-    visit("count", count);
-    visit("B", B);
-    visit("T", T);
-    visit("H", H);
-    visit("W", W);
-    visit("strategy", strategy);
-    visit("num_blocks", num_blocks);
-    visit("max_block", max_block);
-    visit("amount", amount);
-    visit("mask_token", mask_token);
-    visit("has_pad", has_pad);
-    visit("pad_token", pad_token);
-    visit("noise", noise);
-    visit("noise_below", noise_below);
-    visit("vocab_size", vocab_size);
-    visit("row_offset", row_offset);
-  }
+  VIMPAC_FIELDS(tokens, seed, clip_offset, inputs, mask, positions, count, B, T, H, W, strategy,
+                num_blocks, max_block, amount, mask_token, has_pad, pad_token, noise, noise_below,
+                vocab_size, row_offset)
 };
 
 } // namespace vimpac
