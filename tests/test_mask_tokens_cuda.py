@@ -7,7 +7,7 @@ import torch
 from emulator import build
 
 from vimpac_kernels import _library, mask_tokens
-from vimpac_kernels._compiled.mask_tokens import shared_bytes, shared_limit
+from vimpac_kernels._mask_tokens_limit import shared_bytes, shared_limit
 
 pytestmark = pytest.mark.impls("cuda")
 PLANS = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vimpac_kernels import _library, _philox, reference
 from vimpac_kernels._arguments import as_int, as_real, as_sizes, check_probabilities, check_tensor
-from vimpac_kernels._compiled.mask_tokens import shared_bytes, shared_limit
+from vimpac_kernels._mask_tokens_limit import shared_bytes, shared_limit
 from vimpac_kernels.reference import MaskedTokens
 from vimpac_kernels.runtime import native
 
