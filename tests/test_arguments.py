@@ -9,16 +9,19 @@ import torch
 
 from vimpac_kernels import (
     AxialAttention,
+    TiedLinearCrossEntropy,
     axial_attention,
     bias_gelu,
     dropout_add_layer_norm,
     embed_tokens,
+    linear_cross_entropy,
     mask_tokens,
 )
 
 TOKENS = torch.zeros(2, 2, 3, 4, dtype=torch.int64)
 D = torch.ones(8)
 ROWS = torch.ones(5, 8)
+TARGET = torch.zeros(5, dtype=torch.int64)
 TABLES = [torch.ones(n, 8) for n in (2, 3, 4)]
 
 
@@ -28,11 +31,16 @@ def attend_in_a_layer(x, grid, key_padding_mask=None, **options):
     return AxialAttention(**sizes)(x, grid, key_padding_mask)
 
 
+def classify_in_a_layer(weight, **options):
+    """The layer, made and called."""
+    return TiedLinearCrossEntropy(weight, **options)(ROWS, TARGET)
+
+
 # Op, arguments that it takes
 CALLS = {
     "axial_attention": (
         axial_attention,
-        {"qkv": torch.ones(2, 25, 3, 1, 8), "grid": (2, 3, 4), "dropout_p": 0.5},
+        {"qkv": torch.ones(2, 25, 3, 1, 8), "grid": (2, 3, 4)},
     ),
     "AxialAttention": (attend_in_a_layer, {"x": torch.ones(2, 24, 8), "grid": (2, 3, 4)}),
     "dropout_add_layer_norm": (
@@ -44,6 +52,11 @@ CALLS = {
         embed_tokens,
         {"tokens": TOKENS, "embedding": ROWS, "positions": TABLES, "weight": D, "bias": D},
     ),
+    "linear_cross_entropy": (
+        linear_cross_entropy,
+        {"input": ROWS, "linear_weight": ROWS, "target": TARGET},
+    ),
+    "TiedLinearCrossEntropy": (classify_in_a_layer, {"weight": torch.nn.Parameter(ROWS)}),
     "mask_tokens": (mask_tokens, {"tokens": TOKENS, "mask_token": 1, "vocab_size": 9}),
 }
 
@@ -98,21 +111,36 @@ WRONG: dict[str, dict[str, list]] = {
         **dict.fromkeys(("weight", "bias", "cls"), NO_TENSOR),
         "dropout_p": NO_NUMBER,
         "eps": NO_NUMBER,
-        "dtype": ["fp32", 3, torch.int64],
+        "dtype": ["fp32", 3, torch.int64, 0, False, ""],
         "seed": NO_SEED,
+        "impl": NO_WORD,
+    },
+    "linear_cross_entropy": {
+        **dict.fromkeys(("input", "linear_weight", "target"), [*NO_TENSOR, None]),
+        **dict.fromkeys(("linear_bias", "positions", "count"), NO_TENSOR),
+        **dict.fromkeys(("label_smoothing", "z_loss"), NO_NUMBER),
+        "ignore_index": [*NO_INTEGER, None, 2**63, -(2**63) - 1],
+        "return_stats": NO_FLAG,
+        "reduction": [*NO_WORD, torch.ones(2)],
+        "impl": NO_WORD,
+    },
+    "TiedLinearCrossEntropy": {
+        "weight": [*NO_TENSOR, None, D],
+        "bias": NO_FLAG,
+        **dict.fromkeys(("label_smoothing", "z_loss"), NO_NUMBER),
         "impl": NO_WORD,
     },
     "mask_tokens": {
         "tokens": [*NO_TENSOR, None],
         "mask_token": [*NO_INTEGER, None],
         "strategy": NO_WORD,
-        "num_blocks": [*NO_INTEGER, None, -1],
+        "num_blocks": [*NO_INTEGER, None, -1, 2**31],
         "ratio": [v for v in NO_NUMBER if v is not None],
-        "pad_token": NO_INTEGER,
+        "pad_token": [*NO_INTEGER, 2**63],
         "max_block": [v for v in NO_SIZES if v is not None] + [(3, 3, 4)],
         "noise": ["abc", 0.5, (1.0, 0.0), ("1", "0", "0"), (math.nan, 1.0, 0.0), (1.0, 1.0, 1.0)],
         "noise_unit": NO_WORD,
-        "vocab_size": NO_INTEGER,
+        "vocab_size": [*NO_INTEGER, -1, 0, 2**31],
         "seed": NO_SEED,
         "clip_offset": [*NO_SEED, None, -1, 2**32, math.nan],
         "row_offset": [*NO_INTEGER, None, 2],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,3 +150,19 @@ def test_meta_tensors_give_shapes() -> None:
     qkv = torch.empty(2, 25, 3, 2, 8, device="meta")
     for axes in ("T", "H|W", "HW", "THW"):
         assert axial_attention(qkv, (2, 3, 4), axes).shape == (2, 25, 2, 8)
+
+
+@pytest.mark.impls("cpu", "reference", "sdpa")
+@pytest.mark.parametrize("axes", ["W", "HW"])
+def test_mask_that_is_filled_anew_before_the_backward_changes_no_gradient(impl, axes):
+    """As memory of NumPy's, which a loader refills and autograd cannot see."""
+    padding = np.zeros((1, 1, 2, 3), bool)
+    padding[:, :, 0] = True
+    qkv = torch.randn(1, 7, 3, 2, 16, requires_grad=True)
+    out = axial_attention(
+        qkv, (1, 2, 3), axes, key_padding_mask=torch.from_numpy(padding), impl=impl.name
+    )
+    (expected,) = torch.autograd.grad(out.sum(), qkv, retain_graph=True)
+    padding[:] = False
+    (actual,) = torch.autograd.grad(out.sum(), qkv)
+    assert torch.equal(actual, expected)

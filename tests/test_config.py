@@ -167,6 +167,20 @@ def test_number_that_is_not_finite_is_refused(kind, key, number):
         load_config(kind, None, [f"{key}={text}"]).check()
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("optim.epochs=1e308", "optim.lr=1e308", "clips.max_distance=1e308"),
+        *(f"{key}={10**30}" for key in ("optim.steps", "clips.frames", "clips.frame_stride")),
+    ],
+)
+def test_number_that_nothing_can_compute_with_is_refused(word):
+    key, _, number = word.partition("=")
+    for kind in (PretrainConfig,) if "distance" in key else (PretrainConfig, FinetuneConfig):
+        with pytest.raises(UsageError, match=rf"{key}=\S+ must be within 1,000,000,000 of 0"):
+            load_config(kind, None, [word]).check()
+
+
 def test_command_exits_with_2_for_a_number_that_is_not_finite(capsys, tmp_path):
     words = ["optim.epochs=inf", f"data={tmp_path}", f"out={tmp_path / 'run'}"]
     for command in (["pretrain"], ["finetune", str(tmp_path)]):

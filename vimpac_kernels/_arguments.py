@@ -25,9 +25,11 @@ def check_flag(name: str, value: object) -> None:
 
 
 def as_int(name: str, value: object) -> int:
-    """`value` if it is a whole number, also a symbolic one; else TypeError."""
+    """`value` if it is a whole number of 64 bits, also a symbolic one; else an error."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must be within 64 bits, got {value}")
     return value  # type: ignore[return-value]  # NumPy's are as good
 
 

@@ -50,7 +50,7 @@ class AxialAttention(torch.autograd.Function):
     ) -> Tensor:
         """Computes the output and keeps its inputs."""
         added = None if bias_in_qkv else bias
-        ctx.save_for_backward(qkv, added, key_padding_mask, seed)
+        ctx.save_for_backward(qkv, added, _library.kept(key_padding_mask), seed)
         ctx.plan, ctx.impl, ctx.bias_dtype = plan, impl, None if bias is None else bias.dtype
         return axial_attention_fwd(qkv, added, key_padding_mask, seed, *plan.arguments(), impl)
 

@@ -46,9 +46,7 @@ class EmbedTokens(torch.autograd.Function):
         """Keeps the parameters themselves, the ids, and mean and rstd of each row."""
         tables = (embedding, time, height, width, cls, weight)
         y, mean, rstd = forward(tokens, *tables, bias, seed, dropout_p, eps, dtype, True, impl)
-        if tokens.is_cpu:  # may be memory of NumPy, which a loader refills and autograd cannot see
-            tokens = tokens.clone()
-        ctx.save_for_backward(tokens, *tables, seed, mean, rstd)
+        ctx.save_for_backward(_library.kept(tokens), *tables, seed, mean, rstd)
         ctx.dropout_p, ctx.impl = dropout_p, impl
         ctx.dtypes = [None if t is None else t.dtype for t in (*tables, bias)]
         return y

@@ -232,6 +232,15 @@ def needs_autograd(*tensors: Tensor | None) -> bool:
     )
 
 
+def kept(tensor: Tensor | None) -> Tensor | None:
+    """An input without a gradient, as a backward may keep it.
+
+    On a CPU that is a copy: its memory may be NumPy's, which a loader fills anew, unseen by
+    autograd. What changes in place otherwise is refused by autograd.
+    """
+    return tensor.clone() if tensor is not None and tensor.is_cpu else tensor
+
+
 def refuse_second_order(op: str) -> None:
     """Raises in a backward under create_graph=True, which would leave terms out without a word."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():

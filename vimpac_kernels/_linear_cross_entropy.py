@@ -73,11 +73,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             tensors, None, options, (False,) * 3 if by_row else needs, impl
         )
         loss, accuracy, num_targets = reduce_losses(losses, counts, reduction)
+        choice = [_library.kept(t) for t in (positions, count)]
         if by_row:
-            ctx.save_for_backward(*tensors)
+            ctx.save_for_backward(input, weight, _library.kept(target), bias, *choice)
         else:
             divisor = num_targets.clamp(min=1) if reduction == "mean" else None
-            ctx.save_for_backward(*grads, positions, count, divisor)
+            ctx.save_for_backward(*grads, *choice, divisor)
         ctx.needs, ctx.options, ctx.by_row, ctx.impl = needs, options, by_row, impl
         ctx.shape = input.shape
         ctx.dtypes = [None if t is None else t.dtype for t in (input, weight, bias)]
@@ -122,10 +123,6 @@ def forward(
     )  # fmt: skip
 
 
-def _operand_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype
-
-
 def _cpu_product_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp32 unless the processor multiplies `dtype`; torch's other 16-bit products are slower."""
     multiplies_bf16 = _library.extension("cpu").cpu_capability() == "avx512bf16"
@@ -134,9 +131,9 @@ def _cpu_product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 # A CPU takes few rows at a time, so that the logits stay in the last-level cache.
 BACKENDS: dict[str, Backend] = {
-    "cuda": Backend(_operand_dtype, 4 << 30, padding=64, reads_count=False),
+    "cuda": Backend(lambda dtype: dtype, 4 << 30, padding=64, reads_count=False),
     "cpu": Backend(_cpu_product_dtype, 24 << 20, padding=1, reads_count=True),
-    "triton": Backend(_operand_dtype, 4 << 30, padding=64, reads_count=False),
+    "triton": Backend(lambda dtype: dtype, 4 << 30, padding=64, reads_count=False),
 }
 
 
@@ -192,7 +189,8 @@ def _run_fwd(
             if invalid >= 0:
                 raise _out_of_range(invalid, positions, target, V)
             if needs[0]:
-                _multiply(z, W, dinput[rows])
+                out = dinput[rows]
+                torch.mm(z, W, out=out) if z.dtype == out.dtype else out.copy_(z @ W)
             if needs[1]:
                 _accumulate(dweight, z, x, first == 0)
     if M == 0:
@@ -210,10 +208,6 @@ def _out_of_range(number: int, positions: Tensor | None, target: Tensor, V: int)
 def _padded(weight: Tensor, multiple: int) -> Tensor:
     extra = -weight.shape[0] % multiple
     return torch.nn.functional.pad(weight, (0, 0, 0, extra)) if extra else weight
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    torch.mm(a, b, out=out) if a.dtype == out.dtype else out.copy_(a @ b)
 
 
 def _accumulate(dweight: Tensor, dz: Tensor, x: Tensor, is_first: bool) -> None:

@@ -98,13 +98,15 @@ def axial_attention(
     if qkv.dtype == torch.float32 and device.type != "meta":  # which knows no autocast
         if torch.is_autocast_enabled(device.type):
             qkv = qkv.to(torch.get_autocast_dtype(device.type))
+    key = None if seed is None else _philox.as_seed(seed, device)
     chosen = _select(impl, qkv, plan, seed)
     if chosen == "sdpa":
         qkv = qkv if bias is None else add_bias(qkv, bias, bias_in_qkv)
         return _sdpa(qkv, plan.grid, axes, key_padding_mask, dropout_p, plan.scale)
-    key = None
-    if plan.threshold > 0:
-        key = _philox.fresh_seed(device) if seed is None else _philox.as_seed(seed, device)
+    if plan.threshold == 0:
+        key = None
+    elif key is None:
+        key = _philox.fresh_seed(device)
     if chosen == "reference":
         return reference.axial_attention(
             qkv, plan.grid, axes, bias=bias, bias_in_qkv=bias_in_qkv,

@@ -73,7 +73,7 @@ def embed_tokens(
     """
     for name, tensor in (("tokens", tokens), ("embedding", embedding)):
         check_tensor(name, tensor)
-    dtype = dtype or embedding.dtype
+    dtype = embedding.dtype if dtype is None else dtype
     _check(tokens, embedding, positions, weight, bias, cls, dropout_p, eps, dtype)
     chosen = _select(impl, embedding, dtype)
     if seed is None:

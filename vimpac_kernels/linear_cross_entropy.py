@@ -11,10 +11,13 @@ Only reduction="none", whose factor differs by row, runs the products again in i
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from vimpac_kernels import _library, reference
+from vimpac_kernels._arguments import as_int, as_real, check_flag, check_tensor
 from vimpac_kernels._linear_cross_entropy import (
     LinearCrossEntropy,
     Options,
@@ -69,7 +72,8 @@ def linear_cross_entropy(
     Returns:
         loss: fp32, 0-d, or (rows,) for reduction "none"; with `return_stats` a
         LinearCrossEntropyOutput(loss, accuracy 0-d fp32, num_targets 0-d int32). Without any
-        target that counts, loss, accuracy and all gradients are 0.
+        target that counts, loss, accuracy and all gradients are 0. The gradient of the weight
+        multiplies ignored rows by zero, as eager PyTorch does: they must be finite, too.
 
     Raises:
         IndexError: On the CPU, if a target is outside [0, V) or a position that counts is outside
@@ -84,10 +88,13 @@ def linear_cross_entropy(
     CPU multiplies fp16, and without AVX512-BF16 bf16 too, in fp32; with it, the dW of each chunk of
     rows is rounded before chunks are added in fp32. On a GPU a bf16 dX is summed over V as torch's
     products are: see `torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`.
-    Deterministic. Extra memory: one (M, V) tensor of 4 GiB at most, on the CPU 24 MiB.
+    Deterministic, on a CPU for one number of threads. Extra memory: one (M, V) tensor of 4 GiB at
+    most, on the CPU 24 MiB.
     """
     _check(input, linear_weight, target, linear_bias, positions, count, reduction)
     _check_options(label_smoothing, z_loss)
+    ignore_index = as_int("ignore_index", ignore_index)
+    check_flag("return_stats", return_stats)
     if positions is not None and count is None:
         count = (positions >= 0).sum(dtype=torch.int32)
     if positions is not None and input.is_cpu and not torch.compiler.is_compiling():
@@ -129,6 +136,10 @@ class TiedLinearCrossEntropy(nn.Module):
         label_smoothing: As in `linear_cross_entropy`.
         z_loss: As in `linear_cross_entropy`.
         impl: As in `linear_cross_entropy`.
+
+    Raises:
+        TypeError: If an argument has a wrong type, naming it.
+        ValueError: If a shape or an option is not as above.
     """
 
     def __init__(
@@ -141,6 +152,11 @@ class TiedLinearCrossEntropy(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
+        check_tensor("weight", weight)
+        if weight.dim() != 2:
+            raise ValueError(f"weight must be (V, D), got {tuple(weight.shape)}")
+        check_flag("bias", bias)
+        _check_options(label_smoothing, z_loss)
         self.weight = weight
         bias_like = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
         self.bias = nn.Parameter(bias_like) if bias else None
@@ -192,6 +208,11 @@ def _check(
     count: Tensor | None,
     reduction: str,
 ) -> None:
+    check_tensor("input", input)
+    check_tensor("linear_weight", weight)
+    check_tensor("target", target)
+    if bias is not None:
+        check_tensor("linear_bias", bias)
     shapes = f"input {tuple(input.shape)}, linear_weight {tuple(weight.shape)}"
     if input.dim() < 1 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
         raise ValueError(f"input must be (..., D) and linear_weight (V, D), got {shapes}")
@@ -205,7 +226,8 @@ def _check(
     dtypes = {t.dtype for t in (input, weight, bias) if t is not None}
     if not all(dtype.is_floating_point for dtype in dtypes):
         raise TypeError(f"input, linear_weight and linear_bias must be floating, got {dtypes}")
-    if len(dtypes) > 1 and not torch.is_autocast_enabled(input.device.type):
+    autocast = input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+    if len(dtypes) > 1 and not autocast:
         raise TypeError(
             f"input is {input.dtype}, linear_weight {weight.dtype}"
             + (f", linear_bias {bias.dtype}" if bias is not None else "")
@@ -224,15 +246,15 @@ def _check(
     for name, other in (others | {"positions": positions, "count": count}).items():
         if other is not None and other.device != input.device:
             raise ValueError(f"{name} is on {other.device}, input on {input.device}")
-    if reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
 
 
 def _check_options(label_smoothing: float, z_loss: float) -> None:
-    if not 0 <= label_smoothing <= 1:
+    if not 0 <= as_real("label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    if not z_loss >= 0:
-        raise ValueError(f"z_loss must be >= 0, got {z_loss}")
+    if not 0 <= as_real("z_loss", z_loss) < math.inf:
+        raise ValueError(f"z_loss must be >= 0 and finite, got {z_loss}")
 
 
 def _check_positions(positions: Tensor, count: Tensor | None, rows: int) -> None:

@@ -115,11 +115,12 @@ def _check(
     B, T, H, W = tokens.shape
     if B * (T * H * W + 1) >= 2**31:
         raise ValueError(f"tokens {tuple(tokens.shape)} have more rows than int32 positions hold")
-    as_int("vocab_size", 1 if vocab_size is None else vocab_size)
+    if vocab_size is not None and not 1 <= as_int("vocab_size", vocab_size) < 2**31:
+        raise ValueError(f"vocab_size must be in [1, 2^31), got {vocab_size}")
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    if as_int("num_blocks", num_blocks) < 0:
-        raise ValueError(f"num_blocks must be >= 0, got {num_blocks}")
+    if not 0 <= as_int("num_blocks", num_blocks) < 2**31:
+        raise ValueError(f"num_blocks must be in [0, 2^31), got {num_blocks}")
     if strategy != "block" and ratio is None:
         raise ValueError(f"strategy {strategy!r} needs a ratio in [0, 1]")
     if ratio is not None and not 0 <= as_real("ratio", ratio) <= 1:
@@ -165,8 +166,8 @@ def _check_noise(
     check_probabilities("noise", noise)
     if noise_unit == "block" and strategy != "block":
         raise ValueError(f"noise_unit 'block' needs strategy 'block', got {strategy!r}")
-    if vocab_size is None or not 1 <= vocab_size < 2**31:
-        raise ValueError(f"noise needs a vocab_size in [1, 2^31), got {vocab_size}")
+    if vocab_size is None:
+        raise ValueError("noise needs a vocab_size in [1, 2^31), got None")
 
 
 def _select(impl: str, tokens: Tensor, strategy: str, num_blocks: int) -> str:

@@ -210,6 +210,9 @@ class FinetuneConfig:
         _check_ranges(self, "batch test_clips")
 
 
+_LARGEST = 10**9  # what no setting needs to pass, and everything can compute with
+
+
 def _check_ranges(
     config: PretrainConfig | FinetuneConfig,
     positive: str,
@@ -217,10 +220,12 @@ def _check_ranges(
     shares: str = "",
     below_one: str = "",
 ) -> None:
-    """Checks the numbers at the given keys, and those that every command has; all are finite."""
-    for key, number in _floats(dataclasses.asdict(config)):
-        if not math.isfinite(number):
+    """Checks the numbers at the given keys, and those that every command has, and their size."""
+    for key, number in _numbers(dataclasses.asdict(config)):
+        if isinstance(number, float) and not math.isfinite(number):
             raise UsageError(f"{key}={number} must be finite")
+        if key != "seed" and abs(number) > _LARGEST:
+            raise UsageError(f"{key}={number} must be within {_LARGEST:,} of 0")
     positive += " clips.frames clips.frame_stride clips.prefetch"
     positive += " optim.lr optim.epochs optim.steps run.log_every"
     not_negative += " clips.workers clips.variant"
@@ -240,13 +245,13 @@ def _check_ranges(
                 raise UsageError(f"{key}={value} must {must}")
 
 
-def _floats(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted key, number) of every float, those of a tuple one by one."""
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted key, number) of every number, those of a tuple one by one."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _floats(inner, f"{key}.{name}" if key else name)
+            yield from _numbers(inner, f"{key}.{name}" if key else name)
     elif isinstance(value, tuple):
         for inner in value:
-            yield from _floats(inner, key)
-    elif isinstance(value, float):
+            yield from _numbers(inner, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         yield key, value

@@ -40,13 +40,14 @@ def linear_cross_entropy(
     and no gradient; a target outside [0, V) or a negative position that counts gives NaN.
     """
     rows, labels = torch.atleast_2d(input).flatten(0, -2), target.flatten().long()
-    outside = torch.zeros_like(labels, dtype=torch.bool)
+    slots = len(labels) if positions is None else len(positions)
+    live = torch.arange(slots, device=labels.device) < (slots if count is None else count)
+    outside = torch.zeros_like(live)
     if positions is not None:
-        outside, index = positions < 0, positions.long().clamp(min=0)
-        rows, labels = rows[index], labels[index]
-    counted = outside | (labels != ignore_index)
-    if count is not None:
-        counted &= torch.arange(len(labels), device=labels.device) < count
+        outside, index = positions < 0, positions.long()
+        index = torch.where(live & ~outside, index, len(labels))  # one row more
+        rows, labels = F.pad(rows, (0, 0, 0, 1))[index], F.pad(labels, (0, 1))[index]
+    counted = live & (outside | (labels != ignore_index))
     rows = rows.masked_fill(~counted[:, None], 0.0)
     vocabulary = linear_weight.shape[0]
     outside = counted & (outside | (labels < 0) | (labels >= vocabulary))
