@@ -35,8 +35,11 @@ def check(impl, *case):
 
 @pytest.mark.sanitize
 def test_rows_of_two_warps_of_a_usual_block(impl):
-    """1,024 columns, two chunks a lane; half of the ids are one, whose sums are carried."""
-    check(impl, 2, torch.Size((1, 2, 5)), 3, 1024)
+    """640 columns, the second warp's row in part; half of the ids are one, whose sums are carried.
+
+    Few places and columns, as a block of 512 threads takes ThreadSanitizer long.
+    """
+    check(impl, 4, torch.Size((1, 1, 2)), 3, 640)
 
 
 def test_parts_of_a_batch_and_longer_runs_are_added_in_order(impl):
