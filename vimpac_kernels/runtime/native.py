@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vimpac_kernels._library import cuda_stream, device_guard, extension
+from vimpac_kernels._library import cuda_stream, extension
 
 
 def launch(impl: str, operator: str, /, **arguments: Any) -> int:
-    """Runs `operator` on the current stream: `launch("cpu", "bias_gelu_fwd", x=x, bias=b, y=y)`.
+    """Runs `operator`, on the current device and stream.
+
+    As in `launch("cpu", "bias_gelu_fwd", x=x, bias=bias, y=y)`.
 
     Args:
         impl: "cuda", "triton" or "cpu".
@@ -33,13 +35,12 @@ def launch(impl: str, operator: str, /, **arguments: Any) -> int:
     """
     if impl == "cpu":
         return getattr(extension("cpu"), operator)(arguments, torch.get_num_threads())
-    first = next(value for value in arguments.values() if isinstance(value, Tensor))
-    with device_guard(first):
-        if impl == "triton":
-            op, _, direction = operator.rpartition("_")
-            module = importlib.import_module(f"vimpac_kernels._triton.{op}")
-            getattr(module, f"launch_triton_{direction}")(**arguments)
-        else:
-            allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
-            getattr(extension(impl), operator)(arguments, cuda_stream(first), allocate)
+    if impl == "triton":
+        op, _, direction = operator.rpartition("_")
+        module = importlib.import_module(f"vimpac_kernels._triton.{op}")
+        getattr(module, f"launch_triton_{direction}")(**arguments)
+    else:
+        first = next(value for value in arguments.values() if isinstance(value, Tensor))
+        allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
+        getattr(extension(impl), operator)(arguments, cuda_stream(first), allocate)
     return -1
