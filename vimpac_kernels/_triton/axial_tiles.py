@@ -135,9 +135,8 @@ def softmax(
         top = tl.where(tl.max(allowed.to(tl.int32), 1) == 0, 0.0, top)  # a line without any key
     p, p_column = tl.exp2((s - top[:, None]) * LOG2E), tl.exp2((column - top) * LOG2E)
     total = tl.sum(p, 1) + p_column
-    inverse = tl.where(
-        total > 0, reciprocal(total), total
-    )  # 0 or NaN, of scores that are not finite
+    # 0 stays 0; NaN, of scores that are not finite, stays NaN.
+    inverse = tl.where(total > 0, reciprocal(total), total)
     p, p_column = p * inverse[:, None], p_column * inverse
     if HAS_CLS:
         s_row = tl.where(own, (s_row * scale)[None, :], -float("inf"))
