@@ -23,16 +23,16 @@ def _keep(library: torch.library.Library, name: str, body: Any, *rest: Any, **op
     return register(library, name, body, *rest, **options)
 
 
-torch.library.Library.impl = _keep  # type: ignore[method-assign]
+torch.library.Library.impl = _keep
 
-from vimpac import Vimpac  # noqa: E402
-from vimpac.train.config import PretrainConfig  # noqa: E402
-from vimpac.train.distributed import World  # noqa: E402
-from vimpac.train.optim import make_optimizer  # noqa: E402
-from vimpac.train.overrides import load_config  # noqa: E402
-from vimpac.train.step import PretrainStep  # noqa: E402
-from vimpac.train.update import Update  # noqa: E402
-from vimpac_kernels import _library  # noqa: E402
+from vimpac import Vimpac  # noqa: E402 (the patch comes first)
+from vimpac.train.config import PretrainConfig  # noqa: E402 (the patch comes first)
+from vimpac.train.distributed import World  # noqa: E402 (the patch comes first)
+from vimpac.train.optim import make_optimizer  # noqa: E402 (the patch comes first)
+from vimpac.train.overrides import load_config  # noqa: E402 (the patch comes first)
+from vimpac.train.step import PretrainStep  # noqa: E402 (the patch comes first)
+from vimpac.train.update import Update  # noqa: E402 (the patch comes first)
+from vimpac_kernels import _library  # noqa: E402 (the patch comes first)
 
 SETTINGS = ("batch.videos=2", "batch.contrastive=2", "batch.micro=2")
 GRID = (5, 4, 4)
@@ -46,7 +46,7 @@ class Counted(TorchDispatchMode):
         super().__init__()
         self.library, self.counts = library, Counter[str]()
 
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name, keywords = function.name().partition("::")[2].partition(".")[0], keywords or {}
         if function.namespace == "vimpac_kernels":
             before = self.library.emulator_launches()

@@ -12,7 +12,7 @@ import torch
 triton = pytest.importorskip("triton")
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import offline_triton  # noqa: E402
+import offline_triton  # noqa: E402 (needs that path)
 
 from vimpac_kernels._triton import (  # noqa: E402 (imports triton)
     axial_attention,

@@ -85,11 +85,11 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 
     def poison(self: torch.optim.AdamW, *args: object) -> None:
         step(self)
-        poison.calls += 1  # type: ignore[attr-defined]
-        if poison.calls == 7:  # type: ignore[attr-defined]
+        poison.calls += 1
+        if poison.calls == 7:
             self.param_groups[0]["params"][0].data.fill_(torch.nan)
 
-    poison.calls = 0  # type: ignore[attr-defined]
+    poison.calls = 0
     monkeypatch.setattr(torch.optim.AdamW, "step", poison)
     assert cli.main(program(store, tmp_path)[3:]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
