@@ -34,9 +34,9 @@ from torch.utils.data import DataLoader
 import vimpac_kernels
 from vimpac import Vimpac
 from vimpac.data.clips import ClipDataset
-from vimpac.data.layout import StoreMeta
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN, ModelConfig, preset
 
 GPU = common.default_device() == "cuda"

@@ -28,13 +28,13 @@ import report
 import torch
 
 from vimpac import Vimpac, save_model
-from vimpac.data.layout import StoreMeta
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 from vimpac.presets import EMBEDDING_ROWS, MASK_TOKEN
 from vimpac.tokenizers.patch import PatchTokenizer
 from vimpac.train.config import FinetuneConfig, PretrainConfig
 from vimpac.train.finetune import finetune
-from vimpac.train.logging import read_log
+from vimpac.train.log import read_log
 from vimpac.train.overrides import load_config
 from vimpac.train.trainer import pretrain
 from vimpac_kernels import mask_tokens

@@ -20,7 +20,7 @@ import released_step
 import torch
 from torch.autograd.profiler_util import FunctionEvent
 
-from vimpac import encoder, heads, model
+from vimpac.model import encoder, heads, pretraining
 
 RANGE = "phase: "
 PHASES = (
@@ -34,10 +34,10 @@ PLACES: tuple[tuple[Any, str, str], ...] = (  # owner, function, phase
     (encoder.MLP, "forward", "MLP"),
     (encoder, "dropout_add_layer_norm", "add + LN"),
     (encoder, "take_rows", "projections"),
-    (model, "choose_masked_rows", "token head"),
+    (pretraining, "choose_masked_rows", "token head"),
     (heads.MaskedTokenHead, "predict", "token head"),
     (heads.ContrastiveHead, "forward", "contrastive head"),
-    (model, "info_nce", "contrastive head"),
+    (pretraining, "info_nce", "contrastive head"),
     (released_step.ReleasedModel, "embed", "embedding"),
     (released_step.Block, "forward", "projections"),
     (released_step.LineAttention, "forward", "attention core"),

@@ -13,8 +13,8 @@ from bench_axial_attention import each_axis
 from torch import Tensor, nn
 
 from vimpac import Vimpac
-from vimpac.encoder import LAYER_NORM_EPS, MLP, Attention
-from vimpac.objective import info_nce
+from vimpac.model.contrastive import info_nce
+from vimpac.model.encoder import LAYER_NORM_EPS, MLP, Attention
 from vimpac.presets import ModelConfig
 
 

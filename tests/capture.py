@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from vimpac.train.graph import Graphed
+from vimpac.train.cuda_graph import Graphed
 
 
 class Tape(TorchDispatchMode):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vimpac.data.layout import StoreMeta
 from vimpac.data.store import TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 from vimpac.train.config import PretrainConfig
-from vimpac.train.logging import read_log
+from vimpac.train.log import read_log
 from vimpac.train.overrides import load_config
 
 SETTINGS = (

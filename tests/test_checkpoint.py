@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vimpac.checkpoints import training_state as ckpt
 from vimpac.errors import UsageError, VimpacError
-from vimpac.train import checkpoint as ckpt
 
 
 def _save(folder: Path, step: int, keep: int = 3) -> Path:
@@ -61,10 +61,10 @@ def test_kill_while_writing_leaves_the_one_before(tmp_path):
     code = f"""
 import os, signal, torch
 from pathlib import Path
-from vimpac.train import checkpoint
+from vimpac.checkpoints.training_state import save_checkpoint
 torch.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the model's file is there by then
-checkpoint.save_checkpoint(Path({str(tmp_path)!r}), 9, model={{"w": torch.zeros(9)}}, state={{}},
-                           config="", keep=1)
+save_checkpoint(Path({str(tmp_path)!r}), 9, model={{"w": torch.zeros(9)}}, state={{}},
+                config="", keep=1)
 """
     killed = subprocess.run([sys.executable, "-c", code], check=False)
     assert killed.returncode == -9

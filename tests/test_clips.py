@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from vimpac.data.clips import ClipDataset
-from vimpac.data.layout import StoreMeta
 from vimpac.data.sampler import ResumableSampler, epoch_order
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 
 PAD = 8193
 FRAMES = [20, 3, 9, 1, 12, 6, 7]

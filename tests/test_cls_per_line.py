@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from vimpac import PAD_TOKEN, Vimpac, preset
-from vimpac.cls_per_line import attend_per_line
-from vimpac.encoder import VideoTokenEncoder
+from vimpac.model.cls_per_line import attend_per_line
+from vimpac.model.encoder import VideoTokenEncoder
 
 GRID = (2, 3, 4)
 

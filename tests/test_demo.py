@@ -8,8 +8,8 @@ import torch
 from matplotlib import image
 
 from vimpac import cli, demo
-from vimpac.data.layout import StoreMeta
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 
 
 def test_demo_falls_below_chance_and_paints_it(tmp_path, monkeypatch, capsys):

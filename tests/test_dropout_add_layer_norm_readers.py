@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vimpac.encoder import VideoTokenEncoder
+from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.presets import ModelConfig
 from vimpac_kernels import dropout_add_layer_norm
 

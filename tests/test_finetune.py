@@ -11,21 +11,21 @@ import torch
 from safetensors.torch import load_file
 
 from vimpac import PAD_TOKEN, VideoClassifier, Vimpac, cli, load_classifier, save_model
+from vimpac.checkpoints.classifier import load_encoder
 from vimpac.data.clips import ClipDataset
-from vimpac.data.layout import StoreMeta
+from vimpac.data.labelled_clips import EvenClips
+from vimpac.data.labels import Split
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError
-from vimpac.train.classifier import load_encoder
 from vimpac.train.config import FinetuneConfig, PretrainConfig
 from vimpac.train.finetune import Finetuning, finetune, fit_linear
-from vimpac.train.labels import Split
-from vimpac.train.logging import RunLog, read_log
+from vimpac.train.log import RunLog, read_log
 from vimpac.train.optim import lr_at
 from vimpac.train.overrides import load_config
 from vimpac.train.trainer import pretrain
-from vimpac.train.views import EvenClips
 
 SETTINGS = (
     "clips.frames=2",

@@ -9,7 +9,7 @@ from runs import make_store, tiny_config
 
 from vimpac.data.store import TokenStore
 from vimpac.train.batches import doubts
-from vimpac.train.logging import LOG, RunLog, read_log
+from vimpac.train.log import LOG, RunLog, read_log
 from vimpac.train.trainer import Pretraining, pretrain
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import vimpac.encoder
+import vimpac.model.encoder
 from vimpac import (
     MASK_TOKEN,
     PAD_TOKEN,
@@ -14,7 +14,7 @@ from vimpac import (
     info_nce,
     preset,
 )
-from vimpac.positions import interpolate
+from vimpac.model.positions import interpolate
 from vimpac_kernels import linear_cross_entropy, mask_tokens
 
 GRID = (2, 3, 4)
@@ -100,7 +100,7 @@ def test_masked_rows_come_in_few_sizes(monkeypatch):
         rows.append(len(input))
         return linear_cross_entropy(input, *arguments, **options)
 
-    monkeypatch.setattr("vimpac.heads.linear_cross_entropy", watched)
+    monkeypatch.setattr("vimpac.model.heads.linear_cross_entropy", watched)
     labels = torch.randint(0, 8192, (12, *GRID))
     hidden = model.encoder(labels)
     for ratio in (0.1, 0.11, 0.5, 1.0):
@@ -168,13 +168,13 @@ def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm, lay
     calls: list[tuple[float, int | None]] = []
 
     def watch(name: str) -> None:
-        op = getattr(vimpac.encoder, name)
+        op = getattr(vimpac.model.encoder, name)
 
         def run(*arguments, dropout_p, seed, **options):
             calls.append((dropout_p, None if seed is None else int(seed)))
             return op(*arguments, dropout_p=dropout_p, seed=seed, **options)
 
-        monkeypatch.setattr(vimpac.encoder, name, run)
+        monkeypatch.setattr(vimpac.model.encoder, name, run)
 
     watch("embed_tokens")
     watch("axial_attention")

@@ -20,14 +20,14 @@ from runs import (
     wait_for_steps,
 )
 
+from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
 from vimpac.errors import UsageError
 from vimpac.train.batches import open_store
-from vimpac.train.checkpoint import list_checkpoints, load_checkpoint
 from vimpac.train.distributed import World
-from vimpac.train.logging import read_log
-from vimpac.train.stopping import Interrupted
+from vimpac.train.log import read_log
+from vimpac.train.signals import Interrupted
 from vimpac.train.trainer import Pretraining, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")

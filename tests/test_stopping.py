@@ -21,9 +21,9 @@ from runs import (
 )
 
 from vimpac import cli
+from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.errors import VimpacError
-from vimpac.train.checkpoint import list_checkpoints, load_checkpoint
-from vimpac.train.logging import read_log
+from vimpac.train.log import read_log
 from vimpac.train.step import PretrainStep
 from vimpac.train.trainer import pretrain
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vimpac.data.layout import StoreMeta, partial_path
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta, partial_path
 from vimpac.data.writer import is_complete
 from vimpac.errors import UsageError, VimpacError
 

@@ -11,12 +11,11 @@ from emulator import build
 from runs import make_store, tiny_config
 
 from vimpac import Vimpac
-from vimpac.train import graph
+from vimpac.checkpoints.training_state import load_checkpoint
 from vimpac.train.batches import open_store
-from vimpac.train.checkpoint import load_checkpoint
 from vimpac.train.config import PretrainConfig
+from vimpac.train.cuda_graph import WARM_UP, Graphed
 from vimpac.train.distributed import World
-from vimpac.train.graph import WARM_UP, Graphed
 from vimpac.train.optim import make_optimizer
 from vimpac.train.overrides import load_config
 from vimpac.train.step import PretrainStep
@@ -129,7 +128,7 @@ def test_capture_refuses(message, call):
 
 def test_first_update_launches_what_no_later_one_does(taped, monkeypatch):
     """It allocates Adam's moments: a graph would load code if it were recorded without it."""
-    monkeypatch.setattr(graph, "WARM_UP", 1)
+    monkeypatch.setattr(cuda_graph, "WARM_UP", 1)
     update = _make_update("graph=true")
     _run(update, 0)
     with pytest.raises((AssertionError, ValueError)):

@@ -9,34 +9,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vimpac.encoder import VideoTokenEncoder
-    from vimpac.heads import ContrastiveHead, MaskedTokenHead, VideoClassifier
-    from vimpac.model import PretrainingOutput, Vimpac, view_major
-    from vimpac.objective import info_nce
+    from vimpac.checkpoints.classifier import load_classifier
+    from vimpac.checkpoints.model_dir import load_model, save_model
+    from vimpac.checkpoints.released import export_released, load_released
+    from vimpac.model.contrastive import info_nce
+    from vimpac.model.encoder import VideoTokenEncoder
+    from vimpac.model.heads import ContrastiveHead, MaskedTokenHead, VideoClassifier
+    from vimpac.model.pretraining import PretrainingOutput, Vimpac, view_major
     from vimpac.presets import MASK_TOKEN, PAD_TOKEN, PRESETS, ModelConfig, preset
-    from vimpac.released import export_released, load_released
-    from vimpac.saved import load_model, save_model
-    from vimpac.train.classifier import load_classifier
 
 _HOME = {
-    "ContrastiveHead": "heads",
+    "ContrastiveHead": "model.heads",
     "MASK_TOKEN": "presets",
-    "MaskedTokenHead": "heads",
+    "MaskedTokenHead": "model.heads",
     "ModelConfig": "presets",
     "PAD_TOKEN": "presets",
     "PRESETS": "presets",
-    "PretrainingOutput": "model",
-    "VideoClassifier": "heads",
-    "VideoTokenEncoder": "encoder",
-    "Vimpac": "model",
-    "export_released": "released",
-    "info_nce": "objective",
-    "load_classifier": "train.classifier",
-    "load_model": "saved",
-    "load_released": "released",
+    "PretrainingOutput": "model.pretraining",
+    "VideoClassifier": "model.heads",
+    "VideoTokenEncoder": "model.encoder",
+    "Vimpac": "model.pretraining",
+    "export_released": "checkpoints.released",
+    "info_nce": "model.contrastive",
+    "load_classifier": "checkpoints.classifier",
+    "load_model": "checkpoints.model_dir",
+    "load_released": "checkpoints.released",
     "preset": "presets",
-    "save_model": "saved",
-    "view_major": "model",
+    "save_model": "checkpoints.model_dir",
+    "view_major": "model.pretraining",
 }
 
 __all__ = [

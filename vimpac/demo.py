@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vimpac.checkpoints.training_state import load_checkpoint
 from vimpac.data.clips import ClipDataset
-from vimpac.data.layout import partial_path
 from vimpac.data.sample_videos import sample_videos
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import partial_path
 from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
 from vimpac.data.video import find_videos
 from vimpac.errors import UsageError, VimpacError
-from vimpac.model import Vimpac
+from vimpac.model.pretraining import Vimpac
 from vimpac.presets import EMBEDDING_ROWS, MASK_TOKEN, NUM_TOKENS
 from vimpac.tokenizers import get_tokenizer
-from vimpac.train.checkpoint import load_checkpoint
 from vimpac.train.config import PretrainConfig
-from vimpac.train.logging import LOG, read_log
+from vimpac.train.log import LOG, read_log
 from vimpac.train.overrides import load_config
 from vimpac.train.trainer import Result, pretrain
 from vimpac_kernels import mask_tokens

@@ -28,7 +28,7 @@ class ModelConfig:
     layout: str = "T,H|W"
     grid: tuple[int, int, int] = (5, 16, 16)
     norm: str = "post"  # "post" | "pre"
-    cls: str = "released"  # "released" | "paper": see vimpac/cls_per_line.py
+    cls: str = "released"  # "released" | "paper": see vimpac/model/cls_per_line.py
     dropout: float = 0.1
     contrastive_layers: int = 2
     contrastive_width: int = 2048

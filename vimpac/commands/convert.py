@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from vimpac.saved import load_model, save_model
+    from vimpac.checkpoints.model_dir import load_model, save_model
 
     if args.out.exists():
         raise UsageError(f"{args.out} exists already: remove it or name another one")
@@ -56,7 +56,7 @@ def _read_released(args: argparse.Namespace) -> Any:
     """Reads the file without running code from it, and finds what only its keys show."""
     import torch
 
-    from vimpac.released import load_released
+    from vimpac.checkpoints.released import load_released
 
     try:
         content = torch.load(args.source, map_location="cpu", weights_only=True)
@@ -91,7 +91,7 @@ def _find_state(content: object, path: Path) -> Mapping[str, Tensor]:
 def _write_released(model: Any, path: Path) -> None:
     import torch
 
-    from vimpac.released import export_released
+    from vimpac.checkpoints.released import export_released
 
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:

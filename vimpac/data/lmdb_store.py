@@ -18,8 +18,8 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from vimpac.data.layout import StoreMeta
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 from vimpac.data.variants import Variant
 from vimpac.errors import UsageError, VimpacError
 

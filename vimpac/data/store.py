@@ -1,6 +1,6 @@
 """Reading a token store: O(1) clips from memory-mapped shards, every frame checked.
 
-The byte layout is in `vimpac.data.layout`. A store keeps one mapping per shard and no open
+The byte layout is in `vimpac.data.store_format`. A store keeps one mapping per shard and no open
 file per video; pickling one (for a data-loading worker) carries its path only.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vimpac.data.layout import INDEX, NAMES, VIDEO_RECORD, StoreMeta, read_meta, shard_name
+from vimpac.data.store_format import INDEX, NAMES, VIDEO_RECORD, StoreMeta, read_meta, shard_name
 from vimpac.data.writer import TokenStoreWriter
 from vimpac.errors import VimpacError
 

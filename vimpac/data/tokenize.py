@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vimpac.data.layout import StoreMeta
 from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
 from vimpac.data.variants import Variant, views
 from vimpac.data.video import UnreadableVideo, frames_at
 from vimpac.data.writer import is_complete

@@ -1,6 +1,6 @@
 """Writing a token store: killed at any moment, the same calls again end in the same bytes.
 
-`vimpac.data.layout` says what is where. A video counts once its journal line is whole; what a
+`vimpac.data.store_format` says what is where. A video counts once its journal line is whole; what a
 shard holds beyond the journaled videos is cut off on resume. Power loss may leave a journal
 ahead of its shard, so the open shard's checksums are read again before it is continued.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vimpac.data.layout import (
+from vimpac.data.store_format import (
     INDEX,
     JOURNAL,
     META,

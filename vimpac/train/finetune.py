@@ -22,20 +22,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vimpac.checkpoints import training_state as ckpt
+from vimpac.checkpoints.classifier import describe, load_encoder
+from vimpac.data.labelled_clips import EvenClips, RandomClips
+from vimpac.data.labels import Split, read_labels
 from vimpac.data.sampler import ResumableSampler
-from vimpac.encoder import VideoTokenEncoder
 from vimpac.errors import UsageError, VimpacError
-from vimpac.heads import VideoClassifier
-from vimpac.train import checkpoint as ckpt
+from vimpac.model.encoder import VideoTokenEncoder
+from vimpac.model.heads import VideoClassifier
 from vimpac.train.batches import make_loader, open_store, read
-from vimpac.train.classifier import describe, load_encoder
 from vimpac.train.config import FinetuneConfig
 from vimpac.train.distributed import join_world
-from vimpac.train.labels import Split, read_labels
-from vimpac.train.logging import RunLog
+from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer, update
 from vimpac.train.overrides import to_yaml
-from vimpac.train.views import EvenClips, RandomClips
 
 
 @dataclasses.dataclass(frozen=True)

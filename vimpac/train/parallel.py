@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-from vimpac.model import Vimpac
+from vimpac.model.pretraining import Vimpac
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World
 

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from vimpac.data.random import words
-from vimpac.encoder import Layer
-from vimpac.model import Vimpac, predict_masked
-from vimpac.objective import info_nce
+from vimpac.model.contrastive import info_nce
+from vimpac.model.encoder import Layer
+from vimpac.model.masked_rows import choose_masked_rows, cls_rows
+from vimpac.model.pretraining import Vimpac, predict_masked
 from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
-from vimpac.rows import choose_masked_rows, cls_rows
 from vimpac.train.config import MaskConfig, PretrainConfig
 from vimpac.train.distributed import World
 from vimpac.train.parallel import averaging, parallelise

@@ -23,20 +23,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vimpac.checkpoints import training_state as ckpt
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
-from vimpac.model import Vimpac
-from vimpac.train import checkpoint as ckpt
+from vimpac.model.pretraining import Vimpac
 from vimpac.train.batches import clip_pairs, doubts, make_loader, open_store, read
 from vimpac.train.config import PretrainConfig
 from vimpac.train.distributed import World, join_world
-from vimpac.train.logging import RunLog
+from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer
 from vimpac.train.overrides import to_yaml
 from vimpac.train.parallel import load_whole, whole
+from vimpac.train.signals import Interrupted, catch_signals, explain
 from vimpac.train.step import METRICS, PretrainStep
-from vimpac.train.stopping import Interrupted, catch_signals, explain
 from vimpac.train.update import Update
 
 STOP = 1  # what `stop` asks for, among the numbers of signals

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vimpac.train.graph import Graphed
+from vimpac.train.cuda_graph import Graphed
 from vimpac.train.optim import update
 from vimpac.train.step import PretrainStep
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vimpac.errors import UsageError, VimpacError
-from vimpac.model import Vimpac
+from vimpac.model.pretraining import Vimpac
 from vimpac.presets import ModelConfig
 
 WEIGHTS, SETTINGS = "model.safetensors", "model.json"

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vimpac import info_nce
-from vimpac.objective import BatchNorm
+from vimpac.model.contrastive import BatchNorm
 
 VIDEOS, DIM, RANKS = 4, 6, 2
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vimpac.encoder import VideoTokenEncoder
+from vimpac.checkpoints import training_state as ckpt
+from vimpac.checkpoints.model_dir import SETTINGS, load_model
 from vimpac.errors import UsageError, VimpacError
-from vimpac.heads import VideoClassifier
+from vimpac.model.encoder import VideoTokenEncoder
+from vimpac.model.heads import VideoClassifier
 from vimpac.presets import ModelConfig, preset
-from vimpac.saved import SETTINGS, load_model
-from vimpac.train import checkpoint as ckpt
 from vimpac.train.config import PretrainConfig
 from vimpac.train.overrides import load_config
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vimpac import MASK_TOKEN, PAD_TOKEN, VideoClassifier, VideoTokenEncoder, Vimpac, preset
-from vimpac.rows import choose_masked_rows
+from vimpac.model.masked_rows import choose_masked_rows
 from vimpac_kernels import mask_tokens
 
 GRID = (2, 3, 4)

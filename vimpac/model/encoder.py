@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vimpac.cls_per_line import attend_per_line, count_lines, merge_cls, repeat_cls
-from vimpac.initial import init_bert
-from vimpac.positions import Positions
+from vimpac.model.cls_per_line import attend_per_line, count_lines, merge_cls, repeat_cls
+from vimpac.model.initial import init_bert
+from vimpac.model.masked_rows import cls_rows, take_rows
+from vimpac.model.positions import Positions
 from vimpac.presets import EMBEDDING_ROWS, PAD_TOKEN, ModelConfig
-from vimpac.rows import cls_rows, take_rows
 from vimpac_kernels import axial_attention, bias_gelu, dropout_add_layer_norm, embed_tokens
 
 LAYER_NORM_EPS = 1e-12

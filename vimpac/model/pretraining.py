@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vimpac.encoder import VideoTokenEncoder
-from vimpac.heads import ContrastiveHead, MaskedTokenHead
-from vimpac.objective import info_nce
+from vimpac.model.contrastive import info_nce
+from vimpac.model.encoder import VideoTokenEncoder
+from vimpac.model.heads import ContrastiveHead, MaskedTokenHead
+from vimpac.model.masked_rows import MaskedRows, choose_masked_rows, cls_rows
 from vimpac.presets import ModelConfig, preset
-from vimpac.rows import MaskedRows, choose_masked_rows, cls_rows
 from vimpac_kernels import LinearCrossEntropyOutput
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vimpac.model import Vimpac
+from vimpac.model.pretraining import Vimpac
 from vimpac.presets import LAYOUTS, ModelConfig
 
 _PARTS = ("query", "key", "value")

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac.encoder import LAYER_NORM_EPS, VideoTokenEncoder
-from vimpac.initial import init_bert
-from vimpac.objective import BatchNorm
+from vimpac.model.contrastive import BatchNorm
+from vimpac.model.encoder import LAYER_NORM_EPS, VideoTokenEncoder
+from vimpac.model.initial import init_bert
+from vimpac.model.masked_rows import IGNORE_INDEX, MaskedRows, choose_masked_rows, take_rows
 from vimpac.presets import EMBEDDING_ROWS, ModelConfig
-from vimpac.rows import IGNORE_INDEX, MaskedRows, choose_masked_rows, take_rows
 from vimpac_kernels import LinearCrossEntropyOutput, linear_cross_entropy
 
 

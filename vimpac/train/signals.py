@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from vimpac.checkpoints.training_state import list_checkpoints
 from vimpac.errors import VimpacError
-from vimpac.train.checkpoint import list_checkpoints
 from vimpac.train.distributed import lost_contact
 
 

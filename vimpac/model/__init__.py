@@ -1,0 +1,1 @@
+"""The network: encoder, heads, and the pre-training losses on top of them."""
