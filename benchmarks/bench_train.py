@@ -1,4 +1,4 @@
-"""The whole pre-training step: masks, forward, backward, AdamW; ours against what people run.
+"""The whole pre-training step, from masks to AdamW: the trainer's own against what people run.
 
     pytest benchmarks/bench_train.py --benchmark-only
 
@@ -31,18 +31,23 @@ from released_step import ReleasedModel, copy_weights, released_inputs
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import vimpac_kernels
 from vimpac import Vimpac
+from vimpac.config import MaskConfig, OptimConfig, PairBatchConfig, PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
-from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN, ModelConfig, preset
+from vimpac.model.config import ModelConfig, preset
+from vimpac.tokens import NUM_TOKENS
+from vimpac.train.distributed import World
+from vimpac.train.optim import make_optimizer
+from vimpac.train.pretrain_step import PretrainStep
+from vimpac.train.update import Update
 
 GPU = common.default_device() == "cuda"
 VIDEOS = 32 if GPU else 1
 BLOCKS = {(5, 8): 4, (5, 16): 5, (10, 16): 6, (5, 32): 6, (10, 32): 7}  # about 15 % masked
-MODELS = {"released": ReleasedModel, "plain": PlainModel, "ours": Vimpac}
+MODELS = {"released": ReleasedModel, "plain": PlainModel}
 Size = tuple[int, int]  # T, tokens per side
 Step = Callable[[Tensor], None]  # of clips (2 * VIDEOS, T, H, W)
 
@@ -99,68 +104,72 @@ class StepRow:
 _timed: list[common.Timed] = []
 
 
-def _loss(case: Case, device: str) -> tuple[torch.nn.Module, Callable[[Tensor], Tensor]]:
-    """The model and the function that masks clips and gives their loss."""
-    model = MODELS[case.impl.split()[0]](case.config).to(device)
-    compiled = case.impl.endswith("compile")
-    run = torch.compile(model) if compiled else model
-    # Masks cover about 15 %; only eager code on a CPU reads how many rows there are.
-    share = 0.25 if GPU or compiled else None
+def make_step(case: Case, device: str) -> Step:
+    """Masks, forward, backward, clipping and update; bf16 autocast on a GPU, fp32 on a CPU.
 
-    def baseline_loss(tokens: Tensor) -> Tensor:
-        with phases.phase("masks"):
-            inputs = released_inputs(tokens)
-        return run(*inputs)
-
-    def loss(tokens: Tensor) -> Tensor:
-        with phases.phase("masks"):
-            masked = vimpac_kernels.mask_tokens(
-                tokens,
-                mask_token=MASK_TOKEN,
-                num_blocks=BLOCKS[case.size],
-                pad_token=PAD_TOKEN,
-                row_offset=1,
-            )
-        return run(
-            masked.inputs,
-            tokens,
-            positions=masked.positions,
-            count=masked.count,
-            max_masked=share and int(share * tokens.numel()),
-            has_padding=False,
-        ).loss
-
-    return model, loss if isinstance(model, Vimpac) else baseline_loss
-
-
-def make_step(case: Case, device: str, *, capturable: bool = False) -> Step:
-    """Masks, forward, backward and update; bf16 autocast on a GPU, fp32 on a CPU.
+    Ours is the trainer's own step.
 
     Args:
         case: Whose step.
         device: "cpu" or "cuda".
-        capturable: Whether a CUDA graph is to record it.
     """
-    model, loss = _loss(case, device)
-    fused = True if case.impl.startswith("ours") else None  # None: as PyTorch does by default
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=fused,
-        capturable=capturable,
-    )  # fmt: skip
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # makes its state, which is no memory of a step
-    optimizer.zero_grad()
+    return _our_step(case, device) if case.impl.startswith("ours") else _other_step(case, device)
 
-    def step(tokens: Tensor) -> None:
+
+def _our_step(case: Case, device: str) -> Step:
+    config = PretrainConfig(
+        precision="bf16" if GPU else "fp32",
+        compile="default" if case.impl.endswith("compile") else "none",
+        model=case.config,
+        mask=MaskConfig(blocks=BLOCKS[case.size]),
+        batch=PairBatchConfig(VIDEOS, VIDEOS, VIDEOS),
+    )
+    model, world = Vimpac(config.model, config.loss).to(device), World(torch.device(device))
+    step = PretrainStep(model, config, world, has_padding=False)
+    if "THW" in case.layout:  # whose dropout a recorded graph draws from its generator
+        step.seed.seeds_generator = False
+    optimizer = _with_state(make_optimizer(model, config.optim), model)
+    update = Update(step, model, optimizer, config.optim, world)
+
+    def run(tokens: Tensor) -> None:
+        update([[tokens.unflatten(0, (-1, 2))]], 0, config.optim.lr)
+
+    return run
+
+
+def _other_step(case: Case, device: str) -> Step:
+    model = MODELS[case.impl.split()[0]](case.config).to(device)
+    forward = torch.compile(model) if case.impl.endswith("compile") else model
+    settings = OptimConfig()
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    _with_state(optimizer, model)
+
+    def run(tokens: Tensor) -> None:
+        with phases.phase("masks"):
+            inputs = released_inputs(tokens)
         with torch.autocast(device, torch.bfloat16, enabled=GPU):
-            value = loss(tokens)
-        value.backward()
+            loss = forward(*inputs)
+        loss.backward()
         with phases.phase("optimiser"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
             optimizer.step()
             optimizer.zero_grad()
 
-    return step
+    return run
+
+
+def _with_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Makes the optimiser's state, which is no memory of a step."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
 
 
 def _batches(store: Path, size: Size) -> Iterator[Tensor]:

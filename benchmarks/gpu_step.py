@@ -32,7 +32,8 @@ import turns
 from gpu_clock import Log
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vimpac.presets import NUM_TOKENS, ModelConfig, preset
+from vimpac.model.config import ModelConfig, preset
+from vimpac.tokens import NUM_TOKENS
 
 SECONDS = 2.0  # of rounds of one step
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
@@ -155,7 +156,7 @@ def time_step(case: Case, device: str, log: Log, folder: Path) -> None:
     attention, said = _attention(case, device)
     ours = case.impl == "ours"
     T, side = case.size
-    step = bench_train.make_step(case, device, capturable=ours and device == "cuda")
+    step = bench_train.make_step(case, device)
     tokens = torch.randint(0, NUM_TOKENS, (case.clips, T, side, side)).to(device)
     with attention:
 

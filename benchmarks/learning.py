@@ -28,15 +28,15 @@ import report
 import torch
 
 from vimpac import Vimpac, save_model
+from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
-from vimpac.presets import EMBEDDING_ROWS, MASK_TOKEN
+from vimpac.settings import load_config
 from vimpac.tokenizers.patch import PatchTokenizer
-from vimpac.train.config import FinetuneConfig, PretrainConfig
+from vimpac.tokens import EMBEDDING_ROWS, MASK_TOKEN
 from vimpac.train.finetune import finetune
 from vimpac.train.log import read_log
-from vimpac.train.overrides import load_config
-from vimpac.train.trainer import pretrain
+from vimpac.train.pretrain import pretrain
 from vimpac_kernels import mask_tokens
 
 SIDE, FRAMES, T = 48, 20, 5  # pixels; frames of a video; frames of a clip

@@ -21,6 +21,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 
 from vimpac.model import encoder, heads, pretraining
+from vimpac.train import pretrain_step, update
 
 RANGE = "phase: "
 PHASES = (
@@ -34,10 +35,12 @@ PLACES: tuple[tuple[Any, str, str], ...] = (  # owner, function, phase
     (encoder.MLP, "forward", "MLP"),
     (encoder, "dropout_add_layer_norm", "add + LN"),
     (encoder, "take_rows", "projections"),
-    (pretraining, "choose_masked_rows", "token head"),
+    (pretrain_step, "choose_masked_rows", "token head"),
     (heads.MaskedTokenHead, "predict", "token head"),
     (heads.ContrastiveHead, "forward", "contrastive head"),
-    (pretraining, "info_nce", "contrastive head"),
+    (pretraining.Vimpac, "contrastive_loss", "contrastive head"),
+    (pretrain_step.PretrainStep, "_mask", "masks"),
+    (update, "update", "optimiser"),
     (released_step.ReleasedModel, "embed", "embedding"),
     (released_step.Block, "forward", "projections"),
     (released_step.LineAttention, "forward", "attention core"),

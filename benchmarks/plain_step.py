@@ -13,16 +13,16 @@ from bench_axial_attention import each_axis
 from torch import Tensor, nn
 
 from vimpac import Vimpac
+from vimpac.model.config import ModelConfig
 from vimpac.model.contrastive import info_nce
 from vimpac.model.encoder import LAYER_NORM_EPS, MLP, Attention
-from vimpac.presets import ModelConfig
 
 
 class PlainModel(nn.Module):
     """Encoder, token head on masked rows, contrastive head; post-LN.
 
     Args:
-        config: Sizes, layout, dropout and loss weights of the model.
+        config: Sizes, layout and dropout of the model.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -85,6 +85,6 @@ class PlainModel(nn.Module):
 
     def contrastive_loss(self, cls: Tensor) -> Tensor:
         """(2B, D) -> InfoNCE of both views."""
-        config = self.config
+        loss = self.model.loss_config
         features = self.model.contrastive_head(cls)
-        return config.alpha * info_nce(features, config.temperature, gamma=config.gamma)
+        return loss.alpha * info_nce(features, loss.temperature, gamma=loss.gamma)

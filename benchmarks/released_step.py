@@ -18,7 +18,8 @@ from bench_mask_tokens import python_loop
 from torch import Tensor, nn
 
 from vimpac import Vimpac
-from vimpac.presets import EMBEDDING_ROWS, ModelConfig
+from vimpac.model.config import ModelConfig
+from vimpac.tokens import EMBEDDING_ROWS
 
 EPS = 1e-12
 # Axes of (B, T, H, W, D) with those of a line last, and how many those are.

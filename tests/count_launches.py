@@ -26,11 +26,11 @@ def _keep(library: torch.library.Library, name: str, body: Any, *rest: Any, **op
 torch.library.Library.impl = _keep
 
 from vimpac import Vimpac  # noqa: E402 (the patch comes first)
-from vimpac.train.config import PretrainConfig  # noqa: E402 (the patch comes first)
+from vimpac.config import PretrainConfig  # noqa: E402 (the patch comes first)
+from vimpac.settings import load_config  # noqa: E402 (the patch comes first)
 from vimpac.train.distributed import World  # noqa: E402 (the patch comes first)
 from vimpac.train.optim import make_optimizer  # noqa: E402 (the patch comes first)
-from vimpac.train.overrides import load_config  # noqa: E402 (the patch comes first)
-from vimpac.train.step import PretrainStep  # noqa: E402 (the patch comes first)
+from vimpac.train.pretrain_step import PretrainStep  # noqa: E402 (the patch comes first)
 from vimpac.train.update import Update  # noqa: E402 (the patch comes first)
 from vimpac_kernels import _library  # noqa: E402 (the patch comes first)
 
@@ -64,9 +64,10 @@ def main() -> None:
     """Prints the counts of the third update: by then everything is allocated."""
     config = load_config(PretrainConfig, "small", [*SETTINGS, *sys.argv[1:]])
     model = Vimpac.from_preset("small", layout=config.model.layout, grid=GRID)
-    step = PretrainStep(model, config, World(torch.device("cpu")), has_padding=False)
+    world = World(torch.device("cpu"))
+    step = PretrainStep(model, config, world, has_padding=False)
     step._read_count = False
-    update = Update(step, make_optimizer(model, config.optim))
+    update = Update(step, model, make_optimizer(model, config.optim), config.optim, world)
     parts = torch.randint(0, 8192, (step.group_part, 2, *GRID)).split(step.micro)
     module = build.load()
     counted = Counted(ctypes.CDLL(str(module.__file__)))

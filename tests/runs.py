@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vimpac.config import PretrainConfig
 from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
-from vimpac.train.config import PretrainConfig
+from vimpac.settings import load_config
 from vimpac.train.log import read_log
-from vimpac.train.overrides import load_config
 
 SETTINGS = (
     "model.dropout=0.1",

@@ -8,20 +8,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from vimpac import LossConfig, preset
 from vimpac.checkpoints import training_state as ckpt
+from vimpac.checkpoints.model_dir import DESCRIPTION as DESCRIPTION_FILE
+from vimpac.checkpoints.model_dir import WEIGHTS, DataFacts, ModelDescription
 from vimpac.errors import UsageError, VimpacError
+
+DESCRIPTION = ModelDescription(
+    "vimpac",
+    preset("tiny", grid=(2, 3, 4)),
+    LossConfig(alpha=0.5),
+    data=DataFacts("dalle", "ab" * 32, 2.0, 1, 3, 4),
+)
 
 
 def _save(folder: Path, step: int, keep: int = 3) -> Path:
-    model = {"weight": torch.full((2, 3), float(step))}
-    return ckpt.save_checkpoint(
-        folder, step, model=model, state={"step": step}, config="seed: 0\n", keep=keep
-    )
+    tensors = {"weight": torch.full((2, 3), float(step))}
+    checkpoint = ckpt.Checkpoint(DESCRIPTION, tensors, {"step": step})
+    return ckpt.save_checkpoint(folder, step, checkpoint, config="seed: 0\n", keep=keep)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    model, state = ckpt.load_checkpoint(_save(tmp_path, 7))
-    assert torch.equal(model["weight"], torch.full((2, 3), 7.0))
+    description, tensors, state = ckpt.load_checkpoint(_save(tmp_path, 7))
+    assert description == DESCRIPTION
+    assert torch.equal(tensors["weight"], torch.full((2, 3), 7.0))
     assert state == {"step": 7}
     assert (tmp_path / "step-00000007" / ckpt.CONFIG).read_text() == "seed: 0\n"
 
@@ -50,7 +60,7 @@ def test_half_written_one_is_never_chosen_and_cleaned_up(tmp_path):
     good = _save(tmp_path, 5)
     half = tmp_path / ".tmp-step-00000009"
     half.mkdir()
-    (half / ckpt.MODEL).write_bytes(b"half")
+    (half / WEIGHTS).write_bytes(b"half")
     assert ckpt.find_checkpoint("auto", tmp_path) == good
     _save(tmp_path, 10)
     assert not half.exists()
@@ -61,16 +71,18 @@ def test_kill_while_writing_leaves_the_one_before(tmp_path):
     code = f"""
 import os, signal, torch
 from pathlib import Path
-from vimpac.checkpoints.training_state import save_checkpoint
+from vimpac.checkpoints.training_state import Checkpoint, save_checkpoint
+from vimpac.checkpoints.model_dir import ModelDescription
+from vimpac import ModelConfig
 torch.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the model's file is there by then
-save_checkpoint(Path({str(tmp_path)!r}), 9, model={{"w": torch.zeros(9)}}, state={{}},
-                config="", keep=1)
+checkpoint = Checkpoint(ModelDescription("vimpac", ModelConfig()), {{"w": torch.zeros(9)}}, {{}})
+save_checkpoint(Path({str(tmp_path)!r}), 9, checkpoint, config="", keep=1)
 """
     killed = subprocess.run([sys.executable, "-c", code], check=False)
     assert killed.returncode == -9
-    assert (tmp_path / ".tmp-step-00000009" / ckpt.MODEL).is_file()
+    assert (tmp_path / ".tmp-step-00000009" / WEIGHTS).is_file()
     assert ckpt.find_checkpoint("auto", tmp_path) == good
-    assert ckpt.load_checkpoint(good)[1] == {"step": 5}
+    assert ckpt.load_checkpoint(good).state == {"step": 5}
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("write failed")])
@@ -86,11 +98,11 @@ def test_full_disk_leaves_the_one_before_and_nothing_else(tmp_path, monkeypatch,
     assert os.listdir(tmp_path) == [good.name]
 
 
-@pytest.mark.parametrize("name", [ckpt.MODEL, ckpt.STATE])
-def test_damaged_file_is_named_with_its_mend(tmp_path, name):
+@pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION_FILE, ckpt.STATE])
+def test_damaged_file_is_named_with_a_way_out(tmp_path, name):
     path = _save(tmp_path, 5)
     (path / name).write_bytes((path / name).read_bytes()[:20])
-    with pytest.raises(VimpacError, match="step-00000005 is damaged.*remove it"):
+    with pytest.raises(VimpacError, match="step-00000005 is damaged.*use an earlier"):
         ckpt.load_checkpoint(path)
 
 
@@ -107,5 +119,5 @@ def test_starting_over_checkpoints_is_refused(tmp_path):
     _save(tmp_path, 5)
     with pytest.raises(UsageError, match="--resume auto"):
         ckpt.find_checkpoint("none", tmp_path)
-    with pytest.raises(UsageError, match="no model.safetensors and no state.pt"):
+    with pytest.raises(UsageError, match="no checkpoint of a run: it has no training_state.pt"):
         ckpt.find_checkpoint(str(tmp_path), tmp_path)

@@ -4,11 +4,14 @@ import dataclasses
 
 import pytest
 
-from vimpac import cli
+from vimpac import cli, preset
+from vimpac.config import FinetuneConfig, OptimConfig, PairBatchConfig, PretrainConfig
 from vimpac.errors import UsageError
-from vimpac.train.config import BatchConfig, FinetuneConfig, OptimConfig, PretrainConfig
+from vimpac.settings import load_config, presets, to_yaml
 from vimpac.train.optim import lr_at
-from vimpac.train.overrides import load_config, presets, to_yaml
+
+# YAML 1.1 reads other things in them.
+TEXTS = ("2024", "20240101_120000", "007", "12:30:45", "1.10", "yes", "off", "0x10", "null", "a=b")
 
 
 def _load(*overrides: str, source: str | None = None) -> PretrainConfig:
@@ -43,11 +46,15 @@ def test_presets_hold_the_numbers_of_the_paper(name, lr, warmup, contrastive):
         ("optim.lr=3e-4", 3e-4),  # YAML itself reads this as a text
         ("optim.steps=null", None),
         ("optim.steps=12", 12),
-        ("optim.betas=[0.8, 1]", (0.8, 1.0)),
+        ("optim.betas=[0, .5]", (0.0, 0.5)),
         ("run.tensorboard=false", False),
         ("compile=none", "none"),
         ("data=runs/a=b", "runs/a=b"),
-        ("out=2024", "2024"),
+        *((f"out={text}", text) for text in TEXTS),
+        ("model.norm=pre", "pre"),
+        ("model.heads=2", 2),
+        ("loss.gamma=0.5", 0.5),
+        ("clips.variant=null", None),
         ("model.layout=T,H|W", "T,H|W"),
         ("clips.max_distance=10", 10.0),
     ],
@@ -58,6 +65,33 @@ def test_override_gets_the_declared_type(word, value):
         target = getattr(target, name)
     assert target == value
     assert type(target) is type(value)
+
+
+def test_text_in_a_file_stays_as_it_stands(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for text in TEXTS:
+        file.write_text(
+            f"out: {text}\nmodel: {{norm: pre}}\noptim: {{steps: 12, betas: [0.8, 0.9]}}"
+        )
+        config = _load(source=str(file))
+        assert config.out == text and config.model.norm == "pre"
+        assert config.optim.steps == 12 and config.optim.betas == (0.8, 0.9)
+
+
+def test_name_of_a_model_sets_its_sizes_and_nothing_else():
+    config = _load("model.heads=6", "model.name=base", source="tiny")
+    assert config.model == preset("base", heads=6, dropout=0.0)
+    assert _load("model.layout=THW", "model.name=tiny").model == preset("tiny", layout="THW")
+
+
+def test_batch_of_clips_is_one_number_or_its_parts():
+    config = load_config(FinetuneConfig, None, ["batch=8"])
+    assert config.batch.videos == 8
+    words = ["batch.videos=12", "batch.micro=8"]
+    with pytest.raises(UsageError, match="batch.micro=8 must divide the 12"):
+        load_config(FinetuneConfig, None, words).check()
+    with pytest.raises(UsageError, match="batch.videos=12 does not divide among 5"):
+        load_config(FinetuneConfig, None, words[:1]).check(5)
 
 
 def test_later_words_win_over_the_preset():
@@ -72,14 +106,16 @@ def test_later_words_win_over_the_preset():
         ("optim.lrate=1", "unknown key 'optim.lrate'.*did you mean 'optim.lr'"),
         ("lr=1", "did you mean 'optim.lr'"),
         ("optim.warmpu=1", "did you mean 'optim.warmup'"),
+        ("colour=1", "unknown key 'colour' in colour=1; --show prints all keys"),
+        ("model.grid=[1, 2, 3]", "unknown key 'model.grid'"),  # that of the data
         ("optim=1", "a section with the keys optim.lr, "),
         ("optim.lr=fast", "optim.lr must be a number, not 'fast'"),
-        ("optim.lr=null", "optim.lr must be a number, not None"),
-        (f"optim.lr={10**400}", "optim.lr must be a number, not 10"),
-        ("optim.steps=1.5", "optim.steps must be a whole number or null, not 1.5"),
-        ("optim.betas=0.9", r"optim.betas must be \[a number, a number\], not 0.9"),
+        ("optim.lr=null", "optim.lr must be a number, not 'null'"),
+        (f"optim.lr={10**400}", "optim.lr must be a number, not '10"),
+        ("optim.steps=1.5", "optim.steps must be a whole number or null, not '1.5'"),
+        ("optim.betas=0.9", r"optim.betas must be \[a number, a number\], not '0.9'"),
         ("precision=fp16", "precision must be bf16 or fp32, not 'fp16'"),
-        ("run.tensorboard=3", "run.tensorboard must be true or false, not 3"),
+        ("run.tensorboard=3", "run.tensorboard must be true or false, not '3'"),
         ("small", "'small' is not of the form key=value"),
     ],
 )
@@ -107,10 +143,10 @@ def test_missing_preset_lists_the_presets():
 @pytest.mark.parametrize(
     ("batch", "world", "message"),
     [
-        (BatchConfig(videos=96, contrastive=64), 1, "batch.videos=96 must be a multiple"),
-        (BatchConfig(videos=64, contrastive=64), 3, "does not divide among 3 processes"),
-        (BatchConfig(videos=64, contrastive=64, micro=24), 2, "must divide the 32 videos"),
-        (BatchConfig(videos=0), 1, "batch.videos=0 must be positive"),
+        (PairBatchConfig(videos=96, contrastive=64), 1, "batch.videos=96 must be a multiple"),
+        (PairBatchConfig(videos=64, contrastive=64), 3, "does not divide among 3 processes"),
+        (PairBatchConfig(videos=64, contrastive=64, micro=24), 2, "must divide the 32 videos"),
+        (PairBatchConfig(videos=0), 1, "batch.videos=0 must be positive"),
     ],
 )
 def test_batches_that_do_not_divide_are_refused(batch, world, message):
@@ -164,7 +200,7 @@ def test_number_that_is_not_finite_is_refused(kind, key, number):
     """In every setting; YAML writes it with a dot, Python without."""
     text = {"optim.betas": f"[0.9, {number}]", "mask.noise": f"[{number}, 0, 1]"}.get(key, number)
     with pytest.raises(UsageError, match=rf"{key}=(-?inf|nan) must be finite"):
-        load_config(kind, None, [f"{key}={text}"]).check()
+        load_config(kind, None, [f"{key}={text}"])
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,9 @@ def test_absent_file_is_one_line(tmp_path, capfd):
 
 
 def test_directory_without_a_model_is_one_line(tmp_path, capfd):
-    """A checkpoint of `vimpac pretrain` has the weights, but settings of another form."""
     (tmp_path / "model.safetensors").touch()
-    assert cli.main(["convert", "--back", str(tmp_path), str(tmp_path / "b.pt")]) == 1
-    assert "is no saved model: it has no model.json\n" in capfd.readouterr().err
+    assert cli.main(["convert", "--back", str(tmp_path), str(tmp_path / "b.pt")]) == 2
+    assert "is no model: it has no model.json\n" in capfd.readouterr().err
 
 
 def test_nothing_is_overwritten(model, tmp_path, capfd):
@@ -73,4 +72,4 @@ def test_damaged_model_is_one_line(model, tmp_path, capfd):
     weights = tmp_path / "out" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert cli.main(["convert", "--back", str(tmp_path / "out"), str(tmp_path / "b.pt")]) == 1
-    assert "holds no intact model" in capfd.readouterr().err
+    assert "is damaged" in capfd.readouterr().err

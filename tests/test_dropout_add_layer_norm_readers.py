@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vimpac.model.config import ModelConfig
 from vimpac.model.encoder import VideoTokenEncoder
-from vimpac.presets import ModelConfig
 from vimpac_kernels import dropout_add_layer_norm
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from vimpac import PAD_TOKEN, VideoClassifier, Vimpac, cli, load_classifier, save_model
-from vimpac.checkpoints.classifier import load_encoder
+from vimpac.checkpoints.model_dir import load_encoder
+from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.labelled_clips import EvenClips
 from vimpac.data.labels import Split
@@ -20,12 +21,16 @@ from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError
-from vimpac.train.config import FinetuneConfig, PretrainConfig
-from vimpac.train.finetune import Finetuning, finetune, fit_linear
-from vimpac.train.log import RunLog, read_log
+from vimpac.eval.evaluate import accuracies, over_views
+from vimpac.eval.probes import fit_linear
+from vimpac.settings import load_config
+from vimpac.train.batches import read
+from vimpac.train.distributed import World
+from vimpac.train.finetune import Finetuning, finetune
+from vimpac.train.log import read_log
+from vimpac.train.loop import Loop
 from vimpac.train.optim import lr_at
-from vimpac.train.overrides import load_config
-from vimpac.train.trainer import pretrain
+from vimpac.train.pretrain import pretrain
 
 SETTINGS = (
     "clips.frames=2",
@@ -94,7 +99,7 @@ def test_probe_separates_classes_and_leaves_the_encoder(store, checkpoint, label
     result = finetune(config, checkpoint, probe=True, quiet=True)
     assert (result.clip_accuracy, result.video_accuracy) == (1.0, 1.0)
     saved = load_file(result.checkpoint / "model.safetensors")
-    before = load_encoder(checkpoint)
+    before, _ = load_encoder(checkpoint)
     before.positions.resize_((2, 4, 4))
     for name, tensor in before.state_dict().items():
         assert torch.equal(saved[f"encoder.{name}"], tensor), name
@@ -108,12 +113,14 @@ def test_finetuning_learns_and_moves_the_encoder(store, checkpoint, labels, tmp_
     result = finetune(config, checkpoint, quiet=True)
     assert result.video_accuracy == 1.0
     saved = load_file(result.checkpoint / "model.safetensors")
-    before = load_encoder(checkpoint).state_dict()
+    before = load_encoder(checkpoint)[0].state_dict()
     assert not torch.equal(
         saved["encoder.layers.0.mlp.up.weight"], before["layers.0.mlp.up.weight"]
     )
     assert result.checkpoint.name == "step-00000030"
     records = read_log(tmp_path / "run" / "log.jsonl")
+    *records, test = records
+    assert test == {"step": 30, "test_clip_accuracy": 1.0, "test_video_accuracy": 1.0}
     assert [record["step"] for record in records] == [*range(4, 30, 4), 30]
     assert [record["lr"] for record in records] == [
         lr_at(record["step"] - 1, 30, config.optim) for record in records
@@ -141,21 +148,21 @@ def test_classifier_is_rebuilt_from_its_own_files(store, labels, tmp_path):
         load_classifier(tmp_path / "model")
 
 
-def _begin(store: Path, labels: Path, *more: str) -> Finetuning:
+def _begin(store: Path, labels: Path, *more: str, out: Path = Path("unused")) -> Finetuning:
+    torch.manual_seed(0)
     encoder = Vimpac.from_preset("tiny", grid=(2, 4, 4)).encoder
-    return Finetuning(_config(store, labels, Path("unused"), *more), encoder, torch.device("cpu"))
+    return Finetuning(_config(store, labels, out, *more), encoder, World(torch.device("cpu")))
 
 
 def test_training_follows_epochs_and_schedule(store, labels, tmp_path, monkeypatch):
-    run, seen = _begin(store, labels, "optim.epochs=2.5", "optim.lr=0.5"), []
+    run, seen = _begin(store, labels, "optim.epochs=2.5", "optim.lr=0.5", out=tmp_path), []
 
-    def note(model, optimizer, optim, lr) -> None:
+    def note(model, optimizer, optim, lr) -> torch.Tensor:
         seen.append((model.training, lr.item()))
+        return torch.ones(())
 
-    monkeypatch.setattr("vimpac.train.finetune.update", note)
-    run.model.eval()
-    with RunLog(tmp_path, steps=3, done=0, active=True, tensorboard=False, quiet=True) as log:
-        run.train(log)
+    monkeypatch.setattr("vimpac.train.update.update", note)
+    Loop(run, run.config, run.world).run(quiet=True)
     rates = [lr_at(step, 3, run.config.optim) for step in range(3)]
     assert seen == [(True, pytest.approx(rate)) for rate in rates]
 
@@ -165,7 +172,7 @@ def test_training_reads_the_clips_of_the_settings_with_their_classes(store, labe
     settings = dict(num_frames=2, clips_per_video=1, frame_stride=2, variant=1, seed=5)
     dataset = ClipDataset(run.store, **settings)
     keys = [*itertools.islice(ResumableSampler(8, global_batch=8, seed=5), 8)]
-    clips, classes = next(run._train_batches())
+    clips, classes = next(iter(run.loader))
     assert torch.equal(clips, torch.cat([dataset[key] for key in keys]))
     assert run.classes == ["high", "low, even"]
     assert classes.tolist() == [1 - video % 2 for _, video in keys]
@@ -175,9 +182,11 @@ def test_clips_do_not_depend_on_the_workers(store, labels):
     drawn, judged = [], []
     for workers in (0, 2):
         run = _begin(store, labels, f"clips.workers={workers}", "clips.prefetch=1")
-        with closing(run._train_batches()) as batches:
+        with closing(read(run.loader)) as batches:
             drawn.append([*itertools.islice(batches, 3)])
-        judged.append(run._over_views(run.splits["test"], lambda clips: clips))
+        split = run.splits["test"]
+        views = over_views(lambda clips: clips, run.store, run.config, split, run.world)
+        judged.append(torch.cat([values for _, values in views]))
     torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
     assert torch.equal(*judged) and judged[0].shape == (4, 3, 2, 4, 4)
 
@@ -192,12 +201,30 @@ def test_test_clips_are_evenly_spaced_and_padded_at_their_end(store, labels):
     assert (clips[3:, 1] == PAD_TOKEN).all()
 
 
-def test_video_is_judged_by_the_mean_probability_of_its_clips(store, labels, monkeypatch):
+def test_video_is_judged_by_the_mean_probability_of_its_clips(store, labels):
     run = _begin(store, labels)
-    run.splits["test"] = Split([8, 9, 10, 11], [0, 0, 0, 1])
+    split = Split([8, 9, 10, 11], [0, 0, 0, 1])
     logits = torch.tensor([[0.0, 1.0], [5.0, 0.0], [0.0, 1.0]])  # the second outweighs the others
-    monkeypatch.setattr(run, "_logits", lambda clips: logits.repeat(len(clips) // 3, 1))
-    assert run.test() == (pytest.approx(5 / 12), 0.75)
+
+    def classify(clips: torch.Tensor) -> torch.Tensor:
+        return logits.repeat(len(clips) // 3, 1)
+
+    found = accuracies(classify, run.store, run.config, split, run.world)
+    assert found == {"test_clip_accuracy": pytest.approx(5 / 12), "test_video_accuracy": 0.75}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_ranks_judge_every_video_once_and_run_equally_often(store, labels, size):
+    run = _begin(store, labels, "batch.micro=3")
+    split, seen, calls = run.splits["test"], [], []
+    for rank in range(size):
+        world = World(torch.device("cpu"), rank, size)
+        parts = [*over_views(lambda clips: clips, run.store, run.config, split, world)]
+        calls.append(len(parts))
+        seen += [place for places, _ in parts for place in places]
+        for places, values in parts:
+            assert len(places) == len(values)
+    assert sorted(seen) == [0, 1, 2, 3] and len({*calls}) == 1
 
 
 def test_features_have_the_precision_and_the_padding_of_the_settings(store, labels):
@@ -205,7 +232,7 @@ def test_features_have_the_precision_and_the_padding_of_the_settings(store, labe
     for words in (("clips.frames=1",), ("precision=bf16",)):
         run = _begin(store, labels, *words)
         run.model.encoder.register_forward_hook(lambda *call: seen.append(call[2].dtype))
-        run._cls(next(run._train_batches())[0])
+        assert run.make_step().logits(next(iter(run.loader))[0]).dtype == torch.float32
         seen.append(run.has_padding)
     assert seen == [torch.float32, False, torch.bfloat16, True]  # the shortest video has a frame
 
@@ -273,7 +300,8 @@ def test_labels_in_another_encoding_are_one_line(store, checkpoint, labels, tmp_
         (["test_clips=0"], "test_clips=0 must be positive"),
         (["mask.blocks=3"], "unknown key 'mask.blocks'"),
         (["clips.max_distance=3"], "unknown key 'clips.max_distance'"),
-        (["run.save_every=3"], "unknown key 'run.save_every'"),
+        (["run.save_every=0"], "run.save_every=0 must be positive"),
+        (["batch.micro=3"], "batch.micro=3 must divide the 8"),
     ],
 )
 def test_wrong_setting_is_one_line(store, checkpoint, labels, tmp_path, capsys, words, message):
@@ -286,16 +314,16 @@ def test_wrong_setting_is_one_line(store, checkpoint, labels, tmp_path, capsys, 
 def test_absent_and_damaged_checkpoints_are_named(store, checkpoint, labels, tmp_path, capsys):
     words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
     assert cli.main(["finetune", "/nonexistent", *words]) == 2
-    assert "/nonexistent is no checkpoint: it has no model.safetensors" in capsys.readouterr().err
+    assert "/nonexistent is no model: it has no model.safetensors" in capsys.readouterr().err
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     (copy / "model.safetensors").write_bytes(b"nothing")
     assert cli.main(["finetune", str(copy), *words]) == 1
-    assert f"checkpoint {copy} is damaged" in capsys.readouterr().err
+    assert f"{copy} is damaged" in capsys.readouterr().err
     shutil.copy(checkpoint / "model.safetensors", copy)
-    settings = (copy / "config.yaml").read_text().replace("name: tiny", "name: small")
-    (copy / "config.yaml").write_text(settings)
+    text = (copy / "model.json").read_text()
+    (copy / "model.json").write_text(text.replace('"layers": 2', '"layers": 3'))
     assert cli.main(["finetune", str(copy), *words]) == 1
-    assert "does not hold the encoder it describes" in capsys.readouterr().err
+    assert f"{copy} is damaged (Error(s) in loading state_dict" in capsys.readouterr().err
 
 
 def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_path, capsys):
@@ -303,7 +331,7 @@ def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_
     finetune(config, checkpoint, probe=True, quiet=True)
     words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
     assert cli.main(["finetune", str(checkpoint), "--linear-probe", *words]) == 2
-    assert "has a checkpoint already: give another out=" in capsys.readouterr().err
+    assert "has checkpoints already: give --resume auto" in capsys.readouterr().err
 
 
 def test_three_crops_are_tested_and_no_flip(checkpoint, tmp_path):
@@ -315,7 +343,7 @@ def test_three_crops_are_tested_and_no_flip(checkpoint, tmp_path):
         writer.finish()
     labels = _write(tmp_path, ["video,class,split", "a,x,train", "b,x,test"])
     config = _config(tmp_path / "s", labels, tmp_path / "run", "test_clips=2")
-    run = Finetuning(config, load_encoder(checkpoint), torch.device("cpu"))
+    run = Finetuning(config, load_encoder(checkpoint)[0], World(torch.device("cpu")))
     (clips,) = EvenClips(run.store, run.config, run.splits["test"])
     views = [names[view] for view in clips[:, 0, 0, 0]]
     assert views == [f"1x-{crop}" for crop in ("topleft", "center", "bottomright") for _ in (0, 1)]

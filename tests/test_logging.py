@@ -8,9 +8,10 @@ import pytest
 from runs import make_store, tiny_config
 
 from vimpac.data.store import TokenStore
-from vimpac.train.batches import doubts
+from vimpac.train.batches import padding_warning
 from vimpac.train.log import LOG, RunLog, read_log
-from vimpac.train.trainer import Pretraining, pretrain
+from vimpac.train.loop import Loop
+from vimpac.train.pretrain import pretrain
 
 
 def _log(out: Path, done: int) -> RunLog:
@@ -67,14 +68,15 @@ def test_videos_that_meet_themselves_as_negatives_are_said(
 def test_clips_longer_than_most_videos_are_said(tmp_path, frames, stride, warns):
     store, words = make_store(tmp_path / "store", frames=6), ("loss.alpha=0",)
     words += (f"clips.frames={frames}", f"clips.frame_stride={stride}")
-    said = list(doubts(TokenStore(store), tiny_config(store, tmp_path / "run", *words)))
+    clips = tiny_config(store, tmp_path / "run", *words).clips
+    said = list(padding_warning(TokenStore(store), clips))
     assert len(said) == warns
     if warns:
         assert said[0].startswith("16 of 16 videos have fewer than the 7 frames of a clip")
 
 
 def test_rate_is_of_the_steps_and_not_of_the_checkpoints(tmp_path, monkeypatch):
-    def save_slowly(run: Pretraining) -> Path:
+    def save_slowly(run: Loop) -> Path:
         clock[0] += 100
         return save(run)
 
@@ -82,10 +84,10 @@ def test_rate_is_of_the_steps_and_not_of_the_checkpoints(tmp_path, monkeypatch):
         clock[0] += 2  # seconds of a step
         return 0.0
 
-    clock, save = [0.0], Pretraining._save
+    clock, save = [0.0], Loop._save
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(Pretraining, "_save", save_slowly)
-    monkeypatch.setattr("vimpac.train.trainer.lr_at", lr_at)
+    monkeypatch.setattr(Loop, "_save", save_slowly)
+    monkeypatch.setattr("vimpac.train.loop.lr_at", lr_at)
     words = ("optim.steps=4", "run.save_every=2")  # of 8 videos
     pretrain(tiny_config(make_store(tmp_path / "store"), tmp_path, *words), quiet=True)
     assert [record["videos_per_s"] for record in read_log(tmp_path / LOG)] == 4 * [4.0]

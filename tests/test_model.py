@@ -67,9 +67,9 @@ def test_every_layout_trains_every_parameter(layout, norm):
 
 
 def test_contrastive_loss_follows_the_settings():
-    settings = dict(alpha=0.5, gamma=0.3, temperature=0.5, contrastive_batch=2)
+    settings = dict(alpha=0.5, gamma=0.3, temperature=0.5)
     model, (clips, labels) = _tiny(dropout=0.0, **settings), _clips(videos=4)
-    output = model(clips, labels)
+    output = model(clips, labels, contrastive_batch=2)
     views = clips.transpose(0, 1).flatten(0, 1)
     features = model.contrastive_head(model.encoder(views)[:, 0]).unflatten(0, (2, 4))
     halves = [info_nce(half.flatten(0, 1), 0.5, gamma=0.3) for half in features.split(2, dim=1)]
@@ -290,9 +290,9 @@ def test_resize_takes_adam_along():
     [
         (dict(layout="H,T"), "layout must be one of"),
         (dict(norm="rms"), "norm must be"),
-        (dict(grid=(0, 4, 4)), "grid must be"),
+        (dict(grid=(0, 4, 4)), "grid=.* must be positive"),
         (dict(heads=3), "do not divide"),
-        (dict(dropout=1.0), "dropout must be"),
+        (dict(dropout=1.0), "dropout=1.0 must lie in"),
     ],
 )
 def test_rejects_bad_setting(change, words):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vimpac import Vimpac
-from vimpac.train.config import OptimConfig
+from vimpac.config import OptimConfig
 from vimpac.train.optim import make_optimizer, parameter_groups, update
 
 

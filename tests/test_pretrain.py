@@ -1,6 +1,8 @@
 """A run can be killed, moved to other ranks and to another shape, and continues as it was."""
 
 import itertools
+import json
+import shutil
 import signal
 import socket
 import sys
@@ -20,6 +22,7 @@ from runs import (
     wait_for_steps,
 )
 
+from vimpac import cli, export_released, load_model
 from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
@@ -27,8 +30,9 @@ from vimpac.errors import UsageError
 from vimpac.train.batches import open_store
 from vimpac.train.distributed import World
 from vimpac.train.log import read_log
+from vimpac.train.loop import Loop
+from vimpac.train.pretrain import Pretraining, pretrain
 from vimpac.train.signals import Interrupted
-from vimpac.train.trainer import Pretraining, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,8 +66,9 @@ def _losses(out: Path) -> list[tuple[float, ...]]:
 
 def _check_same_run(out: Path, whole_run: Path) -> None:
     """The parameters, losses and log are those of the run that nothing interrupted."""
-    finals = [load_checkpoint(folder / "checkpoints/step-00000020") for folder in (whole_run, out)]
-    assert _same(finals[0], finals[1])
+    ends = [load_checkpoint(folder / "checkpoints/step-00000020") for folder in (whole_run, out)]
+    assert ends[0].description == ends[1].description
+    assert _same(ends[0].tensors, ends[1].tensors) and _same(ends[0].state, ends[1].state)
     assert _losses(out) == _losses(whole_run)
     assert [record["step"] for record in read_log(out / "log.jsonl")] == list(range(1, 21))
 
@@ -164,17 +169,17 @@ def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path, mode):
     losses = np.array(_losses(tmp_path / "one"))[5:], np.array(_losses(tmp_path / "two"))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     ends = [load_checkpoint(tmp_path / run / "checkpoints/step-00000010") for run in ("one", "two")]
-    for model, _ in ends:  # before BatchNorm: the bias has no gradient, Adam scales up its rounding
-        del model["contrastive_head.layers.0.bias"], model["contrastive_head.layers.1.running_mean"]
-    torch.testing.assert_close(ends[1][0], ends[0][0], rtol=1e-4, atol=1e-5)
-    states = [end[1]["optimizer"]["state"] for end in ends]
+    for end in ends:  # before BatchNorm: the bias has no gradient, Adam scales up its rounding
+        for name in ("0.bias", "1.running_mean"):
+            del end.tensors[f"contrastive_head.layers.{name}"]
+    torch.testing.assert_close(ends[1].tensors, ends[0].tensors, rtol=1e-4, atol=1e-5)
+    states = [end.state["optimizer"]["state"] for end in ends]
     torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-6)
 
 
-def _begin(store: Path, out: Path, *more: str) -> Pretraining:
-    return Pretraining(
-        tiny_config(store, out, *more), open_store(str(store)), World(torch.device("cpu"))
-    )
+def _begin(store: Path, out: Path, *more: str, path: Path | None = None) -> Loop:
+    config, world = tiny_config(store, out, *more), World(torch.device("cpu"))
+    return Loop(Pretraining(config, open_store(str(store)), world), config, world, path)
 
 
 def test_update_is_groups_of_the_next_samples_and_their_mean_metrics(store, tmp_path):
@@ -198,7 +203,7 @@ def test_batches_are_the_clips_of_the_settings(store, tmp_path):
     keys = itertools.islice(ResumableSampler(16, global_batch=4, seed=5), 8)
     expected = torch.stack([clips[key] for key in keys])
     run = _begin(store, tmp_path, "batch.micro=4", *words)
-    assert torch.equal(torch.cat([*itertools.islice(run.loader, 2)]), expected)
+    assert torch.equal(torch.cat([*itertools.islice(run.system.loader, 2)]), expected)
 
 
 @pytest.mark.parametrize(("frames", "stride", "pads"), [(6, 1, False), (7, 1, True), (4, 2, True)])
@@ -210,7 +215,7 @@ def test_padding_is_looked_for_where_a_clip_is_longer_than_a_video(
 
 
 def test_epochs_are_of_all_videos(store, tmp_path):
-    assert _begin(store, tmp_path, "optim.steps=null", "optim.epochs=2.2").steps == 5
+    assert _begin(store, tmp_path, "optim.steps=null", "optim.epochs=2.2").system.steps == 5
 
 
 def test_record_is_the_mean_of_its_steps(store, tmp_path):
@@ -223,9 +228,9 @@ def test_record_is_the_mean_of_its_steps(store, tmp_path):
 
 def _gradients(store: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
     run = _begin(store, out, *more)
-    run.model.double()
-    run.step.gradients(run._groups(iter(run.loader)), 0)
-    return {name: p.grad for name, p in run.model.named_parameters()}
+    model = run.system.model.double()
+    run.step.gradients(run._groups(iter(run.system.loader)), 0)
+    return {name: p.grad for name, p in model.named_parameters()}
 
 
 def test_cached_gradients_are_those_of_one_pass(store, tmp_path):
@@ -241,17 +246,41 @@ def test_resume_with_another_shape_interpolates(store, whole_run, tmp_path):
     taller = make_store(tmp_path / "taller", height=6, frames=8)
     config = tiny_config(taller, tmp_path / "run", "clips.frames=4", "optim.steps=21")
     result = pretrain(config, resume=str(whole_run / "checkpoints/step-00000020"))
-    model, state = load_checkpoint(result.checkpoint)
+    end = load_checkpoint(result.checkpoint)
     assert result.step == 21
-    assert model["encoder.positions.height"].shape == (6, 128)
-    assert model["encoder.positions.time"].shape == (4, 128)
-    assert state["grid"] == [4, 6, 4]
+    assert end.tensors["encoder.positions.height"].shape == (6, 128)
+    assert end.tensors["encoder.positions.time"].shape == (4, 128)
+    assert end.description.config.grid == (4, 6, 4)
+    assert load_model(result.checkpoint).encoder.grid == (4, 6, 4)
+
+
+def test_checkpoint_is_a_model_directory(store, whole_run, tmp_path):
+    """Which every command that takes a model reads, with the facts of its data."""
+    path = whole_run / "checkpoints/step-00000020"
+    model = load_model(path)
+    assert model.encoder.grid == (2, 4, 4) and model.config.name == "tiny"
+    assert cli.main(["convert", "--back", str(path), str(tmp_path / "released.pt")]) == 0
+    released = torch.load(tmp_path / "released.pt", weights_only=True)
+    expected = export_released(model)
+    assert released.keys() == expected.keys() and _same(released, dict(expected))
+    data = load_checkpoint(path).description.data
+    meta = open_store(str(store)).meta
+    assert (data.tokenizer, data.digest, data.fps) == (meta.tokenizer, meta.digest, meta.fps)
+    assert (data.height, data.width, data.frame_stride) == (4, 4, 1)
+
+
+def test_tokens_of_another_tokenizer_are_refused(store, whole_run, tmp_path):
+    path = shutil.copytree(store, tmp_path / "other")
+    values = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(values | {"digest": "ab" * 32}))
+    with pytest.raises(UsageError, match="the tokenizer 'patch', data= holds .* weights abab"):
+        pretrain(tiny_config(path, tmp_path), resume=str(whole_run / "checkpoints/step-00000020"))
 
 
 def test_resumed_run_takes_its_own_settings_of_the_optimiser(store, whole_run, tmp_path):
-    config = tiny_config(store, tmp_path, "optim.weight_decay=0.5", "optim.betas=[0.5, 0.6]")
     path = whole_run / "checkpoints/step-00000020"
-    run = Pretraining(config, open_store(str(store)), World(torch.device("cpu")), path)
+    words = ("optim.weight_decay=0.5", "optim.betas=[0.5, 0.6]")
+    run = _begin(store, tmp_path, *words, path=path)
     decay, keep = run.optimizer.param_groups
     assert (decay["weight_decay"], keep["weight_decay"]) == (0.5, 0.0)
     assert decay["betas"] == keep["betas"] == (0.5, 0.6)

@@ -10,8 +10,8 @@ import pytest
 
 import vimpac_kernels
 from vimpac import cli
-from vimpac.train.config import FinetuneConfig, PretrainConfig
-from vimpac.train.overrides import load_config
+from vimpac.config import FinetuneConfig, PretrainConfig
+from vimpac.settings import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -24,8 +24,8 @@ from vimpac import cli
 from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.errors import VimpacError
 from vimpac.train.log import read_log
-from vimpac.train.step import PretrainStep
-from vimpac.train.trainer import pretrain
+from vimpac.train.pretrain import pretrain
+from vimpac.train.pretrain_step import PretrainStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monke
     error = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and time.monotonic() - start < 60
     last = list_checkpoints(tmp_path / "checkpoints")[-1]
-    step = load_checkpoint(last)[1]["step"]
+    step = load_checkpoint(last).state["step"]
     if number == signal.SIGKILL:
         assert "process 0 lost contact with another one after step" in error
         assert f"the last checkpoint is {last}, --resume auto continues" in error
@@ -97,7 +97,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert "the last good checkpoint is" in error and "lower optim.lr" in error
     (good,) = list_checkpoints(tmp_path / "checkpoints")
     assert good.name == "step-00000005"
-    assert all(tensor.isfinite().all() for tensor in load_checkpoint(good)[0].values())
+    assert all(tensor.isfinite().all() for tensor in load_checkpoint(good).tensors.values())
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     [
         (["data="], 2, "data= is missing"),
         (["data=/nonexistent"], 1, "/nonexistent is no token store"),
-        (["model.layout=H,T"], 2, "layout must be one of"),
+        (["model.layout=H,T"], 2, "model.layout must be T,H|W or"),
         (["model.name=huge"], 2, "preset must be one of"),
         (["device=tpu9"], 2, "device=tpu9"),
         (["device=meta"], 2, "device=meta"),

@@ -12,14 +12,16 @@ from runs import make_store, tiny_config
 
 from vimpac import Vimpac
 from vimpac.checkpoints.training_state import load_checkpoint
+from vimpac.config import PretrainConfig
+from vimpac.settings import load_config
+from vimpac.train import cuda_graph
 from vimpac.train.batches import open_store
-from vimpac.train.config import PretrainConfig
 from vimpac.train.cuda_graph import WARM_UP, Graphed
 from vimpac.train.distributed import World
+from vimpac.train.loop import Loop
 from vimpac.train.optim import make_optimizer
-from vimpac.train.overrides import load_config
-from vimpac.train.step import PretrainStep
-from vimpac.train.trainer import Pretraining
+from vimpac.train.pretrain import Pretraining
+from vimpac.train.pretrain_step import PretrainStep
 from vimpac.train.update import Update
 from vimpac_kernels import _library, bias_gelu
 
@@ -44,7 +46,8 @@ def _make_update(*more: str, device: str = "cpu") -> Update:
     model = Vimpac.from_preset("tiny", layers=2, grid=GRID, dropout=0.3).to(device)
     step = PretrainStep(model, config, World(torch.device(device)))
     step._read_count = False
-    return Update(step, make_optimizer(model, config.optim))
+    optimizer = make_optimizer(model, config.optim)
+    return Update(step, model, optimizer, config.optim, step.world, config.graph)
 
 
 def _run(update: Update, number: int) -> torch.Tensor:
@@ -102,12 +105,13 @@ def test_run_with_a_graph_is_the_plain_run_also_when_it_is_resumed(taped, tmp_pa
         out = tmp_path / ("graph" if graph else "plain")
         config = tiny_config(store, out, "optim.steps=9", f"graph={graph}")
         world = World(torch.device("cpu"))
-        run = Pretraining(config, open_store(str(store)), world, path)
+        run = Loop(Pretraining(config, open_store(str(store)), world), config, world, path)
         run.step._read_count = False
         return run.run(lambda: run.done == last, quiet=True).checkpoint
 
     first = end(True, 2 + WARM_UP)
-    resumed, plain = (load_checkpoint(path) for path in (end(True, 9, first), end(False, 9)))
+    ends = end(True, 9, first), end(False, 9)
+    resumed, plain = ([*load_checkpoint(path)][1:] for path in ends)
     torch.testing.assert_close(resumed, plain, rtol=0, atol=0)
 
 

@@ -9,32 +9,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vimpac.checkpoints.classifier import load_classifier
-    from vimpac.checkpoints.model_dir import load_model, save_model
+    from vimpac.checkpoints.model_dir import load_classifier, load_model, save_model
     from vimpac.checkpoints.released import export_released, load_released
+    from vimpac.model.config import PRESETS, LossConfig, ModelConfig, preset
     from vimpac.model.contrastive import info_nce
     from vimpac.model.encoder import VideoTokenEncoder
     from vimpac.model.heads import ContrastiveHead, MaskedTokenHead, VideoClassifier
     from vimpac.model.pretraining import PretrainingOutput, Vimpac, view_major
-    from vimpac.presets import MASK_TOKEN, PAD_TOKEN, PRESETS, ModelConfig, preset
+    from vimpac.tokens import MASK_TOKEN, PAD_TOKEN
 
 _HOME = {
     "ContrastiveHead": "model.heads",
-    "MASK_TOKEN": "presets",
+    "MASK_TOKEN": "tokens",
     "MaskedTokenHead": "model.heads",
-    "ModelConfig": "presets",
-    "PAD_TOKEN": "presets",
-    "PRESETS": "presets",
+    "LossConfig": "model.config",
+    "ModelConfig": "model.config",
+    "PAD_TOKEN": "tokens",
+    "PRESETS": "model.config",
     "PretrainingOutput": "model.pretraining",
     "VideoClassifier": "model.heads",
     "VideoTokenEncoder": "model.encoder",
     "Vimpac": "model.pretraining",
     "export_released": "checkpoints.released",
     "info_nce": "model.contrastive",
-    "load_classifier": "checkpoints.classifier",
+    "load_classifier": "checkpoints.model_dir",
     "load_model": "checkpoints.model_dir",
     "load_released": "checkpoints.released",
-    "preset": "presets",
+    "preset": "model.config",
     "save_model": "checkpoints.model_dir",
     "view_major": "model.pretraining",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "PAD_TOKEN",
     "PRESETS",
     "ContrastiveHead",
+    "LossConfig",
     "MaskedTokenHead",
     "ModelConfig",
     "PretrainingOutput",

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vimpac.checkpoints.training_state import load_checkpoint
+from vimpac.checkpoints.model_dir import load_model
+from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sample_videos import sample_videos
 from vimpac.data.store import TokenStore, TokenStoreWriter
@@ -27,13 +28,12 @@ from vimpac.data.store_format import partial_path
 from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
 from vimpac.data.video import find_videos
 from vimpac.errors import UsageError, VimpacError
-from vimpac.model.pretraining import Vimpac
-from vimpac.presets import EMBEDDING_ROWS, MASK_TOKEN, NUM_TOKENS
+from vimpac.settings import load_config
 from vimpac.tokenizers import get_tokenizer
-from vimpac.train.config import PretrainConfig
+from vimpac.tokens import EMBEDDING_ROWS, MASK_TOKEN, NUM_TOKENS
 from vimpac.train.log import LOG, read_log
-from vimpac.train.overrides import load_config
-from vimpac.train.trainer import Result, pretrain
+from vimpac.train.loop import Result
+from vimpac.train.pretrain import pretrain
 from vimpac_kernels import mask_tokens
 
 FPS, SIZE, PIECE = 8, 128, 12  # frames per second, pixels, frames per piece
@@ -192,11 +192,7 @@ def predict(
     T = config.clips.frames
     clips = ClipDataset(pieces, num_frames=T, clips_per_video=1, seed=PICTURE_SEED)
     tokens = torch.cat([clips[0, 0], clips[0, len(pieces) - 1]])  # (2, T, H, W)
-    model = Vimpac.from_preset(
-        config.model.name, layout=config.model.layout, grid=tuple(tokens.shape[1:])
-    )
-    model.load_state_dict(load_checkpoint(result.checkpoint)[0])
-    model.eval()
+    model = load_model(result.checkpoint).eval()
     masked = mask_tokens(
         tokens, mask_token=MASK_TOKEN, num_blocks=config.mask.blocks, seed=PICTURE_SEED
     )

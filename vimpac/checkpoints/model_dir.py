@@ -1,53 +1,197 @@
-"""A model on disk: a directory with `model.safetensors` and `model.json`, its settings."""
+"""A model on disk: a directory with `model.safetensors` and `model.json`, which says what it is.
+
+    model.json    {"format": 2, "kind": "vimpac" | "classifier", "config": ModelConfig,
+                   "loss": LossConfig | null, "classes": [name, ...] | null,
+                   "data": DataFacts | null}
+
+Every checkpoint of a run is such a directory, with the files beside that continue the run
+(`vimpac.checkpoints.training_state`). Those of version 0.1 are read, too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from vimpac.checkpoints import version_01
+from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
+from vimpac.files import whole_directory
+from vimpac.model.config import LossConfig, ModelConfig
+from vimpac.model.encoder import VideoTokenEncoder
+from vimpac.model.heads import VideoClassifier
 from vimpac.model.pretraining import Vimpac
-from vimpac.presets import ModelConfig
 
-WEIGHTS, SETTINGS = "model.safetensors", "model.json"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT = 2
+KINDS = ("vimpac", "classifier")
 
 
-def save_model(model: Vimpac, folder: str | Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+    """Of the clips that a model was trained on."""
+
+    tokenizer: str
+    digest: str  # SHA-256 of the tokenizer's weights; empty when it has none
+    fps: float  # of the store
+    frame_stride: int  # stored frames from one frame of a clip to the next
+    height: int  # rows of the token map
+    width: int  # columns of the token map
+
+    @classmethod
+    def of(cls, store: TokenStore, frame_stride: int) -> DataFacts:
+        """The facts of clips of a store."""
+        meta = store.meta
+        sizes = meta.height, meta.width
+        return cls(meta.tokenizer, meta.digest, meta.fps, frame_stride, *sizes)
+
+    @property
+    def tokens(self) -> str:
+        """What made the tokens, for messages."""
+        return f"the tokenizer '{self.tokenizer}'" + (
+            f" with the weights {self.digest[:12]}" if self.digest else ""
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """What `model.json` says."""
+
+    kind: str
+    config: ModelConfig
+    loss: LossConfig | None = None
+    classes: list[str] | None = None
+    data: DataFacts | None = None
+
+    def build(self) -> nn.Module:
+        """The model, with fresh weights, on the current default device."""
+        if self.kind == "vimpac":
+            return Vimpac(self.config, self.loss or LossConfig(alpha=0))
+        return VideoClassifier(VideoTokenEncoder(self.config), len(self.classes or ()))
+
+    @classmethod
+    def of(cls, model: nn.Module, **more: Any) -> ModelDescription:
+        """Describes a `Vimpac` or, with `classes`, a `VideoClassifier`."""
+        if isinstance(model, Vimpac):
+            return cls("vimpac", model.config, model.loss_config, **more)
+        assert isinstance(model, VideoClassifier)
+        config = dataclasses.replace(model.encoder.config, grid=model.encoder.grid)
+        return cls("classifier", config, **more)
+
+    def to_json(self) -> str:
+        """The text of `model.json`."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelDescription:
+        """Reads `to_json`, or the file of version 0.1.
+
+        Raises:
+            ValueError: If it is neither.
+            KeyError: If something is missing.
+            TypeError: If something has a wrong type or name.
+        """
+        values = json.loads(text)
+        if "format" not in values:
+            config, loss = version_01.read_settings(values)
+            return cls("vimpac", config, loss)
+        if values["format"] != FORMAT or values["kind"] not in KINDS:
+            raise ValueError(f"format {values['format']} of {values['kind']!r} is not known")
+        loss, data = values["loss"], values["data"]
+        return cls(
+            values["kind"],
+            ModelConfig(**values["config"]),
+            LossConfig(**loss) if loss else None,
+            values["classes"],
+            DataFacts(**data) if data else None,
+        )
+
+
+def write_model(folder: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> None:
+    """Writes the two files into a directory."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+
+
+def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]:
+    """Reads a model directory, never running code from it.
+
+    Args:
+        folder: The directory.
+
+    Returns:
+        What the model is, and its tensors on the CPU.
+
+    Raises:
+        UsageError: The directory is no model directory.
+        VimpacError: A file is damaged.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise damaged(folder, error) from error
+    return description, tensors
+
+
+def read_description(folder: Path) -> ModelDescription:
+    """What `read_model` says the model is."""
+    if not (folder / WEIGHTS).is_file():
+        raise UsageError(f"{folder} is no model: it has no {WEIGHTS}")
+    try:
+        if (folder / DESCRIPTION).is_file():
+            text = (folder / DESCRIPTION).read_text(encoding="utf-8")
+            return ModelDescription.from_json(text)
+        if version_01.is_checkpoint(folder):
+            return ModelDescription(**version_01.read_description(folder))
+    except (ValueError, KeyError, TypeError, RuntimeError, EOFError, OSError) as error:
+        raise damaged(folder, error) from error
+    raise UsageError(f"{folder} is no model: it has no {DESCRIPTION}")
+
+
+def damaged(folder: Path, error: Exception) -> VimpacError:
+    """The error for a directory that cannot be read."""
+    reason = " ".join(str(error).split())
+    return VimpacError(f"{folder} is damaged ({reason:.300}): use an earlier checkpoint or a copy")
+
+
+def save_model(
+    model: Vimpac | VideoClassifier,
+    folder: str | Path,
+    *,
+    classes: list[str] | None = None,
+    data: DataFacts | None = None,
+) -> None:
     """Writes a model; the directory appears complete or not at all.
 
     Args:
         model: The model.
         folder: A directory that does not exist yet.
+        classes: The names of a classifier's classes.
+        data: What it was trained on, if known.
 
     Raises:
         UsageError: If `folder` exists.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     if folder.exists():
         raise UsageError(f"{folder} exists already: remove it or name another directory")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    temporary.mkdir()
-    try:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS)
-        settings = json.dumps(dataclasses.asdict(model.config), indent=2)
-        (temporary / SETTINGS).write_text(settings + "\n", encoding="utf-8")
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    description = ModelDescription.of(model, classes=classes, data=data)
+    with whole_directory(folder) as temporary:
+        write_model(temporary, description, model.state_dict())
 
 
 def load_model(folder: str | Path) -> Vimpac:
-    """Reads what `save_model` wrote.
+    """Reads a pre-trained model: of `save_model`, `vimpac convert` or a run's checkpoint.
 
     Args:
         folder: The directory.
@@ -56,21 +200,63 @@ def load_model(folder: str | Path) -> Vimpac:
         The model, on the CPU, in training mode.
 
     Raises:
-        VimpacError: If a file is absent, damaged, or does not fit the other.
+        UsageError: The directory holds no pre-trained model.
+        VimpacError: A file is damaged, or does not fit the other.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    description, tensors = read_model(folder)
+    if description.kind != "vimpac":
+        raise UsageError(f"{folder} holds a {description.kind}: read it with load_classifier")
+    model = _filled(Path(folder), description, tensors)
+    assert isinstance(model, Vimpac)
+    return model
 
-    folder = Path(folder)
-    missing = [name for name in (WEIGHTS, SETTINGS) if not (folder / name).is_file()]
-    if missing:
-        raise VimpacError(f"{folder} is no saved model: it has no {' and no '.join(missing)}")
+
+def load_classifier(folder: str | Path) -> tuple[VideoClassifier, list[str]]:
+    """Reads a classifier, from a checkpoint of `vimpac finetune`.
+
+    Args:
+        folder: The checkpoint's directory.
+
+    Returns:
+        The classifier, on the CPU, in evaluation mode, and the names of its classes.
+
+    Raises:
+        UsageError: The directory holds no classifier.
+        VimpacError: A file is damaged, or does not fit the other.
+    """
+    description, tensors = read_model(folder)
+    if description.kind != "classifier":
+        raise UsageError(f"{folder} holds no classifier: train one with `vimpac finetune`")
+    model = _filled(Path(folder), description, tensors)
+    assert isinstance(model, VideoClassifier)
+    return model.eval(), description.classes or []
+
+
+def load_encoder(folder: str | Path) -> tuple[VideoTokenEncoder, ModelDescription]:
+    """Reads the encoder of any model directory.
+
+    Args:
+        folder: The directory.
+
+    Returns:
+        The encoder, on the CPU, and what the directory says of it.
+
+    Raises:
+        UsageError: The directory is no model directory.
+        VimpacError: A file is damaged, or does not fit the other.
+    """
+    description, tensors = read_model(folder)
+    model = _filled(Path(folder), description, tensors)
+    assert isinstance(model, Vimpac | VideoClassifier)
+    return model.encoder, description
+
+
+def _filled(folder: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> nn.Module:
+    """The described model with these tensors."""
+    with torch.device("meta"):
+        model = description.build()
     try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        with torch.device("meta"):
-            model = Vimpac(ModelConfig(**settings))
-        model.load_state_dict(load_file(folder / WEIGHTS), assign=True)
-    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise VimpacError(f"{folder} holds no intact model: {reason}") from error
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise damaged(folder, error) from None
     return model.requires_grad_()

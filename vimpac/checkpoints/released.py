@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vimpac.model.config import LAYOUTS, LossConfig, ModelConfig
 from vimpac.model.pretraining import Vimpac
-from vimpac.presets import LAYOUTS, ModelConfig
 
 _PARTS = ("query", "key", "value")
 # Released copy -> the tensor it is tied to.
@@ -48,12 +48,12 @@ def load_released(
     state = dict(state_dict)
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    config = _read_config(state, layout, num_heads, norm)
+    config, loss = _read_config(state, layout, num_heads, norm)
     with torch.device("meta"):
-        model = Vimpac(config)
+        model = Vimpac(config, loss)
     ours: dict[str, Tensor] = {}
     used = set()
-    for name, sources in _names(config).items():
+    for name, sources in _names(model).items():
         missing = [key for key in sources if key not in state]
         if missing:
             raise ValueError(f"the released checkpoint lacks {missing[0]!r} (layout {layout!r}?)")
@@ -90,15 +90,16 @@ def export_released(model: Vimpac) -> dict[str, Tensor]:
     """
     state = model.state_dict()
     released: dict[str, Tensor] = {}
-    for name, targets in _names(model.config).items():
+    for name, targets in _names(model).items():
         parts = state[name].chunk(len(targets)) if len(targets) > 1 else (state[name],)
         released.update(zip(targets, parts, strict=True))
     released.update({copy: released[source] for copy, source in _TIED.items()})
     return released
 
 
-def _names(config: ModelConfig) -> dict[str, list[str]]:
+def _names(model: Vimpac) -> dict[str, list[str]]:
     """Our name -> the released names whose concatenation along dim 0 it is."""
+    config = model.config
     pre = config.norm == "pre"
     pairs = {
         "encoder.token_embedding.weight": ["backbone.embedding.weight"],
@@ -137,7 +138,7 @@ def _names(config: ModelConfig) -> dict[str, list[str]]:
         modules[f"{layer}.mlp.up"] = f"{block}.mlp.c_fc"
         modules[f"{layer}.mlp.out"] = f"{block}.mlp.c_proj"
         modules[f"{layer}.mlp.norm"] = f"{block}.ln"
-    if config.alpha:
+    if model.contrastive_head is not None:
         _add_contrastive_names(config.contrastive_layers, modules, pairs)
     for ours, theirs in modules.items():
         for kind in ("weight", "bias"):
@@ -160,8 +161,8 @@ def _add_contrastive_names(
 
 def _read_config(
     state: Mapping[str, Tensor], layout: str, num_heads: int, norm: str
-) -> ModelConfig:
-    """Reads every size from the arrays."""
+) -> tuple[ModelConfig, LossConfig]:
+    """Reads every size from the arrays; without a contrastive head there is no such loss."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
 
@@ -178,7 +179,7 @@ def _read_config(
     if num_heads < 1 or inner % num_heads:
         raise ValueError(f"num_heads={num_heads} does not divide the attention width {inner}")
     position = "backbone.positional_embedding.{}_pos_embedding"
-    contrastive: dict[str, int | float] = {"alpha": 0.0}
+    contrastive: dict[str, int] = {}
     depth = sum(key.startswith("cls_head.mlp.linear_") and key.endswith("weight") for key in state)
     if depth:
         contrastive = {
@@ -186,18 +187,19 @@ def _read_config(
             "contrastive_width": size("cls_head.mlp.linear_0.weight"),
             "contrastive_dim": size(f"cls_head.mlp.linear_{depth - 1}.weight"),
         }
-    return ModelConfig(
+    config = ModelConfig(
         layers=layers,
         width=size("backbone.embedding.weight", 1),
         heads=num_heads,
         head_dim=inner // num_heads,
         mlp_width=size(f"{block}.0.mlp.c_fc.weight"),
-        layout=layout,
+        layout=layout,  # type: ignore[arg-type]  # one of LAYOUTS
         grid=(
             size(position.format("temporal")),
             size(position.format("height")),
             size(position.format("width")),
         ),
-        norm=norm,
+        norm=norm,  # type: ignore[arg-type]  # checked by ModelConfig
         **contrastive,  # type: ignore[arg-type]
     )
+    return config, LossConfig(alpha=1.0 if depth else 0.0)

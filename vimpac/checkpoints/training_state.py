@@ -1,48 +1,51 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints of a run: model directories with what continues the run.
 
     <run>/checkpoints/step-00000500/
-        model.safetensors    parameters and buffers, readable by any program
-        state.pt             step, optimiser, sampler: tensors and numbers only
-        config.yaml          the resolved configuration
+        model.json, model.safetensors    see `vimpac.checkpoints.model_dir`
+        training_state.pt                step, optimiser, sampler: tensors and numbers only
+        config.yaml                      the resolved configuration
 
-A checkpoint is written into a directory whose name starts with `.tmp-`, brought to the disk and
-then renamed, so a name `step-*` always stands for a complete one, whenever the process dies.
+A checkpoint is written under a name that starts with `.tmp-`, brought to the disk and then renamed,
+so a name `step-*` always stands for a complete one, whenever the process dies.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vimpac.checkpoints import version_01
+from vimpac.checkpoints.model_dir import ModelDescription, damaged, read_model, write_model
 from vimpac.errors import UsageError, VimpacError
+from vimpac.files import whole_directory
 
-MODEL, STATE, CONFIG = "model.safetensors", "state.pt", "config.yaml"
+STATE, CONFIG = "training_state.pt", "config.yaml"
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds, on the CPU."""
+
+    description: ModelDescription
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
 
 
 def save_checkpoint(
-    folder: Path,
-    step: int,
-    *,
-    model: dict[str, Tensor],
-    state: dict[str, Any],
-    config: str,
-    keep: int,
+    folder: Path, step: int, checkpoint: Checkpoint, *, config: str, keep: int
 ) -> Path:
     """Writes one checkpoint and removes the oldest ones.
 
     Args:
         folder: The directory of the checkpoints.
         step: Updates done.
-        model: State dict of the model.
-        state: Anything else to resume from; tensors, numbers, strings, lists and dicts only.
+        checkpoint: The model, and anything else to resume from: tensors, numbers, strings, lists
+            and dicts.
         config: The configuration as YAML.
         keep: Checkpoints that remain.
 
@@ -51,28 +54,18 @@ def save_checkpoint(
 
     Raises:
         OSError: Writing failed; the earlier checkpoints are intact.
+        VimpacError: As OSError, where PyTorch or safetensors reports it in its own words.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    for leftover in folder.glob(".tmp-step-*"):  # of a process that was killed
+        shutil.rmtree(leftover)
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".tmp-{final.name}"
-    temporary.mkdir()
     try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}
-        save_file(tensors, temporary / MODEL)
-        torch.save(state, temporary / STATE)
-        (temporary / CONFIG).write_text(config, encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        _sync(folder)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise
-        # safetensors and torch.save report a full disk in their own words.
+        with whole_directory(final) as temporary:
+            write_model(temporary, checkpoint.description, checkpoint.tensors)
+            torch.save(checkpoint.state, temporary / STATE)
+            (temporary / CONFIG).write_text(config, encoding="utf-8")
+    except (SafetensorError, RuntimeError) as error:
         raise VimpacError(
             f"cannot write {final}: {error}; earlier checkpoints are intact"
         ) from error
@@ -109,45 +102,28 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
     if resume == "auto":
         return found[-1] if found else None
     path = Path(resume)
-    missing = [name for name in (MODEL, STATE) if not (path / name).is_file()]
-    if missing:
-        raise UsageError(f"--resume {path} is no checkpoint: it has no {' and no '.join(missing)}")
+    if not any((path / name).is_file() for name in (STATE, version_01.STATE)):
+        raise UsageError(f"--resume {path} is no checkpoint of a run: it has no {STATE}")
     return path
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint to the CPU, never running code from it.
 
     Args:
         path: The checkpoint's directory.
 
     Returns:
-        The model's state dict and the rest of the state.
+        The model and the rest of the state.
 
     Raises:
-        VimpacError: A file is absent or damaged.
+        UsageError: The directory is no checkpoint.
+        VimpacError: A file is damaged.
     """
+    description, tensors = read_model(path)
+    file = path / STATE if (path / STATE).is_file() else path / version_01.STATE
     try:
-        model = load_file(path / MODEL)
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise VimpacError(
-            f"checkpoint {path} is damaged ({reason}): remove it to resume from the one before"
-        ) from error
-    return model, state
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process had begun to write."""
-    for path in folder.glob(".tmp-step-*"):
-        shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    """Brings a file or a directory's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise damaged(path, error) from error
+    return Checkpoint(description, tensors, state)

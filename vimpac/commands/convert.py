@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vimpac.errors import UsageError, VimpacError
+from vimpac.files import whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,10 +93,6 @@ def _write_released(model: Any, path: Path) -> None:
 
     from vimpac.checkpoints.released import export_released
 
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         # Clones: a slice would otherwise be saved with all of the packed tensor.
         torch.save({k: v.clone() for k, v in export_released(model).items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

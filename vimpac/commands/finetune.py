@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vimpac.train.config import FinetuneConfig
-from vimpac.train.overrides import load_config, to_yaml
+from vimpac.config import FinetuneConfig
+from vimpac.settings import load_config, to_yaml
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -13,13 +13,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "finetune",
         help="train a video classifier on a pre-trained encoder",
-        description="Trains and tests a video classifier on a pre-trained encoder.",
+        description="Trains and tests a video classifier on a pre-trained encoder; start it with "
+        "torchrun for several devices.",
         epilog="example: vimpac finetune runs/a/checkpoints/step-00012000 data=ucf labels=ucf.csv",
     )
-    parser.add_argument("checkpoint", help="of this or `vimpac pretrain`, or a converted model")
+    parser.add_argument("checkpoint", help="of `vimpac pretrain`, this or `vimpac convert`")
     parser.add_argument("--config", metavar="FILE", help="a YAML file")
     parser.add_argument(
         "--linear-probe", action="store_true", help="train the classifier only, on frozen features"
+    )
+    parser.add_argument(
+        "--resume",
+        default="none",
+        metavar="auto|DIR",
+        help="continue from the run's newest checkpoint, or from a given one",
     )
     parser.add_argument(
         "--show", action="store_true", help="print the resolved configuration and stop"
@@ -40,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from vimpac.train.finetune import finetune  # torch: seconds that --show need not wait
 
-    result = finetune(config, args.checkpoint, probe=args.linear_probe)
+    result = finetune(config, args.checkpoint, probe=args.linear_probe, resume=args.resume)
     print(f"clips {result.clip_accuracy:.4f} videos {result.video_accuracy:.4f}")
     print(result.checkpoint)
     return 0

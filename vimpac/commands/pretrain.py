@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vimpac.train.config import PretrainConfig
-from vimpac.train.overrides import load_config, presets, to_yaml
+from vimpac.config import PretrainConfig
+from vimpac.settings import load_config, presets, to_yaml
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         print(to_yaml(config), end="")
         return 0
-    from vimpac.train.trainer import pretrain  # torch: seconds that --show need not wait
+    from vimpac.train.pretrain import pretrain  # torch: seconds that --show need not wait
 
     result = pretrain(config, resume=args.resume)
     print(f"step {result.step}: {result.checkpoint}")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vimpac.config import FinetuneConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.labels import Split
 from vimpac.data.store import TokenStore
-from vimpac.presets import PAD_TOKEN
-from vimpac.train.config import FinetuneConfig
+from vimpac.tokens import PAD_TOKEN
 
 
 class RandomClips(Dataset[tuple[Tensor, int]]):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-ORDER, CLIPS = 1, 2  # streams: the order of an epoch, the clips of a sample
+# Streams: the order of an epoch, the clips of a sample, the dropout of a clip.
+ORDER, CLIPS, DROPOUT = 1, 2, 3
 
 
 def words(stream: int, seed: int, number: int, count: int) -> np.ndarray:

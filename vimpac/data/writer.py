@@ -28,6 +28,7 @@ from vimpac.data.store_format import (
     shard_name,
 )
 from vimpac.errors import UsageError, VimpacError
+from vimpac.files import whole_file
 
 
 class Entry(NamedTuple):
@@ -262,12 +263,9 @@ def frame_records(
 
 
 def replace_file(file: Path, data: bytes) -> None:
-    """Writes a whole file: a temporary one first, then a rename."""
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb", buffering=0) as stream:
+    """Writes a whole file."""
+    with whole_file(file) as temporary, temporary.open("wb", buffering=0) as stream:
         _write(stream, data)
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
 
 
 def _write(file: FileIO, data: bytes) -> None:

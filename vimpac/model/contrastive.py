@@ -55,7 +55,7 @@ def info_nce(
             f"contrastive_batch={batch} must divide the {world * videos} videos of a step "
             f"({videos} on each of {world} ranks): change the videos per rank or the setting"
         )
-    with _without_autocast(features.device):
+    with without_autocast(features.device):
         z = F.normalize(features.float(), dim=-1)
         candidates = gather(z, group).view(world, 2, videos, -1).transpose(0, 1)
         similarity = z @ candidates.flatten(0, 2).mT / temperature  # (2B, 2 * world * videos)
@@ -141,8 +141,8 @@ class BatchNorm(nn.BatchNorm1d):
         self.running_var.lerp_(var, self.momentum)
 
 
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    # The meta device knows no autocast.
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast turned off; the meta device knows none."""
     if device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vimpac.model.cls_per_line import attend_per_line, count_lines, merge_cls, repeat_cls
+from vimpac.model.config import ModelConfig
 from vimpac.model.initial import init_bert
 from vimpac.model.masked_rows import cls_rows, take_rows
 from vimpac.model.positions import Positions
-from vimpac.presets import EMBEDDING_ROWS, PAD_TOKEN, ModelConfig
+from vimpac.tokens import EMBEDDING_ROWS, PAD_TOKEN
 from vimpac_kernels import axial_attention, bias_gelu, dropout_add_layer_norm, embed_tokens
 
 LAYER_NORM_EPS = 1e-12
@@ -250,9 +251,10 @@ class VideoTokenEncoder(nn.Module):
         tokens: Tensor,  # (B, T, H, W) integer
         *,
         has_padding: bool = True,
+        seed: Tensor | None = None,  # 0-d int64
     ) -> Tensor:  # (B, D)
         """[CLS] of clips: `forward` without the rows that a classifier does not read."""
-        return self(tokens, has_padding=has_padding, rows=cls_rows(tokens))
+        return self(tokens, has_padding=has_padding, rows=cls_rows(tokens), seed=seed)
 
     def _seeds(
         self, seed: Tensor | None, layers: int, branches: int, device: torch.device

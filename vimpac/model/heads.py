@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac.model.contrastive import BatchNorm
+from vimpac.model.config import ModelConfig
+from vimpac.model.contrastive import BatchNorm, without_autocast
 from vimpac.model.encoder import LAYER_NORM_EPS, VideoTokenEncoder
 from vimpac.model.initial import init_bert
 from vimpac.model.masked_rows import IGNORE_INDEX, MaskedRows, choose_masked_rows, take_rows
-from vimpac.presets import EMBEDDING_ROWS, ModelConfig
+from vimpac.tokens import EMBEDDING_ROWS
 from vimpac_kernels import LinearCrossEntropyOutput, linear_cross_entropy
 
 
@@ -150,5 +151,10 @@ class VideoClassifier(nn.Module):
         tokens: Tensor,  # (B, T, H, W) integer
         *,
         has_padding: bool = True,
-    ) -> Tensor:  # (B, num_classes) logits
-        return self.classifier(self.dropout(self.encoder.cls(tokens, has_padding=has_padding)))
+        seed: Tensor | None = None,  # 0-d int64
+    ) -> Tensor:  # (B, num_classes) logits, at least fp32 also under autocast
+        """Classifies clips; `has_padding` and `seed` are the encoder's."""
+        cls = self.encoder.cls(tokens, has_padding=has_padding, seed=seed)
+        with without_autocast(cls.device):
+            cls = cls.to(torch.promote_types(cls.dtype, self.classifier.weight.dtype))
+            return self.classifier(self.dropout(cls))

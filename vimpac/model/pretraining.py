@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.model.contrastive import info_nce
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import ContrastiveHead, MaskedTokenHead
 from vimpac.model.masked_rows import MaskedRows, choose_masked_rows, cls_rows
-from vimpac.presets import ModelConfig, preset
 from vimpac_kernels import LinearCrossEntropyOutput
 
 
 class PretrainingOutput(NamedTuple):
     """What a forward of `Vimpac` returns; every tensor is 0-d and on the device."""
 
-    loss: Tensor  # mask_loss + alpha * contrastive_loss
+    loss: Tensor  # LossConfig.total of the two below
     mask_loss: Tensor  # mean cross-entropy over the masked tokens of this rank
     accuracy: Tensor  # fraction of them predicted right
     contrastive_loss: Tensor  # gamma * (loss_a + loss_b); 0 without a contrastive head
@@ -29,28 +29,36 @@ class Vimpac(nn.Module):
     """Masked token prediction and contrastive learning over one forward of the masked input.
 
     Args:
-        config: Sizes, layout, options and loss weights.
+        config: Sizes, layout and options.
+        loss: Weights of the losses; alpha=0 builds no contrastive head.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.loss_config = config, loss or LossConfig()
         self.encoder = VideoTokenEncoder(config)
         self.token_head = MaskedTokenHead(self.encoder.token_embedding)
-        self.contrastive_head = ContrastiveHead(config) if config.alpha else None
+        self.contrastive_head = ContrastiveHead(config) if self.loss_config.alpha else None
 
     @classmethod
     def from_preset(cls, /, name: str, **overrides: Any) -> Vimpac:
         """Builds a named preset, for example `from_preset("small", grid=(5, 16, 16))`.
 
         Args:
-            name: A key of `vimpac.presets.PRESETS`.
-            overrides: Fields of `ModelConfig`, such as `layout`, `grid` or `dropout`.
+            name: A key of `vimpac.PRESETS`.
+            overrides: Fields of `ModelConfig`, such as `layout`, `grid` or `dropout`, and of
+                `LossConfig`, such as `alpha`.
 
         Returns:
             The model with fresh weights, on the current default device.
+
+        Raises:
+            ValueError: If there is no such preset, or a setting is illegal.
+            TypeError: If an override is no setting of a model or a loss.
         """
-        return cls(preset(name, **overrides))
+        of_loss = {field.name for field in dataclasses.fields(LossConfig)} & overrides.keys()
+        loss = LossConfig(**{key: overrides.pop(key) for key in of_loss})
+        return cls(preset(name, **overrides), loss)
 
     def resize_grid(
         self, grid: tuple[int, int, int], optimizer: torch.optim.Optimizer | None = None
@@ -74,6 +82,7 @@ class Vimpac(nn.Module):
         count: Tensor | None = None,  # 0-d int32
         max_masked: int | None = None,
         has_padding: bool = True,
+        contrastive_batch: int | None = None,
     ) -> PretrainingOutput:
         """The losses of masked clips.
 
@@ -85,6 +94,7 @@ class Vimpac(nn.Module):
             count: How many positions count.
             max_masked: Bound on the number of masked tokens (see `choose_masked_rows`).
             has_padding: False promises that no clip holds PAD.
+            contrastive_batch: As in `info_nce`.
 
         Returns:
             The losses and the accuracy.
@@ -104,14 +114,33 @@ class Vimpac(nn.Module):
         )
         contrastive = torch.zeros((), device=cls.device)
         if self.contrastive_head is not None:
-            contrastive = info_nce(
-                self.contrastive_head(cls),
-                self.config.temperature,
-                gamma=self.config.gamma,
-                contrastive_batch=self.config.contrastive_batch,
-            )
-        loss = tokens.loss + self.config.alpha * contrastive
-        return PretrainingOutput(loss, tokens.loss, tokens.accuracy, contrastive)
+            contrastive = self.contrastive_loss(cls, contrastive_batch)
+        total = self.loss_config.total(tokens.loss, contrastive)
+        return PretrainingOutput(total, tokens.loss, tokens.accuracy, contrastive)
+
+    def contrastive_loss(
+        self,
+        cls: Tensor,  # (2B, D)
+        contrastive_batch: int | None = None,
+    ) -> Tensor:
+        """The contrastive loss of this rank's clips, before its weight alpha.
+
+        Args:
+            cls: (2B, D), [CLS] of all first clips, then of all second clips.
+            contrastive_batch: As in `info_nce`.
+
+        Returns:
+            0-d fp32.
+
+        Raises:
+            ValueError: If the model has no contrastive head (alpha=0).
+        """
+        if self.contrastive_head is None:
+            raise ValueError("this model was built with alpha=0, without a contrastive head")
+        features, loss = self.contrastive_head(cls), self.loss_config
+        return info_nce(
+            features, loss.temperature, gamma=loss.gamma, contrastive_batch=contrastive_batch
+        )
 
 
 def predict_masked(

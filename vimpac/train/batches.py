@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vimpac.config import ClipConfig, PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
-from vimpac.presets import NUM_TOKENS, PAD_TOKEN
-from vimpac.train.config import ClipConfig, PretrainConfig
+from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
 
 
 def open_store(path: str, variant: int | None = None) -> TokenStore:
@@ -60,15 +60,9 @@ def clip_pairs(store: TokenStore, config: PretrainConfig) -> ClipDataset:
     )
 
 
-def doubts(store: TokenStore, config: PretrainConfig) -> Iterator[str]:
-    """What a run may do but is hardly meant to, a line each."""
-    videos, rivals, clips = len(store), config.batch.contrastive, config.clips
-    if config.loss.alpha and videos < rivals:
-        yield (
-            f"batch.contrastive={rivals} of {videos} videos tells clips of one video apart: "
-            "lower it, or give more videos"
-        )
-    short = int((store.frames < clips.span).sum())
+def padding_warning(store: TokenStore, clips: ClipConfig) -> Iterator[str]:
+    """A line, if most videos are shorter than a clip."""
+    videos, short = len(store), int((store.frames < clips.span).sum())
     if 2 * short > videos:
         yield (
             f"{short} of {videos} videos have fewer than the {clips.span} frames of a clip and are "

@@ -2,6 +2,7 @@
 
     vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv out=runs/ucf
     vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv --linear-probe
+    torchrun --nproc-per-node 8 -m vimpac finetune runs/... data=ucf labels=ucf.csv --resume auto
 
 Fine-tuning draws a clip per video and step. A linear probe encodes `test_clips` clips of every
 training video once and fits a logistic regression to their [CLS]. Either is tested on `test_clips`
@@ -13,33 +14,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator
-from contextlib import closing
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vimpac.checkpoints import training_state as ckpt
-from vimpac.checkpoints.classifier import describe, load_encoder
-from vimpac.data.labelled_clips import EvenClips, RandomClips
-from vimpac.data.labels import Split, read_labels
+from vimpac.checkpoints.model_dir import DataFacts, ModelDescription, load_encoder
+from vimpac.checkpoints.training_state import Checkpoint, find_checkpoint, save_checkpoint
+from vimpac.config import FinetuneConfig
+from vimpac.data.labelled_clips import RandomClips
+from vimpac.data.labels import read_labels
 from vimpac.data.sampler import ResumableSampler
-from vimpac.errors import UsageError, VimpacError
+from vimpac.errors import UsageError
+from vimpac.eval.evaluate import accuracies, over_views
+from vimpac.eval.probes import fit_linear
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
-from vimpac.train.batches import make_loader, open_store, read
-from vimpac.train.config import FinetuneConfig
-from vimpac.train.distributed import join_world
+from vimpac.settings import to_yaml
+from vimpac.train.batches import make_loader, open_store, padding_warning
+from vimpac.train.distributed import World, join_world
+from vimpac.train.finetune_step import METRICS, FinetuneStep
 from vimpac.train.log import RunLog
-from vimpac.train.optim import lr_at, make_optimizer, update
-from vimpac.train.overrides import to_yaml
+from vimpac.train.loop import Loop, check_data
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class FinetuneResult:
     """How a run ended: its checkpoint, and the shares of test clips and videos that are right."""
 
     checkpoint: Path
@@ -48,187 +49,166 @@ class Result:
 
 
 def finetune(
-    config: FinetuneConfig, checkpoint: str | Path, *, probe: bool = False, quiet: bool = False
-) -> Result:
-    """Trains a classifier and tests it, in one process.
+    config: FinetuneConfig,
+    checkpoint: str | Path,
+    *,
+    probe: bool = False,
+    resume: str = "none",
+    stop: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+) -> FinetuneResult:
+    """Trains a classifier and tests it.
 
     Args:
         config: The run.
-        checkpoint: Of a pre-training or a classifier, or a model directory of `vimpac convert`.
-        probe: Whether to leave the encoder as it is.
+        checkpoint: A model directory: of a pre-training, a classifier or `vimpac convert`.
+        probe: Whether to leave the encoder as it is, in one process.
+        resume: "none", "auto" (the newest checkpoint of the run, if any) or a checkpoint's
+            directory, which then stands in the place of `checkpoint`.
+        stop: Asked after every step; true ends the run early, with a checkpoint and untested.
         quiet: Print nothing.
 
     Returns:
-        The classifier's checkpoint and its accuracies.
+        The classifier's checkpoint and its accuracies, NaN if untested.
 
     Raises:
         UsageError: The settings, labels, store and checkpoint do not fit together.
-        VimpacError: The loss is not finite, or a file is damaged.
+        Interrupted: SIGTERM or SIGINT came; a checkpoint was written after the step in hand.
+        VimpacError: The loss is not finite, a file is damaged, or another process was lost.
     """
     config.check()
-    out = Path(config.out)
-    if ckpt.list_checkpoints(out / "checkpoints"):
-        raise UsageError(f"{out} has a checkpoint already: give another out=")
-    with join_world(config.device) as world:
-        if world.size > 1:
-            raise UsageError("a classifier is trained in one process: start it without torchrun")
-        run = Finetuning(config, load_encoder(Path(checkpoint)), world.device)
-        out.mkdir(parents=True, exist_ok=True)
-        with RunLog(
-            out,
-            steps=run.steps,
-            done=0,
-            active=True,
-            tensorboard=config.run.tensorboard and not probe,
-            quiet=quiet,
-        ) as log:
-            if probe:
-                run.fit_probe()
-            else:
-                run.train(log)
-            clip, video = run.test()
-            log.say(f"test accuracy: {clip:.1%} of clips, {video:.1%} of videos")
-        saved = ckpt.save_checkpoint(
-            out / "checkpoints",
-            0 if probe else run.steps,
-            model=run.model.state_dict(),
-            state=describe(run.model.encoder, run.classes),
-            config=to_yaml(config),
-            keep=1,
-        )
-    return Result(saved, clip, video)
+    with join_world(config.device, config.run.timeout) as world:
+        config.check(world.size, world.device.type)
+        path = find_checkpoint(resume, Path(config.out) / "checkpoints")
+        if probe and (world.size > 1 or resume != "none"):
+            raise UsageError("--linear-probe is fitted at once, in one process, without --resume")
+        encoder, description = load_encoder(path or Path(checkpoint))
+        run = Finetuning(config, encoder, world)
+        check_data(path or Path(checkpoint), description.data, run.describe().data)
+        if probe:
+            saved, found = _fit_probe(run, quiet)
+        else:
+            result = Loop(run, config, world, path).run(stop, quiet)
+            saved, found = result.checkpoint, result.record
+        nan = float("nan")
+        clips, videos = (found.get(f"test_{of}_accuracy", nan) for of in ("clip", "video"))
+        return FinetuneResult(saved, clips, videos)
+
+
+def _fit_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, float]]:
+    """Fits a linear probe, tests it and saves it."""
+    out = Path(run.config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLog(out, steps=0, done=0, active=True, tensorboard=False, quiet=quiet) as log:
+        log.say(f"linear probe of {run.headline()}")
+        run.fit_probe()
+        found = run.evaluate()
+        log.record({"step": 0, **found})
+    checkpoint = Checkpoint(run.describe(), run.model.state_dict(), {"step": 0})
+    folder, config = out / "checkpoints", to_yaml(run.config)
+    return save_checkpoint(folder, 0, checkpoint, config=config, keep=1), found
 
 
 class Finetuning:
-    """A classifier and its videos.
+    """A classifier and its videos, as `vimpac.train.system.System`.
 
     Args:
         config: The run.
         encoder: Where it starts from; its positions are interpolated to the clips' grid.
-        device: Where it computes.
+        world: The processes.
+
+    Raises:
+        UsageError: The store or the labels do not fit the settings.
     """
 
-    def __init__(
-        self, config: FinetuneConfig, encoder: VideoTokenEncoder, device: torch.device
-    ) -> None:
-        self.config, self.device = config, device
+    metrics: Sequence[str] = METRICS
+
+    def __init__(self, config: FinetuneConfig, encoder: VideoTokenEncoder, world: World) -> None:
+        self.config, self.world = config, world
         self.store = open_store(config.data, config.clips.variant)
         self.classes, self.splits = read_labels(config.labels, self.store)
         self.has_padding = int(self.store.frames.min()) < config.clips.span
         meta = self.store.meta
-        encoder.positions.resize_((config.clips.frames, meta.height, meta.width), None)
-        torch.manual_seed(config.seed)
-        self.model = VideoClassifier(encoder, len(self.classes)).to(device)
-        epoch_steps = len(self.splits["train"].videos) / config.batch
+        self.grid = (config.clips.frames, meta.height, meta.width)
+        encoder.positions.resize_(self.grid, None)
+        self.model = VideoClassifier(encoder, len(self.classes)).to(world.device)
+        train = self.splits["train"]
+        self.sampler = ResumableSampler(
+            len(train.videos),
+            global_batch=config.batch.videos,
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.seed,
+        )
+        epoch_steps = len(train.videos) / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
+        every = config.run.evaluate_every
+        self.evaluate_every = 0 if every is None else max(1, round(every * epoch_steps))
+        clips = RandomClips(self.store, config, train)
+        micro = min(config.batch.micro, config.batch.videos // world.size)
+        self.loader = make_loader(clips, self.sampler, micro, config.clips, world.device)
+        self._step: FinetuneStep | None = None
 
-    def train(self, log: RunLog) -> None:
-        """Trains the encoder and the classifier together."""
-        optim, every = self.config.optim, self.config.run.log_every
+    def describe(self) -> ModelDescription:
+        """See `System`."""
+        data = DataFacts.of(self.store, self.config.clips.frame_stride)
+        return ModelDescription.of(self.model, classes=self.classes, data=data)
+
+    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+        """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
+        description = checkpoint.description
+        if description.classes != self.classes:
+            raise ValueError(f"its classes are {description.classes}, not {self.classes}")
+        positions = self.model.encoder.positions
+        positions.resize_(description.config.grid)
+        self.model.load_state_dict(checkpoint.tensors)
+        positions.resize_(self.grid, optimizer)
+
+    def make_step(self) -> FinetuneStep:
+        """See `System`."""
+        self._step = FinetuneStep(self.model, self.config, self.world, has_padding=self.has_padding)
+        return self._step
+
+    def headline(self) -> str:
+        """See `System`."""
+        train, test = (len(self.splits[split].videos) for split in ("train", "test"))
+        return (
+            f"{self.model.encoder.config.layout}, {len(self.classes)} classes, "
+            f"grid {'x'.join(map(str, self.grid))}, {train} training and {test} test videos"
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """See `System`."""
+        yield from padding_warning(self.store, self.config.clips)
+
+    def total_loss(self, means: dict[str, float]) -> float:
+        """See `System`."""
+        return means["loss"]
+
+    def evaluate(self) -> dict[str, float]:
+        """The accuracies on the test split."""
+        step = self._step or self.make_step()
+        self.model.eval()
+        found = accuracies(step.logits, self.store, self.config, self.splits["test"], self.world)
         self.model.train()
-        optimizer = make_optimizer(self.model, optim)
-        metrics: list[Tensor] = []  # (2,) per step since the last record
-        with closing(self._train_batches()) as batches:
-            for step, (clips, classes) in enumerate(islice(batches, self.steps), 1):
-                classes = classes.to(self.device, non_blocking=True)
-                logits = self._logits(clips)
-                loss = F.cross_entropy(logits, classes)
-                loss.backward()
-                lr = lr_at(step - 1, self.steps, optim)
-                update(self.model, optimizer, optim, torch.full((), lr, device=self.device))
-                right = (logits.argmax(-1) == classes).float().mean()
-                metrics.append(torch.stack((loss.detach(), right)))
-                log.step(step)
-                if step % every == 0 or step == self.steps:
-                    mean, accuracy = torch.stack(metrics).mean(0).tolist()
-                    metrics.clear()
-                    if not math.isfinite(mean):
-                        raise VimpacError(f"the loss is not finite by step {step}: lower optim.lr")
-                    log.record({"step": step, "loss": mean, "accuracy": accuracy, "lr": lr})
+        return found
 
     @torch.no_grad()
     def fit_probe(self) -> None:
         """Fits the classifier to the frozen encoder's [CLS] of the training videos."""
         classifier, split = self.model.eval().classifier, self.splits["train"]
-        features = self._over_views(split, self._cls)
+        parts = over_views(self._features, self.store, self.config, split, self.world)
+        features = torch.cat([values for _, values in parts])  # (videos, views, D)
         labels = torch.tensor(split.classes).repeat_interleave(features.shape[1])
         decay = self.config.optim.weight_decay
         weight, bias = fit_linear(features.flatten(0, 1), labels, len(self.classes), decay)
         classifier.weight.copy_(weight)
         classifier.bias.copy_(bias)
 
-    @torch.no_grad()
-    def test(self) -> tuple[float, float]:
-        """Accuracy over the clips and over the videos of the test split."""
-        self.model.eval()
-        split = self.splits["test"]
-        probabilities = self._over_views(split, self._logits).softmax(-1)
-        labels = torch.tensor(split.classes)
-        clips = (probabilities.argmax(-1) == labels[:, None]).float().mean()
-        videos = (probabilities.mean(1).argmax(-1) == labels).float().mean()
-        return clips.item(), videos.item()
-
-    def _cls(self, clips: Tensor) -> Tensor:
+    def _features(self, clips: Tensor) -> Tensor:
         """(B, T, H, W) -> (B, D) fp32."""
-        enabled = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            cls = self.model.encoder.cls(
-                clips.to(self.device, non_blocking=True), has_padding=self.has_padding
-            )
+        enabled, device = self.config.precision == "bf16", self.world.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            clips = clips.to(device, non_blocking=True)
+            cls = self.model.encoder.cls(clips, has_padding=self.has_padding)
         return cls.float()
-
-    def _logits(self, clips: Tensor) -> Tensor:
-        """(B, T, H, W) -> (B, classes) fp32."""
-        return self.model.classifier(self._cls(clips))
-
-    def _train_batches(self) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Random clips (B, T, H, W) and their classes (B,), without end."""
-        config, split = self.config, self.splits["train"]
-        sampler = ResumableSampler(len(split.videos), global_batch=config.batch, seed=config.seed)
-        clips = RandomClips(self.store, config, split)
-        return read(make_loader(clips, sampler, config.batch, config.clips, self.device))
-
-    def _over_views(self, split: Split, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """`function` of every view of every video in turn, (videos, views, ...) on the CPU."""
-        views = EvenClips(self.store, self.config, split)
-        per_batch = math.ceil(self.config.batch / views.views)
-        loader = make_loader(views, range(len(views)), per_batch, self.config.clips, self.device)
-        with closing(read(loader)) as batches:
-            results = [function(clips.flatten(0, 1)).cpu() for clips in batches]
-        return torch.cat(results).unflatten(0, (-1, views.views))
-
-
-def fit_linear(
-    features: Tensor,  # (M, D)
-    labels: Tensor,  # (M,)
-    classes: int,
-    weight_decay: float,
-) -> tuple[Tensor, Tensor]:
-    """Logistic regression on standardised features, in fp64.
-
-    Args:
-        features: (M, D).
-        labels: (M,) integers.
-        classes: Their number.
-        weight_decay: Half of it times the squared norm of the weight is added to the loss.
-
-    Returns:
-        The weight (classes, D) and the bias (classes,) for the features as they are.
-    """
-    mean, std = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
-    x = (features - mean) / std
-    with torch.enable_grad():
-        weight = x.new_zeros(classes, x.shape[1], requires_grad=True)
-        bias = x.new_zeros(classes, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
-
-        def loss() -> float:
-            optimizer.zero_grad()
-            value = F.cross_entropy(F.linear(x, weight, bias), labels)
-            value = value + weight_decay / 2 * weight.square().sum()
-            value.backward()
-            return value.item()
-
-        optimizer.step(loss)
-    weight = weight.detach() / std
-    return weight, bias.detach() - weight @ mean

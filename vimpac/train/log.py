@@ -9,12 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vimpac.files import whole_file
+
 LOG = "log.jsonl"
 
 # name in the record: (title, format) in the terminal
 COLUMNS = {
     "loss": ("loss", ".3f"),
     "accuracy": ("accuracy", ".1%"),
+    "test_clip_accuracy": ("test clips", ".1%"),
+    "test_video_accuracy": ("test videos", ".1%"),
     "mask_accuracy": ("mask acc", ".1%"),
     "cl_loss": ("CL", ".3f"),
     "lr": ("lr", ".1e"),
@@ -55,9 +59,8 @@ class RunLog:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
         path = out / LOG
         kept = [r for r in read_log(path) if r["step"] <= done] if path.exists() else []
-        temporary = path.with_name(f".tmp-{LOG}")  # a kill meanwhile leaves the log as it was
-        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # imports for a second

@@ -10,6 +10,7 @@ the last, which computes fewer rows, share. Elsewhere one graph holds everything
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,26 +27,36 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-from vimpac.model.pretraining import Vimpac
-from vimpac.train.config import PretrainConfig
+from vimpac.config import TrainConfig
 from vimpac.train.distributed import World
 
 
-def parallelise(module: nn.Module, model: Vimpac, config: PretrainConfig, world: World) -> Any:
-    """Compiles the model if asked to, and makes backward average the gradients over the processes.
+def parallelise(
+    module: nn.Module,
+    config: TrainConfig,
+    world: World,
+    *,
+    layers: Sequence[nn.Module],
+    apart: Sequence[nn.Module] = (),
+    methods: Sequence[str] = (),
+) -> Any:
+    """Compiles a module if asked to, and makes backward average the gradients over the processes.
 
     Args:
-        module: The encoder and the token head, with methods `forward` and `encode`.
-        model: The model they belong to; its contrastive head is called by itself.
+        module: What a training step calls.
         config: The run.
         world: The processes.
+        layers: Its largest parts, whose parameters FSDP2 gathers one after the other.
+        apart: Modules outside of it that the step calls by themselves. FSDP2 shards them; with DDP
+            the step averages their gradients.
+        methods: Of `module`, that the step calls beside `forward`.
 
     Returns:
         What to call in place of `module`.
     """
     sharded = config.parallel == "fsdp" and world.size > 1
     if config.compile != "none":
-        for part in model.encoder.layers if sharded else [module]:
+        for part in layers if sharded else [module]:
             _compile(part, config.compile)
     if world.size == 1:
         return module
@@ -56,12 +67,13 @@ def parallelise(module: nn.Module, model: Vimpac, config: PretrainConfig, world:
     if config.precision == "bf16" and world.device.type == "cuda":
         # Autocast computes the layers in bf16 anyway; embeddings and heads stay fp32, as without.
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for layer in model.encoder.layers:
+    for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh)
-    register_fsdp_forward_method(module, "encode")
-    if model.contrastive_head is not None:
-        fully_shard(model.contrastive_head, mesh=mesh)
+    for method in methods:
+        register_fsdp_forward_method(module, method)
+    for other in apart:
+        fully_shard(other, mesh=mesh)
     return module
 
 

@@ -1,72 +1,88 @@
-"""One update, from the tokens of its videos to the parameters: eagerly, or as one CUDA graph.
+"""One update, from the samples to the parameters: eagerly, or as one CUDA graph.
 
 The graph holds masks, all forward and backward passes, clipping and AdamW. The host copies tokens,
-the number of the first clip and the learning rate to where the graph reads them, and starts it:
+the number of the first sample and the learning rate to where the graph reads them, and starts it:
 one launch where the update of a small model takes hundreds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from vimpac.config import OptimConfig
 from vimpac.train.cuda_graph import Graphed
+from vimpac.train.distributed import World
 from vimpac.train.optim import update
-from vimpac.train.step import PretrainStep
+
+if TYPE_CHECKING:
+    from vimpac.train.system import Step
 
 
 class Update:
-    """Makes the updates of a run, of which `graph: true` records one.
+    """Makes the updates of a run.
 
     Args:
-        step: The gradients of an update, with the run's configuration.
+        step: The gradients of an update.
+        model: What they are of.
         optimizer: From `make_optimizer`.
+        optim: Its settings.
+        world: The processes.
+        graph: Whether to record one update and replay it; micro-batches are tensors then.
     """
 
-    def __init__(self, step: PretrainStep, optimizer: torch.optim.Optimizer) -> None:
-        self._step, self._optimizer = step, optimizer
-        self._device = step.world.device
-        self._graph = Graphed(self._recorded, self._device) if step.config.graph else None
-
-    def __call__(
+    def __init__(
         self,
-        groups: Iterable[Sequence[Tensor]],  # (micro, 2, T, H, W) each
-        first_video: int,
-        lr: float,
-    ) -> Tensor:
+        step: Step,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        optim: OptimConfig,
+        world: World,
+        graph: bool = False,
+    ) -> None:
+        self._step, self._model, self._optimizer, self._optim = step, model, optimizer, optim
+        self._device = world.device
+        self._graph = Graphed(self._recorded, self._device) if graph else None
+
+    def __call__(self, groups: Iterable[Sequence[Any]], first_sample: int, lr: float) -> Tensor:
         """Makes one update.
 
         Args:
-            groups: This rank's micro-batches of each group, on any device. Eagerly, a group is
+            groups: This process's micro-batches of each group, on any device. Eagerly, a group is
                 taken when the one before it is on its way.
-            first_video: Number of the first video among all samples of the run.
+            first_sample: Number of its first sample among all of the run.
             lr: The learning rate.
 
         Returns:
-            The mean of `METRICS` over the groups, and the norm of the gradient before clipping,
-            (4,) fp32 on the device, which nothing has waited for.
+            The means of the step's metrics, and the norm of the gradient before clipping,
+            (metrics + 1,) fp32 on the device, which nothing has waited for.
         """
-        first_clip, rate = 2 * first_video, torch.full((), lr, device=self._device)
+        rate = torch.full((), lr, device=self._device)
         if self._graph is None:
-            there = ([x.to(self._device, non_blocking=True) for x in parts] for parts in groups)
-            return self._update(first_clip, rate, there)
-        clip = torch.full((), first_clip, dtype=torch.int64, device=self._device)
-        return self._graph(clip, rate, *(part for parts in groups for part in parts))
+            there = ([self._move(part) for part in parts] for parts in groups)
+            return self._update(first_sample, rate, there)
+        sample = torch.full((), first_sample, dtype=torch.int64, device=self._device)
+        return self._graph(sample, rate, *(part for parts in groups for part in parts))
 
-    def _recorded(self, first_clip: Tensor, lr: Tensor, *parts: Tensor) -> Tensor:
+    def _move(self, part: Any) -> Any:
+        return tree_map(lambda x: x.to(self._device, non_blocking=True), part)
+
+    def _recorded(self, first_sample: Tensor, lr: Tensor, *parts: Tensor) -> Tensor:
         """The update from tensors alone."""
         size = len(parts) // self._step.groups
         groups = [parts[i : i + size] for i in range(0, len(parts), size)]
-        return self._update(first_clip, lr, groups)
+        return self._update(first_sample, lr, groups)
 
     def _update(
         self,
-        first_clip: int | Tensor,  # 0-d int64
+        first_sample: int | Tensor,  # 0-d int64
         lr: Tensor,  # 0-d fp32
-        groups: Iterable[Sequence[Tensor]],
+        groups: Iterable[Sequence[Any]],
     ) -> Tensor:
-        metrics = self._step.gradients(groups, first_clip)
-        norm = update(self._step.model, self._optimizer, self._step.config.optim, lr)
+        metrics = self._step.gradients(groups, first_sample)
+        norm = update(self._model, self._optimizer, self._optim, lr)
         return torch.cat([metrics, norm[None]])

@@ -22,25 +22,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from vimpac.data.random import words
-from vimpac.model.contrastive import info_nce
-from vimpac.model.encoder import Layer
+from vimpac.config import MaskConfig, PretrainConfig
 from vimpac.model.masked_rows import choose_masked_rows, cls_rows
 from vimpac.model.pretraining import Vimpac, predict_masked
-from vimpac.presets import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
-from vimpac.train.config import MaskConfig, PretrainConfig
+from vimpac.tokens import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
 from vimpac.train.distributed import World
+from vimpac.train.dropout_seeds import DropoutSeeds
 from vimpac.train.parallel import averaging, parallelise
 from vimpac_kernels import MaskedTokens, mask_tokens
-
-DROPOUT = 3  # stream of `vimpac.data.random` beside its ORDER and CLIPS
-SEEDS = 1 << 16  # from the dropout seed of a clip to that of the next; a model takes fewer
 
 METRICS = ("mask_loss", "mask_accuracy", "cl_loss")
 
@@ -102,37 +96,41 @@ class PretrainStep:
         self.groups = config.batch.videos // config.batch.contrastive
         self.group_part = config.batch.contrastive // world.size  # videos of a group on a rank
         self.micro = min(config.batch.micro, self.group_part)
-        self._weight = config.loss.alpha / self.groups  # of a group's contrastive loss
+        self._weight = model.loss_config.alpha / self.groups  # of a group's contrastive loss
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
         self._module = MaskedTokenModel(model)
-        self._forward = parallelise(self._module, model, config, world)
+        head = model.contrastive_head
+        self._forward = parallelise(
+            self._module,
+            config,
+            world,
+            layers=[*model.encoder.layers],
+            apart=[] if head is None else [head],
+            methods=["encode"],
+        )
         self._mask_seed = torch.tensor(config.seed, dtype=torch.int64, device=world.device)
-        key = words(DROPOUT, config.seed, 0, 1).view("int64")
-        self._dropout_seed = torch.from_numpy(key)[0].to(world.device)
-        layers = [cast(Layer, layer) for layer in model.encoder.layers]
-        self._draws_from_generator = any(x.draws_from_generator(world.device) for x in layers)
+        self.seed = DropoutSeeds(model.encoder, config.seed, world.device)
         # Elsewhere it would wait for the device, and a compiled graph has one size.
         self._read_count = world.device.type == "cpu" and config.compile == "none"
 
     def gradients(
         self,
         groups: Iterable[Sequence[Tensor]],  # (micro, 2, T, H, W) each
-        first_clip: int | Tensor,  # 0-d int64
+        first_sample: int | Tensor,  # 0-d int64
     ) -> Tensor:
-        """Adds the gradients of one update.
+        """Adds the gradients of one update; see `vimpac.train.loop.Step`.
 
         Args:
             groups: This rank's micro-batches of each group, on the device.
-            first_clip: Number of the first clip among all of the run, two to a sample; a tensor
-                is read on the device.
+            first_sample: Number of the first video, two clips each, among all of the run.
 
         Returns:
             The mean of `METRICS` over the groups, (3,) fp32 on the device.
         """
         metrics = torch.zeros(len(METRICS), device=self.world.device)
         for number, parts in enumerate(groups):
-            first = first_clip + 2 * number * self.config.batch.contrastive
+            first = 2 * (first_sample + number * self.config.batch.contrastive)
             metrics += self.group(parts, first, is_last=number + 1 == self.groups)
         return metrics / self.groups
 
@@ -147,7 +145,7 @@ class PretrainStep:
 
         Args:
             parts: This rank's micro-batches of the group.
-            first_clip: As in `gradients`, of this group.
+            first_clip: Number of the first clip, two to a video; a tensor is read on the device.
             is_last: Whether the update ends here, so that the ranks' gradients are averaged.
 
         Returns:
@@ -167,7 +165,7 @@ class PretrainStep:
         for i, (part, clip) in enumerate(zip(masked, clips, strict=True)):
             own_d_cls = d_cls[i] if cached else None
             with averaging(self._forward, is_last and i + 1 == len(clips)):
-                metrics += self._learn(part, tokens[i], shares[i], self._seed(clip), own_d_cls)
+                metrics += self._learn(part, tokens[i], shares[i], self.seed(clip), own_d_cls)
         metrics /= len(parts)
         if cached:
             metrics[2] += cl_loss
@@ -209,7 +207,7 @@ class PretrainStep:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The contrastive loss of all micro-batches, 0-d, and its gradients d[CLS], (B, D) each."""
         parts = [
-            self._encode(part, self._seed(clip)) for part, clip in zip(inputs, clips, strict=True)
+            self._encode(part, self.seed(clip)) for part, clip in zip(inputs, clips, strict=True)
         ]
         cls = torch.cat(parts).requires_grad_()
         loss = self._contrastive_loss(cls)
@@ -238,7 +236,8 @@ class PretrainStep:
                 seed,
             )
         loss, accuracy, cl_loss = share * loss, share * accuracy, torch.zeros_like(loss)
-        total = loss / (self.groups * (self.group_part // self.micro))
+        parts = self.groups * (self.group_part // self.micro)
+        total = self.model.loss_config.mask * loss / parts
         if d_cls is not None:
             total = total + (cls * d_cls).sum()
         elif self.model.contrastive_head is not None:
@@ -252,20 +251,9 @@ class PretrainStep:
         cls: Tensor,  # (2 * videos, D), the two clips of a video side by side
     ) -> Tensor:
         """The loss of this rank's clips against the group's clips of all ranks."""
+        views = cls.unflatten(0, (-1, 2)).transpose(0, 1)  # (2, videos, D)
         with self._autocast():
-            features = self.model.contrastive_head(cls)  # type: ignore[misc]
-        views = features.unflatten(0, (-1, 2)).transpose(0, 1)  # (2, videos, d)
-        return info_nce(views.flatten(0, 1), self.config.loss.temperature)
-
-    def _seed(self, clip: int | Tensor) -> Tensor:
-        """Makes dropout a function of seed and micro-batch: the same after a resume, on any rank.
-
-        A micro-batch is named by its first clip. Its masks, which say where in the last layer a
-        row stands, follow from the seed and the clips too.
-        """
-        if self._draws_from_generator:  # on the host: no graph, as `PretrainConfig.check` says
-            torch.manual_seed(int(words(DROPOUT, self.config.seed, int(clip), 1)[0]))
-        return torch.add(self._dropout_seed, clip, alpha=SEEDS)
+            return self.model.contrastive_loss(views.flatten(0, 1))
 
     def _autocast(self) -> AbstractContextManager:
         enabled = self.config.precision == "bf16"

@@ -1,0 +1,52 @@
+"""What version 0.1 wrote: model directories with other settings, checkpoints without `model.json`.
+
+model.json     the fields of ModelConfig and LossConfig of then, all in one
+state.pt       of a checkpoint: step, optimiser, sampler, grid; of a classifier: its encoder's
+               settings and its classes
+config.yaml    of a checkpoint: the configuration
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from vimpac.config import PretrainConfig
+from vimpac.model.config import LossConfig, ModelConfig
+from vimpac.settings import load_config
+
+STATE, CONFIG, WEIGHTS = "state.pt", "config.yaml", "model.safetensors"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a directory is a checkpoint of version 0.1."""
+    return (folder / STATE).is_file() and (folder / CONFIG).is_file()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The fields of the `ModelDescription` of a checkpoint."""
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    if "classes" in state:
+        config, _ = read_settings(state["encoder"])
+        return {"kind": "classifier", "config": config, "classes": state["classes"]}
+    run = load_config(PretrainConfig, str(folder / CONFIG))
+    with safe_open(folder / WEIGHTS, "pt") as tensors:
+        axes = ("time", "height", "width")
+        grid = [tensors.get_slice(f"encoder.positions.{axis}").get_shape()[0] for axis in axes]
+    return {
+        "kind": "vimpac",
+        "config": dataclasses.replace(run.model, grid=tuple(grid)),
+        "loss": run.loss,
+    }
+
+
+def read_settings(values: dict[str, Any]) -> tuple[ModelConfig, LossConfig]:
+    """The settings of a model, which had those of its loss among them."""
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    config = {key: value for key, value in values.items() if key in known}
+    loss = {key: values[key] for key in ("alpha", "gamma", "temperature")}
+    return ModelConfig(**config), LossConfig(**loss)

@@ -1,0 +1,208 @@
+"""Every setting of a run, once, with its default and its legal numbers.
+
+The key of a setting on the command line and in YAML is its place in here: `optim.lr=3e-4` sets
+`OptimConfig.lr` of the run. Those of the network stand in vimpac/model/config.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar, Literal
+
+from vimpac.errors import UsageError
+from vimpac.model.config import LossConfig, ModelConfig, preset
+from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, range_problem, setting
+
+
+@dataclasses.dataclass
+class ClipConfig:
+    """What is read from the token store."""
+
+    frames: int = setting(5, POSITIVE)  # T
+    frame_stride: int = setting(1, POSITIVE)  # stored frames from one of a clip to the next
+    variant: int | None = setting(None, NOT_NEGATIVE)  # which stored one; null: drawn per sample
+    workers: int = setting(2, NOT_NEGATIVE)  # data-loading processes per rank; 0: none
+    prefetch: int = setting(4, POSITIVE)  # micro-batches that each worker keeps ready
+
+    @property
+    def span(self) -> int:
+        """Stored frames from the first of a clip to its last, both counted."""
+        return (self.frames - 1) * self.frame_stride + 1
+
+
+@dataclasses.dataclass
+class PairConfig(ClipConfig):
+    """What is read where two clips of a video meet."""
+
+    max_distance: float | None = setting(None, NOT_NEGATIVE)  # seconds between the two starts
+
+
+@dataclasses.dataclass
+class MaskConfig:
+    """What is hidden from the model (Sec. B.1)."""
+
+    strategy: Literal["block", "iid", "tube"] = "block"
+    blocks: int = setting(5, NOT_NEGATIVE)  # boxes per clip (block)
+    ratio: float = setting(0.15, SHARE)  # share of tokens (iid, tube)
+    noise: tuple[float, float, float] | None = setting(None, SHARE)  # [MASK] / random / unchanged
+    noise_unit: Literal["block", "token"] = "token"
+
+
+@dataclasses.dataclass
+class PairBatchConfig:
+    """How many videos meet where; each gives two clips."""
+
+    videos: int = setting(1024, POSITIVE)  # per optimiser update, all ranks together
+    contrastive: int = setting(128, POSITIVE)  # told apart: 2 * contrastive - 1 candidates per clip
+    micro: int = setting(32, POSITIVE)  # largest part of a rank that is held in memory at once
+
+
+@dataclasses.dataclass
+class BatchConfig:
+    """How many clips, each of another video, make an update; `batch=64` sets `batch.videos`."""
+
+    shorthand: ClassVar[str] = "videos"
+
+    videos: int = setting(128, POSITIVE)  # per optimiser update, all ranks together
+    micro: int = setting(128, POSITIVE)  # largest part of a rank that is held in memory at once
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    """AdamW with a linear warm-up and a linear decay to zero (Table 4)."""
+
+    lr: float = setting(1e-3, POSITIVE)
+    betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE)
+    eps: float = setting(1e-8, NOT_NEGATIVE)
+    weight_decay: float = setting(0.05, NOT_NEGATIVE)
+    clip: float = setting(1.0, NOT_NEGATIVE)  # largest norm of the gradient; 0: no clipping
+    warmup: float = setting(0.1, SHARE)  # share of the updates
+    epochs: float = setting(10.0, POSITIVE)
+    steps: int | None = setting(None, POSITIVE)  # updates; null: from the epochs
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """Bookkeeping of a run that can be continued; its last step is always saved."""
+
+    log_every: int = setting(10, POSITIVE)  # steps between records; the only host synchronisation
+    tensorboard: bool = True
+    save_every: int = setting(500, POSITIVE)  # steps between checkpoints
+    keep: int = setting(3, POSITIVE)  # newest checkpoints that are kept
+    timeout: float = setting(300.0, POSITIVE)  # seconds until a silent process counts as dead
+
+
+@dataclasses.dataclass
+class TestedRunConfig(RunConfig):
+    """Bookkeeping of a run that is tested while it trains; it is always tested at its end."""
+
+    evaluate_every: float | None = setting(None, POSITIVE)  # epochs; null: at the end only
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """What every training has; `device=auto` is cuda if there is one, else cpu."""
+
+    data: str = ""  # a token store: see `vimpac tokenize`
+    out: str = ""
+    seed: int = setting(0, SEED)
+    device: str = "auto"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: Literal["none", "default", "max-autotune"] = "none"
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds all parameters, or a share
+    activation_checkpointing: bool = False  # keep a layer's input only, run it again in backward
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
+        """Finds numbers out of range, and the combinations that no single range rules out.
+
+        Args:
+            world_size: Number of processes.
+            device_type: Where the run takes place.
+
+        Raises:
+            UsageError: A value is out of range or two values do not fit together.
+        """
+        problem = range_problem(self)
+        if problem:
+            raise UsageError(problem)
+
+
+@dataclasses.dataclass
+class PretrainConfig(TrainConfig):
+    """A pre-training run."""
+
+    out: str = "runs/pretrain"
+    graph: bool = False  # one CUDA graph of the step: pays where launching outlasts computing
+    model: ModelConfig = dataclasses.field(default_factory=lambda: preset("small"))
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    clips: PairConfig = dataclasses.field(default_factory=PairConfig)
+    mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
+    batch: PairBatchConfig = dataclasses.field(default_factory=PairBatchConfig)
+
+    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
+        """As `TrainConfig.check`."""
+        super().check(world_size, device_type)
+        mask, batch = self.mask, self.batch
+        if mask.noise is not None:
+            if not math.isclose(sum(mask.noise), 1.0, abs_tol=1e-6):
+                raise UsageError(f"mask.noise={[*mask.noise]} must sum to 1")
+            if mask.noise_unit == "block" and mask.strategy != "block":
+                raise UsageError("mask.noise_unit=block needs mask.strategy=block")
+        if batch.videos % batch.contrastive:
+            raise UsageError(
+                f"batch.videos={batch.videos} must be a multiple of "
+                f"batch.contrastive={batch.contrastive}"
+            )
+        if self.graph:
+            self._check_graph(world_size, device_type)
+        _check_division("batch.contrastive", batch.contrastive, batch.micro, world_size)
+
+    def _check_graph(self, world_size: int, device_type: str) -> None:
+        reason = None
+        if device_type != "cuda":
+            reason = f"this run is on {device_type}"
+        elif world_size > 1:
+            reason = f"gradients are averaged over {world_size} processes"
+        elif self.model.dropout and {"HW", "THW"} & {*self.model.layout.split(",")}:
+            reason = (
+                "joint axes draw dropout from PyTorch's generator, which the host seeds for every "
+                "micro-batch: model.dropout=0 is possible"
+            )
+        if reason:
+            raise UsageError(f"graph=true records one CUDA device's step, but {reason}")
+
+
+@dataclasses.dataclass
+class FinetuneConfig(TrainConfig):
+    """A classifier on a pre-trained encoder; the defaults are Table 4's for UCF101."""
+
+    out: str = "runs/finetune"
+    labels: str = ""  # a CSV file with the columns video, class, split (train or test)
+    test_clips: int = setting(10, POSITIVE)  # of every video and crop, evenly spaced
+    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    optim: OptimConfig = dataclasses.field(
+        default_factory=lambda: OptimConfig(
+            lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01, epochs=50.0
+        )
+    )
+    run: TestedRunConfig = dataclasses.field(default_factory=TestedRunConfig)
+
+    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
+        """As `TrainConfig.check`."""
+        super().check(world_size, device_type)
+        _check_division("batch.videos", self.batch.videos, self.batch.micro, world_size)
+
+
+def _check_division(key: str, videos: int, micro: int, world_size: int) -> None:
+    """Raises unless the videos divide among processes, and a process's among micro-batches."""
+    part = videos // world_size
+    if videos % world_size:
+        raise UsageError(f"{key}={videos} does not divide among {world_size} processes")
+    if part % min(micro, part):
+        raise UsageError(
+            f"batch.micro={micro} must divide the {part} videos of {key}={videos} on each process"
+        )

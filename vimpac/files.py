@@ -1,0 +1,81 @@
+"""Files and directories that appear whole or not at all, whenever the process dies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Writes a directory, in the place of one that may be there.
+
+    Args:
+        path: The directory.
+
+    Yields:
+        An empty directory beside it, `.tmp-<name>`. At the end its files are brought to the disk
+        and it gets the name; after an error it is removed, and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir()
+    try:
+        yield temporary
+        for written in (*temporary.iterdir(), temporary):
+            _sync(written)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Writes a file, in the place of one that may be there.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The name to write to, beside it. At the end the file is brought to the disk and gets its
+        name; after an error it is removed, and `path` is as it was.
+
+    Raises:
+        OSError: Writing failed; it names `path`.
+    """
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file or directory is written before it has its name."""
+    return path.with_name(f".tmp-{path.name}")
+
+
+def _sync(path: Path) -> None:
+    """Brings a file, or the entries of a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some file systems cannot do it for a directory
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""The settings of a network and of its loss, and the paper's named networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, range_problem, setting
+
+Layout = Literal["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
+LAYOUTS: tuple[str, ...] = typing.get_args(Layout)
+_CHOICES = {"layout": LAYOUTS, "norm": ("post", "pre"), "cls": ("released", "paper")}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network (the paper's Tables 3, 6 and 13); `name` sets the sizes of a preset.
+
+    In `layout`, `,` separates attention blocks in sequence and `|` the axes that share the heads
+    of one block. `grid` is (T, H, W) in tokens; a token covers 8 x 8 pixels.
+
+    Raises:
+        ValueError: A value is not legal, or two do not fit together.
+    """
+
+    name: str = "custom"  # of the preset that has these sizes, whatever was given
+    layers: int = setting(6, POSITIVE)
+    width: int = setting(512, POSITIVE)
+    heads: int = setting(8, POSITIVE)
+    head_dim: int = setting(64, POSITIVE)  # heads * head_dim may differ from width (large_half)
+    mlp_width: int = setting(2048, POSITIVE)
+    layout: Layout = "T,H|W"
+    grid: tuple[int, int, int] = setting((5, 16, 16), POSITIVE, of_a_run=False)
+    norm: Literal["post", "pre"] = "post"
+    cls: Literal["released", "paper"] = "released"  # see vimpac/model/cls_per_line.py
+    dropout: float = setting(0.1, BELOW_ONE)
+    contrastive_layers: int = setting(2, POSITIVE)
+    contrastive_width: int = setting(2048, POSITIVE)
+    contrastive_dim: int = setting(256, POSITIVE)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        sizes = vars(self).items()
+        fits = (name for name, preset in PRESETS.items() if (_SMALL | preset).items() <= sizes)
+        object.__setattr__(self, "name", next(fits, "custom"))
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                value = getattr(self, field)
+                raise ValueError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
+        if len(self.grid) != 3:
+            raise ValueError(f"grid must be three positive sizes (T, H, W), got {self.grid}")
+        problem = range_problem(self)
+        if problem:
+            raise ValueError(problem)
+        if self.cls == "paper" and "|" in self.layout:
+            raise ValueError(
+                f"cls='paper' averages [CLS] per line after the whole block, which layout "
+                f"{self.layout!r} leaves undefined: its parallel axes have different lines but "
+                "one output projection; use cls='released', or a layout without '|'"
+            )
+        for block in self.layout.split(","):
+            groups = block.count("|") + 1
+            if self.heads % groups:
+                raise ValueError(
+                    f"heads={self.heads} do not divide into the {groups} axes of {block}"
+                )
+
+    def named(self, name: str) -> ModelConfig:
+        """This network with the sizes of a preset.
+
+        Args:
+            name: A key of `PRESETS`, or "custom", which changes nothing.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        if name == "custom":
+            return self
+        if name not in PRESETS:
+            raise ValueError(f"name: preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        return dataclasses.replace(self, **(_SMALL | PRESETS[name]))
+
+
+_SMALL: dict[str, Any] = dict(
+    layers=6,
+    width=512,
+    heads=8,
+    head_dim=64,
+    mlp_width=2048,
+    contrastive_layers=2,
+    contrastive_width=2048,
+)
+_BASE: dict[str, Any] = dict(layers=12, width=768, heads=12, mlp_width=3072)
+_LARGE: dict[str, Any] = dict(
+    layers=24, width=1024, heads=16, contrastive_layers=3, contrastive_width=4096
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": dict(layers=2, width=128, heads=4, head_dim=32, mlp_width=512, contrastive_width=256),
+    "small": _SMALL,
+    "base": _BASE,
+    "large_half": {**_LARGE, "head_dim": 32, "mlp_width": 2048},
+    "6x768": {**_BASE, "layers": 6},
+    "12x512": {**_SMALL, "layers": 12},
+}
+
+
+def preset(name: str, **overrides: Any) -> ModelConfig:
+    """Returns the settings of a named network.
+
+    Args:
+        name: "tiny", "small", "base", "large_half", "6x768" or "12x512".
+        overrides: Fields of `ModelConfig` to change.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If there is no such preset, or a setting is illegal.
+        TypeError: If an override is not a field of `ModelConfig`.
+    """
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    for key in overrides:
+        if key not in fields:
+            raise TypeError(f"{key!r} is no setting of a model; the settings are {fields}")
+    return dataclasses.replace(ModelConfig().named(name), **overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Loss = mask * token loss + alpha * contrastive loss (Sec. 3)."""
+
+    mask: float = setting(1.0, NOT_NEGATIVE)
+    alpha: float = setting(1.0, NOT_NEGATIVE)  # 0: no contrastive loss
+    gamma: float = setting(0.2, NOT_NEGATIVE)  # scale inside the contrastive loss
+    temperature: float = setting(0.2, POSITIVE)
+
+    def __post_init__(self) -> None:
+        problem = range_problem(self)
+        if problem:
+            raise ValueError(problem)
+
+    def total(self, mask_loss: Any, contrastive_loss: Any) -> Any:
+        """The loss of its two parts, tensors or numbers."""
+        return self.mask * mask_loss + self.alpha * contrastive_loss

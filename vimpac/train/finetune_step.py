@@ -1,0 +1,70 @@
+"""The gradients of one update of a classifier: the mean cross-entropy over the clips of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vimpac.config import FinetuneConfig
+from vimpac.model.heads import VideoClassifier
+from vimpac.train.distributed import World
+from vimpac.train.dropout_seeds import DropoutSeeds
+from vimpac.train.parallel import averaging, parallelise
+
+METRICS = ("loss", "accuracy")
+
+
+class FinetuneStep:
+    """Accumulates the gradients of an update, whose videos are one group.
+
+    Args:
+        model: On its device.
+        config: The run's configuration.
+        world: The processes.
+        has_padding: Whether a clip can hold PAD.
+    """
+
+    groups = 1
+
+    def __init__(
+        self, model: VideoClassifier, config: FinetuneConfig, world: World, *, has_padding: bool
+    ) -> None:
+        self.model, self.config, self.world = model, config, world
+        self.group_part = config.batch.videos // world.size
+        self.micro = min(config.batch.micro, self.group_part)
+        self._has_padding = has_padding
+        model.encoder.activation_checkpointing = config.activation_checkpointing
+        self._forward = parallelise(model, config, world, layers=[*model.encoder.layers])
+        self.seed = DropoutSeeds(model.encoder, config.seed, world.device)
+
+    def gradients(
+        self,
+        groups: Iterable[Sequence[tuple[Tensor, Tensor]]],  # ((micro, T, H, W), (micro,)) each
+        first_sample: int | Tensor,  # 0-d int64
+    ) -> Tensor:
+        """Adds the gradients of one update; see `vimpac.train.system.Step`."""
+        metrics = torch.zeros(len(METRICS), device=self.world.device)
+        (parts,) = groups
+        for i, (clips, classes) in enumerate(parts):
+            seed = self.seed(first_sample + i * self.micro)
+            with averaging(self._forward, i + 1 == len(parts)):
+                logits = self.logits(clips, seed)
+                loss = F.cross_entropy(logits, classes)
+                (loss / len(parts)).backward()
+            right = (logits.argmax(-1) == classes).float().mean()
+            metrics += torch.stack((loss.detach(), right))
+        return metrics / len(parts)
+
+    def logits(
+        self,
+        clips: Tensor,  # (B, T, H, W), on any device
+        seed: Tensor | None = None,  # 0-d int64, of the dropout
+    ) -> Tensor:  # (B, classes) fp32
+        """The logits of clips, in the run's precision."""
+        enabled, device = self.config.precision == "bf16", self.world.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            clips = clips.to(device, non_blocking=True)
+            return self._forward(clips, has_padding=self._has_padding, seed=seed)

@@ -1,0 +1,248 @@
+"""The loop of every training: steps, records, checkpoints, signals and ranks.
+
+What is trained is a `System`: the loop knows no model and no loss. A run's directory holds
+config.yaml, log.jsonl, tensorboard/ and checkpoints/. Whatever is random is a function of the seed
+and of the number of a sample, so a resumed run equals one that was never stopped, bit for bit on
+one kind of machine, and ranks only divide the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vimpac.checkpoints.model_dir import DataFacts
+from vimpac.checkpoints.training_state import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from vimpac.config import TrainConfig
+from vimpac.errors import UsageError, VimpacError
+from vimpac.settings import to_yaml
+from vimpac.train.batches import read
+from vimpac.train.distributed import World
+from vimpac.train.log import RunLog
+from vimpac.train.optim import lr_at, make_optimizer
+from vimpac.train.parallel import load_whole, whole
+from vimpac.train.signals import Interrupted, catch_signals, explain
+from vimpac.train.system import System
+from vimpac.train.update import Update
+
+STOP = 1  # what `stop` asks for, among the numbers of signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        out: The run's directory.
+        step: Updates done.
+        checkpoint: The last checkpoint.
+        record: The last record of the log, and what the last evaluation found.
+    """
+
+    out: Path
+    step: int
+    checkpoint: Path
+    record: dict[str, float]
+
+
+class Loop:
+    """A run in one process of the world.
+
+    Args:
+        system: What is trained.
+        config: The run.
+        world: The processes.
+        path: The checkpoint to continue from, if any.
+
+    Raises:
+        UsageError: The checkpoint does not fit.
+    """
+
+    def __init__(
+        self, system: System, config: TrainConfig, world: World, path: Path | None = None
+    ) -> None:
+        self.system, self.config, self.world, self.path = system, config, world, path
+        self.out = Path(config.out)
+        self.done = 0
+        self._wait = 0.0  # seconds since the last record in which the data was not ready
+        self.optimizer = make_optimizer(system.model, config.optim)
+        if path is not None:
+            self._restore(path)
+        loaded = self.optimizer.state_dict()
+        self.step = system.make_step()
+        if config.parallel == "fsdp":  # the parameters are other ones now
+            self.optimizer = make_optimizer(system.model, config.optim)
+            load_whole(self.optimizer, loaded)
+        graph = getattr(config, "graph", False)
+        self.update = Update(self.step, system.model, self.optimizer, config.optim, world, graph)
+
+    def run(self, stop: Callable[[], bool] = lambda: False, quiet: bool = False) -> Result:
+        """Trains to the end.
+
+        Args:
+            stop: Asked after every step; true ends the run early, with a checkpoint.
+            quiet: Print nothing.
+
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; a checkpoint was written after the step in hand.
+            VimpacError: The loss is not finite, a file is damaged, or another process was lost.
+        """
+        if self.world.is_main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        log = RunLog(
+            self.out,
+            steps=self.system.steps,
+            done=self.done,
+            active=self.world.is_main,
+            tensorboard=self.config.run.tensorboard,
+            quiet=quiet,
+        )
+        signals = catch_signals(only_first=self.world.size == 1)
+        with log, signals as caught, closing(read(self.system.loader)) as batches:
+            begin = f"resumed from {self.path}" if self.path else "from the beginning"
+            where = f"{self.world.size} x {self.world.device.type}"
+            log.say(f"{self.system.headline()}, {self.system.steps} steps on {where}, {begin}")
+            for warning in self.system.warnings():
+                log.say(f"warning: {warning}")
+            try:
+                return self._train(batches, log, lambda: max(STOP * stop(), caught()))
+            except RuntimeError as error:
+                reason = explain(error, self.world.rank, self.done, self.out / "checkpoints")
+                if not reason:
+                    raise
+                raise VimpacError(reason) from error
+
+    def _train(self, batches: Iterator[Any], log: RunLog, asked: Callable[[], int]) -> Result:
+        run, system = self.config.run, self.system
+        sums = torch.zeros(len(system.metrics) + 1, device=self.world.device)
+        request = 0
+        since, start, record = self.done, time.perf_counter(), dict[str, float]()
+        while self.done < system.steps and not request:
+            lr = lr_at(self.done, system.steps, self.config.optim)
+            first = system.sampler.position + self.world.rank * self.step.group_part
+            sums += self.update(self._groups(batches), first, lr)
+            self.done += 1
+            log.step(self.done)
+            request = self.world.largest(asked())
+            due = system.evaluate_every and self.done % system.evaluate_every == 0
+            save = request > 0 or self.done == system.steps or self.done % run.save_every == 0
+            if save or due or self.done % run.log_every == 0:
+                record = self._record(sums / (self.done - since), since, start) | {"lr": lr}
+                log.record(record)
+                sums.zero_()
+                if save or due:  # an evaluation may take longer than a scheduler waits
+                    self.path = self._save()
+                if due and not request and self.done < system.steps:
+                    log.record({"step": self.done, **system.evaluate()})
+                since, start, self._wait = self.done, time.perf_counter(), 0.0
+        assert self.path is not None  # there is a step to do or one that was done
+        if self.done == system.steps:
+            found = system.evaluate()
+            if found:
+                log.record({"step": self.done, **found})
+            record |= found
+        elif request > STOP:
+            message = f"after step {self.done}: {self.path} is written, --resume auto continues"
+            raise Interrupted(request, message)
+        return Result(self.out, self.done, self.path, record)
+
+    def _groups(self, micro_batches: Iterator[Any]) -> Iterator[list[Any]]:
+        """This process's parts of the groups of one update, as they are read."""
+        for _ in range(self.step.groups):
+            begin = time.perf_counter()
+            parts = [next(micro_batches) for _ in range(self.step.group_part // self.step.micro)]
+            self._wait += time.perf_counter() - begin
+            yield parts
+            self.system.sampler.advance()
+
+    def _record(
+        self,
+        means: Tensor,  # (metrics + 1,), the last one being the gradient's norm
+        since: int,
+        start: float,
+    ) -> dict[str, float]:
+        """The record of the steps after `since`; the one place that waits for the device."""
+        names = (*self.system.metrics, "grad_norm")
+        values = dict(zip(names, self.world.mean(means).tolist(), strict=True))
+        if not all(math.isfinite(value) for value in values.values()):
+            raise VimpacError(
+                f"the loss is not finite between steps {since + 1} and {self.done} "
+                f"({', '.join(f'{k} {v:.4g}' for k, v in values.items())}); the last good "
+                f"checkpoint is {self.path or 'not there yet'}; "
+                "lower optim.lr, or use precision=fp32"
+            )
+        seconds, sampler = time.perf_counter() - start, self.system.sampler
+        videos = (self.done - since) * self.step.groups * sampler.global_batch
+        return {
+            "step": self.done,
+            "epoch": sampler.position / sampler.num_videos,
+            "loss": self.system.total_loss(values),
+            **values,
+            "videos_per_s": videos / seconds,
+            "data_wait": self._wait / seconds,
+        }
+
+    def _save(self) -> Path:
+        """Writes a checkpoint on the main process; the others only bring their shards."""
+        folder = self.out / "checkpoints"
+        tensors = whole(self.system.model.state_dict())
+        optimizer = whole(self.optimizer.state_dict())
+        path = folder / f"step-{self.done:08d}"
+        if self.world.is_main:
+            state = {
+                "step": self.done,
+                "optimizer": optimizer,
+                "sampler": self.system.sampler.state_dict(),
+            }
+            path = save_checkpoint(
+                folder,
+                self.done,
+                Checkpoint(self.system.describe(), tensors, state),
+                config=to_yaml(self.config),
+                keep=self.config.run.keep,
+            )
+        self.world.largest(0)  # torchrun ends all processes with the first one: not before this
+        return path
+
+    def _restore(self, path: Path) -> None:
+        """Continues from a checkpoint."""
+        checkpoint = load_checkpoint(path)
+        if "optimizer" not in checkpoint.state:
+            raise UsageError(f"{path} holds a model but no run that could be continued")
+        check_data(path, checkpoint.description.data, self.system.describe().data)
+        try:
+            # Its moments: the rates and bounds are those of this configuration.
+            groups = self.optimizer.state_dict()["param_groups"]
+            state = {**checkpoint.state["optimizer"], "param_groups": groups}
+            self.optimizer.load_state_dict(state)
+            self.system.restore(checkpoint, self.optimizer)
+            self.system.sampler.load_state_dict(checkpoint.state["sampler"])
+        except (RuntimeError, ValueError) as error:
+            line = " ".join(str(error).split())
+            raise UsageError(f"{path} does not fit this configuration: {line:.300}") from error
+        self.done = checkpoint.state["step"]
+        newest = list_checkpoints(self.out / "checkpoints")[-1:]
+        if newest and int(newest[0].name[5:]) > self.done:  # what is written would count as older
+            raise UsageError(f"{newest[0]} is later than {path}: remove it or give another out=")
+
+
+def check_data(path: Path, was: DataFacts | None, now: DataFacts | None) -> None:
+    """Raises if a model would read tokens that another tokenizer made."""
+    if was and now and (was.tokenizer, was.digest) != (now.tokenizer, now.digest):
+        raise UsageError(
+            f"{path} was trained on tokens of {was.tokens}, data= holds those of {now.tokens}"
+        )

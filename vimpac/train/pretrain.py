@@ -1,0 +1,137 @@
+"""Pre-trains VIMPAC on a token store.
+
+    vimpac tokenize videos/ --out store
+    vimpac pretrain --config small data=store out=runs/small
+    vimpac pretrain --config small data=store out=runs/small --resume auto
+    torchrun --nproc-per-node 8 -m vimpac pretrain --config large_half data=store out=runs/large
+
+The order of the videos is a function of (seed, epoch), clips of (seed, sample), masks and dropout
+of (seed, clip).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from vimpac.checkpoints.model_dir import DataFacts, ModelDescription
+from vimpac.checkpoints.training_state import Checkpoint, find_checkpoint
+from vimpac.config import PretrainConfig
+from vimpac.data.sampler import ResumableSampler
+from vimpac.data.store import TokenStore
+from vimpac.model.pretraining import Vimpac
+from vimpac.train.batches import clip_pairs, make_loader, open_store, padding_warning
+from vimpac.train.distributed import World, join_world
+from vimpac.train.loop import Loop, Result
+from vimpac.train.pretrain_step import METRICS, PretrainStep
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    resume: str = "none",
+    stop: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+) -> Result:
+    """Runs a pre-training from its beginning or from a checkpoint to its end.
+
+    Args:
+        config: The run.
+        resume: "none", "auto" (the newest checkpoint, if any) or a checkpoint's directory.
+        stop: Asked after every step; true ends the run early, with a checkpoint.
+        quiet: Print nothing.
+
+    Returns:
+        Where the results are.
+
+    Raises:
+        UsageError: The configuration does not fit the store, the machine or the checkpoint.
+        Interrupted: SIGTERM or SIGINT came; a checkpoint was written after the step in hand.
+        VimpacError: The loss is not finite, a file is damaged, or another process was lost.
+    """
+    config.check()
+    store = open_store(config.data, config.clips.variant)
+    with join_world(config.device, config.run.timeout) as world:
+        config.check(world.size, world.device.type)
+        path = find_checkpoint(resume, Path(config.out) / "checkpoints")
+        return Loop(Pretraining(config, store, world), config, world, path).run(stop, quiet)
+
+
+class Pretraining:
+    """VIMPAC and the videos of a store, as `vimpac.train.loop.System`.
+
+    Args:
+        config: The run.
+        store: The videos.
+        world: The processes.
+    """
+
+    metrics: Sequence[str] = METRICS
+    evaluate_every = 0
+
+    def __init__(self, config: PretrainConfig, store: TokenStore, world: World) -> None:
+        self.config, self.store, self.world = config, store, world
+        self.grid = (config.clips.frames, store.meta.height, store.meta.width)
+        torch.manual_seed(config.seed)  # the same initial parameters on every rank
+        network = dataclasses.replace(config.model, grid=self.grid)
+        self.model = Vimpac(network, config.loss).to(world.device)
+        batch = config.batch
+        self.sampler = ResumableSampler(
+            len(store),
+            global_batch=batch.contrastive,
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.seed,
+        )
+        epoch_steps = len(store) / batch.videos
+        self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
+        pairs, micro = clip_pairs(store, config), min(batch.micro, batch.contrastive // world.size)
+        self.loader = make_loader(pairs, self.sampler, micro, config.clips, world.device)
+
+    def describe(self) -> ModelDescription:
+        """See `System`."""
+        data = DataFacts.of(self.store, self.config.clips.frame_stride)
+        return ModelDescription.of(self.model, data=data)
+
+    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+        """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
+        if checkpoint.description.kind != "vimpac":
+            raise ValueError(f"it holds a {checkpoint.description.kind}")
+        self.model.resize_grid(checkpoint.description.config.grid)
+        self.model.load_state_dict(checkpoint.tensors)
+        self.model.resize_grid(self.grid, optimizer)
+
+    def make_step(self) -> PretrainStep:
+        """See `System`."""
+        has_padding = int(self.store.frames.min()) < self.config.clips.span
+        return PretrainStep(self.model, self.config, self.world, has_padding=has_padding)
+
+    def headline(self) -> str:
+        """See `System`."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"{self.config.model.name} {self.config.model.layout}, {parameters:,} parameters, "
+            f"grid {'x'.join(map(str, self.grid))}, {len(self.store)} videos"
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """See `System`."""
+        videos, rivals = len(self.store), self.config.batch.contrastive
+        if self.config.loss.alpha and videos < rivals:
+            yield (
+                f"batch.contrastive={rivals} of {videos} videos tells clips of one video apart: "
+                "lower it, or give more videos"
+            )
+        yield from padding_warning(self.store, self.config.clips)
+
+    def total_loss(self, means: dict[str, float]) -> float:
+        """See `System`."""
+        return self.config.loss.total(means["mask_loss"], means["cl_loss"])
+
+    def evaluate(self) -> dict[str, float]:
+        """Nothing: a pre-training is judged by what is trained on it."""
+        return {}
