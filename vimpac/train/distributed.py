@@ -57,6 +57,9 @@ class World:
 def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
     """Joins the processes that torchrun started, if it did, and leaves them at the end.
 
+    Drop whatever DDP wraps before the end. Its reducer holds the process group, and would destroy
+    it with Python's lock held, for which a thread of Gloo's may wait while it is waited for.
+
     Args:
         device: "auto", "cpu", "cuda" or "cuda:1".
         timeout: Seconds after which a process that others wait for is taken for dead.

@@ -82,17 +82,29 @@ def finetune(
         path = find_checkpoint(resume, Path(config.out) / "checkpoints")
         if probe and (world.size > 1 or resume != "none"):
             raise UsageError("--linear-probe is fitted at once, in one process, without --resume")
-        encoder, description = load_encoder(path or Path(checkpoint))
-        run = Finetuning(config, encoder, world)
-        check_data(path or Path(checkpoint), description.data, run.describe().data)
-        if probe:
-            saved, found = _fit_probe(run, quiet)
-        else:
-            result = Loop(run, config, world, path).run(stop, quiet)
-            saved, found = result.checkpoint, result.record
-        nan = float("nan")
-        clips, videos = (found.get(f"test_{of}_accuracy", nan) for of in ("clip", "video"))
-        return FinetuneResult(saved, clips, videos)
+        saved, found = _train(config, path, Path(checkpoint), world, probe, stop, quiet)
+    nan = float("nan")
+    clips, videos = (found.get(f"test_{of}_accuracy", nan) for of in ("clip", "video"))
+    return FinetuneResult(saved, clips, videos)
+
+
+def _train(
+    config: FinetuneConfig,
+    path: Path | None,  # to continue from
+    start: Path,
+    world: World,
+    probe: bool,
+    stop: Callable[[], bool],
+    quiet: bool,
+) -> tuple[Path, dict[str, float]]:  # the checkpoint, and what the last evaluation found
+    """All that holds the model, which must be gone when the process leaves the others."""
+    encoder, description = load_encoder(path or start)
+    run = Finetuning(config, encoder, world)
+    check_data(path or start, description.data, run.describe().data)
+    if probe:
+        return _fit_probe(run, quiet)
+    result = Loop(run, config, world, path).run(stop, quiet)
+    return result.checkpoint, result.record
 
 
 def _fit_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, float]]:
