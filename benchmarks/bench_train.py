@@ -156,7 +156,7 @@ def _other_step(case: Case, device: str) -> Step:
             loss = forward(*inputs)
         loss.backward()
         with phases.phase("optimiser"):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -256,7 +256,7 @@ def problems(backend: str, kernels: list[Kernel]) -> list[str]:
     for _, pattern, wanted in (row for row in EXPECTED if row[0] == backend):
         matching = [k for k in kernels if fnmatch.fnmatchcase(k.name, pattern)]
         if not matching:
-            found.append(f"no kernel is named {pattern}: mend EXPECTED")
+            found.append(f"no kernel is named {pattern}: fix EXPECTED")
         found += [
             f"{k.name} has no {one} on {ARCHITECTURES[k.architecture]}"
             for k in matching

@@ -76,8 +76,8 @@ def _build(folder: Path) -> list[str]:
     )
     print(result.stdout, end="", flush=True)
     if result.returncode != 0:
-        mend = f"; {toolchain.CPU_ONLY_SWITCH}=1 leaves the CUDA kernels out" if nvcc else ""
-        raise toolchain.BuildError(f"the build failed; the compiler's words are above{mend}")
+        fix = f"; {toolchain.CPU_ONLY_SWITCH}=1 leaves the CUDA kernels out" if nvcc else ""
+        raise toolchain.BuildError(f"the build failed; the compiler's words are above{fix}")
     return plan.modules
 
 

@@ -1,6 +1,6 @@
 """Finding what a build needs: C++ compiler, ninja, pybind11, nvcc and its architectures.
 
-A missing tool is `Missing` with one line that names the mend; the caller decides what goes without.
+A missing tool is `Missing` with one line that names the fix; the caller decides what goes without.
 """
 
 import importlib.util

@@ -137,7 +137,7 @@ def test_incomplete_toolkit_leaves_cuda_out(tree: Path, broken_toolkit: Path) ->
 
 
 def test_no_compiler_still_installs(tree: Path, tmp_path: Path) -> None:
-    """One line names the mend; the build itself succeeds with nothing compiled."""
+    """One line names the fix; the build itself succeeds with nothing compiled."""
     result = _build(tree, PATH=str(tmp_path), CXX="")
     assert result.returncode == 0, result.stdout
     lines = [line for line in result.stdout.splitlines() if line.startswith("vimpac_kernels:")]

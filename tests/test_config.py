@@ -7,7 +7,7 @@ import pytest
 from vimpac import cli, preset
 from vimpac.config import FinetuneConfig, OptimConfig, PairBatchConfig, PretrainConfig
 from vimpac.errors import UsageError
-from vimpac.settings import load_config, presets, to_yaml
+from vimpac.settings import config_names, load_config, to_yaml
 from vimpac.train.optim import lr_at
 
 # YAML 1.1 reads other things in them.
@@ -18,8 +18,8 @@ def _load(*overrides: str, source: str | None = None) -> PretrainConfig:
     return load_config(PretrainConfig, source, overrides)
 
 
-@pytest.mark.parametrize("name", presets())
-def test_every_preset_is_legal_and_survives_yaml(name, tmp_path):
+@pytest.mark.parametrize("name", config_names())
+def test_every_named_configuration_is_legal_and_survives_yaml(name, tmp_path):
     config = _load(source=name)
     config.check()
     file = tmp_path / "config.yaml"
@@ -32,7 +32,7 @@ def test_every_preset_is_legal_and_survives_yaml(name, tmp_path):
     ("name", "lr", "warmup", "contrastive"),
     [("small", 1e-3, 0.1, 128), ("base", 1e-3, 0.1, 128), ("large_half", 3e-4, 0.05, 128)],
 )
-def test_presets_hold_the_numbers_of_the_paper(name, lr, warmup, contrastive):
+def test_named_configurations_hold_the_numbers_of_the_paper(name, lr, warmup, contrastive):
     config = _load(source=name)
     assert (config.optim.lr, config.optim.warmup) == (lr, warmup)
     assert (config.batch.videos, config.batch.contrastive) == (1024, contrastive)
@@ -104,6 +104,7 @@ def test_later_words_win_over_the_preset():
     ("word", "message"),
     [
         ("optim.lrate=1", "unknown key 'optim.lrate'.*did you mean 'optim.lr'"),
+        ("optim.clip=1", "unknown key 'optim.clip'.*it is 'optim.max_grad_norm' now"),
         ("lr=1", "did you mean 'optim.lr'"),
         ("optim.warmpu=1", "did you mean 'optim.warmup'"),
         ("colour=1", "unknown key 'colour' in colour=1; --show prints all keys"),
@@ -119,7 +120,7 @@ def test_later_words_win_over_the_preset():
         ("small", "'small' is not of the form key=value"),
     ],
 )
-def test_wrong_word_is_named_with_its_mend(word, message):
+def test_wrong_word_is_named_with_its_fix(word, message):
     with pytest.raises(UsageError, match=message):
         _load(word)
 
@@ -135,8 +136,10 @@ def test_wrong_file_is_named(tmp_path, text, message):
         _load(source=str(file))
 
 
-def test_missing_preset_lists_the_presets():
-    with pytest.raises(UsageError, match="no such file; presets: base, large_half, small, tiny"):
+def test_missing_file_lists_the_names():
+    with pytest.raises(
+        UsageError, match="no such file; there are also base, large_half, small, tiny"
+    ):
         _load(source="smal")
 
 

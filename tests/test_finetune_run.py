@@ -151,6 +151,20 @@ def test_run_is_tested_while_it_trains_and_is_no_other_one(folder, whole_run, tm
     _check_same_end(tmp_path, whole_run)
 
 
+def test_checkpoint_is_written_before_the_test(folder, tmp_path, monkeypatch):
+    """Which may take longer than a scheduler waits for the process to end."""
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vimpac.train.finetune.accuracies", fail)
+    config = _config(folder, tmp_path, "run.evaluate_every=1", "run.save_every=100")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, folder / "model", quiet=True)
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert saved.name == "step-00000002"
+
+
 def test_compiled_run_is_the_plain_run(folder, tmp_path, monkeypatch):
     real = torch.compile
     monkeypatch.setattr(

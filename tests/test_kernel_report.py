@@ -17,7 +17,7 @@ def _problems(name: str, **counts: int) -> list[str]:
         name, 90, 64, 0, 0, 4, counts={**dict.fromkeys(INSTRUCTIONS, 0), **wide, **counts}
     )
     found = kernel_report.problems("cuda", [kernel])
-    return [problem for problem in found if "mend EXPECTED" not in problem]
+    return [problem for problem in found if "fix EXPECTED" not in problem]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_weights_of_linear_layers_and_embeddings_decay_and_nothing_else():
 
 @pytest.mark.parametrize("clip", [0.5, 0.0], ids=["clipped", "unclipped"])
 def test_update_is_adamw_on_clipped_gradients(clip):
-    config = OptimConfig(clip=clip, betas=(0.8, 0.9), eps=1e-2, weight_decay=0.3)
+    config = OptimConfig(max_grad_norm=clip, betas=(0.8, 0.9), eps=1e-2, weight_decay=0.3)
     torch.manual_seed(0)
     ours, x = nn.Linear(3, 2), torch.randn(5, 3)
     plain = copy.deepcopy(ours)

@@ -133,16 +133,16 @@ def test_damaged_frame_stops_with_the_shards_name(tmp_path, workers):
 
 
 @pytest.mark.parametrize(
-    ("error", "mend"),
+    ("error", "fix"),
     [
         (torch.OutOfMemoryError("CUDA out of memory."), "lower batch.micro or set activation_"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "clips.workers"),
     ],
 )
-def test_lack_of_memory_is_told_with_its_mend(store, tmp_path, monkeypatch, error, mend):
+def test_lack_of_memory_is_told_with_its_fix(store, tmp_path, monkeypatch, error, fix):
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(PretrainStep, "gradients", fail)
-    with pytest.raises(VimpacError, match=f"{mend}.*{re.escape(str(error))}"):
+    with pytest.raises(VimpacError, match=f"{fix}.*{re.escape(str(error))}"):
         pretrain(tiny_config(store, tmp_path))

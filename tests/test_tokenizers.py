@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vimpac.data.sample_videos import sample_videos
-from vimpac.data.variants import Variant, views
+from vimpac.data.variants import Variant, make_variants
 from vimpac.data.video import frames_at
 from vimpac.errors import UsageError, VimpacError
 from vimpac.tokenizers import dalle, get_tokenizer
@@ -22,7 +22,9 @@ FIRST_IDS = [3584, 3584, 3680, 3584]
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
     """Real frames (F, 3, 128, 128)."""
-    clips = [views(f, 128, [Variant()]) for clip in sample_videos() for f in frames_at(clip, 1)]
+    clips = [
+        make_variants(f, 128, [Variant()]) for clip in sample_videos() for f in frames_at(clip, 1)
+    ]
     return torch.from_numpy(np.concatenate(clips))
 
 

@@ -8,7 +8,7 @@ import pytest
 from videos import frame_numbers, write_video
 
 from vimpac.data.sample_videos import sample_videos
-from vimpac.data.variants import Variant, parse_variants, views
+from vimpac.data.variants import Variant, make_variants, parse_variants
 from vimpac.data.video import UnreadableVideo, find_videos, frames_at, resample
 from vimpac.errors import UsageError, VimpacError
 
@@ -109,7 +109,7 @@ def _frame(width: int, height: int) -> av.VideoFrame:
 @pytest.mark.parametrize(("width", "height"), [(320, 160), (160, 320), (16, 16), (97, 61)])
 def test_views_are_the_crops_they_say(width, height):
     variants = parse_variants("finetune")
-    got = views(_frame(width, height), 32, variants).astype(int)
+    got = make_variants(_frame(width, height), 32, variants).astype(int)
     assert got.shape == (12, 3, 32, 32)
     by_name = dict(zip(map(str, variants), got, strict=True))
     for name, view in by_name.items():
@@ -169,6 +169,6 @@ def test_display_rotation_is_applied(degrees):
         width, height, rotation = 40, 20, degrees
         reformat = staticmethod(_frame(40, 20).reformat)
 
-    upright = views(_frame(40, 20), 20, [Variant()])[0]
-    turned = views(Rotated(), 20, [Variant()])[0]
+    upright = make_variants(_frame(40, 20), 20, [Variant()])[0]
+    turned = make_variants(Rotated(), 20, [Variant()])[0]
     np.testing.assert_array_equal(turned, np.rot90(upright, degrees // 90, axes=(1, 2)))

@@ -76,7 +76,7 @@ class OptimConfig:
     betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE)
     eps: float = setting(1e-8, NOT_NEGATIVE)
     weight_decay: float = setting(0.05, NOT_NEGATIVE)
-    clip: float = setting(1.0, NOT_NEGATIVE)  # largest norm of the gradient; 0: no clipping
+    max_grad_norm: float = setting(1.0, NOT_NEGATIVE)  # the gradient is clipped to it; 0: not
     warmup: float = setting(0.1, SHARE)  # share of the updates
     epochs: float = setting(10.0, POSITIVE)
     steps: int | None = setting(None, POSITIVE)  # updates; null: from the epochs

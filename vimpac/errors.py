@@ -1,4 +1,4 @@
-"""The errors a user is meant to see: one line that names the thing and the mend, no traceback."""
+"""The errors a user is meant to see: one line that names the thing and the fix, no traceback."""
 
 
 class VimpacError(Exception):

@@ -1,4 +1,4 @@
-"""Fills a configuration: dataclass defaults, then a preset or YAML file, then `key=value` words.
+"""Fills a configuration: dataclass defaults, then a YAML file, then `key=value` words.
 
 A configuration is a dataclass whose fields are settings, or sections: dataclasses of settings. The
 type of a field says how its text is read, so a text stays as it stands (`out=007`), and `setting`
@@ -21,7 +21,8 @@ import yaml
 
 from vimpac.errors import UsageError
 
-PRESETS = Path(__file__).with_name("configs")
+CONFIGS = Path(__file__).with_name("configs")
+RENAMED = {"optim.clip": "optim.max_grad_norm"}  # since version 0.1
 
 Config = TypeVar("Config")
 
@@ -80,14 +81,14 @@ def load_config(kind: type[Config], source: str | None, overrides: Sequence[str]
 
     Args:
         kind: The dataclass of the command.
-        source: A preset's name or a YAML file; None for the defaults.
+        source: One of `config_names()` or a YAML file; None for the defaults.
         overrides: Words `key=value`, keys dotted: `optim.lr=3e-4`.
 
     Returns:
         The filled dataclass, every number in its range.
 
     Raises:
-        UsageError: The preset, the file, a key or a value is wrong.
+        UsageError: The file, a key or a value is wrong.
     """
     config = kind()
     if source is not None:
@@ -118,17 +119,18 @@ def to_yaml(config: object) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
-def presets() -> list[str]:
-    """Names of the presets."""
-    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+def config_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(file.stem for file in CONFIGS.glob("*.yaml"))
 
 
 def _read_yaml(source: str) -> dict:
-    file = PRESETS / f"{source}.yaml" if source in presets() else Path(source)
+    names = config_names()
+    file = CONFIGS / f"{source}.yaml" if source in names else Path(source)
     if not file.is_file():
-        raise UsageError(f"--config {source}: no such file; presets: {', '.join(presets())}")
+        raise UsageError(f"--config {source}: no such file; there are also {', '.join(names)}")
     try:
-        values = _yaml_texts(file.read_text(encoding="utf-8"))
+        values = yaml_texts(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = str(error).replace("\n", " ")
         raise UsageError(f"--config {source} is no YAML: {line}") from error
@@ -137,7 +139,7 @@ def _read_yaml(source: str) -> dict:
     return values or {}
 
 
-def _yaml_texts(text: str) -> Any:
+def yaml_texts(text: str) -> Any:
     """YAML whose scalars all stay texts; the type of a field says what a text means."""
     return yaml.load(text, Loader=yaml.BaseLoader)
 
@@ -193,6 +195,8 @@ def _fill(config: Any, words: list[tuple[str, Any, str]]) -> None:
 
 def _nearest(key: str, legal: list[str]) -> str:
     """What the user may have meant."""
+    if key in RENAMED:
+        return f": it is '{RENAMED[key]}' now"
     same_leaf = [k for k in legal if k.rpartition(".")[2] == key.rpartition(".")[2]]
     section = [k for k in legal if k.startswith(f"{key}.")]
     close = same_leaf or difflib.get_close_matches(key, legal, 1)
@@ -208,7 +212,7 @@ def _convert(text: Any, hint: Any) -> Any:
         inner = next(choice for choice in choices if choice is not type(None))
         return None if text in ("null", "~", "") else _convert(text, inner)
     if origin is tuple:
-        values = _yaml_texts(text) if isinstance(text, str) else text
+        values = yaml_texts(text) if isinstance(text, str) else text
         if not isinstance(values, list) or len(values) != len(choices):
             raise TypeError
         return tuple(_convert(v, h) for v, h in zip(values, choices, strict=True))

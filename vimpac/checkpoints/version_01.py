@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from vimpac.config import PretrainConfig
 from vimpac.model.config import LossConfig, ModelConfig
-from vimpac.settings import load_config
+from vimpac.settings import load_config, yaml_texts
 
 STATE, CONFIG, WEIGHTS = "state.pt", "config.yaml", "model.safetensors"
 
@@ -33,7 +33,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     if "classes" in state:
         config, _ = read_settings(state["encoder"])
         return {"kind": "classifier", "config": config, "classes": state["classes"]}
-    run = load_config(PretrainConfig, str(folder / CONFIG))
+    sections = yaml_texts((folder / CONFIG).read_text(encoding="utf-8"))
+    words = (
+        f"{section}.{key}={text}"
+        for section in ("model", "loss")
+        for key, text in sections[section].items()
+    )
+    run = load_config(PretrainConfig, None, [*words])
     with safe_open(folder / WEIGHTS, "pt") as tensors:
         axes = ("time", "height", "width")
         grid = [tensors.get_slice(f"encoder.positions.{axis}").get_shape()[0] for axis in axes]

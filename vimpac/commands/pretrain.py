@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vimpac.config import PretrainConfig
-from vimpac.settings import load_config, presets, to_yaml
+from vimpac.settings import config_names, load_config, to_yaml
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: vimpac pretrain --config small data=store out=runs/a optim.lr=5e-4",
     )
     parser.add_argument(
-        "--config", metavar="NAME|FILE", help=f"{', '.join(presets())}, or a YAML file"
+        "--config", metavar="NAME|FILE", help=f"{', '.join(config_names())}, or a YAML file"
     )
     parser.add_argument(
         "--resume",

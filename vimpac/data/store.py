@@ -18,7 +18,7 @@ from vimpac.errors import VimpacError
 
 __all__ = ["TokenStore", "TokenStoreWriter"]
 
-MEND = "copy the file again from its source or make the store again"
+FIX = "copy the file again from its source or make the store again"
 
 
 class TokenStore:
@@ -45,10 +45,10 @@ class TokenStore:
             videos, index_crc32 = int(values["videos"]), int(values["index_crc32"])
             names_crc32 = int(values["names_crc32"])
         except (KeyError, TypeError, ValueError) as error:
-            raise VimpacError(f"{self.path}/meta.json is corrupt ({error!r}): {MEND}") from error
+            raise VimpacError(f"{self.path}/meta.json is corrupt ({error!r}): {FIX}") from error
         index = self._read(INDEX, index_crc32)
         if len(index) != videos * VIDEO_RECORD.itemsize:
-            raise VimpacError(f"{self.path / INDEX} does not hold {videos} videos: {MEND}")
+            raise VimpacError(f"{self.path / INDEX} does not hold {videos} videos: {FIX}")
         self._index = np.frombuffer(index, VIDEO_RECORD)
         self._names = self._read(NAMES, names_crc32)
         self._shards: dict[int, np.ndarray] = {}
@@ -106,7 +106,7 @@ class TokenStore:
         problem = frame_problem(tokens, records["crc32"], self.meta.vocab_size)
         if problem or len(tokens) != stop - start:
             file = self.path / shard_name(int(video["shard"]))
-            raise VimpacError(f"{file}: {problem or 'too short'} in '{self.name(i)}': {MEND}")
+            raise VimpacError(f"{file}: {problem or 'too short'} in '{self.name(i)}': {FIX}")
         return tokens
 
     def verify(self) -> Iterator[str | None]:
@@ -133,17 +133,17 @@ class TokenStore:
             size = file.stat().st_size if file.is_file() else -1
             if size != expected:
                 found = "is missing" if size < 0 else f"has {size} bytes, not {expected}"
-                raise VimpacError(f"{file} {found}: {MEND}")
+                raise VimpacError(f"{file} {found}: {FIX}")
             self._shards[shard] = np.memmap(file, record, mode="r")
         return self._shards[shard]
 
     def _read(self, name: str, crc32: int) -> bytes:
         file = self.path / name
         if not file.is_file():
-            raise VimpacError(f"{file} is missing: {MEND}")
+            raise VimpacError(f"{file} is missing: {FIX}")
         data = file.read_bytes()
         if zlib.crc32(data) != crc32:
-            raise VimpacError(f"{file} is corrupt (checksum): {MEND}")
+            raise VimpacError(f"{file} is corrupt (checksum): {FIX}")
         return data
 
 

@@ -24,7 +24,7 @@ import torch
 
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
-from vimpac.data.variants import Variant, views
+from vimpac.data.variants import Variant, make_variants
 from vimpac.data.video import UnreadableVideo, frames_at
 from vimpac.data.writer import is_complete
 from vimpac.errors import UsageError, VimpacError
@@ -42,8 +42,8 @@ class TokenizeSettings:
 
     Attributes:
         fps: Frames per second of video time.
-        size: Side of the square views in pixels, divisible by the tokenizer's patch.
-        variants: The views of every frame.
+        size: Side of the square variants in pixels, divisible by the tokenizer's patch.
+        variants: What is made of every frame.
         tokenizer: Name of the tokenizer.
         weights: Its weights, or None.
         device: Where it computes.
@@ -107,7 +107,7 @@ def tokenize_video(
         batch.clear()
 
     for frame in frames_at(path, settings.fps, threads=threads):
-        batch.append(views(frame, settings.size, settings.variants))
+        batch.append(make_variants(frame, settings.size, settings.variants))
         if len(batch) * len(settings.variants) >= BATCH:
             encode()
     if batch:

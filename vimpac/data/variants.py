@@ -1,4 +1,4 @@
-"""Resize, crop and flip: the views of a frame that are tokenised (paper, Sec. B)."""
+"""Resize, crop and flip: the variants of a frame that are tokenised (paper, Sec. B)."""
 
 from __future__ import annotations
 
@@ -79,26 +79,26 @@ def _parse(name: str) -> Variant:
     )
 
 
-def views(frame: av.VideoFrame, size: int, variants: Sequence[Variant]) -> np.ndarray:
-    """Makes the views of one frame.
+def make_variants(frame: av.VideoFrame, size: int, variants: Sequence[Variant]) -> np.ndarray:
+    """Makes the variants of one frame.
 
     Args:
         frame: A decoded frame; its display rotation is applied.
-        size: Side S of the views in pixels.
-        variants: Which views.
+        size: Side S of a variant in pixels.
+        variants: Which ones.
 
     Returns:
         RGB (variants, 3, S, S) uint8.
     """
     resized: dict[float, np.ndarray] = {}
     out = np.empty((len(variants), 3, size, size), np.uint8)
-    for view, variant in zip(out, variants, strict=True):
+    for made, variant in zip(out, variants, strict=True):
         if variant.scale not in resized:
             resized[variant.scale] = _resize(frame, round(variant.scale * size))
         image = resized[variant.scale]
         y, x = (CROPS[variant.crop] * (side - size) // 2 for side in image.shape[:2])
         crop = image[y : y + size, x : x + size]
-        view[:] = (crop[:, ::-1] if variant.flip else crop).transpose(2, 0, 1)
+        made[:] = (crop[:, ::-1] if variant.flip else crop).transpose(2, 0, 1)
     return out
 
 

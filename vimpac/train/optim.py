@@ -87,7 +87,7 @@ def update(
     Returns:
         The norm before clipping, 0-d on the device.
     """
-    norm = clip_gradients(model, config.clip)
+    norm = clip_gradients(model, config.max_grad_norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
         group["capturable"] = lr.is_cuda and torch.cuda.is_current_stream_capturing()
