@@ -28,7 +28,7 @@ class ClipConfig:
     @property
     def span(self) -> int:
         """Stored frames from the first of a clip to its last, both counted."""
-        return (self.frames - 1) * self.frame_stride + 1
+        return clip_span(self.frames, self.frame_stride)
 
 
 @dataclasses.dataclass
@@ -195,6 +195,11 @@ class FinetuneConfig(TrainConfig):
         """As `TrainConfig.check`."""
         super().check(world_size, device_type)
         _check_division("batch.videos", self.batch.videos, self.batch.micro, world_size)
+
+
+def clip_span(frames: int, stride: int) -> int:
+    """Stored frames from the first of a clip to its last, both counted."""
+    return (frames - 1) * stride + 1
 
 
 def _check_division(key: str, videos: int, micro: int, world_size: int) -> None:

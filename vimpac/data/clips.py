@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vimpac.config import clip_span
 from vimpac.data.random import CLIPS, below, words
 from vimpac.data.store import TokenStore
+from vimpac.tokens import PAD_TOKEN
 
 
 class ClipDataset(Dataset[torch.Tensor]):
@@ -38,7 +40,7 @@ class ClipDataset(Dataset[torch.Tensor]):
         num_frames: int,
         clips_per_video: int = 2,
         max_distance: float | None = None,
-        pad_token: int = 8193,
+        pad_token: int = PAD_TOKEN,
         frame_stride: int = 1,
         variant: int | None = None,
         seed: int = 0,
@@ -76,7 +78,7 @@ class ClipDataset(Dataset[torch.Tensor]):
         """
         sample, video = index
         frames = self.store.num_frames(video)
-        span = (self.num_frames - 1) * self.frame_stride + 1
+        span = clip_span(self.num_frames, self.frame_stride)
         draws = words(CLIPS, self.seed, sample, 1 + self.clips_per_video)
         variant = below(draws[0], len(self.store.meta.variants))
         if self.variant is not None:

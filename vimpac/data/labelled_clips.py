@@ -53,7 +53,7 @@ class EvenClips(Dataset[Tensor]):
 
     def __getitem__(self, i: int) -> Tensor:
         video, stride = self.split.videos[i], self.config.clips.frame_stride
-        span = (self.config.clips.frames - 1) * stride + 1
+        span = self.config.clips.span
         frames = self.store.num_frames(video)
         starts = np.linspace(0, max(frames - span, 0), self.config.test_clips).round().astype(int)
         clips = []
