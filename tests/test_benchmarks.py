@@ -155,7 +155,7 @@ def test_memory_is_compared_with_the_leanest_other_and_time_with_the_fastest():
 def test_sanitizers_look_at_every_triton_kernel():
     root = Path(phases.__file__).parents[1]
     (ours,) = re.findall("regex=(.+)'", (root / "benchmarks" / "gpu_check.sh").read_text())
-    sources = [path.read_text() for path in (root / "vimpac_kernels" / "_triton").glob("*.py")]
+    sources = [path.read_text() for path in (root / "vimpac_kernels/ops").glob("*/triton*.py")]
     names = re.findall(r"^def (\w+_kernel)\(", "\n".join(sources), re.MULTILINE)
     assert names and [name for name in names if not re.search(ours, name)] == []
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vimpac_kernels import (
-    _library,
     axial_attention,
     bias_gelu,
     dropout_add_layer_norm,
@@ -16,6 +15,7 @@ from vimpac_kernels import (
     linear_cross_entropy,
     mask_tokens,
 )
+from vimpac_kernels.runtime import native, registry
 
 
 def run_every_operator(device: str, impl: str) -> list[Tensor]:
@@ -43,7 +43,7 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
 def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
     guarded = []
     monkeypatch.setattr(
-        _library, "device_guard", lambda t: guarded.append(t) or contextlib.nullcontext()
+        native, "device_guard", lambda t: guarded.append(t) or contextlib.nullcontext()
     )
     run_every_operator("cpu", "cpu")
     assert len(guarded) == 11  # five ops forward and backward, and mask_tokens
@@ -133,10 +133,10 @@ def test_operators_run_on_a_device_that_is_not_current(impl_name):
 @pytest.fixture
 def _forget():
     """What is known of the machine is found out anew, before and after."""
-    for known in (_library._gpu_problem, _library._launch_problem):
+    for known in (registry._gpu_problem, registry._launch_problem):
         known.cache_clear()
     yield
-    for known in (_library._gpu_problem, _library._launch_problem):
+    for known in (registry._gpu_problem, registry._launch_problem):
         known.cache_clear()
 
 
@@ -145,7 +145,7 @@ def _forget():
 def test_kernels_refuse_a_gpu_that_is_too_old(monkeypatch, version, refused):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: version)
-    reason = _library.backend_problem("triton", "mask_tokens", "cuda")
+    reason = registry.backend_problem("triton", "mask_tokens", "cuda")
     assert reason == ("it needs compute capability 8.0, this GPU has 7.5" if refused else None)
 
 
@@ -153,4 +153,4 @@ def test_kernels_refuse_a_gpu_that_is_too_old(monkeypatch, version, refused):
 def test_triton_is_refused_where_it_could_not_launch(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "install gcc" in _library.backend_problem("triton", "mask_tokens", "cuda")
+    assert "install gcc" in registry.backend_problem("triton", "mask_tokens", "cuda")

@@ -1,4 +1,4 @@
-// Entry points of the CPU kernels, one namespace per instruction set (csrc/cpu/<op>.cpp is compiled
+// Entry points of the CPU kernels, one namespace per instruction set (csrc/<op>/cpu.cpp is compiled
 // once for each). Arguments travel as one plain struct per op: raw pointers, sizes, strides in
 // elements and the number of threads. Shapes and values were checked in Python.
 // A kernel returns false if scratch memory ran out, with its outputs undefined.

@@ -1,5 +1,5 @@
 // Host entry points of the CUDA kernels: device pointers, sizes, strides in elements, and the
-// stream as void*. Each op's are defined in <op>.cu and bound in bindings.cpp; none of them
+// stream as void*. Each op's are defined in <op>/cuda.cu and bound in module_cuda.cpp; none of them
 // synchronizes.
 #pragma once
 #include <cstdint>

@@ -6,6 +6,7 @@ declared once for both devices, in csrc/<op>/arguments.hpp. Triton's launchers t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vimpac_kernels._library import cuda_stream, extension
+from vimpac_kernels.runtime.registry import extension
 
 
 def launch(impl: str, operator: str, /, **arguments: Any) -> int:
@@ -37,10 +38,22 @@ def launch(impl: str, operator: str, /, **arguments: Any) -> int:
         return getattr(extension("cpu"), operator)(arguments, torch.get_num_threads())
     if impl == "triton":
         op, _, direction = operator.rpartition("_")
-        module = importlib.import_module(f"vimpac_kernels._triton.{op}")
+        module = importlib.import_module(f"vimpac_kernels.ops.{op}.triton")
         getattr(module, f"launch_triton_{direction}")(**arguments)
     else:
         first = next(value for value in arguments.values() if isinstance(value, Tensor))
         allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
         getattr(extension(impl), operator)(arguments, cuda_stream(first), allocate)
     return -1
+
+
+def cuda_stream(tensor: Tensor) -> int:
+    """The current stream of a tensor's device as an integer; 0 for emulated kernels."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Makes a tensor's CUDA device current where it is not, as kernel launches need."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)

@@ -1,0 +1,243 @@
+"""The ops as layers: attention along the axes of a token grid, loss with a tied weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vimpac_kernels.ops.axial_attention import JOINT_AXES, axial_attention, check_axes
+from vimpac_kernels.ops.linear_cross_entropy import check_options, linear_cross_entropy
+from vimpac_kernels.ops.linear_cross_entropy.reference import LinearCrossEntropyOutput
+from vimpac_kernels.runtime.checks import as_int, as_sizes, check_dropout, check_flag, check_tensor
+
+
+class AxialAttention(nn.Module):
+    """Projects to q, k, v, attends along `axes` with one [CLS], and projects back.
+
+    Parameters are named and shaped as in `nn.MultiheadAttention`, which axes="THW" equals.
+
+    Args:
+        embed_dim: Width D of the input and output.
+        num_heads: Heads N, divisible by the number of axes in `axes`.
+        axes: As in `axial_attention`: "T", "H|W", "THW", ...
+        head_dim: Width Dh of a head; default embed_dim // num_heads.
+        dropout: Probability of dropping a softmax weight while training.
+        bias: Whether both projections have a bias.
+        impl: As in `axial_attention`.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        TypeError: If an argument has a wrong type, naming it.
+        ValueError: If `axes` is not legal, or a size is not positive or does not divide.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        axes: str = "H|W",
+        *,
+        head_dim: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        impl: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads}
+        sizes |= {} if head_dim is None else {"head_dim": head_dim}
+        if min(as_int(name, size) for name, size in sizes.items()) < 1:
+            raise ValueError(
+                f"embed_dim, num_heads and head_dim must be positive, got {embed_dim}, "
+                f"{num_heads} and {head_dim}"
+            )
+        check_axes(axes, num_heads)
+        if head_dim is None:
+            if embed_dim % num_heads:
+                raise ValueError(f"embed_dim {embed_dim} is not a multiple of {num_heads} heads")
+            head_dim = embed_dim // num_heads
+        check_dropout(dropout, "dropout")
+        check_flag("bias", bias)
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
+        self.axes, self.dropout, self.impl = axes, dropout, impl
+        inner = num_heads * head_dim
+        weight = torch.empty((3 * inner, embed_dim), device=device, dtype=dtype)
+        self.in_proj_weight = nn.Parameter(weight)
+        if bias:
+            empty = torch.empty(3 * inner, device=device, dtype=dtype)
+            self.in_proj_bias: nn.Parameter | None = nn.Parameter(empty)
+        else:
+            self.register_parameter("in_proj_bias", None)
+        self.out_proj = nn.Linear(inner, embed_dim, bias=bias, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises as `nn.MultiheadAttention` does: Xavier-uniform q, k, v, zero biases."""
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        self.out_proj.reset_parameters()
+        for bias in (self.in_proj_bias, self.out_proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    @classmethod
+    def from_multihead_attention(
+        cls, mha: nn.MultiheadAttention, axes: str = "H|W", *, impl: str = "auto"
+    ) -> AxialAttention:
+        """A layer with a copy of the weights of `mha`, on its device and in its dtype.
+
+        Args:
+            mha: Self-attention with one width for q, k and v. The layer takes (B, S, D) whatever
+                its `batch_first`.
+            axes: As in `axial_attention`.
+            impl: As in `axial_attention`.
+
+        Raises:
+            ValueError: If `mha` has kdim or vdim of its own, add_bias_kv or add_zero_attn.
+        """
+        if mha.in_proj_weight is None or mha.bias_k is not None or mha.add_zero_attn:
+            raise ValueError(
+                "mha must be self-attention without kdim, vdim, add_bias_kv and add_zero_attn"
+            )
+        weight = mha.in_proj_weight
+        layer = cls(
+            mha.embed_dim,
+            mha.num_heads,
+            axes,
+            dropout=mha.dropout,
+            bias=mha.in_proj_bias is not None,
+            impl=impl,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        layer.load_state_dict(mha.state_dict())
+        return layer.train(mha.training)
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int, int] | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            x: (B, 1 + T*H*W, D) with [CLS] as row 0, (B, T*H*W, D), or (B, T, H, W, D).
+            grid: (T, H, W); needed with the first two, taken from the shape of the third.
+            key_padding_mask: (B, T, H, W) bool, True = never a key.
+
+        Returns:
+            The shape of x.
+
+        Raises:
+            TypeError: If an argument has a wrong type, naming it.
+            ValueError: If the shape of x does not fit `grid` or the layer.
+        """
+        check_tensor("x", x)
+        if grid is not None:
+            grid = as_sizes("grid", grid, "three sizes (T, H, W) >= 1")
+        if x.dim() == 5:
+            _, T, H, W, _ = x.shape
+            if grid is not None and grid != (T, H, W):
+                raise ValueError(f"grid {grid} does not fit x {tuple(x.shape)}")
+            return self.forward(x.flatten(1, 3), (T, H, W), key_padding_mask).view(x.shape)
+        if x.dim() != 3 or grid is None:
+            raise ValueError(
+                f"x must be (B, T, H, W, D), or (B, [1 +] T*H*W, D) with grid=(T, H, W), "
+                f"got {tuple(x.shape)} and grid={grid}"
+            )
+        if x.shape[-1] != self.embed_dim:
+            raise ValueError(f"x must be {self.embed_dim} wide, got {tuple(x.shape)}")
+        shape = (3, self.num_heads, self.head_dim)
+        bias: Tensor | None = self.in_proj_bias
+        options: dict[str, Any] = {}
+        has_kernel = x.is_cpu or self.axes not in JOINT_AXES
+        if bias is not None and has_kernel:  # which sums its gradient
+            options = {"bias": bias.view(shape), "bias_in_qkv": not x.is_cpu}
+            bias = None if x.is_cpu else bias.detach()  # on a CPU the kernel adds it, too
+        qkv = F.linear(x, self.in_proj_weight, bias)
+        out = axial_attention(
+            qkv.unflatten(-1, shape),
+            grid,
+            self.axes,
+            key_padding_mask=key_padding_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            impl=self.impl,
+            **options,
+        )
+        return self.out_proj(out.flatten(2))
+
+    def extra_repr(self) -> str:
+        """Sizes for `repr`."""
+        return (
+            f"{self.embed_dim}, {self.num_heads}, axes={self.axes!r}, head_dim={self.head_dim}, "
+            f"dropout={self.dropout}"
+        )
+
+
+class TiedLinearCrossEntropy(nn.Module):
+    """Predicts tokens with the weight of their embedding and a bias of its own.
+
+    Args:
+        weight: (V, D), the embedding's parameter, shared.
+        bias: Whether to add a learned bias, zero at first.
+        label_smoothing: As in `linear_cross_entropy`.
+        z_loss: As in `linear_cross_entropy`.
+        impl: As in `linear_cross_entropy`.
+
+    Raises:
+        TypeError: If an argument has a wrong type, naming it.
+        ValueError: If a shape or an option is not as above.
+    """
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        *,
+        bias: bool = True,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_tensor("weight", weight)
+        if weight.dim() != 2:
+            raise ValueError(f"weight must be (V, D), got {tuple(weight.shape)}")
+        check_flag("bias", bias)
+        check_options(label_smoothing, z_loss)
+        self.weight = weight
+        bias_like = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        self.bias = nn.Parameter(bias_like) if bias else None
+        self.label_smoothing, self.z_loss, self.impl = label_smoothing, z_loss, impl
+
+    def forward(
+        self,
+        input: Tensor,  # (..., D)
+        target: Tensor,  # (...)
+        positions: Tensor | None = None,  # (capacity,) int32
+        count: Tensor | None = None,  # 0-d int32
+    ) -> LinearCrossEntropyOutput:
+        """Returns the mean loss, the accuracy and the number of targets of the chosen rows."""
+        output = linear_cross_entropy(
+            input,
+            self.weight,
+            target,
+            linear_bias=self.bias,
+            positions=positions,
+            count=count,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            return_stats=True,
+            impl=self.impl,
+        )
+        assert isinstance(output, LinearCrossEntropyOutput)
+        return output
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(module)."""
+        V, D = self.weight.shape
+        return f"{D}, {V}, bias={self.bias is not None}"

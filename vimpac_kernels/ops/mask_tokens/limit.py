@@ -1,0 +1,32 @@
+"""The limit of csrc/mask_tokens/cuda.cu: a block keeps what a clip draws in shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+MAX_SHARED_BYTES = 227 << 10  # of a block on sm_90 and sm_100, the most of any GPU
+
+
+def shared_bytes(shape: Sequence[int], strategy: str, num_blocks: int) -> int:
+    """What one clip of tokens (B, T, H, W) takes, as launch_mask_tokens_fwd counts it."""
+    _, T, H, W = shape
+    groups = (T * H * W + 3) // 4  # a byte each
+    boxes = 28 * num_blocks if strategy == "block" else 0
+    keys = 4 * H * W if strategy == "tube" else 0
+    return 48 + _whole_vectors(groups) + _whole_vectors(boxes) + keys
+
+
+def _whole_vectors(size: int) -> int:
+    return (size + 15) // 16 * 16
+
+
+@torch.compiler.assume_constant_result
+def shared_limit(device: torch.device) -> int:
+    """Bytes that a block can have on a device; emulated kernels have the most there is."""
+    if device.type != "cuda":
+        return MAX_SHARED_BYTES
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks it
+    return min(MAX_SHARED_BYTES, properties.shared_memory_per_block_optin)
