@@ -40,13 +40,27 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
     return [*outputs, *gradients, *mask_tokens(tokens, mask_token=1, seed=1, impl=impl)]
 
 
-def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
-    guarded = []
-    monkeypatch.setattr(
-        native, "device_guard", lambda t: guarded.append(t) or contextlib.nullcontext()
-    )
-    run_every_operator("cpu", "cpu")
-    assert len(guarded) == 11  # five ops forward and backward, and mask_tokens
+@pytest.mark.impls("cuda")
+def test_every_kernel_starts_where_its_tensors_are(impl, monkeypatch):
+    current, started = [], {}
+
+    @contextlib.contextmanager
+    def guard(tensor):
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    class Watched:
+        def __getattr__(self, operator):
+            kernel = getattr(compiled, operator)
+            return lambda *call: started.update({operator: list(current)}) or kernel(*call)
+
+    compiled = registry.extension("cuda")
+    monkeypatch.setattr(native, "device_guard", guard)
+    with registry.override_extension("cuda", Watched(), impl.device):
+        run_every_operator(impl.device, "cuda")
+    assert {operator.rpartition("_")[0] for operator in started} == set(registry.OPS)
+    assert all(len(devices) == 1 for devices in started.values())
 
 
 def _axial_attention(x: Tensor) -> Tensor:

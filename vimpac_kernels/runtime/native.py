@@ -18,7 +18,7 @@ from vimpac_kernels.runtime.registry import extension
 
 
 def launch(impl: str, operator: str, /, **arguments: Any) -> int:
-    """Runs `operator`, on the current device and stream.
+    """Runs `operator` on the device of its first tensor and the current stream.
 
     As in `launch("cpu", "bias_gelu_fwd", x=x, bias=bias, y=y)`.
 
@@ -36,20 +36,17 @@ def launch(impl: str, operator: str, /, **arguments: Any) -> int:
     """
     if impl == "cpu":
         return getattr(extension("cpu"), operator)(arguments, torch.get_num_threads())
-    if impl == "triton":
-        op, _, direction = operator.rpartition("_")
-        module = importlib.import_module(f"vimpac_kernels.ops.{op}.triton")
-        getattr(module, f"launch_triton_{direction}")(**arguments)
-    else:
-        first = next(value for value in arguments.values() if isinstance(value, Tensor))
-        allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
-        getattr(extension(impl), operator)(arguments, cuda_stream(first), allocate)
+    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    with device_guard(first):
+        if impl == "triton":
+            op, _, direction = operator.rpartition("_")
+            module = importlib.import_module(f"vimpac_kernels.ops.{op}.triton")
+            getattr(module, f"launch_triton_{direction}")(**arguments)
+        else:
+            stream = torch.cuda.current_stream().cuda_stream if first.is_cuda else 0
+            allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
+            getattr(extension(impl), operator)(arguments, stream, allocate)
     return -1
-
-
-def cuda_stream(tensor: Tensor) -> int:
-    """The current stream of a tensor's device as an integer; 0 for emulated kernels."""
-    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager:

@@ -65,12 +65,16 @@ def philox(
         int64 (..., 4) with values in [0, 2^32), the last dimension being the four words.
     """
     counters = (torch.as_tensor(c, dtype=torch.int64, device=seed.device) for c in (c0, c1, c2, c3))
-    return _philox_op(seed, *torch.broadcast_tensors(*counters))
+    return philox_rounds(seed, *torch.broadcast_tensors(*counters))
 
 
-def _rounds(seed: Tensor, *counters: Tensor) -> Tensor:
+# Opaque to torch.compile: for some broadcast counters Inductor of PyTorch 2.13 makes other words of
+# the wrapping products, and it spends a minute on the ten rounds.
+@library.operator(lambda seed, c0, *_: c0.new_empty((*c0.shape, 4)))
+def philox_rounds(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+    """Philox of counters of one shape: (..., 4)."""
     k0, k1 = seed & _U32, (seed >> 32) & _U32
-    x0, x1, x2, x3 = (c & _U32 for c in counters)
+    x0, x1, x2, x3 = (c & _U32 for c in (c0, c1, c2, c3))
     for _ in range(10):
         p0, p1 = x0 * 0xD2511F53, x2 * 0xCD9E8D57  # wraps modulo 2^64, which keeps every bit
         x0, x1, x2, x3 = (
@@ -81,16 +85,6 @@ def _rounds(seed: Tensor, *counters: Tensor) -> Tensor:
         )
         k0, k1 = (k0 + 0x9E3779B9) & _U32, (k1 + 0xBB67AE85) & _U32
     return torch.stack((x0, x1, x2, x3), dim=-1)
-
-
-# Opaque to torch.compile: for some broadcast counters Inductor of PyTorch 2.13 makes other words of
-# the wrapping products, and it spends a minute on the ten rounds.
-_philox_op = library.define(
-    "philox",
-    "(Tensor seed, Tensor c0, Tensor c1, Tensor c2, Tensor c3) -> Tensor",
-    _rounds,
-    lambda seed, c0, *_: c0.new_empty((*c0.shape, 4)),
-)
 
 
 def bounded(words: Tensor, bound: int | Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,34 +64,56 @@ class AxialAttention(torch.autograd.Function):
         return dqkv, dbias.to(ctx.bias_dtype) if wants_dbias else None, *[None] * 5
 
 
-def _fwd(
+def _fake_fwd(qkv: Tensor, *_: Any) -> Tensor:
+    B, S, _three, N, Dh = qkv.shape
+    return qkv.new_empty((B, S, N, Dh))
+
+
+@library.operator(_fake_fwd)
+def axial_attention_fwd(
     qkv: Tensor,
     bias: Tensor | None,
     key_padding_mask: Tensor | None,
     seed: Tensor | None,
-    *arguments: Any,
+    grid: Sequence[int],
+    axes: str,
+    scale: float,
+    threshold: int,
+    impl: str,
 ) -> Tensor:
-    *plan, impl = arguments
-    out = _fwd_fake(qkv)
+    """out (B, S, N, Dh)."""
+    out = _fake_fwd(qkv)
     if qkv.shape[0] > 0:
-        inputs = _inputs(impl, qkv, bias, key_padding_mask, seed, *plan)
+        inputs = _inputs(impl, qkv, bias, key_padding_mask, seed, grid, axes, scale, threshold)
         native.launch(impl, "axial_attention_fwd", **inputs, out=out)
     return out
 
 
-def _bwd(
+def _fake_bwd(dout: Tensor, qkv: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, wants_dbias = others
+    shape = qkv.shape[2:] if wants_dbias else (0,)
+    return qkv.new_empty(qkv.shape), qkv.new_empty(shape, dtype=torch.float32)
+
+
+@library.operator(_fake_bwd)
+def axial_attention_bwd(
     dout: Tensor,
     qkv: Tensor,
     bias: Tensor | None,
     key_padding_mask: Tensor | None,
     seed: Tensor | None,
-    *arguments: Any,
+    grid: Sequence[int],
+    axes: str,
+    scale: float,
+    threshold: int,
+    impl: str,
+    wants_dbias: bool,
 ) -> tuple[Tensor, Tensor]:
-    *plan, impl, wants_dbias = arguments
-    dqkv, dbias = _bwd_fake(dout, qkv, wants_dbias)
+    """dqkv (B, S, 3, N, Dh) and dbias (3, N, Dh), which is empty if not wanted."""
+    dqkv, dbias = _fake_bwd(dout, qkv, wants_dbias)
     if qkv.shape[0] == 0:
         return dqkv, dbias.zero_()
-    inputs = _inputs(impl, qkv, bias, key_padding_mask, seed, *plan)
+    inputs = _inputs(impl, qkv, bias, key_padding_mask, seed, grid, axes, scale, threshold)
     native.launch(impl, "axial_attention_bwd", dout=dout, **inputs, dqkv=dqkv, dbias=dbias)
     return dqkv, dbias
 
@@ -101,7 +124,7 @@ def _inputs(
     bias: Tensor | None,
     key_padding_mask: Tensor | None,
     seed: Tensor | None,
-    grid: list[int],
+    grid: Sequence[int],
     axes: str,
     scale: float,
     threshold: int,
@@ -117,28 +140,3 @@ def _inputs(
         "scale": scale,
         "threshold": threshold,
     }
-
-
-def _fwd_fake(qkv: Tensor, *_: Any) -> Tensor:
-    B, S, _three, N, Dh = qkv.shape
-    return qkv.new_empty((B, S, N, Dh))
-
-
-def _bwd_fake(dout: Tensor, qkv: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    shape = qkv.shape[2:] if arguments[-1] else (0,)
-    return qkv.new_empty(qkv.shape), qkv.new_empty(shape, dtype=torch.float32)
-
-
-_ARGUMENTS = (
-    "Tensor qkv, Tensor? bias, Tensor? key_padding_mask, Tensor? seed, SymInt[] grid, str axes, "
-    "float scale, int threshold, str impl"
-)
-axial_attention_fwd = library.define(
-    "axial_attention_fwd", f"({_ARGUMENTS}) -> Tensor", _fwd, _fwd_fake
-)
-axial_attention_bwd = library.define(
-    "axial_attention_bwd",
-    f"(Tensor dout, {_ARGUMENTS}, bool wants_dbias) -> (Tensor, Tensor)",
-    _bwd,
-    _bwd_fake,
-)

@@ -65,7 +65,20 @@ class DropoutAddLayerNorm(torch.autograd.Function):
         )
 
 
-def _run_fwd(
+def _fake_fwd(x: Tensor, residual: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, save, _impl = others
+    shape = x.shape if save else (0,)
+    rows = math.prod(x.shape[:-1]) if save else 0
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(shape, dtype=residual.dtype),
+        x.new_empty(rows, dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.float32),
+    )
+
+
+@library.operator(_fake_fwd)
+def dropout_add_layer_norm_fwd(
     x: Tensor,
     residual: Tensor,
     weight: Tensor,
@@ -76,8 +89,9 @@ def _run_fwd(
     eps: float,
     save: bool,
     impl: str,
-) -> tuple[Tensor, ...]:
-    outputs = _fake_fwd(x, residual, weight, bias, linear_bias, seed, dropout_p, eps, save, impl)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y (..., D), the sum (..., D), mean and rstd of each row: empty but y if not `save`."""
+    outputs = _fake_fwd(x, residual, save, impl)
     if x.numel():
         y, total, mean, rstd = outputs
         native.launch(
@@ -93,33 +107,28 @@ def _vector(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.float().contiguous()
 
 
-def _fake_fwd(x: Tensor, residual: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, save, _impl = rest
-    shape = x.shape if save else (0,)
-    rows = math.prod(x.shape[:-1]) if save else 0
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(shape, dtype=residual.dtype),
-        x.new_empty(rows, dtype=torch.float32),
-        x.new_empty(rows, dtype=torch.float32),
-    )
-
-
-dropout_add_layer_norm_fwd = library.define(
-    "dropout_add_layer_norm_fwd",
-    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, Tensor? linear_bias, Tensor seed, "
-    "float dropout_p, float eps, bool save, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run_fwd,
-    _fake_fwd,
-)
-
-
 def _is_dresidual(total: Tensor, dropout_p: float, x_dtype: torch.dtype) -> bool:
     """Whether dx equals dresidual, which then serves as both; the raw op's dx is empty."""
     return total.dtype == x_dtype and philox.dropout_threshold(dropout_p) == 0
 
 
-def _run_bwd(
+def _fake_bwd(
+    dy: Tensor, dy_other: Tensor | None, dtotal: Tensor | None, total: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_, dropout_p, x_dtype, needs_linear_bias, _impl = others
+    D = total.shape[-1]
+    dx_shape = (0,) if _is_dresidual(total, dropout_p, x_dtype) else total.shape
+    return (
+        total.new_empty(dx_shape, dtype=x_dtype),
+        total.new_empty(total.shape),
+        total.new_empty(D, dtype=torch.float32),
+        total.new_empty(D, dtype=torch.float32),
+        total.new_empty(D if needs_linear_bias else 0, dtype=torch.float32),
+    )
+
+
+@library.operator(_fake_bwd)
+def dropout_add_layer_norm_bwd(
     dy: Tensor,
     dy_other: Tensor | None,
     dtotal: Tensor | None,
@@ -132,45 +141,20 @@ def _run_bwd(
     x_dtype: torch.dtype,
     needs_linear_bias: bool,
     impl: str,
-) -> tuple[Tensor, ...]:
-    outputs = _fake_bwd(
-        dy, dy_other, dtotal, total, mean, rstd, weight, seed, dropout_p, x_dtype,
-        needs_linear_bias, impl,
-    )  # fmt: skip
-    if not total.numel():
-        return tuple(t.zero_() for t in outputs)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx and dresidual (..., D), dweight, dbias and dlinear_bias (D,)."""
+    outputs = _fake_bwd(dy, dy_other, dtotal, total, dropout_p, x_dtype, needs_linear_bias, impl)
     dx, dresidual, dweight, dbias, dlinear_bias = outputs
-    native.launch(
-        impl, "dropout_add_layer_norm_bwd", dy=dy.contiguous(),
-        dy_other=None if dy_other is None else dy_other.contiguous(),
-        dtotal=None if dtotal is None else dtotal.contiguous(), total=total, mean=mean, rstd=rstd,
-        weight=_vector(weight), seed=seed, threshold=philox.dropout_threshold(dropout_p), dx=dx,
-        dresidual=dresidual, dweight=dweight, dbias=dbias, dlinear_bias=dlinear_bias,
-    )  # fmt: skip
+    if total.numel():
+        native.launch(
+            impl, "dropout_add_layer_norm_bwd", dy=dy.contiguous(),
+            dy_other=None if dy_other is None else dy_other.contiguous(),
+            dtotal=None if dtotal is None else dtotal.contiguous(), total=total, mean=mean,
+            rstd=rstd, weight=_vector(weight), seed=seed,
+            threshold=philox.dropout_threshold(dropout_p), dx=dx, dresidual=dresidual,
+            dweight=dweight, dbias=dbias, dlinear_bias=dlinear_bias,
+        )  # fmt: skip
+    else:
+        for output in outputs:
+            output.zero_()
     return outputs
-
-
-def _fake_bwd(
-    dy: Tensor, dy_other: Tensor | None, dtotal: Tensor | None, total: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    *_, dropout_p, x_dtype, needs_linear_bias, _impl = rest
-    D = total.shape[-1]
-    dx_shape = (0,) if _is_dresidual(total, dropout_p, x_dtype) else total.shape
-    return (
-        total.new_empty(dx_shape, dtype=x_dtype),
-        total.new_empty(total.shape),
-        total.new_empty(D, dtype=torch.float32),
-        total.new_empty(D, dtype=torch.float32),
-        total.new_empty(D if needs_linear_bias else 0, dtype=torch.float32),
-    )
-
-
-dropout_add_layer_norm_bwd = library.define(
-    "dropout_add_layer_norm_bwd",
-    "(Tensor dy, Tensor? dy_other, Tensor? dtotal, Tensor total, Tensor mean, Tensor rstd, "
-    "Tensor weight, Tensor seed, float dropout_p, ScalarType x_dtype, bool needs_linear_bias, "
-    "str impl) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_bwd,
-    _fake_bwd,
-)

@@ -86,7 +86,28 @@ def _check_ids(invalid: int, tokens: Tensor, embedding: Tensor) -> None:
         raise IndexError(f"token {token} is outside [0, {len(embedding)})")
 
 
-def _run_fwd(
+def _fake_fwd(
+    tokens: Tensor,
+    embedding: Tensor,
+    time: Tensor | None,
+    height: Tensor | None,
+    width: Tensor,
+    cls: Tensor | None,
+    weight: Tensor | None,
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    *_, dtype, save, _impl = others
+    B, S = tokens.shape[0], math.prod(tokens.shape[1:]) + (cls is not None)
+    rows = B * S if save and weight is not None else 0
+    return (
+        embedding.new_empty((B, S, embedding.shape[1]), dtype=dtype),
+        embedding.new_empty(rows, dtype=torch.float32),
+        embedding.new_empty(rows, dtype=torch.float32),
+    )
+
+
+@library.operator(_fake_fwd)
+def embed_tokens_fwd(
     tokens: Tensor,
     embedding: Tensor,
     time: Tensor | None,
@@ -101,9 +122,10 @@ def _run_fwd(
     dtype: torch.dtype,
     save: bool,
     impl: str,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y (B, S, D), and mean and rstd of each row, which are empty if not wanted."""
     vectors = (time, height, width, cls, weight, bias)
-    outputs = _fake_fwd(tokens, embedding, *vectors, seed, dropout_p, eps, dtype, save, impl)
+    outputs = _fake_fwd(tokens, embedding, *vectors, dtype, save, impl)
     y, mean, rstd = outputs
     if y.numel():
         invalid = native.launch(
@@ -115,42 +137,17 @@ def _run_fwd(
     return outputs
 
 
-def _fake_fwd(
-    tokens: Tensor,
-    embedding: Tensor,
-    time: Tensor | None,
-    height: Tensor | None,
-    width: Tensor,
-    cls: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor,
-    dropout_p: float,
-    eps: float,
-    dtype: torch.dtype,
-    save: bool,
-    impl: str,
-) -> tuple[Tensor, ...]:  # y, and mean and rstd of each row, which are empty if not wanted
-    B, S = tokens.shape[0], math.prod(tokens.shape[1:]) + (cls is not None)
-    rows = B * S if save and weight is not None else 0
+def _fake_bwd(dy: Tensor, tokens: Tensor, embedding: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, needs_embedding, needs_vectors, _impl = others
+    (V, D), rows = embedding.shape, sum(tokens.shape[1:]) + 3
     return (
-        embedding.new_empty((B, S, embedding.shape[1]), dtype=dtype),
-        embedding.new_empty(rows, dtype=torch.float32),
-        embedding.new_empty(rows, dtype=torch.float32),
+        dy.new_empty((V if needs_embedding else 0, D), dtype=torch.float32),
+        dy.new_empty((rows if needs_vectors else 0, D), dtype=torch.float32),
     )
 
 
-embed_tokens_fwd = library.define(
-    "embed_tokens_fwd",
-    "(Tensor tokens, Tensor embedding, Tensor? time, Tensor? height, Tensor width, Tensor? cls, "
-    "Tensor? weight, Tensor? bias, Tensor seed, float dropout_p, float eps, ScalarType dtype, "
-    "bool save, str impl) -> (Tensor, Tensor, Tensor)",
-    _run_fwd,
-    _fake_fwd,
-)
-
-
-def _run_bwd(
+@library.operator(_fake_bwd)
+def embed_tokens_bwd(
     dy: Tensor,
     tokens: Tensor,
     embedding: Tensor,
@@ -167,9 +164,8 @@ def _run_bwd(
     needs_vectors: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    vectors = (time, height, width, cls, weight)
-    needs = (needs_embedding, needs_vectors)
-    outputs = _fake_bwd(dy, tokens, embedding, *vectors, seed, mean, rstd, dropout_p, *needs, impl)
+    """dembedding (V, D) and dvectors (T + H + W + 3, D), which are empty if not wanted."""
+    outputs = _fake_bwd(dy, tokens, embedding, needs_embedding, needs_vectors, impl)
     dembedding, dvectors = outputs
     if impl == "cpu" or not dy.numel():
         dembedding.zero_()
@@ -180,45 +176,11 @@ def _run_bwd(
     if impl == "cuda" and needs_embedding:
         ids, order = sort_ids(tokens, len(embedding))
         sorted_ids = {"sorted_ids": ids, "order": order}
+    tables = _tables(dy.dtype, embedding, time, height, width, cls, weight)
     invalid = native.launch(
-        impl, "embed_tokens_bwd", dy=dy.contiguous(), tokens=tokens,
-        **_tables(dy.dtype, embedding, *vectors), mean=mean, rstd=rstd, seed=seed,
-        threshold=philox.dropout_threshold(dropout_p), dembedding=dembedding, dvectors=dvectors,
-        **sorted_ids,
+        impl, "embed_tokens_bwd", dy=dy.contiguous(), tokens=tokens, **tables, mean=mean,
+        rstd=rstd, seed=seed, threshold=philox.dropout_threshold(dropout_p),
+        dembedding=dembedding, dvectors=dvectors, **sorted_ids,
     )  # fmt: skip
     _check_ids(invalid, tokens, embedding)
     return outputs
-
-
-def _fake_bwd(
-    dy: Tensor,
-    tokens: Tensor,
-    embedding: Tensor,
-    time: Tensor | None,
-    height: Tensor | None,
-    width: Tensor,
-    cls: Tensor | None,
-    weight: Tensor | None,
-    seed: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dropout_p: float,
-    needs_embedding: bool,
-    needs_vectors: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor]:  # dembedding and dvectors, which are empty if not wanted
-    (V, D), rows = embedding.shape, sum(tokens.shape[1:]) + 3
-    return (
-        dy.new_empty((V if needs_embedding else 0, D), dtype=torch.float32),
-        dy.new_empty((rows if needs_vectors else 0, D), dtype=torch.float32),
-    )
-
-
-embed_tokens_bwd = library.define(
-    "embed_tokens_bwd",
-    "(Tensor dy, Tensor tokens, Tensor embedding, Tensor? time, Tensor? height, Tensor width, "
-    "Tensor? cls, Tensor? weight, Tensor seed, Tensor mean, Tensor rstd, float dropout_p, "
-    "bool needs_embedding, bool needs_vectors, str impl) -> (Tensor, Tensor)",
-    _run_bwd,
-    _fake_bwd,
-)

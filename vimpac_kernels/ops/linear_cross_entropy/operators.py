@@ -10,7 +10,7 @@ backward applies together with the gradient of the loss, so nothing has to be co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,31 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def _run_fwd(
+def _fake_fwd(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    positions: Tensor | None,
+    count: Tensor | None,
+    row_scale: Tensor | None,
+    dtype: torch.dtype,
+    needs: Sequence[bool],
+    **_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    V, D = weight.shape
+    M = target.numel() if positions is None else positions.numel()
+    return (
+        input.new_empty(M, dtype=torch.float32),
+        input.new_empty(2, dtype=torch.int32),
+        input.new_empty((M if needs[0] else 0, D), dtype=dtype),
+        input.new_empty((V if needs[1] else 0, D), dtype=torch.float32),
+        input.new_empty(V if needs[2] else 0, dtype=torch.float32),
+    )
+
+
+@library.operator(_fake_fwd)
+def linear_cross_entropy_fwd(
     input: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -148,10 +172,13 @@ def _run_fwd(
     row_scale: Tensor | None,
     *,
     dtype: torch.dtype,
-    needs: list[bool],
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    needs: Sequence[bool],  # input, weight, bias
     impl: str,
-    **options: Any,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """losses (M,), counts (2,), dinput (M, D), dweight (V, D), dbias (V,); empty if not needed."""
     backend = BACKENDS[impl]
     (V, D), device = weight.shape, input.device
     shapes = (input, weight, target, bias, positions, count, row_scale, dtype)
@@ -185,7 +212,8 @@ def _run_fwd(
             invalid = native.launch(
                 impl, "linear_cross_entropy_fwd", z=z, V=V, first=first, bias=bias, target=target,
                 positions=positions, count=count, row_scale=row_scale, gradient=any(needs),
-                losses=losses, counts=counts, dbias=dbias, **options,
+                losses=losses, counts=counts, dbias=dbias, ignore_index=ignore_index,
+                label_smoothing=label_smoothing, z_loss=z_loss,
             )  # fmt: skip
             if invalid >= 0:
                 raise _out_of_range(invalid, positions, target, V)
@@ -226,44 +254,13 @@ def _accumulate(dweight: Tensor, dz: Tensor, x: Tensor, is_first: bool) -> None:
         dweight.add_(torch.mm(dz.T, x, out_dtype=torch.float32))
 
 
-def _fake_fwd(
-    input: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    positions: Tensor | None,
-    count: Tensor | None,
-    row_scale: Tensor | None,
-    dtype: torch.dtype,
-    needs: list[bool],
-    **_: Any,
-) -> tuple[Tensor, ...]:
-    V, D = weight.shape
-    M = target.numel() if positions is None else positions.numel()
-    return (
-        input.new_empty(M, dtype=torch.float32),
-        input.new_empty(2, dtype=torch.int32),
-        input.new_empty((M if needs[0] else 0, D), dtype=dtype),
-        input.new_empty((V if needs[1] else 0, D), dtype=torch.float32),
-        input.new_empty(V if needs[2] else 0, dtype=torch.float32),
-    )
+def _fake_bwd(dinput: Tensor, *arguments: Any) -> Tensor:
+    *_, rows, dtype = arguments
+    return dinput.new_empty((rows, dinput.shape[1]), dtype=dtype)
 
 
-linear_cross_entropy_fwd = library.define(
-    "linear_cross_entropy_fwd",
-    "(Tensor input, Tensor weight, Tensor target, Tensor? bias, Tensor? positions, Tensor? count, "
-    "Tensor? row_scale, *, ScalarType dtype, int ignore_index, float label_smoothing, "
-    "float z_loss, bool[] needs, str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run_fwd,
-    _fake_fwd,
-)
-
-
-def _scaled(gradient: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return (gradient if scale is None else gradient * scale).to(dtype)
-
-
-def _run_bwd(
+@library.operator(_fake_bwd)
+def linear_cross_entropy_bwd(
     dinput: Tensor,  # (M, D) of the predicted rows
     scale: Tensor | None,  # 0-d
     positions: Tensor | None,
@@ -287,15 +284,5 @@ def _run_bwd(
     return full.index_copy_(0, index, _scaled(dinput, scale, dtype))[:rows]
 
 
-def _fake_bwd(dinput: Tensor, *arguments: Any) -> Tensor:
-    *_, rows, dtype = arguments
-    return dinput.new_empty((rows, dinput.shape[1]), dtype=dtype)
-
-
-linear_cross_entropy_bwd = library.define(
-    "linear_cross_entropy_bwd",
-    "(Tensor dinput, Tensor? scale, Tensor? positions, Tensor? count, SymInt rows, "
-    "ScalarType dtype) -> Tensor",
-    _run_bwd,
-    _fake_bwd,
-)
+def _scaled(gradient: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (gradient if scale is None else gradient * scale).to(dtype)

@@ -14,37 +14,61 @@ from vimpac_kernels.runtime import library, native
 STRATEGIES = ("block", "iid", "tube")
 
 
-def _run(
-    tokens: Tensor, seed: Tensor, clip_offset: Tensor, *, impl: str, **plan: Any
-) -> tuple[Tensor, ...]:
+def _fake(tokens: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(tokens, memory_format=torch.contiguous_format),
+        torch.empty(tokens.shape, dtype=torch.bool, device=tokens.device),
+        torch.empty(tokens.numel(), dtype=torch.int32, device=tokens.device),
+        torch.empty((), dtype=torch.int32, device=tokens.device),
+    )
+
+
+@library.operator(_fake)
+def mask_tokens_fwd(
+    tokens: Tensor,
+    seed: Tensor,
+    clip_offset: Tensor,
+    *,
+    mask_token: int,
+    strategy: str,
+    num_blocks: int,
+    ratio: float,
+    pad_token: int | None,
+    max_block: Sequence[int],
+    noise: Sequence[float],
+    noise_unit: str,
+    vocab_size: int,
+    row_offset: int,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """inputs and mask (B, T, H, W), positions (B*T*H*W,), count (0-d)."""
     tokens = tokens.contiguous()
-    outputs = _fake(tokens, seed, clip_offset)
+    inputs, mask, positions, count = outputs = _fake(tokens)
     if tokens.numel() == 0:
-        outputs[3].zero_()
+        count.zero_()
     else:
-        inputs, mask, positions, count = outputs
+        options = kernel_options(tokens.shape, strategy, ratio, pad_token, noise, noise_unit)
         native.launch(
             impl, "mask_tokens_fwd", tokens=tokens, seed=seed, clip_offset=clip_offset,
-            inputs=inputs, mask=mask, positions=positions, count=count,
-            **kernel_options(tokens.shape, **plan),
+            inputs=inputs, mask=mask, positions=positions, count=count, mask_token=mask_token,
+            num_blocks=num_blocks, max_block=max_block, vocab_size=vocab_size,
+            row_offset=row_offset, **options,
         )  # fmt: skip
     return outputs
 
 
 def kernel_options(
     shape: Sequence[int],
-    *,
     strategy: str,
     ratio: float,
     pad_token: int | None,
     noise: Sequence[float],
     noise_unit: str,
-    **others: Any,
 ) -> dict[str, Any]:
-    """The plan of a call as kernels take it: decisions are words of 32 bits."""
+    """What kernels take in other words: decisions are words of 32 bits."""
     B, T, H, W = shape
     low, high = (noise[0], noise[0] + noise[1]) if noise else (0.0, 0.0)
-    return others | {
+    return {
         "B": B,
         "T": T,
         "H": H,
@@ -58,22 +82,3 @@ def kernel_options(
         # decisions below the first: mask token; below the second: random id
         "noise_below": (round(low * 2**32), round(high * 2**32)),
     }
-
-
-def _fake(tokens: Tensor, seed: Tensor, clip_offset: Tensor, **plan: Any) -> tuple[Tensor, ...]:
-    return (
-        torch.empty_like(tokens, memory_format=torch.contiguous_format),
-        torch.empty(tokens.shape, dtype=torch.bool, device=tokens.device),
-        torch.empty(tokens.numel(), dtype=torch.int32, device=tokens.device),
-        torch.empty((), dtype=torch.int32, device=tokens.device),
-    )
-
-
-mask_tokens_fwd = library.define(
-    "mask_tokens_fwd",
-    "(Tensor tokens, Tensor seed, Tensor clip_offset, *, int mask_token, str strategy, "
-    "int num_blocks, float ratio, int? pad_token, SymInt[] max_block, float[] noise, "
-    "str noise_unit, int vocab_size, int row_offset, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _fake,
-)

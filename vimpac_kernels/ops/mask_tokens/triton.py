@@ -232,7 +232,7 @@ def _launches(
 
 
 def launch_triton_fwd(**arguments: Any) -> None:
-    """Launches both kernels; see `kernel_options` in vimpac_kernels/mask_tokens.py."""
+    """Launches both kernels; see `kernel_options` in operators.py."""
     for kernel, programs, operands, constants in _launches(**arguments):
         kernel[(programs,)](*operands, **constants)
 
