@@ -8,9 +8,11 @@ from vimpac_kernels.ops.embed_tokens import embed_tokens
 from vimpac_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from vimpac_kernels.ops.mask_tokens import mask_tokens
 from vimpac_kernels.reference import LinearCrossEntropyOutput, MaskedTokens
-from vimpac_kernels.runtime.registry import available_impls
+from vimpac_kernels.runtime.registry import IMPLS, OPS, available_impls
 
 __all__ = [
+    "IMPLS",
+    "OPS",
     "AxialAttention",
     "LinearCrossEntropyOutput",
     "MaskedTokens",

@@ -13,16 +13,74 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
 IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")  # in the order of preference
 OLDEST_GPU = (8, 0)  # compute capability for which kernels are built, by Triton too
-OPS = (
-    *("axial_attention", "linear_cross_entropy", "mask_tokens"),
-    *("dropout_add_layer_norm", "bias_gelu", "embed_tokens"),
-)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A public function of `vimpac_kernels`.
+
+    Args:
+        replaces: What a user would write in PyTorch instead.
+        example: Makes the arguments of a tiny call on a device.
+    """
+
+    replaces: str
+    example: Callable[[torch.device | str], dict[str, Any]]
+
+
+# Every op by name. Its folders are vimpac_kernels/ops/<name> and csrc/<name>.
+OPS: dict[str, Op] = {
+    "axial_attention": Op(
+        "permute + attention along one axis; without projections",
+        lambda device: {"qkv": torch.zeros(1, 9, 3, 1, 32, device=device), "grid": (2, 2, 2)},
+    ),
+    "linear_cross_entropy": Op(
+        "`F.linear` + `F.cross_entropy`",
+        lambda device: {
+            "input": torch.zeros(4, 32, device=device),
+            "linear_weight": torch.zeros(64, 32, device=device),
+            "target": torch.zeros(4, dtype=torch.int64, device=device),
+        },
+    ),
+    "dropout_add_layer_norm": Op(
+        "bias, dropout, residual sum, LayerNorm",
+        lambda device: {
+            **dict.fromkeys(("x", "residual"), torch.zeros(4, 32, device=device)),
+            **dict.fromkeys(("weight", "bias"), torch.ones(32, device=device)),
+        },
+    ),
+    "bias_gelu": Op(
+        "bias, GELU; with or without the Linear before them",
+        lambda device: {
+            "x": torch.zeros(4, 32, device=device),
+            "bias": torch.zeros(32, device=device),
+        },
+    ),
+    "embed_tokens": Op(
+        "lookup, sum of positions, LayerNorm, dropout, cast",
+        lambda device: {
+            "tokens": torch.zeros(1, 4, dtype=torch.int32, device=device),
+            "embedding": torch.zeros(8, 32, device=device),
+            "positions": [torch.zeros(4, 32, device=device)],
+        },
+    ),
+    "mask_tokens": Op(
+        "Python loop over clips and boxes, or torch / NumPy",
+        lambda device: {
+            "tokens": torch.zeros(1, 2, 2, 2, dtype=torch.int32, device=device),
+            "mask_token": 1,
+            "seed": 0,
+        },
+    ),
+}
 
 _extensions: dict[str, ModuleType | str] = {}
 _overridden: dict[str, str] = {}  # module -> device type whose tensors it takes
@@ -51,7 +109,7 @@ def extension(name: str) -> ModuleType:
         name: "cpu" or "cuda".
 
     Raises:
-        RuntimeError: If it is not built, with the reason and the mend.
+        RuntimeError: If it is not built, with the reason and the fix.
     """
     module = _load(name)
     if isinstance(module, str):
@@ -178,8 +236,7 @@ def available_impls(op: str) -> list[str]:
     """The implementations of `op` that can run on this machine, best first.
 
     Args:
-        op: "axial_attention", "linear_cross_entropy", "mask_tokens", "dropout_add_layer_norm",
-            "bias_gelu" or "embed_tokens".
+        op: A name in `OPS`.
 
     Returns:
         Names to pass as `impl=`; "reference" is always among them.
