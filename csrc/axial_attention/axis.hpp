@@ -2,7 +2,8 @@
 // groups.
 #pragma once
 
-#include "cpu/ops.hpp"
+#include "axial_attention/arguments.hpp"
+#include "common/philox.hpp"
 
 namespace vimpac {
 namespace {
@@ -57,4 +58,9 @@ inline int64_t longest_line(const AxialCall& a) {
 }
 
 } // namespace
+
+namespace VIMPAC_ISA { // in cpu_long.cpp
+bool axial_attention_long_fwd(const AxialAttention& args);
+bool axial_attention_long_bwd(const AxialAttention& args);
+} // namespace VIMPAC_ISA
 } // namespace vimpac

@@ -5,12 +5,12 @@
 // fetched meanwhile. q, k, v, dout are read once and the result is written once: bound by memory.
 // A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's gradient,
 // are kept per task and added in order, so that results repeat whatever the number of threads.
+#include "axial_attention/arguments.hpp"
 #include "axial_attention/axis.hpp"
 #include "axial_attention/line_rows.hpp"
 #include "axial_attention/line_softmax.hpp"
 #include "axial_attention/small_matrix.hpp"
 #include "cpu/element_type.hpp"
-#include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 
 namespace vimpac::VIMPAC_ISA {
@@ -364,16 +364,31 @@ bool run(const AxialCall& a, int parts) {
   return true;
 }
 
+// Whether cpu_long.cpp has the faster kernel: longer lines overflow the tiles of this one, and only
+// the other multiplies pairs of bf16.
+bool has_long_lines(const AxialCall& a) {
+#if defined(__AVX512BF16__)
+  const bool pairs = a.qkv.type == ElementType::kBfloat16;
+#else
+  const bool pairs = false;
+#endif
+  return longest_line(a) >= (pairs ? 64 : 192);
+}
+
 } // namespace
 
 bool axial_attention_fwd(const AxialAttention& args) {
-  return with_type(args.qkv.type,
-                   [&](auto zero) { return run<decltype(zero)>(AxialCall(args), 1); });
+  const AxialCall a(args);
+  return has_long_lines(a)
+             ? axial_attention_long_fwd(args)
+             : with_type(a.qkv.type, [&](auto zero) { return run<decltype(zero)>(a, 1); });
 }
 
 bool axial_attention_bwd(const AxialAttention& args) {
-  return with_type(args.qkv.type,
-                   [&](auto zero) { return run<decltype(zero)>(AxialCall(args), 3); });
+  const AxialCall a(args);
+  return has_long_lines(a)
+             ? axial_attention_long_bwd(args)
+             : with_type(a.qkv.type, [&](auto zero) { return run<decltype(zero)>(a, 3); });
 }
 
 } // namespace vimpac::VIMPAC_ISA

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
   const RowSink<T> sink(out + p.offset(u.clip, u.head, 1), int64_t{p.heads} * kDim, p.has_cls);
   UnitSums<1, kBlocks> cls_sums;
   const int* const rows = list + threadIdx.x % 32 / 4; // of this lane
-  const float keep_scale = 65536.0f / float(65536 - p.threshold);
+  const float kept_scale = keep_scale(p.threshold);
 
   const int end = p.end_tile(axis, u.chunk);
   for (int t = u.chunk * p.tiles_per_chunk; t < end; ++t) {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
       if (p.threshold > 0) {
         ColumnBits<kOctets> keep[2];
         keep_bits(p, tile, u.head, m, keep);
-        drop(s, keep, keep_scale);
+        drop(s, keep, kept_scale);
       }
       if (m == 0) // late, so that the scores hide the loads of v
         v.turn();

@@ -64,11 +64,11 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
                                               float (&dp)[kOctets][4]) {
   const int lane = int(threadIdx.x % 32);
   softmax(prob, tile, m, p.scale * kLog2e);
-  const float keep_scale = 65536.0f / float(65536 - p.threshold);
+  const float kept_scale = keep_scale(p.threshold);
   ColumnBits<kOctets> keep[2];
   if (p.threshold > 0) {
     keep_bits(p, tile, head, m, keep);
-    drop(dp, keep, keep_scale);
+    drop(dp, keep, kept_scale);
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
     }
   }
   if (p.threshold > 0)
-    drop(prob, keep, keep_scale);
+    drop(prob, keep, kept_scale);
 }
 
 template <class T, int kOctets, int kBlocks>

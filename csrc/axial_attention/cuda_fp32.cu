@@ -124,7 +124,7 @@ keep_factors(const AxialProblem& p, const Line& line, int head, int query, float
     const unsigned j = unsigned(lane_id() + 32 * i);
     const uint32_t bits = keep_octet(j / 8, unsigned(query), line.global, last,
                                      static_cast<uint64_t>(*p.seed), p.threshold);
-    f[i] = (bits >> j % 8 & 1) != 0 ? 65536.0f / float(65536 - p.threshold) : 0.0f;
+    f[i] = (bits >> j % 8 & 1) != 0 ? keep_scale(p.threshold) : 0.0f;
   }
 }
 

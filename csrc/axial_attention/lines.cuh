@@ -12,7 +12,7 @@
 
 #include <axial_attention/cuda_tuning.cuh>
 
-#include "cuda/ops.hpp"
+#include "axial_attention/arguments.hpp"
 #include "cuda/platform.cuh"
 
 namespace vimpac {

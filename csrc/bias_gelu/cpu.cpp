@@ -1,8 +1,8 @@
 // y = GELU(x + bias) and its backward on the CPU. A thread owns chunks of rows; memory is read and
 // written once per direction, which is what the time goes to. dbias keeps one partial per chunk,
 // added in the order of the chunks.
+#include "bias_gelu/arguments.hpp"
 #include "cpu/element_type.hpp"
-#include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
 #include "cpu/vec.hpp"

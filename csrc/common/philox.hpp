@@ -3,7 +3,8 @@
 // A pure function from a 128-bit counter and a 64-bit key to 128 random bits: no state, so the CPU,
 // Triton, CUDA and the PyTorch reference agree bit for bit, in any order and on any thread.
 // The key is the seed, low word first. The four counter words are laid out by each op and written
-// down in vimpac_kernels/reference/.
+// down in the reference of the op; the last one has a stream in its top byte, so that ops which
+// share a seed never share bits.
 //
 // `Word` is uint32_t (C++, nvcc) or a SIMD vector (cpu/vec_philox.hpp, which specialises multiply;
 // then every lane is a generator of its own and the key is broadcast).
@@ -20,6 +21,10 @@
 namespace vimpac {
 // Internal linkage: each instruction set compiles its own copy, none of which the linker may merge.
 namespace {
+
+// As in vimpac_kernels/runtime/philox.py; attention has 0.
+constexpr uint32_t kStreamResidual = 1u << 24, kStreamMask = 2u << 24, kStreamNoise = 3u << 24,
+                   kStreamEmbedding = 4u << 24;
 
 template <class Word>
 struct Philox4 {
@@ -65,6 +70,11 @@ VIMPAC_HOST_DEVICE Philox4<Word> philox4x32_10(Philox4<Word> counter, uint64_t s
 template <class Word>
 VIMPAC_HOST_DEVICE Word bounded(Word bits, uint32_t bound) {
   return multiply(bits, bound).high;
+}
+
+// What dropout multiplies kept elements by: a 16-bit decision below the threshold drops.
+VIMPAC_HOST_DEVICE float keep_scale(int threshold) {
+  return 65536.0f / static_cast<float>(65536 - threshold);
 }
 
 } // namespace

@@ -1,6 +1,6 @@
 // From the type that a call names to the type that a template takes.
 #pragma once
-#include "cuda/ops.hpp"
+#include "common/arguments.hpp"
 #include "cuda/platform.cuh"
 
 namespace vimpac {

@@ -3,12 +3,12 @@
 // and written once per direction. Bound by bandwidth, with dropout by Philox. The sums over rows
 // (dweight, dbias, dlinear_bias) keep one partial per chunk, added in the order of the chunks.
 #include "cpu/element_type.hpp"
-#include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
 #include "cpu/row_dropout.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
+#include "dropout_add_layer_norm/arguments.hpp"
 
 #include <math.h>
 
@@ -16,8 +16,6 @@ namespace vimpac::VIMPAC_ISA {
 namespace {
 
 using Args = DropoutAddLayerNorm;
-
-constexpr uint32_t kStreamResidual = 1u << 24;
 
 void draw_factors(const Args& a, int64_t row, int64_t D, float* factors) {
   const auto threshold = static_cast<uint32_t>(a.threshold);

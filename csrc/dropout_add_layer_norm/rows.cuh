@@ -12,7 +12,6 @@ namespace vimpac {
 namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
-constexpr uint32_t kResidualStream = 1u << 24;
 constexpr int kWarpColumns = kNormChunks * 32 * kChunk; // of a row, that a warp holds
 constexpr int kMaxWarps = (8192 + kWarpColumns - 1) / kWarpColumns;
 static_assert(kNormWarps <= kMaxWarps && kMaxWarps <= 32, "a block holds the widest row");
@@ -64,7 +63,7 @@ struct Decisions {
     for (int c = 0; c < kNormChunks; ++c)
       words[c] = philox4x32_10<uint32_t>({first + 32 * c, static_cast<uint32_t>(row),
                                           static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32),
-                                          kResidualStream},
+                                          kStreamResidual},
                                          key);
   }
   // Whether element i of chunk c is kept. limit: as of Rows.

@@ -6,12 +6,12 @@
 // weight and bias keep one partial for each place of a block. Bound by bandwidth and, with dropout,
 // by Philox.
 #include "cpu/element_type.hpp"
-#include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
 #include "cpu/row_dropout.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
+#include "embed_tokens/arguments.hpp"
 
 #include <math.h>
 
@@ -29,7 +29,6 @@ struct Args : EmbedTokens {
   int64_t B, grid[3], V, D;
 };
 
-constexpr uint32_t kStreamEmbedding = 4u << 24;
 constexpr int64_t kParts = 64, kPartRows = 32; // of a block of the backward
 // Rows between two additions of the tables' recent sums to their gradients: so many that these
 // additions are an eighth of the others at most.

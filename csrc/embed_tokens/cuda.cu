@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
           x[c][i] = (x[c][i] - mu) * inverse * w[i] + b[i];
       }
       if (a.threshold > 0)
-        drop_chunk(x[c], seed, a.threshold, row, column, kEmbeddingStream);
+        drop_chunk(x[c], seed, a.threshold, row, column, kStreamEmbedding);
       store_chunk(static_cast<Y*>(a.y) + row * D + column, x[c]);
     }
     if (a.mean != nullptr && place.column == 0) {
@@ -100,6 +100,10 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
 }
 
 } // namespace
+
+int64_t embed_tokens_fwd_workspace(const EmbedTokens&) {
+  return 0;
+}
 
 void embed_tokens_fwd(const EmbedTokens& args) {
   const EmbedProblem a(args);

@@ -46,7 +46,7 @@ __device__ __forceinline__ void row_gradient(const EmbedProblem& a,
       continue;
     load_chunk(dx[c], static_cast<const Y*>(a.dy) + row * a.D + column);
     if (a.threshold > 0)
-      drop_chunk(dx[c], seed, a.threshold, row, column, kEmbeddingStream);
+      drop_chunk(dx[c], seed, a.threshold, row, column, kStreamEmbedding);
     if (!norm)
       continue;
     float w[kChunk];

@@ -73,7 +73,7 @@ __device__ __forceinline__ void drop_chunk(
                                static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), stream},
                               seed);
   const uint32_t word[4] = {words.x, words.y, words.z, words.w};
-  const float scale = 65536.0f / static_cast<float>(65536 - threshold);
+  const float scale = keep_scale(threshold);
 #pragma unroll
   for (int i = 0; i < kChunk; ++i) {
     const int decision = static_cast<int>((word[i / 2] >> (i % 2 * 16)) & 0xffffu);

@@ -1,13 +1,11 @@
 // What the kernels of embed_tokens share: where a row stands, and its sum from the tables.
 #pragma once
-#include "cuda/ops.hpp"
+#include "embed_tokens/arguments.hpp"
 #include "embed_tokens/row_warps.cuh"
 
 #include <embed_tokens/cuda_tuning.cuh>
 
 namespace vimpac {
-
-constexpr uint32_t kEmbeddingStream = 4u << 24;
 
 // Registers are for the rows of a block of so many threads; narrow rows never take more warps than
 // a block usually has.

@@ -5,10 +5,10 @@
 // row of fp32, and the last one rounds dz, once. The column sums of dz (dbias) keep one partial per
 // block of rows, added in the order of the blocks.
 #include "cpu/element_type.hpp"
-#include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
+#include "linear_cross_entropy/arguments.hpp"
 
 #include <math.h>
 #include <type_traits>

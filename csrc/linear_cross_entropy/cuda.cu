@@ -16,8 +16,8 @@
 // H200 issues about 24 instructions, a row of 8,197 logits takes 15 for each.
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
-#include "cuda/ops.hpp"
 #include "cuda/platform.cuh"
+#include "linear_cross_entropy/arguments.hpp"
 #include "linear_cross_entropy/row.cuh"
 
 namespace vimpac {

@@ -2,14 +2,12 @@
 // tokens once and writes inputs and mask once. After a prefix sum over the clips' counts a second
 // pass over the mask writes every clip's positions. Bound by memory traffic and, for iid and noise,
 // by Philox.
-#include "cpu/ops.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/vec_philox.hpp"
+#include "mask_tokens/arguments.hpp"
 
 namespace vimpac::VIMPAC_ISA {
 namespace {
-
-constexpr uint32_t kStreamMask = 2u << 24, kStreamNoise = 3u << 24;
 
 // out[4 * i + j] = word j of the call with counter (clip, i, group, stream), 4 * i + j < count.
 void draw_words(uint64_t seed,

@@ -6,8 +6,8 @@
 #include <mask_tokens/cuda_tuning.cuh>
 
 #include "common/philox.hpp"
-#include "cuda/ops.hpp"
 #include "cuda/platform.cuh"
+#include "mask_tokens/arguments.hpp"
 
 namespace vimpac {
 namespace {
@@ -15,7 +15,6 @@ namespace {
 constexpr int kThreads = kMaskThreads, kWarps = kThreads / 32;
 constexpr int kGroup = 4; // consecutive tokens of one thread: one Philox call of iid
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr uint32_t kStreamMask = 2u << 24, kStreamNoise = 3u << 24;
 constexpr size_t kMaxSharedBytes = 227 << 10;
 static_assert(kThreads % 32 == 0 && kThreads <= 1024, "a block is whole warps");
 

@@ -1,4 +1,4 @@
-"""Calls the kernels of one backend by name and keywords.
+"""Starts a kernel of one backend, by name and keywords.
 
 The C++ modules read tensors, sizes and dtypes themselves (csrc/bind.hpp); their arguments are
 declared once for both devices, in csrc/<op>/arguments.hpp. Triton's launchers take the same names.
@@ -18,9 +18,7 @@ from vimpac_kernels.runtime.registry import extension
 
 
 def launch(impl: str, operator: str, /, **arguments: Any) -> int:
-    """Runs `operator` on the device of its first tensor and the current stream.
-
-    As in `launch("cpu", "bias_gelu_fwd", x=x, bias=bias, y=y)`.
+    """As in `launch("cpu", "bias_gelu_fwd", x=x, bias=bias, y=y)`, on the current stream.
 
     Args:
         impl: "cuda", "triton" or "cpu".

@@ -31,6 +31,7 @@ from vimpac_kernels.ops.axial_attention.triton_tiles import (
     tile_rows,
     unit,
 )
+from vimpac_kernels.runtime import philox
 
 # What only a measurement can settle, read at each launch. "16x2": of a tile of 16 rows of elements
 # of 2 bytes; a softmax row never leaves its warp if a warp has 16 rows. See benchmarks/NOTES.md.
@@ -279,7 +280,7 @@ def _launch_arguments(
     ids = sum(axis << 2 * i for i, axis in enumerate(axes))
     scalars = [B, *grid, N, heads, *per_axis, max(tiles)]
     scalars += [qkv.stride(0), qkv.stride(1), qkv.stride(2), qkv.stride(3)]
-    scalars += [scale, threshold, 65536 / (65536 - threshold)]
+    scalars += [scale, threshold, philox.dropout_scale(threshold)]
     size = qkv.element_size()
     most = TUNING[f"{direction}_COLUMNS_{block}x{size}"]
     columns = D if D <= most else min(most, TUNING["WIDE_COLUMNS"])

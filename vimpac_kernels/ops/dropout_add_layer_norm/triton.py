@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vimpac_kernels.runtime import philox
 from vimpac_kernels.runtime.triton_common import add_programs, keep_rows, most_programs
 
 TUNING = {
@@ -28,7 +29,7 @@ TUNING = {
     "SUM_COLUMNS": 32,  # of a program that adds column sums: a cache line
     "SUM_CHUNK": 64,  # programs whose sums it adds at a time
 }
-STREAM_RESIDUAL = tl.constexpr(1 << 24)
+STREAM_RESIDUAL = tl.constexpr(philox.STREAM_RESIDUAL << 24)
 
 
 @triton.jit
@@ -196,7 +197,7 @@ def _sums(D: int) -> dict[str, int]:
 
 
 def _dropout(threshold: int) -> tuple[tuple[int, float], dict[str, bool]]:
-    return (threshold, 65536 / (65536 - threshold)), {"DROPOUT": threshold > 0}
+    return (threshold, philox.dropout_scale(threshold)), {"DROPOUT": threshold > 0}
 
 
 def launch_triton_fwd(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vimpac_kernels.ops.embed_tokens.triton_ids import launch_ids
 from vimpac_kernels.ops.embed_tokens.triton_rows import drop_rows, load_place, row_gradient
+from vimpac_kernels.runtime import philox
 from vimpac_kernels.runtime.triton_common import add_programs
 
 TUNING = {
@@ -239,8 +240,8 @@ def launch_triton_fwd(
     tables = (embedding, time, height, width, cls, weight, bias)
     outputs = (y, *(t if t.numel() else None for t in (mean, rstd)))
     embed_tokens_fwd_kernel[grid](
-        tokens, *tables, seed, *outputs, B, H, W, S, V, threshold, 65536 / (65536 - threshold), eps,
-        **tile,
+        tokens, *tables, seed, *outputs, B, H, W, S, V, threshold, philox.dropout_scale(threshold),
+        eps, **tile,
     )  # fmt: skip
 
 
@@ -275,7 +276,7 @@ def launch_triton_bwd(
     partial = dvectors.new_empty((parts * groups, 2, D))
     embed_tokens_places_kernel[(groups, parts)](
         dy, tokens, embedding, *places, cls, *norm, seed, sums, partial, B, H, W, S, V, threshold,
-        65536 / (65536 - threshold), **tile,
+        philox.dropout_scale(threshold), **tile,
     )  # fmt: skip
     columns, rows = TUNING["SUM_COLUMNS"], T + H + W + (1 if weight is None else 3)
     embed_tokens_axes_kernel[(triton.cdiv(D, columns), rows)](
@@ -294,7 +295,7 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         tokens = torch.empty(4, 5, 16, 16, dtype=torch.int32, device="meta")
         seed = torch.empty((), dtype=torch.int64, device="meta")
         tables, tile = (tokens, *(table,) * 4), _tile(D, True)
-        sizes = (4, 16, 16, 1281, 8197, 6554, 65536 / (65536 - 6554))
+        sizes = (4, 16, 16, 1281, 8197, 6554, philox.dropout_scale(6554))
         outputs = (y, vector, vector)
         inputs = (*tables, *(vector,) * 3, seed, *outputs, *sizes, 1e-12)
         yield embed_tokens_fwd_kernel, inputs, tile

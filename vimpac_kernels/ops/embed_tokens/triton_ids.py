@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vimpac_kernels.ops.embed_tokens.sorted_ids import sort_ids
 from vimpac_kernels.ops.embed_tokens.triton_rows import drop_rows, load_place, row_gradient
+from vimpac_kernels.runtime import philox
 
 TUNING = {
     "RUNS": 2048,  # of sorted rows: four for each scheduler of a Hopper GPU
@@ -155,7 +156,7 @@ def launch_ids(
     dembedding.zero_()
     embed_tokens_ids_kernel[(runs,)](
         dy, ids, order, embedding, *places, *norm, seed, dembedding, carry, N, H, W, S, V, run,
-        threshold, 65536 / (65536 - threshold), CLS=int(has_cls), **_ids_tile(D, threshold > 0),
+        threshold, philox.dropout_scale(threshold), CLS=int(has_cls), **_ids_tile(D, threshold > 0),
     )  # fmt: skip
     if runs > 1:
         columns, chunk = TUNING["CARRY_COLUMNS"], TUNING["CARRY_CHUNK"]
@@ -182,7 +183,7 @@ def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         order = torch.empty(5120, dtype=torch.int64, device="meta")
         seed = torch.empty((), dtype=torch.int64, device="meta")
         tensors = (dy, ids, order, *(table,) * 4, *(vector,) * 3, seed, table, table)
-        sizes = (5120, 16, 16, 1281, 8197, 4, 6554, 65536 / (65536 - 6554))
+        sizes = (5120, 16, 16, 1281, 8197, 4, 6554, philox.dropout_scale(6554))
         yield embed_tokens_ids_kernel, tensors + sizes, {"CLS": 1} | _ids_tile(D, True)
         tile = {"COLUMNS": TUNING["CARRY_COLUMNS"], "CHUNK": TUNING["CARRY_CHUNK"]}
         yield embed_tokens_carry_kernel, (ids, table, table, 8197, 4, 1280), {"D": D} | tile

@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
+from vimpac_kernels.runtime import philox
 from vimpac_kernels.runtime.triton_common import keep_rows
 
-STREAM_EMBEDDING = tl.constexpr(4 << 24)
+STREAM_EMBEDDING = tl.constexpr(philox.STREAM_EMBEDDING << 24)
 
 
 @triton.jit

@@ -16,12 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vimpac_kernels.runtime import philox
+
 TUNING = {
     "CELLS": 1024,  # of a program: a clip of the small model is two, so that 64 fill a GPU
     "WARPS": 4,  # of it: eight cells a thread, two Philox calls of iid
 }
-STREAM_MASK = tl.constexpr(2 << 24)
-STREAM_NOISE = tl.constexpr(3 << 24)
+STREAM_MASK = tl.constexpr(philox.STREAM_MASK << 24)
+STREAM_NOISE = tl.constexpr(philox.STREAM_NOISE << 24)
 BLOCK, IID, TUBE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
