@@ -336,15 +336,21 @@ __global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kerne
   write_positions(plan, clip, shared[1], bits, scratch);
 }
 
+constexpr size_t round_up(size_t bytes) {
+  return (bytes + 15) / 16 * 16;
+}
+
+// Shared memory of every clip: the counts of the warps, the ticket and the count before the clip.
+constexpr size_t kClipBytes = round_up(kWarps * sizeof(uint32_t)) + 16;
+
 template <class T>
 void launch_mask_tokens_fwd(const MaskTokens& args) {
   const auto cells = static_cast<uint32_t>(args.T) * args.H * args.W;
   const uint32_t groups = (cells + kGroup - 1) / kGroup;
   const bool vectors = cells % kGroup == 0 && reinterpret_cast<uintptr_t>(args.mask) % kGroup == 0;
-  const auto round_up = [](size_t bytes) { return (bytes + 15) / 16 * 16; };
   const bool boxed = args.strategy == MaskTokens::kBlock;
   const bool tube = args.strategy == MaskTokens::kTube;
-  const size_t shared = round_up(kWarps * sizeof(uint32_t)) + 16 + round_up(groups) +
+  const size_t shared = kClipBytes + round_up(groups) +
                         round_up(boxed ? args.num_blocks * sizeof(Box) : 0) +
                         (tube ? size_t{4} * args.H * args.W : 0);
   if (shared > kMaxSharedBytes)
@@ -366,6 +372,10 @@ void launch_mask_tokens_fwd(const MaskTokens& args) {
 }
 
 } // namespace
+
+std::tuple<int64_t, int64_t, int64_t> mask_tokens_shared_bytes() {
+  return {kClipBytes, sizeof(Box), kMaxSharedBytes};
+}
 
 int64_t mask_tokens_fwd_workspace(const MaskTokens& args) {
   return (1 + args.B) * static_cast<int64_t>(sizeof(unsigned long long) / sizeof(float));

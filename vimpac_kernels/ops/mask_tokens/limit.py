@@ -7,16 +7,23 @@ from typing import Any
 
 import torch
 
-MAX_SHARED_BYTES = 227 << 10  # of a block on sm_90 and sm_100, the most of any GPU
+from vimpac_kernels.runtime import registry
+
+
+@torch.compiler.assume_constant_result
+def _kernel_bytes() -> tuple[int, int, int]:
+    """What every clip takes, what a box of it takes, and the most that a block can have."""
+    return registry.extension("cuda").mask_tokens_shared_bytes()
 
 
 def shared_bytes(shape: Sequence[int], strategy: str, num_blocks: int) -> int:
     """What one clip of tokens (B, T, H, W) takes, as launch_mask_tokens_fwd counts it."""
+    every, box, _ = _kernel_bytes()
     _, T, H, W = shape
     groups = (T * H * W + 3) // 4  # a byte each
-    boxes = 28 * num_blocks if strategy == "block" else 0
+    boxes = box * num_blocks if strategy == "block" else 0
     keys = 4 * H * W if strategy == "tube" else 0
-    return 48 + _whole_vectors(groups) + _whole_vectors(boxes) + keys
+    return every + _whole_vectors(groups) + _whole_vectors(boxes) + keys
 
 
 def _whole_vectors(size: int) -> int:
@@ -26,7 +33,8 @@ def _whole_vectors(size: int) -> int:
 @torch.compiler.assume_constant_result
 def shared_limit(device: torch.device) -> int:
     """Bytes that a block can have on a device; emulated kernels have the most there is."""
+    *_, most = _kernel_bytes()
     if device.type != "cuda":
-        return MAX_SHARED_BYTES
+        return most
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks it
-    return min(MAX_SHARED_BYTES, properties.shared_memory_per_block_optin)
+    return min(most, properties.shared_memory_per_block_optin)
