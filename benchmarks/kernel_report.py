@@ -6,14 +6,13 @@ counts of the instructions that matter. Exits with 1 on a spill beyond SPILLS, o
 than every GPU has, where a kernel lacks what EXPECTED asks, or has more narrow stores than
 NARROW_STORES explains. What nvcc made of unchanged sources is kept in build/kernel_report.
 
-    Triton   each module with kernels offers `report_cases()`, which yields (kernel, arguments,
-             keyword arguments) of real calls with meta tensors; the kernel's own `warmup` then
-             specialises as a launch does.
+    Triton   `triton_calls()` of each op's benchmark yields (kernel, arguments, keyword arguments)
+             of real calls with meta tensors, and `warmup` then specialises as a launch does.
     CUDA     a cubin knows launch bounds but no launch: LAUNCHES names the threads and the shared
              memory of a usual one, for the occupancy.
 
-A spill shows as stack bytes and as STL and LDL instructions. HMMA, HGMMA and UTCMMA are tensor-core
-products, LDG.128 and STG.128 loads, also to shared memory, and stores of 16 bytes or more.
+A spill shows as stack bytes and as STL and LDL. HMMA, HGMMA and UTCMMA are tensor-core products,
+LDG.128 and STG.128 loads, also to shared memory, and stores of 16 bytes or more.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import fnmatch
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +35,8 @@ from typing import Any
 import cubins
 from cubins import Kernel
 from offline_triton import offline_driver
+
+from vimpac_kernels import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
@@ -140,7 +142,8 @@ def cuda_kernels(architectures: list[int]) -> Iterator[Kernel]:
 
 def _compile(source: Path, architectures: list[int]) -> list[tuple[Path, int]]:
     """One PTX for all architectures and a cubin for each, unless they are there already."""
-    headers = sorted([*CSRC.glob("*/*.cuh"), *CSRC.glob("*/*.hpp")])
+    folders = (source.parent, CSRC / "common", CSRC / "cuda")
+    headers = sorted(path for folder in folders for path in folder.glob("*.*h*"))
     content = b"".join(path.read_bytes() for path in (source, *headers))
     version = subprocess.run(["nvcc", "--version"], check=True, capture_output=True).stdout
     key = hashlib.sha256(content + version + " ".join(NVCC_FLAGS).encode()).hexdigest()[:16]
@@ -158,9 +161,8 @@ def _compile(source: Path, architectures: list[int]) -> list[tuple[Path, int]]:
 
     ptx = make(CACHE / f"{name}-{key}.ptx", source, "-ptx", "-arch=compute_80")
     return [
-        (make(ptx.with_suffix(f".{arch}.cubin"), ptx, "-cubin", f"-arch={arch}"), architecture)
-        for architecture in architectures
-        for arch in [ARCHITECTURES[architecture]]
+        (make(ptx.with_suffix(f".{a}.cubin"), ptx, "-cubin", f"-arch={ARCHITECTURES[a]}"), a)
+        for a in architectures
     ]
 
 
@@ -183,13 +185,13 @@ def _triton_kernels(architecture: int) -> list[Kernel]:
     driver = offline_driver()
     driver.architecture = architecture
     kernels: list[Kernel] = []
-    for path in sorted(ROOT.glob("vimpac_kernels/ops/*/triton*.py")):
-        module = importlib.import_module(f"vimpac_kernels.ops.{path.parent.name}.{path.stem}")
-        cases = list(module.report_cases()) if hasattr(module, "report_cases") else []
-        named = {name for name in vars(module) if name.endswith("_kernel")}
-        if missing := named - {kernel.__name__ for kernel, *_ in cases}:
-            sys.exit(f"error: {module.__name__}.report_cases() lacks {', '.join(missing)}")
-        for kernel, arguments, options in cases:
+    for op in OPS:
+        calls = list(importlib.import_module(f"bench_{op}").triton_calls())
+        sources = (p.read_text() for p in ROOT.glob(f"vimpac_kernels/ops/{op}/triton*.py"))
+        named = set(re.findall(r"^def (\w+_kernel)\(", "\n".join(sources), re.MULTILINE))
+        if missing := named - {kernel.__name__ for kernel, *_ in calls}:
+            sys.exit(f"error: bench_{op}.triton_calls() lacks {', '.join(missing)}")
+        for kernel, arguments, options in calls:
             compiled = kernel.warmup(*arguments, grid=(1,), **options)
             name = _label(kernel.__name__, arguments, options)
             for one in compiled if isinstance(compiled, list) else [compiled]:
@@ -254,7 +256,7 @@ def problems(backend: str, kernels: list[Kernel]) -> list[str]:
     for _, pattern, wanted in (row for row in EXPECTED if row[0] == backend):
         matching = [k for k in kernels if fnmatch.fnmatchcase(k.name, pattern)]
         if not matching:
-            found.append(f"no kernel is named {pattern}: mend EXPECTED")
+            found.append(f"no kernel is named {pattern}: fix EXPECTED")
         found += [
             f"{k.name} has no {one} on {ARCHITECTURES[k.architecture]}"
             for k in matching

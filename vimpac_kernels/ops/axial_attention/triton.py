@@ -11,8 +11,7 @@ over tiles, for [CLS] and the bias' gradient, are in axial_sums.py. Bound by mem
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -260,7 +259,7 @@ def axial_attention_bwd_kernel(
         _store_gradient(at, d, partial, part, columns, sums, for_q, k, k_cls, live, HAS_CLS, WIDEN)
 
 
-def _launch_arguments(
+def launch_arguments(
     qkv: Tensor,
     grid: Sequence[int],
     axes: Sequence[int],
@@ -313,7 +312,7 @@ def launch_triton_fwd(
     out: Tensor,  # (B, S, N, Dh)
 ) -> None:
     """Launches the forward kernels, which fill out."""
-    programs, scalars, constants, tiles = _launch_arguments(
+    programs, scalars, constants, tiles = launch_arguments(
         qkv, grid, axes, key_padding_mask, threshold, scale, "FWD"
     )
     partial = tiles.partial_sums(qkv, 1) if constants["HAS_CLS"] else None
@@ -340,7 +339,7 @@ def launch_triton_bwd(
     The part of k is zero: a bias there moves all scores of a query alike.
     """
     B, _, _, N, D = qkv.shape
-    programs, scalars, constants, tiles = _launch_arguments(
+    programs, scalars, constants, tiles = launch_arguments(
         qkv, grid, axes, key_padding_mask, threshold, scale, "BWD"
     )
     partial = tiles.partial_sums(qkv, 3) if constants["HAS_CLS"] else None
@@ -356,35 +355,3 @@ def launch_triton_bwd(
         tiles.add(columns, of_clips, grid, mean=False)
         torch.sum(of_clips, (0, 1), out=dbias[::2])
         dbias[1].zero_()
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    grids = (5, 16, 16), (10, 32, 32), (10, 64, 64)
-    dtypes = torch.bfloat16, torch.float32
-    for dtype, grid, D in itertools.product(dtypes, grids, (16, 32, 64, 128)):
-        if D >= 64:  # shorter rows take fewer registers forward
-            yield _report_case(grid, (0, 1), 8, D, dtype, backward=False)
-        yield _report_case(grid, (0, 1), 8, D, dtype, backward=True)
-
-
-def _report_case(
-    grid: tuple[int, int, int],
-    axes: Sequence[int],
-    N: int,
-    D: int,
-    dtype: torch.dtype,
-    *,
-    backward: bool,
-) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """A call with [CLS], padding, dropout and the gradient of a bias."""
-    S = 1 + grid[0] * grid[1] * grid[2]
-    qkv = torch.empty(2, S, 3, N, D, dtype=dtype, device="meta")
-    out, sums = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
-    seed = torch.empty((), dtype=torch.int64, device="meta")
-    mask = torch.empty(2, *grid, dtype=torch.bool, device="meta")
-    direction = "BWD" if backward else "FWD"
-    _, scalars, constants, _ = _launch_arguments(qkv, grid, axes, mask, 6554, D**-0.5, direction)
-    kernel = axial_attention_bwd_kernel if backward else axial_attention_fwd_kernel
-    tensors = (qkv, out, qkv, sums, sums) if backward else (qkv, out, sums)
-    return kernel, (*tensors, mask.view(torch.uint8), seed, *scalars), constants

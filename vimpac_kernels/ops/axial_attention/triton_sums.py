@@ -6,9 +6,8 @@ its part of such a sum in a slot of its own, and a second kernel adds up the slo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -82,13 +81,3 @@ class Tiles:
             partial, out, *grid, out.shape[1], N, self.heads, *self.per_axis, self.slots,
             AXES=self.axes, MEAN=mean, PARTS=parts, D=D, CHUNK=16, num_warps=1,
         )  # fmt: skip
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """The kernel with the arguments of a real call on meta tensors, for the static report."""
-    sums, out = (
-        torch.empty(2, 1281, 8, 64, dtype=dtype, device="meta")
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    sizes = {"AXES": 0, "MEAN": True, "PARTS": 1, "D": 64, "CHUNK": 16, "num_warps": 1}
-    yield axial_attention_cls_kernel, (sums, out, 5, 16, 16, 1281, 8, 8, 86, 1, 1, 86), sizes

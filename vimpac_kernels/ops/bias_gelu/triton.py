@@ -7,9 +7,6 @@ that it repeats bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -116,7 +113,7 @@ def bias_gelu_sum_kernel(
     tl.store(dbias + column, add_programs(partial, programs, column, live, D, CHUNK), mask=live)
 
 
-def _tile(D: int, elements: int) -> dict[str, int]:
+def tile_of(D: int, elements: int) -> dict[str, int]:
     """Rows and columns of a program of about so many elements."""
     C = min(TUNING["COLUMNS"], max(16, triton.next_power_of_2(D)))
     R = min(TUNING["ROWS"], max(1, elements // C))
@@ -124,7 +121,7 @@ def _tile(D: int, elements: int) -> dict[str, int]:
     return {"D": D, "R": R, "C": C, "num_warps": min(32, warps)}
 
 
-def _sums(D: int) -> dict[str, int]:
+def sums_of(D: int) -> dict[str, int]:
     return {"D": D, "COLUMNS": TUNING["SUM_COLUMNS"], "CHUNK": TUNING["SUM_CHUNK"]}
 
 
@@ -135,7 +132,7 @@ def launch_triton_fwd(
 ) -> None:
     """Fills y."""
     D = x.shape[-1]
-    M, tile = x.numel() // D, _tile(D, TUNING["FWD_ELEMENTS"])
+    M, tile = x.numel() // D, tile_of(D, TUNING["FWD_ELEMENTS"])
     grid = triton.cdiv(M, tile["R"]), triton.cdiv(D, tile["C"])
     bias_gelu_fwd_kernel[grid](x, bias, y, M, **tile)
 
@@ -149,7 +146,7 @@ def launch_triton_bwd(
 ) -> None:
     """Fills dx and dbias."""
     D = x.shape[-1]
-    M, tile = x.numel() // D, _tile(D, TUNING["BWD_ELEMENTS"])
+    M, tile = x.numel() // D, tile_of(D, TUNING["BWD_ELEMENTS"])
     groups = triton.cdiv(D, tile["C"])
     most = most_programs(x, TUNING["PROGRAMS"])
     programs = min(triton.cdiv(M, tile["R"]), max(1, most // groups))
@@ -159,17 +156,5 @@ def launch_triton_bwd(
     bias_gelu_bwd_kernel[(programs, groups)](dy, x, bias, dx, partial, M, **tile)
     if partial is not None:
         bias_gelu_sum_kernel[(triton.cdiv(D, TUNING["SUM_COLUMNS"]),)](
-            partial, dbias, programs, **_sums(D)
+            partial, dbias, programs, **sums_of(D)
         )
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    M, D = 1280, 2048
-    vector = torch.empty(D, device="meta")
-    for dtype in (torch.bfloat16, torch.float32):
-        x = torch.empty(M, D, dtype=dtype, device="meta")
-        forward, backward = (_tile(D, TUNING[k]) for k in ("FWD_ELEMENTS", "BWD_ELEMENTS"))
-        yield bias_gelu_fwd_kernel, (x, vector, x, M), forward
-        yield bias_gelu_bwd_kernel, (x, x, vector, x, vector, M), backward
-    yield bias_gelu_sum_kernel, (vector, vector, 132), _sums(D)

@@ -9,9 +9,6 @@ reads and 2 writes of (M, D), backward the same and a read of each further gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -184,7 +181,7 @@ def dropout_add_layer_norm_sum_kernel(
         tl.store(dlinear_bias + column, sums, mask=live)
 
 
-def _tile(D: int, elements: int, size: int = 2) -> dict[str, int]:
+def tile_of(D: int, elements: int, size: int = 2) -> dict[str, int]:
     """Rows and columns of a program of about so many elements of 2 bytes, or half as many of 4."""
     C = max(16, triton.next_power_of_2(D))
     R = min(TUNING["ROWS"], max(1, 2 * elements // size // C))
@@ -192,11 +189,11 @@ def _tile(D: int, elements: int, size: int = 2) -> dict[str, int]:
     return {"D": D, "R": R, "C": C, "num_warps": min(32, warps)}
 
 
-def _sums(D: int) -> dict[str, int]:
+def sums_of(D: int) -> dict[str, int]:
     return {"D": D, "COLUMNS": TUNING["SUM_COLUMNS"], "CHUNK": TUNING["SUM_CHUNK"]}
 
 
-def _dropout(threshold: int) -> tuple[tuple[int, float], dict[str, bool]]:
+def dropout_of(threshold: int) -> tuple[tuple[int, float], dict[str, bool]]:
     return (threshold, philox.dropout_scale(threshold)), {"DROPOUT": threshold > 0}
 
 
@@ -216,8 +213,8 @@ def launch_triton_fwd(
 ) -> None:
     """Fills y and, if wanted, total, mean and rstd."""
     D = x.shape[-1]
-    M, tile = x.numel() // D, _tile(D, TUNING["FWD_ELEMENTS"])
-    scalars, constants = _dropout(threshold)
+    M, tile = x.numel() // D, tile_of(D, TUNING["FWD_ELEMENTS"])
+    scalars, constants = dropout_of(threshold)
     outputs = (y, *(t if t.numel() else None for t in (total, mean, rstd)))
     dropout_add_layer_norm_fwd_kernel[(triton.cdiv(M, tile["R"]),)](
         x, residual, weight, bias, linear_bias, seed, *outputs, M, *scalars, eps,
@@ -243,35 +240,17 @@ def launch_triton_bwd(
 ) -> None:
     """Fills dx, dresidual and the gradients of the parameters."""
     D = total.shape[-1]
-    M, tile = total.numel() // D, _tile(D, TUNING["BWD_ELEMENTS"], dy.element_size())
+    M, tile = total.numel() // D, tile_of(D, TUNING["BWD_ELEMENTS"], dy.element_size())
     programs = min(triton.cdiv(M, tile["R"]), most_programs(dy, TUNING["PROGRAMS"]))
     partial = torch.empty((programs, 3, D), dtype=torch.float32, device=dy.device)
     own_dx, linear = (t if t.numel() else None for t in (dx, dlinear_bias))
-    scalars, constants = _dropout(threshold)
+    scalars, constants = dropout_of(threshold)
     constants["LINEAR_BIAS"] = linear is not None
     dropout_add_layer_norm_bwd_kernel[(programs,)](
         dy, dy_other, dtotal, total, mean, rstd, weight, seed, own_dx, dresidual, partial, M,
         *scalars, **constants, **tile,
     )  # fmt: skip
     groups = triton.cdiv(D, TUNING["SUM_COLUMNS"]), 2 + constants["LINEAR_BIAS"]
-    dropout_add_layer_norm_sum_kernel[groups](partial, dweight, dbias, linear, programs, **_sums(D))
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    bf16, fp32 = torch.bfloat16, torch.float32
-    for dtype, wide, D in ((bf16, bf16, 512), (bf16, fp32, 1024), (fp32, fp32, 512)):
-        x = torch.empty(1280, D, dtype=dtype, device="meta")
-        r = torch.empty(1280, D, dtype=wide, device="meta")
-        vector = torch.empty(D, dtype=fp32, device="meta")
-        seed = torch.empty((), dtype=torch.int64, device="meta")
-        (threshold, keep_scale), constants = _dropout(6554)
-        scalars = (1280, threshold, keep_scale)
-        forward = (x, r, vector, vector, vector, seed, x, r, vector, vector)
-        tile = _tile(D, TUNING["FWD_ELEMENTS"])
-        yield dropout_add_layer_norm_fwd_kernel, (*forward, *scalars, 1e-12), constants | tile
-        backward = (x, x, r, r, vector, vector, vector, seed, x, r, vector)
-        constants["LINEAR_BIAS"] = True
-        tile = _tile(D, TUNING["BWD_ELEMENTS"], x.element_size())
-        yield dropout_add_layer_norm_bwd_kernel, (*backward, *scalars), constants | tile
-        yield dropout_add_layer_norm_sum_kernel, (vector, vector, vector, vector, 528), _sums(D)
+    dropout_add_layer_norm_sum_kernel[groups](
+        partial, dweight, dbias, linear, programs, **sums_of(D)
+    )

@@ -9,10 +9,8 @@ one write of y, two reads of dy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -205,7 +203,7 @@ def embed_tokens_axes_kernel(
     tl.store(dvectors + vector * D + column, total, mask=live)
 
 
-def _tile(D: int, dropout: bool) -> dict[str, Any]:
+def tile_of(D: int, dropout: bool) -> dict[str, Any]:
     """Places and columns of a program."""
     C = max(16, triton.next_power_of_2(D))
     R = min(32, max(1, TUNING["TILE"] // C))
@@ -235,7 +233,7 @@ def launch_triton_fwd(
 ) -> None:
     """Fills y and, if wanted, mean and rstd; NaN for an id outside [0, V)."""
     (B, _, H, W), (V, D), S = tokens.shape, embedding.shape, y.shape[1]
-    tile = _tile(D, threshold > 0)
+    tile = tile_of(D, threshold > 0)
     grid = triton.cdiv(S, tile["R"]), _parts(B, TUNING["FORWARD_CLIPS"])
     tables = (embedding, time, height, width, cls, weight, bias)
     outputs = (y, *(t if t.numel() else None for t in (mean, rstd)))
@@ -270,7 +268,7 @@ def launch_triton_bwd(
     if not dvectors.numel():
         return
     (B, T, H, W), (V, D), S = tokens.shape, embedding.shape, dy.shape[1]
-    tile = _tile(D, threshold > 0)
+    tile = tile_of(D, threshold > 0)
     groups, parts = triton.cdiv(S, tile["R"]), _parts(B, TUNING["PLACES_CLIPS"])
     sums = dvectors.new_empty((parts, S, D))
     partial = dvectors.new_empty((parts * groups, 2, D))
@@ -283,28 +281,3 @@ def launch_triton_bwd(
         sums, partial, dvectors, T, H, W, S, parts, parts * groups, CLS=int(cls is not None), D=D,
         COLUMNS=columns, CHUNK=TUNING["SUM_CHUNK"],
     )  # fmt: skip
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    bf16, fp32 = torch.bfloat16, torch.float32
-    for dtype, D in ((bf16, 512), (bf16, 1024), (fp32, 512)):
-        y = torch.empty(4, 1281, D, dtype=dtype, device="meta")
-        table = torch.empty(8197, D, dtype=fp32, device="meta")
-        vector = torch.empty(5124, dtype=fp32, device="meta")
-        tokens = torch.empty(4, 5, 16, 16, dtype=torch.int32, device="meta")
-        seed = torch.empty((), dtype=torch.int64, device="meta")
-        tables, tile = (tokens, *(table,) * 4), _tile(D, True)
-        sizes = (4, 16, 16, 1281, 8197, 6554, philox.dropout_scale(6554))
-        outputs = (y, vector, vector)
-        inputs = (*tables, *(vector,) * 3, seed, *outputs, *sizes, 1e-12)
-        yield embed_tokens_fwd_kernel, inputs, tile
-        scratch = (table, table)
-        yield (
-            embed_tokens_places_kernel,
-            (y, *tables, *(vector,) * 4, seed, *scratch, *sizes),
-            tile,
-        )
-        columns = {"D": D, "COLUMNS": TUNING["SUM_COLUMNS"], "CHUNK": TUNING["SUM_CHUNK"]}
-        counts = (5, 16, 16, 1281, 1, 321)
-        yield embed_tokens_axes_kernel, (*scratch, table, *counts), {"CLS": 1} | columns

@@ -7,10 +7,6 @@ an id in order. Every sum has a fixed order, without atomics, however often an i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -156,7 +152,8 @@ def launch_ids(
     dembedding.zero_()
     embed_tokens_ids_kernel[(runs,)](
         dy, ids, order, embedding, *places, *norm, seed, dembedding, carry, N, H, W, S, V, run,
-        threshold, philox.dropout_scale(threshold), CLS=int(has_cls), **_ids_tile(D, threshold > 0),
+        threshold, philox.dropout_scale(threshold), CLS=int(has_cls),
+        **ids_tile_of(D, threshold > 0),
     )  # fmt: skip
     if runs > 1:
         columns, chunk = TUNING["CARRY_COLUMNS"], TUNING["CARRY_CHUNK"]
@@ -165,25 +162,8 @@ def launch_ids(
         )
 
 
-def _ids_tile(D: int, dropout: bool) -> dict[str, int | bool]:
+def ids_tile_of(D: int, dropout: bool) -> dict[str, int | bool]:
     """The columns of a program."""
     C = max(16, triton.next_power_of_2(D))
     warps = max(1, min(C // (32 * TUNING["THREAD_COLUMNS"]), 32))
     return {"DROPOUT": dropout, "D": D, "C": C, "num_warps": warps}
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    bf16, fp32 = torch.bfloat16, torch.float32
-    for dtype, D in ((bf16, 512), (bf16, 1024), (fp32, 512)):
-        dy = torch.empty(4, 1281, D, dtype=dtype, device="meta")
-        table = torch.empty(8197, D, dtype=fp32, device="meta")
-        vector = torch.empty(5124, dtype=fp32, device="meta")
-        ids = torch.empty(5120, dtype=torch.int32, device="meta")
-        order = torch.empty(5120, dtype=torch.int64, device="meta")
-        seed = torch.empty((), dtype=torch.int64, device="meta")
-        tensors = (dy, ids, order, *(table,) * 4, *(vector,) * 3, seed, table, table)
-        sizes = (5120, 16, 16, 1281, 8197, 4, 6554, philox.dropout_scale(6554))
-        yield embed_tokens_ids_kernel, tensors + sizes, {"CLS": 1} | _ids_tile(D, True)
-        tile = {"COLUMNS": TUNING["CARRY_COLUMNS"], "CHUNK": TUNING["CARRY_CHUNK"]}
-        yield embed_tokens_carry_kernel, (ids, table, table, 8197, 4, 1280), {"D": D} | tile

@@ -10,9 +10,6 @@ one read and one write of z.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -176,14 +173,14 @@ def linear_cross_entropy_dbias_kernel(
     tl.store(dbias + column, total, mask=live)
 
 
-def _tile(stride: int) -> dict[str, int]:
+def tile_of(stride: int) -> dict[str, int]:
     """The columns of a piece and its warps."""
     piece = min(TUNING["PIECE"], triton.next_power_of_2(stride))
     warps = max(1, piece // (32 * TUNING["THREAD_COLUMNS"]))
     return {"STRIDE": stride, "PIECE": piece, "num_warps": min(32, warps)}
 
 
-def _sums(V: int, stride: int) -> dict[str, int]:
+def sums_of(V: int, stride: int) -> dict[str, int]:
     chunk, columns = TUNING["SUM_CHUNK"], TUNING["SUM_COLUMNS"]
     return {"V": V, "STRIDE": stride, "COLUMNS": columns, "CHUNK": chunk}
 
@@ -215,27 +212,10 @@ def launch_triton_fwd(
     linear_cross_entropy_fwd_kernel[(programs,)](
         z, bias, target, positions, count, row_scale, losses, counts, partial, rows, first,
         ignore_index, label_smoothing, z_loss,
-        GRADIENT=gradient, SMOOTH=label_smoothing > 0, V=V, **_tile(stride),
+        GRADIENT=gradient, SMOOTH=label_smoothing > 0, V=V, **tile_of(stride),
     )  # fmt: skip
     if partial is not None:
-        sums = _sums(V, stride)
+        sums = sums_of(V, stride)
         linear_cross_entropy_dbias_kernel[(triton.cdiv(V, sums["COLUMNS"]),)](
             partial, dbias, programs, **sums
         )
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    fp32, int32 = torch.float32, torch.int32
-    V, stride, rows = 8197, 8256, 5120
-    for dtype in (torch.bfloat16, fp32):
-        z = torch.empty(rows, stride, dtype=dtype, device="meta")
-        target = torch.empty(rows, dtype=torch.int64, device="meta")
-        positions = torch.empty(rows, dtype=int32, device="meta")
-        losses, partial = (torch.empty(n, dtype=fp32, device="meta") for n in (rows, stride))
-        counts, bias = positions[:2], partial[:V]
-        tensors = (z, bias, target, positions, counts[0], losses, losses, counts, partial)
-        flags = {"GRADIENT": True, "SMOOTH": True, "V": V}
-        scalars = (rows, 0, -100, 0.1, 1e-4)
-        yield linear_cross_entropy_fwd_kernel, (*tensors, *scalars), flags | _tile(stride)
-    yield linear_cross_entropy_dbias_kernel, (partial, bias, 132), _sums(V, stride)

@@ -181,7 +181,7 @@ def mask_tokens_compact_kernel(
         tl.store(count, end)
 
 
-def _launches(
+def launches(
     tokens: Tensor,  # (B, T, H, W)
     seed: Tensor,  # 0-d int64
     clip_offset: Tensor,  # 0-d int64
@@ -235,22 +235,5 @@ def _launches(
 
 def launch_triton_fwd(**arguments: Any) -> None:
     """Launches both kernels; see `kernel_options` in operators.py."""
-    for kernel, programs, operands, constants in _launches(**arguments):
+    for kernel, programs, operands, constants in launches(**arguments):
         kernel[(programs,)](*operands, **constants)
-
-
-def report_cases() -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernels with the arguments of real calls on meta tensors, for the static report."""
-    grid = (2, 5, 16, 16)
-    tokens = torch.empty(grid, dtype=torch.int64, device="meta")
-    mask = torch.empty(grid, dtype=torch.bool, device="meta")
-    positions = torch.empty(tokens.numel(), dtype=torch.int32, device="meta")
-    number = tokens.sum()  # 0-d int64
-    tensors = (tokens, number, number, tokens, mask, positions, number.int())
-    for strategy, noise in ((0, 2), (1, 1), (2, 0)):
-        plan: dict[str, Any] = dict(zip("BTHW", grid, strict=True))
-        plan |= {"strategy": strategy, "num_blocks": 5, "max_block": (3, 8, 8), "mask_token": 99}
-        plan |= {"amount": (0, 2**31, 128)[strategy], "has_pad": False, "pad_token": 0}
-        plan |= {"noise": noise, "noise_below": (2**31, 2**32 - 1), "vocab_size": 98}
-        for kernel, _, operands, constants in _launches(*tensors, **plan, row_offset=1):
-            yield kernel, operands, constants
