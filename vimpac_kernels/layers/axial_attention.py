@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vimpac_kernels.ops.axial_attention import JOINT_AXES, axial_attention, check_axes
+from vimpac_kernels.runtime import registry
 from vimpac_kernels.runtime.checks import as_int, as_sizes, check_dropout, check_flag, check_tensor
 
 
@@ -30,7 +31,7 @@ class AxialAttention(nn.Module):
 
     Raises:
         TypeError: If an argument has a wrong type, naming it.
-        ValueError: If `axes` is not legal, or a size is not positive or does not divide.
+        ValueError: If `axes` or `impl` is not legal, or a size is not positive or does not divide.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class AxialAttention(nn.Module):
             head_dim = embed_dim // num_heads
         check_dropout(dropout, "dropout")
         check_flag("bias", bias)
+        registry.check_impl("axial_attention", impl)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
         self.axes, self.dropout, self.impl = axes, dropout, impl
         inner = num_heads * head_dim

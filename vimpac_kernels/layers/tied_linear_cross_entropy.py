@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vimpac_kernels.ops.linear_cross_entropy import check_options, linear_cross_entropy
 from vimpac_kernels.ops.linear_cross_entropy.reference import LinearCrossEntropyOutput
+from vimpac_kernels.runtime import registry
 from vimpac_kernels.runtime.checks import check_flag, check_tensor
 
 
@@ -40,6 +41,7 @@ class TiedLinearCrossEntropy(nn.Module):
             raise ValueError(f"weight must be (V, D), got {tuple(weight.shape)}")
         check_flag("bias", bias)
         check_options(label_smoothing, z_loss)
+        registry.check_impl("linear_cross_entropy", impl)
         self.weight = weight
         bias_like = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
         self.bias = nn.Parameter(bias_like) if bias else None

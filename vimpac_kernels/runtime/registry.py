@@ -228,8 +228,19 @@ def select(op: str, impl: str, candidates: Sequence[tuple[str, Callable[[], str 
             if reason is None:
                 return name
             raise RuntimeError(f"{op}: impl={impl!r} cannot run this call: {reason}")
-    names = ", ".join(repr(name) for name, _ in candidates)
-    raise ValueError(f"{op}: impl must be 'auto' or one of {names}, got {impl!r}")
+    check_impl(op, impl)
+    raise AssertionError(f"{op} has no candidate {impl!r}")
+
+
+def check_impl(op: str, impl: object) -> None:
+    """Raises ValueError unless `impl` is "auto" or names an implementation that `op` may have.
+
+    Whether it can run on this machine shows in a call, which knows its tensors.
+    """
+    known = [name for name in IMPLS if name != "sdpa" or op == "axial_attention"]
+    if not isinstance(impl, str) or impl not in ("auto", *known):
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{op}: impl must be 'auto' or one of {names}, got {impl!r}")
 
 
 def available_impls(op: str) -> list[str]:
