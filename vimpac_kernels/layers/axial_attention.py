@@ -48,9 +48,9 @@ class AxialAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"embed_dim": embed_dim, "num_heads": num_heads}
-        sizes |= {} if head_dim is None else {"head_dim": head_dim}
-        if min(as_int(name, size) for name, size in sizes.items()) < 1:
+        embed_dim, num_heads = as_int("embed_dim", embed_dim), as_int("num_heads", num_heads)
+        head_dim = None if head_dim is None else as_int("head_dim", head_dim)
+        if min(embed_dim, num_heads, 1 if head_dim is None else head_dim) < 1:
             raise ValueError(
                 f"embed_dim, num_heads and head_dim must be positive, got {embed_dim}, "
                 f"{num_heads} and {head_dim}"

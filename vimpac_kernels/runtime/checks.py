@@ -25,12 +25,18 @@ def check_flag(name: str, value: object) -> None:
 
 
 def as_int(name: str, value: object) -> int:
-    """`value` if it is a whole number of 64 bits, also a symbolic one; else an error."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
+    """`value` if it is a whole number of 64 bits, also a symbolic or NumPy's; else an error."""
+    if not _is_whole(value):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if isinstance(value, numbers.Integral) and not isinstance(value, int):
+        value = int(value)  # the product of three uint8 does not fit a uint8
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} must be within 64 bits, got {value}")
-    return value  # type: ignore[return-value]  # NumPy's are as good
+    return value  # type: ignore[return-value]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, torch.SymInt, numbers.Integral)) and not isinstance(value, bool)
 
 
 def as_sizes(
@@ -39,11 +45,14 @@ def as_sizes(
     """`value` as three positive sizes, up to the `largest`; else TypeError or ValueError."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name} must be {meaning}, got {value!r}")
-    if len(value) != 3 or min(as_int(name, size) for size in value) < 1:
+    if not all(_is_whole(size) for size in value):
+        raise TypeError(f"{name} must be {meaning}, whole numbers, got {tuple(value)}")
+    sizes = [as_int(name, size) for size in value]
+    if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"{name} must be {meaning}, got {tuple(value)}")
-    if largest is not None and any(a > b for a, b in zip(value, largest, strict=True)):
+    if largest is not None and any(a > b for a, b in zip(sizes, largest, strict=True)):
         raise ValueError(f"{name} must be {meaning}, got {tuple(value)}")
-    return value[0], value[1], value[2]
+    return sizes[0], sizes[1], sizes[2]
 
 
 def as_real(name: str, value: object) -> float:

@@ -119,11 +119,13 @@ def _check(
     B, T, H, W = tokens.shape
     if B * (T * H * W + 1) >= 2**31:
         raise ValueError(f"tokens {tuple(tokens.shape)} have more rows than int32 positions hold")
-    if vocab_size is not None and not 1 <= as_int("vocab_size", vocab_size) < 2**31:
+    vocab_size = None if vocab_size is None else as_int("vocab_size", vocab_size)
+    if vocab_size is not None and not 1 <= vocab_size < 2**31:
         raise ValueError(f"vocab_size must be in [1, 2^31), got {vocab_size}")
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    if not 0 <= as_int("num_blocks", num_blocks) < 2**31:
+    num_blocks, row_offset = as_int("num_blocks", num_blocks), as_int("row_offset", row_offset)
+    if not 0 <= num_blocks < 2**31:
         raise ValueError(f"num_blocks must be in [0, 2^31), got {num_blocks}")
     if strategy != "block" and ratio is None:
         raise ValueError(f"strategy {strategy!r} needs a ratio in [0, 1]")
@@ -137,12 +139,10 @@ def _check(
         raise ValueError(f"noise_unit must be 'token' or 'block', got {noise_unit!r}")
     if noise is not None:
         _check_noise(noise, noise_unit, strategy, vocab_size)
-    low, high = torch.iinfo(tokens.dtype).min, torch.iinfo(tokens.dtype).max
-    for name, value in (("mask_token", mask_token), ("vocab_size", (vocab_size or 1) - 1)):
-        if not low <= as_int(name, value) <= high:
-            raise ValueError(f"{name}: id {value} does not fit the dtype of tokens, {tokens.dtype}")
-    as_int("pad_token", 0 if pad_token is None else pad_token)
-    if as_int("row_offset", row_offset) not in (0, 1):
+    mask_token = as_int("mask_token", mask_token)
+    _check_ids(tokens.dtype, mask_token=mask_token, vocab_size=(vocab_size or 1) - 1)
+    pad_token = None if pad_token is None else as_int("pad_token", pad_token)
+    if row_offset not in (0, 1):
         raise ValueError(f"row_offset must be 0 or 1, got {row_offset}")
     return {
         "mask_token": mask_token,
@@ -156,6 +156,12 @@ def _check(
         "vocab_size": vocab_size or 1,
         "row_offset": row_offset,
     }
+
+
+def _check_ids(dtype: torch.dtype, **ids: int) -> None:
+    for name, value in ids.items():
+        if not torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max:
+            raise ValueError(f"{name}: id {value} does not fit the dtype of tokens, {dtype}")
 
 
 def _check_offset(clip_offset: int | Tensor, device: torch.device) -> Tensor:
