@@ -36,6 +36,22 @@ def test_a_known_impl_is_refused_in_the_call_that_it_cannot_run(name: str) -> No
             layer(x, (2, 3, 4))
 
 
+@pytest.mark.parametrize("wrong", [nn.Linear(8, 8), None, AxialAttention(8, 2)], ids=type)
+def test_weights_come_from_a_multihead_attention_only(wrong) -> None:
+    with pytest.raises(TypeError, match=f"mha must be .* got {type(wrong).__name__}"):
+        AxialAttention.from_multihead_attention(wrong)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_frozen_weights_stay_frozen(bias: bool) -> None:
+    mha = nn.MultiheadAttention(8, 2, bias=bias)
+    for frozen, parameter in mha.named_parameters():
+        parameter.requires_grad_(False)
+        layer = AxialAttention.from_multihead_attention(mha)
+        assert [n for n, p in layer.named_parameters() if not p.requires_grad] == [frozen]
+        parameter.requires_grad_(True)
+
+
 def test_sdpa_is_an_impl_of_attention_only() -> None:
     with pytest.raises(ValueError, match="impl must be"):
         _classifier("sdpa")

@@ -90,6 +90,8 @@ class AxialAttention(nn.Module):
     ) -> AxialAttention:
         """A layer with a copy of the weights of `mha`, on its device and in its dtype.
 
+        What is frozen stays frozen: each copy has the `requires_grad` of its original.
+
         Args:
             mha: Self-attention with one width for q, k and v. The layer takes (B, S, D) whatever
                 its `batch_first`.
@@ -97,8 +99,11 @@ class AxialAttention(nn.Module):
             impl: As in `axial_attention`.
 
         Raises:
+            TypeError: If `mha` is no nn.MultiheadAttention.
             ValueError: If `mha` has kdim or vdim of its own, add_bias_kv or add_zero_attn.
         """
+        if not isinstance(mha, nn.MultiheadAttention):
+            raise TypeError(f"mha must be an nn.MultiheadAttention, got {type(mha).__name__}")
         if mha.in_proj_weight is None or mha.bias_k is not None or mha.add_zero_attn:
             raise ValueError(
                 "mha must be self-attention without kdim, vdim, add_bias_kv and add_zero_attn"
@@ -115,6 +120,8 @@ class AxialAttention(nn.Module):
             dtype=weight.dtype,
         )
         layer.load_state_dict(mha.state_dict())
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(mha.get_parameter(name).requires_grad)
         return layer.train(mha.training)
 
     def forward(
