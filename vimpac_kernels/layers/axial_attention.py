@@ -129,16 +129,51 @@ class AxialAttention(nn.Module):
         x: Tensor,
         grid: tuple[int, int, int] | None = None,
         key_padding_mask: Tensor | None = None,
+        *,
+        seed: int | Tensor | None = None,
     ) -> Tensor:
-        """Attends.
+        """Attends: `out_proj(attend(...).flatten(2))` in the shape of x.
 
         Args:
             x: (B, 1 + T*H*W, D) with [CLS] as row 0, (B, T*H*W, D), or (B, T, H, W, D).
             grid: (T, H, W); needed with the first two, taken from the shape of the third.
             key_padding_mask: (B, T, H, W) bool, True = never a key.
+            seed: As in `attend`.
 
         Returns:
             The shape of x.
+
+        Raises:
+            TypeError: If an argument has a wrong type, naming it.
+            ValueError: If the shape of x does not fit `grid` or the layer.
+        """
+        attended = self.attend(x, grid, key_padding_mask, seed=seed)
+        return self.out_proj(attended.flatten(2)).view(x.shape)
+
+    def attend(
+        self,
+        x: Tensor,
+        grid: tuple[int, int, int] | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Everything before the output projection, which a model may fuse with what follows.
+
+        As by `dropout_add_layer_norm(F.linear(rows, out_proj.weight), ..., linear_bias=
+        out_proj.bias)` for some rows of the result. Forward hooks do not run here: a layer that is
+        itself a unit of `fully_shard` needs `register_fsdp_forward_method(layer, "attend")`.
+
+        Args:
+            x: As in `forward`.
+            grid: As in `forward`.
+            key_padding_mask: As in `forward`.
+            seed: Of the dropout: int, or 0-d int64 tensor on the device of x. None draws one from
+                PyTorch's generator. Where `follows_seed` is False, dropout draws from that
+                generator whatever the seed.
+
+        Returns:
+            (B, S, N, Dh): S rows of x, for (B, T, H, W, D) its T*H*W tokens.
 
         Raises:
             TypeError: If an argument has a wrong type, naming it.
@@ -151,7 +186,7 @@ class AxialAttention(nn.Module):
             _, T, H, W, _ = x.shape
             if grid is not None and grid != (T, H, W):
                 raise ValueError(f"grid {grid} does not fit x {tuple(x.shape)}")
-            return self.forward(x.flatten(1, 3), (T, H, W), key_padding_mask).view(x.shape)
+            x, grid = x.flatten(1, 3), (T, H, W)
         if x.dim() != 3 or grid is None:
             raise ValueError(
                 f"x must be (B, T, H, W, D), or (B, [1 +] T*H*W, D) with grid=(T, H, W), "
@@ -161,13 +196,13 @@ class AxialAttention(nn.Module):
             raise ValueError(f"x must be {self.embed_dim} wide, got {tuple(x.shape)}")
         shape = (3, self.num_heads, self.head_dim)
         bias: Tensor | None = self.in_proj_bias
-        options: dict[str, Any] = {}
-        has_kernel = x.is_cpu or self.axes not in JOINT_AXES
+        has_kernel = self.follows_seed(x.device)
+        options: dict[str, Any] = {"seed": seed} if has_kernel else {}
         if bias is not None and has_kernel:  # which sums its gradient
-            options = {"bias": bias.view(shape), "bias_in_qkv": not x.is_cpu}
+            options |= {"bias": bias.view(shape), "bias_in_qkv": not x.is_cpu}
             bias = None if x.is_cpu else bias.detach()  # on a CPU the kernel adds it, too
         qkv = F.linear(x, self.in_proj_weight, bias)
-        out = axial_attention(
+        return axial_attention(
             qkv.unflatten(-1, shape),
             grid,
             self.axes,
@@ -176,7 +211,10 @@ class AxialAttention(nn.Module):
             impl=self.impl,
             **options,
         )
-        return self.out_proj(out.flatten(2))
+
+    def follows_seed(self, device: torch.device) -> bool:
+        """Whether dropout on a device follows `seed`; joint axes on a GPU go through SDPA."""
+        return device.type == "cpu" or self.axes not in JOINT_AXES
 
     def extra_repr(self) -> str:
         """Sizes for `repr`."""
