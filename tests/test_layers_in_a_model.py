@@ -1,13 +1,24 @@
-"""What a model needs of the layers: to fuse what follows attention."""
+"""What a model needs of the layers: to fuse what follows attention, a weight in two places."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
-from vimpac_kernels import AxialAttention, axial_attention, dropout_add_layer_norm
+from vimpac_kernels import (
+    AxialAttention,
+    LinearCrossEntropyOutput,
+    TiedLinearCrossEntropy,
+    axial_attention,
+    dropout_add_layer_norm,
+)
 
 GRID = (2, 3, 4)
 D, N = 16, 2
@@ -79,3 +90,81 @@ def test_joint_axes_on_a_gpu_take_a_seed_and_draw_from_the_generator() -> None:
     assert not torch.equal(first, layer(x, GRID, seed=5))
     torch.manual_seed(0)
     assert torch.equal(first, layer(x, GRID, seed=6))
+
+
+class Model(nn.Module):
+    """An embedding and a classifier of the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(37, D)
+        self.head = TiedLinearCrossEntropy(self.embedding)
+
+    def forward(self, ids: Tensor, **options) -> LinearCrossEntropyOutput:
+        """Predicts the id after each id."""
+        return self.head(self.embedding(ids), ids + 1, **options)
+
+
+IDS = torch.arange(0, 36, 3)
+
+
+def _expected(weight: Tensor) -> Tensor:
+    """The gradient of the weight by both of its uses."""
+    weight = weight.detach().clone().requires_grad_()
+    loss = F.cross_entropy(F.linear(F.embedding(IDS, weight), weight), IDS + 1)
+    return torch.autograd.grad(loss, weight)[0]
+
+
+def test_an_embedding_stays_the_only_owner_of_its_weight() -> None:
+    model = Model()
+    assert sorted(model.state_dict()) == ["embedding.weight", "head.bias"]
+    assert sorted(model.head.state_dict()) == ["bias"]
+    assert [name for name, _ in model.head.named_modules()] == [""]
+    assert repr(model.head) == f"TiedLinearCrossEntropy({D}, 37, bias=True)"
+    model(IDS).loss.backward()
+    torch.testing.assert_close(model.embedding.weight.grad, _expected(model.embedding.weight))
+
+
+def _assign(model: Model) -> Model:
+    other = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    model.load_state_dict(other | {"head.bias": torch.zeros(37)}, assign=True)
+    return model
+
+
+def _replace(model: Model) -> Model:
+    model.embedding.weight = nn.Parameter(torch.randn(37, D))
+    return model
+
+
+@pytest.mark.parametrize("change", [_assign, _replace, copy.deepcopy, torch.compile])
+def test_the_tie_outlives_what_happens_to_a_model(change) -> None:
+    old = Model()
+    model = change(old)
+    model(IDS).loss.backward()
+    torch.testing.assert_close(model.embedding.weight.grad, _expected(model.embedding.weight))
+    assert change is not copy.deepcopy or old.embedding.weight.grad is None
+
+
+def test_the_tie_outlives_fully_shard(tmp_path: Path) -> None:
+    model = Model()
+    expected = _expected(model.embedding.weight)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/world", rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        fully_shard(model, mesh=mesh)
+        model(IDS).loss.backward()
+        torch.testing.assert_close(model.embedding.weight.grad.full_tensor(), expected)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_classifier_takes_rows_and_an_ignored_target() -> None:
+    model, target = Model(), torch.where(IDS > 20, -1, IDS)
+    positions, count = torch.tensor([2, 8, 3, -1], dtype=torch.int32), torch.tensor(3).int()
+    hidden = model.embedding(IDS)
+    output = model.head(hidden, target, positions, count, ignore_index=-1)
+    rows = [2, 3]  # row 8 is ignored
+    logits = F.linear(hidden[rows], model.embedding.weight)
+    torch.testing.assert_close(output.loss, F.cross_entropy(logits, target[rows]))
+    assert output.num_targets == 2

@@ -8,14 +8,17 @@ from torch import Tensor, nn
 from vimpac_kernels.ops.linear_cross_entropy import check_options, linear_cross_entropy
 from vimpac_kernels.ops.linear_cross_entropy.reference import LinearCrossEntropyOutput
 from vimpac_kernels.runtime import registry
-from vimpac_kernels.runtime.checks import check_flag, check_tensor
+from vimpac_kernels.runtime.checks import check_flag
 
 
 class TiedLinearCrossEntropy(nn.Module):
     """Predicts tokens with the weight of their embedding and a bias of its own.
 
     Args:
-        weight: (V, D), the embedding's parameter, shared.
+        weight: The nn.Embedding, which another module owns, or its parameter (V, D). The weight of
+            an embedding is read in every forward and is neither a parameter of this layer nor in
+            its state dict, so the tie outlives `fully_shard`, `load_state_dict(assign=True)` and
+            a new `embedding.weight`. A parameter becomes one of this layer, too.
         bias: Whether to add a learned bias, zero at first.
         label_smoothing: As in `linear_cross_entropy`.
         z_loss: As in `linear_cross_entropy`.
@@ -28,7 +31,7 @@ class TiedLinearCrossEntropy(nn.Module):
 
     def __init__(
         self,
-        weight: nn.Parameter,
+        weight: nn.Parameter | nn.Embedding,
         *,
         bias: bool = True,
         label_smoothing: float = 0.0,
@@ -36,16 +39,26 @@ class TiedLinearCrossEntropy(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        check_tensor("weight", weight)
-        if weight.dim() != 2:
-            raise ValueError(f"weight must be (V, D), got {tuple(weight.shape)}")
+        table = weight.weight if isinstance(weight, nn.Embedding) else weight
+        if not isinstance(table, Tensor):
+            raise TypeError(f"weight must be a tensor or an nn.Embedding, got {weight!r}")
+        if table.dim() != 2:
+            raise ValueError(f"weight must be (V, D), got {tuple(table.shape)}")
         check_flag("bias", bias)
         check_options(label_smoothing, z_loss)
         registry.check_impl("linear_cross_entropy", impl)
-        self.weight = weight
-        bias_like = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        # In a tuple the embedding is no submodule.
+        self._embedding = (weight,) if isinstance(weight, nn.Embedding) else ()
+        if not self._embedding:
+            self.weight = table
+        bias_like = torch.zeros(table.shape[0], dtype=table.dtype, device=table.device)
         self.bias = nn.Parameter(bias_like) if bias else None
         self.label_smoothing, self.z_loss, self.impl = label_smoothing, z_loss, impl
+
+    @property
+    def linear_weight(self) -> Tensor:
+        """The weight (V, D) as it is now."""
+        return self._embedding[0].weight if self._embedding else self.weight
 
     def forward(
         self,
@@ -53,15 +66,26 @@ class TiedLinearCrossEntropy(nn.Module):
         target: Tensor,  # (...)
         positions: Tensor | None = None,  # (capacity,) int32
         count: Tensor | None = None,  # 0-d int32
+        *,
+        ignore_index: int = -100,
     ) -> LinearCrossEntropyOutput:
-        """Returns the mean loss, the accuracy and the number of targets of the chosen rows."""
+        """Returns the mean loss, the accuracy and the number of targets of the chosen rows.
+
+        Args:
+            input: (..., D).
+            target: (...), int32 or int64 in [0, V), or `ignore_index`.
+            positions: As in `linear_cross_entropy`.
+            count: As in `linear_cross_entropy`.
+            ignore_index: As in `linear_cross_entropy`.
+        """
         output = linear_cross_entropy(
             input,
-            self.weight,
+            self.linear_weight,
             target,
             linear_bias=self.bias,
             positions=positions,
             count=count,
+            ignore_index=ignore_index,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             return_stats=True,
@@ -72,5 +96,5 @@ class TiedLinearCrossEntropy(nn.Module):
 
     def extra_repr(self) -> str:
         """The sizes, for print(module)."""
-        V, D = self.weight.shape
+        V, D = self.linear_weight.shape
         return f"{D}, {V}, bias={self.bias is not None}"
