@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 from torch.autograd import forward_ad
 
+from vimpac_kernels.runtime import transforms
 
-def needs_autograd(*tensors: Tensor | None) -> bool:
+
+def needs_autograd(op: str, *tensors: Tensor | None) -> bool:
     """Whether a call goes through its autograd.Function; else it keeps nothing for a backward.
 
-    Under forward-mode AD it always does: having no jvp, the Function refuses a dual tensor, whose
-    tangent the bare operator would lose without a word (and does in a compiled graph).
+    Args:
+        op: Name of the op, for messages.
+        tensors: Those that its kernels differentiate by.
+
+    Raises:
+        RuntimeError: Where kernels have no derivative, or cannot be exported.
     """
-    return getattr(forward_ad, "_current_level", -1) >= 0 or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    )
+    dual = getattr(forward_ad, "_current_level", -1) >= 0
+    if dual or torch.compiler.is_compiling() or maybe_current_level() is not None:
+        transforms.check_export(op)
+        around = transforms.transforms()
+        if around:
+            transforms.check_transforms(op, around, *tensors)
+            return False
+        if dual and torch.compiler.is_compiling():
+            return True  # having no jvp, the Function refuses a dual tensor
+        if dual:
+            transforms.check_forward_mode(op, *tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:  # any() of a generator takes longer
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def kept(tensor: Tensor | None) -> Tensor | None:

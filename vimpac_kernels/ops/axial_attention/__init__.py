@@ -120,7 +120,7 @@ def axial_attention(
         )  # fmt: skip
     if bias is not None and not bias_in_qkv and chosen != "cpu":
         qkv, bias_in_qkv = qkv + bias.detach().to(qkv.dtype), True
-    if autograd.needs_autograd(qkv, bias):
+    if autograd.needs_autograd("axial_attention", qkv, bias):
         return operators.AxialAttention.apply(
             qkv, bias, bias_in_qkv, key_padding_mask, key, plan, chosen
         )

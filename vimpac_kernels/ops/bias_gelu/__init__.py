@@ -45,7 +45,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
     chosen = _select(impl, x)
     if chosen == "reference":
         return reference.bias_gelu(x, bias)
-    if autograd.needs_autograd(x, bias):
+    if autograd.needs_autograd(_NAME, x, bias):
         return operators.BiasGelu.apply(x, bias, chosen)
     return operators.bias_gelu_fwd(x, bias, chosen)
 

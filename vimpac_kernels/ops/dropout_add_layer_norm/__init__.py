@@ -82,7 +82,7 @@ def dropout_add_layer_norm(
             prenorm=prenorm, readers=readers, seed=key,
         )  # fmt: skip
     tensors = (x, residual, weight, bias, linear_bias, key)
-    if autograd.needs_autograd(*tensors):
+    if autograd.needs_autograd(_NAME, *tensors):
         options = (dropout_p, eps, prenorm, readers, chosen)
         y, second = operators.DropoutAddLayerNorm.apply(*tensors, *options)
     else:

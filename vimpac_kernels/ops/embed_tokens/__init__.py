@@ -94,7 +94,7 @@ def embed_tokens(
         tokens = tokens.to(torch.int32)
     tables = (*(None,) * absent, *positions)
     tensors = (tokens.reshape(-1, *grid), embedding, *tables, cls, weight, bias, key)
-    if autograd.needs_autograd(*tensors):
+    if autograd.needs_autograd(_NAME, *tensors):
         return operators.EmbedTokens.apply(*tensors, dropout_p, eps, dtype, chosen)
     return operators.embed_tokens_fwd(*tensors, dropout_p, eps, dtype, False, chosen)[0]
 

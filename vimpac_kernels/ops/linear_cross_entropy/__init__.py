@@ -113,7 +113,7 @@ def linear_cross_entropy(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
-    elif autograd.needs_autograd(input, linear_weight, linear_bias):
+    elif autograd.needs_autograd(_NAME, input, linear_weight, linear_bias):
         result = LinearCrossEntropyOutput(
             *operators.LinearCrossEntropy.apply(*tensors, options, reduction, chosen)
         )
