@@ -137,10 +137,47 @@ def test_a_compiled_vmap_runs_kernels_without_gradients() -> None:
         torch.testing.assert_close(call(XS), torch.stack([_bias_gelu(x, "cpu") for x in XS]))
 
 
-def test_masks_go_through_vmap_and_stand_in_grad() -> None:
-    tokens = torch.zeros(3, 2, 2, 3, 4, dtype=torch.int64)
-    masks = vmap(lambda t: mask_tokens(t, mask_token=1, seed=1).mask)(tokens)
-    assert torch.equal(masks[0], mask_tokens(tokens[0], mask_token=1, seed=1).mask)
+def _attend(x: Tensor, seed: Tensor, hidden: Tensor, impl: str) -> Tensor:
+    options = {"key_padding_mask": hidden, "dropout_p": 0.5, "seed": seed}
+    return axial_attention(x[:, :12].reshape(1, 5, 3, 1, 4), (1, 1, 5), "W", **options, impl=impl)
+
+
+def _classify(x: Tensor, target: Tensor, positions: Tensor, count: Tensor, impl: str) -> Tensor:
+    chosen = {"positions": positions, "count": count}
+    return linear_cross_entropy(x, X, target, **chosen, impl=impl)
+
+
+def _embed(ids: Tensor, seed: Tensor, impl: str) -> Tensor:
+    return embed_tokens(ids[None], X, [X], dropout_p=0.5, seed=seed, impl=impl)
+
+
+def _mask(ids: Tensor, seed: Tensor, impl: str) -> Tensor:
+    return mask_tokens(ids.view(1, 1, 1, 5), mask_token=1, seed=seed, impl=impl).positions
+
+
+IDS, SEEDS, HIDDEN = torch.arange(15).view(3, 5) % 5, torch.arange(3), XS[:, :, 0] > 0.5
+POSITIONS, COUNTS = torch.tensor([[0, 2], [1, 3], [4, -1]]).int(), torch.tensor([2, 2, 1]).int()
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("op", "inputs"),
+    [
+        (_attend, (XS, SEEDS, HIDDEN.view(3, 1, 1, 1, 5))),
+        (_classify, (XS, IDS, POSITIONS, COUNTS)),
+        (_embed, (IDS, SEEDS)),
+        (_mask, (IDS, SEEDS)),
+    ],
+    ids=["axial_attention", "linear_cross_entropy", "embed_tokens", "mask_tokens"],
+)
+def test_vmap_goes_over_ids_seeds_and_masks(op: Callable, inputs: tuple, name: str) -> None:
+    """Where no check may look at a value."""
+    expected = torch.stack([op(*slices, name) for slices in zip(*inputs, strict=True)])
+    torch.testing.assert_close(vmap(lambda *slices: op(*slices, name))(*inputs), expected)
+
+
+def test_masks_stand_in_grad() -> None:
+    tokens = torch.zeros(1, 2, 2, 3, 4, dtype=torch.int64)
     count = grad(lambda y, t: y * mask_tokens(t, mask_token=1, seed=1).count)(X[0, 0], tokens[0])
     assert count == mask_tokens(tokens[0], mask_token=1, seed=1).count
 

@@ -29,6 +29,11 @@ def check_forward_mode(op: str, *tensors: Tensor | None) -> None:
             )
 
 
+def hides_values() -> bool:
+    """Whether tensors have no values that Python could look at: in torch.compile and vmap."""
+    return torch.compiler.is_compiling() or "Vmap" in transforms()
+
+
 @torch.compiler.assume_constant_result
 def transforms() -> str:
     """The transforms of torch.func around this call, outermost first: "", "Grad", "Vmap Grad"."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels.ops.embed_tokens import operators, reference
-from vimpac_kernels.runtime import autograd, philox, registry
+from vimpac_kernels.runtime import autograd, philox, registry, transforms
 from vimpac_kernels.runtime.checks import check_dropout, check_eps, check_tensor
 
 _NAME = "embed_tokens"
@@ -147,7 +147,7 @@ def _check(
 
 
 def _check_ids(tokens: Tensor, V: int) -> None:
-    if tokens.is_cpu and tokens.numel() and not torch.compiler.is_compiling():
+    if tokens.is_cpu and tokens.numel() and not transforms.hides_values():
         low, high = (int(end) for end in torch.aminmax(tokens.long()))
         if low < 0 or high >= V:
             raise IndexError(f"token {low if low < 0 else high} is outside [0, {V})")

@@ -19,7 +19,7 @@ from torch import Tensor
 from vimpac_kernels.ops.linear_cross_entropy import operators, reference
 from vimpac_kernels.ops.linear_cross_entropy.operators import Options
 from vimpac_kernels.ops.linear_cross_entropy.reference import LinearCrossEntropyOutput
-from vimpac_kernels.runtime import autograd, registry
+from vimpac_kernels.runtime import autograd, registry, transforms
 from vimpac_kernels.runtime.checks import as_int, as_real, check_flag, check_tensor
 
 _NAME = "linear_cross_entropy"
@@ -93,13 +93,13 @@ def linear_cross_entropy(
     check_flag("return_stats", return_stats)
     if positions is not None and count is None:
         count = (positions >= 0).sum(dtype=torch.int32)
-    if positions is not None and input.is_cpu and not torch.compiler.is_compiling():
+    if positions is not None and input.is_cpu and not transforms.hides_values():
         _check_positions(positions, count, target.numel())
     options = Options(ignore_index, float(label_smoothing), float(z_loss), _product_dtype(input))
     tensors = (input, linear_weight, target, linear_bias, positions, count)
     chosen = _select(impl, input, linear_weight, options.dtype)
     if chosen == "reference":
-        if input.device.type == "cpu" and not torch.compiler.is_compiling():
+        if input.device.type == "cpu" and not transforms.hides_values():
             _check_targets(target, positions, count, ignore_index, linear_weight.shape[0])
         result = reference.linear_cross_entropy(
             input,

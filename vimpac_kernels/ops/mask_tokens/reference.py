@@ -84,7 +84,7 @@ def mask_tokens(
     row = torch.arange(cells, device=ids.device) + row_offset
     row = (torch.arange(B, device=ids.device).view(B, 1) * (cells + row_offset) + row).flatten()
     positions = torch.full((B * cells + 1,), -1, dtype=torch.int32, device=ids.device)
-    positions.scatter_(0, torch.where(flat, flat.cumsum(0) - 1, B * cells), row.int())
+    positions = positions.scatter(0, torch.where(flat, flat.cumsum(0) - 1, B * cells), row.int())
     return MaskedTokens(
         inputs.to(tokens.dtype).view(B, T, H, W),
         mask.view(B, T, H, W),
