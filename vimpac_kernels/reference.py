@@ -6,7 +6,7 @@ the input's dtype, softmax and statistics in fp32 (fp64 for fp64 inputs). Speed 
 """
 
 from vimpac_kernels.ops.axial_attention.lines import to_lines
-from vimpac_kernels.ops.axial_attention.reference import axial_attention
+from vimpac_kernels.ops.axial_attention.reference import axial_attention, axial_attention_weights
 from vimpac_kernels.ops.bias_gelu.reference import bias_gelu
 from vimpac_kernels.ops.dropout_add_layer_norm.reference import dropout_add_layer_norm
 from vimpac_kernels.ops.embed_tokens.reference import embed_tokens
@@ -22,6 +22,7 @@ __all__ = [
     "MaskedTokens",
     "accumulation_dtype",
     "axial_attention",
+    "axial_attention_weights",
     "bias_gelu",
     "dropout_add_layer_norm",
     "embed_tokens",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vimpac_kernels.ops.axial_attention import JOINT_AXES, axial_attention, check_axes
+from vimpac_kernels.ops.axial_attention.reference import axial_attention_weights
 from vimpac_kernels.runtime import registry
 from vimpac_kernels.runtime.checks import as_int, as_sizes, check_dropout, check_flag, check_tensor
 
@@ -130,25 +131,43 @@ class AxialAttention(nn.Module):
         grid: tuple[int, int, int] | None = None,
         key_padding_mask: Tensor | None = None,
         *,
+        need_weights: bool = False,
         seed: int | Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Attends: `out_proj(attend(...).flatten(2))` in the shape of x.
 
         Args:
             x: (B, 1 + T*H*W, D) with [CLS] as row 0, (B, T*H*W, D), or (B, T, H, W, D).
             grid: (T, H, W); needed with the first two, taken from the shape of the third.
             key_padding_mask: (B, T, H, W) bool, True = never a key.
+            need_weights: Also return the probabilities, for pictures: eager PyTorch computes them
+                anew, which needs memory for all of them.
             seed: As in `attend`.
 
         Returns:
-            The shape of x.
+            The shape of x; with `need_weights` (that, weights). The weights are a tuple of one
+            tensor (B, n, lines, K, K) for each axis in `axes`, fp32 (fp64 for fp64), not averaged
+            over the n = N / groups heads of the axis and before dropout: rows are queries, columns
+            keys, both the L tokens of a line, then [CLS] if x has it (K = L + 1). The line of token
+            (t, h, w) is h*W + w for "T", t*W + w for "H", t*H + h for "W", t for "HW", 0 for
+            "THW"; its place in it t, h, w, h*W + w, (t*H + h)*W + w. Padding has 0 as a key; the
+            others' sum to 1, or are 0 in a line of padding only. The output of [CLS] is the mean
+            over the lines.
 
         Raises:
             TypeError: If an argument has a wrong type, naming it.
             ValueError: If the shape of x does not fit `grid` or the layer.
         """
+        check_flag("need_weights", need_weights)
         attended = self.attend(x, grid, key_padding_mask, seed=seed)
-        return self.out_proj(attended.flatten(2)).view(x.shape)
+        out = self.out_proj(attended.flatten(2)).view(x.shape)
+        if not need_weights:
+            return out
+        rows, sizes = self._rows(x, grid)
+        qkv = F.linear(rows, self.in_proj_weight, self.in_proj_bias).unflatten(-1, self._shape)
+        return out, axial_attention_weights(
+            qkv, sizes, self.axes, key_padding_mask=key_padding_mask
+        )
 
     def attend(
         self,
@@ -179,6 +198,33 @@ class AxialAttention(nn.Module):
             TypeError: If an argument has a wrong type, naming it.
             ValueError: If the shape of x does not fit `grid` or the layer.
         """
+        x, grid = self._rows(x, grid)
+        bias: Tensor | None = self.in_proj_bias
+        has_kernel = self.follows_seed(x.device)
+        options: dict[str, Any] = {"seed": seed} if has_kernel else {}
+        if bias is not None and has_kernel:  # which sums its gradient
+            options |= {"bias": bias.view(self._shape), "bias_in_qkv": not x.is_cpu}
+            bias = None if x.is_cpu else bias.detach()  # on a CPU the kernel adds it, too
+        qkv = F.linear(x, self.in_proj_weight, bias)
+        return axial_attention(
+            qkv.unflatten(-1, self._shape),
+            grid,
+            self.axes,
+            key_padding_mask=key_padding_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            impl=self.impl,
+            **options,
+        )
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Of a row of the projection: q, k, v of all heads."""
+        return 3, self.num_heads, self.head_dim
+
+    def _rows(
+        self, x: Tensor, grid: tuple[int, int, int] | None
+    ) -> tuple[Tensor, tuple[int, int, int]]:
+        """x as (B, S, D) and its grid, checked."""
         check_tensor("x", x)
         if grid is not None:
             grid = as_sizes("grid", grid, "three sizes (T, H, W) >= 1")
@@ -194,23 +240,7 @@ class AxialAttention(nn.Module):
             )
         if x.shape[-1] != self.embed_dim:
             raise ValueError(f"x must be {self.embed_dim} wide, got {tuple(x.shape)}")
-        shape = (3, self.num_heads, self.head_dim)
-        bias: Tensor | None = self.in_proj_bias
-        has_kernel = self.follows_seed(x.device)
-        options: dict[str, Any] = {"seed": seed} if has_kernel else {}
-        if bias is not None and has_kernel:  # which sums its gradient
-            options |= {"bias": bias.view(shape), "bias_in_qkv": not x.is_cpu}
-            bias = None if x.is_cpu else bias.detach()  # on a CPU the kernel adds it, too
-        qkv = F.linear(x, self.in_proj_weight, bias)
-        return axial_attention(
-            qkv.unflatten(-1, shape),
-            grid,
-            self.axes,
-            key_padding_mask=key_padding_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            impl=self.impl,
-            **options,
-        )
+        return x, grid
 
     def follows_seed(self, device: torch.device) -> bool:
         """Whether dropout on a device follows `seed`; joint axes on a GPU go through SDPA."""
