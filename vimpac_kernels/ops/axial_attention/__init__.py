@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vimpac_kernels.ops.axial_attention import operators, reference, sdpa
 from vimpac_kernels.ops.axial_attention.operators import Plan
-from vimpac_kernels.runtime import autograd, philox, registry
+from vimpac_kernels.runtime import autograd, philox, registry, sharded
 from vimpac_kernels.runtime.checks import (
     as_scale,
     as_sizes,
@@ -95,6 +95,16 @@ def axial_attention(
     [CLS] and the bias, at most a row each per line; on a CPU, per thread, tiles that grow with the
     line. sdpa takes dropout without a seed only.
     """
+    if sharded.has_dtensors(qkv, bias, key_padding_mask):
+        rows = {"qkv": qkv, "key_padding_mask": key_padding_mask}
+        batch = sharded.split(
+            "axial_attention", rows, {"bias": bias}, dropout_p=dropout_p, seed=seed
+        )
+        result = axial_attention(
+            **batch.tensors, grid=grid, axes=axes, bias_in_qkv=bias_in_qkv, dropout_p=dropout_p,
+            scale=scale, seed=sharded.local("seed", seed), impl=impl,
+        )  # fmt: skip
+        return batch.join(result)
     plan = _check(qkv, grid, axes, bias, key_padding_mask, dropout_p, scale)
     check_flag("bias_in_qkv", bias_in_qkv)
     if bias_in_qkv and bias is None:

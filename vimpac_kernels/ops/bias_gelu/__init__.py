@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels.ops.bias_gelu import operators, reference
-from vimpac_kernels.runtime import autograd, registry
+from vimpac_kernels.runtime import autograd, registry, sharded
 from vimpac_kernels.runtime.checks import check_tensor
 
 _NAME = "bias_gelu"
@@ -41,6 +41,9 @@ def bias_gelu(x: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
 
     The exact GELU, u * P(N(0, 1) <= u), in fp32; deterministic. Kept for the backward: x and bias.
     """
+    if sharded.has_dtensors(x, bias):
+        batch = sharded.split(_NAME, {"x": x}, {"bias": bias})
+        return batch.join(bias_gelu(**batch.tensors, impl=impl))
     _check(x, bias)
     chosen = _select(impl, x)
     if chosen == "reference":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels.ops.dropout_add_layer_norm import operators, reference
-from vimpac_kernels.runtime import autograd, philox, registry
+from vimpac_kernels.runtime import autograd, philox, registry, sharded
 from vimpac_kernels.runtime.checks import as_int, check_dropout, check_eps, check_flag, check_tensor
 
 _NAME = "dropout_add_layer_norm"
@@ -68,6 +68,15 @@ def dropout_add_layer_norm(
     Results repeat bit for bit on one device; on another one sums over rows may differ. Kept for
     the backward: the sum, mean and rstd of each row.
     """
+    if sharded.has_dtensors(x, residual, weight, bias, linear_bias):
+        rows = {"x": x, "residual": residual}
+        shared = {"weight": weight, "bias": bias, "linear_bias": linear_bias}
+        batch = sharded.split(_NAME, rows, shared, dropout_p=dropout_p, seed=seed)
+        result = dropout_add_layer_norm(
+            **batch.tensors, dropout_p=dropout_p, eps=eps, prenorm=prenorm, readers=readers,
+            seed=sharded.local("seed", seed), impl=impl,
+        )  # fmt: skip
+        return batch.join(result)
     _check(x, residual, weight, bias, linear_bias, dropout_p, eps)
     check_flag("prenorm", prenorm)
     if as_int("readers", readers) not in (1, 2) or (readers == 2 and prenorm):

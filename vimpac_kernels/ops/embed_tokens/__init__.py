@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vimpac_kernels.ops.embed_tokens import operators, reference
-from vimpac_kernels.runtime import autograd, philox, registry, transforms
+from vimpac_kernels.runtime import autograd, philox, registry, sharded, transforms
 from vimpac_kernels.runtime.checks import check_dropout, check_eps, check_tensor
 
 _NAME = "embed_tokens"
@@ -72,6 +72,17 @@ def embed_tokens(
     are dropped on every backend. Kept for the backward: mean and rstd of each row, and the
     ids, on a CPU a copy, as their memory may be filled anew; autograd refuses others that changed.
     """
+    if sharded.has_dtensors(tokens, embedding, weight, bias, cls):
+        shared: dict[str, Tensor | None]
+        shared = {f"positions[{i}]": table for i, table in enumerate(positions)}
+        shared |= {"embedding": embedding, "weight": weight, "bias": bias, "cls": cls}
+        batch = sharded.split(_NAME, {"tokens": tokens}, shared, dropout_p=dropout_p, seed=seed)
+        own = [batch.tensors.pop(f"positions[{i}]") for i in range(len(positions))]
+        result = embed_tokens(
+            **batch.tensors, positions=own, dropout_p=dropout_p, eps=eps, dtype=dtype,
+            seed=sharded.local("seed", seed), impl=impl,
+        )  # fmt: skip
+        return batch.join(result)
     for name, tensor in (("tokens", tokens), ("embedding", embedding)):
         check_tensor(name, tensor)
     dtype = embedding.dtype if dtype is None else dtype

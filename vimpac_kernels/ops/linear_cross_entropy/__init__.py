@@ -19,7 +19,8 @@ from torch import Tensor
 from vimpac_kernels.ops.linear_cross_entropy import operators, reference
 from vimpac_kernels.ops.linear_cross_entropy.operators import Options
 from vimpac_kernels.ops.linear_cross_entropy.reference import LinearCrossEntropyOutput
-from vimpac_kernels.runtime import autograd, registry, transforms
+from vimpac_kernels.ops.linear_cross_entropy.sharded import of_dtensors
+from vimpac_kernels.runtime import autograd, registry, sharded, transforms
 from vimpac_kernels.runtime.checks import as_int, as_real, check_flag, check_tensor
 
 _NAME = "linear_cross_entropy"
@@ -87,6 +88,14 @@ def linear_cross_entropy(
     Deterministic, on a CPU for one number of threads. Extra memory: one (M, V) tensor of 4 GiB at
     most, on the CPU 24 MiB.
     """
+    if sharded.has_dtensors(input, linear_weight, target, linear_bias):
+        return of_dtensors(
+            linear_cross_entropy, {"input": input, "target": target},
+            {"linear_weight": linear_weight, "linear_bias": linear_bias},
+            {n: sharded.local(n, t) for n, t in (("positions", positions), ("count", count))},
+            reduction, return_stats, ignore_index=ignore_index, label_smoothing=label_smoothing,
+            z_loss=z_loss, impl=impl,
+        )  # fmt: skip
     _check(input, linear_weight, target, linear_bias, positions, count, reduction)
     check_options(label_smoothing, z_loss)
     ignore_index = as_int("ignore_index", ignore_index)

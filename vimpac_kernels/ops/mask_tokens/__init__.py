@@ -17,7 +17,7 @@ from vimpac_kernels.ops.mask_tokens import operators, reference
 from vimpac_kernels.ops.mask_tokens.limit import shared_bytes, shared_limit
 from vimpac_kernels.ops.mask_tokens.operators import STRATEGIES
 from vimpac_kernels.ops.mask_tokens.reference import MaskedTokens
-from vimpac_kernels.runtime import philox, registry
+from vimpac_kernels.runtime import philox, registry, sharded
 from vimpac_kernels.runtime.checks import (
     as_int,
     as_real,
@@ -82,6 +82,11 @@ def mask_tokens(
     The same seed gives the same bits on every backend. Extra memory: bytes per clip: cuda
     8, triton 4 per 1,024 of its tokens; cpu 12 per token of one clip for each thread.
     """
+    if sharded.has_dtensors(tokens):
+        raise TypeError(
+            "mask_tokens: tokens must not be a DTensor, as positions number the rows of all clips: "
+            "use tokens.to_local(), and clip_offset for the first clip of the rank"
+        )
     plan = _check(
         tokens, mask_token, strategy, num_blocks, ratio, pad_token, max_block, noise, noise_unit,
         vocab_size, row_offset,
