@@ -23,6 +23,7 @@ from torch.distributed.tensor import (
     distribute_module,
     distribute_tensor,
 )
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from vimpac_kernels import (
     AxialAttention,
@@ -205,6 +206,9 @@ def _other_placements_are_refused(mesh: DeviceMesh) -> None:
         bias_gelu(put(x, Shard(1)), put(bias, Replicate()))
     with pytest.raises(ValueError, match="bias_gelu: inputs may be sharded along .* the batch"):
         bias_gelu(put(bias, Shard(0)), put(bias, Replicate()))
+    strided = DTensor.from_local(x, mesh, [_StridedShard(0, split_factor=2)], run_check=False)
+    with pytest.raises(ValueError, match="bias_gelu: inputs may be sharded along .* the batch"):
+        bias_gelu(strided, put(bias, Replicate()))
     with pytest.raises(ValueError, match="bias_gelu: bias must be replicated, got .*fully_shard"):
         bias_gelu(put(x, Replicate()), put(bias, Shard(0)))
     with pytest.raises(TypeError, match="bias_gelu: bias must be a DTensor"):

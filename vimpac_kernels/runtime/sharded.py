@@ -137,7 +137,8 @@ def _batch_placements(op: str, rows: list[Any]) -> tuple[Any, ...]:
 
     for tensor in rows:
         for placement in tensor.placements:
-            first = placement == Shard(0) and rows[0].dim() > 1
+            # A strided shard, whose rows are in another order, is equal to Shard(0).
+            first = type(placement) is Shard and placement.dim == 0 and rows[0].dim() > 1
             if not (first or placement.is_replicate() or placement.is_partial()):
                 raise ValueError(
                     f"{op}: inputs may be sharded along their first dimension, the batch, only, "
