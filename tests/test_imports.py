@@ -105,13 +105,27 @@ def test_only_files_named_after_triton_import_it() -> None:
             assert not late, f"{path.relative_to(ROOT)} imports {late}"
 
 
+def _printed(program: str) -> str:
+    """What a Python process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
 def test_kernel_package_imports_without_triton_or_extension() -> None:
     program = (
         "import sys, vimpac_kernels\n"
         "ours = [m for m in sys.modules if m.startswith('vimpac_kernels.')]\n"  # torch has its own
         "print([m for m in ours if '._C_' in m or 'triton' in m])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    assert _printed(program) == "[]"
+
+
+def test_kernel_package_imports_without_the_compiler() -> None:
+    """Which takes a second to import, and which eager calls never need."""
+    program = (
+        "import sys, vimpac_kernels\n"
+        "print({'torch._dynamo', 'torch.distributed.tensor'} & set(sys.modules))"
     )
-    assert done.stdout.strip() == "[]"
+    assert _printed(program) == "set()"

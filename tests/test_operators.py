@@ -15,7 +15,7 @@ from vimpac_kernels import (
     linear_cross_entropy,
     mask_tokens,
 )
-from vimpac_kernels.runtime import native, registry
+from vimpac_kernels.runtime import compiling, native, registry
 
 
 def run_every_operator(device: str, impl: str) -> list[Tensor]:
@@ -170,3 +170,11 @@ def test_triton_is_refused_where_it_could_not_launch(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "install gcc" in registry.backend_problem("triton", "mask_tokens", "cuda")
+
+
+def test_a_constant_of_graphs_is_marked_as_torch_marks_it():
+    theirs, ours = (
+        mark(lambda: None)
+        for mark in (torch.compiler.assume_constant_result, compiling.constant_in_graphs)
+    )
+    assert vars(theirs) == vars(ours) != {}

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from vimpac_kernels.runtime.compiling import constant_in_graphs
+
 IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")  # in the order of preference
 OLDEST_GPU = (8, 0)  # compute capability for which kernels are built, by Triton too
 
@@ -177,7 +179,7 @@ def _launch_problem() -> str | None:
     return "Triton compiles its launchers with a C compiler: install gcc"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def backend_problem(impl: str, op: str, device_type: str) -> str | None:
     """Why `impl` cannot run `op` on tensors of a device type on this machine; None if it can."""
     if impl == "reference":

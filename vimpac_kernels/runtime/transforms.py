@@ -13,6 +13,8 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
+from vimpac_kernels.runtime.compiling import constant_in_graphs
+
 
 def check_export(op: str) -> None:
     """Raises RuntimeError in an export to ONNX, which knows no operator of ours."""
@@ -34,7 +36,7 @@ def hides_values() -> bool:
     return torch.compiler.is_compiling() or "Vmap" in transforms()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def transforms() -> str:
     """The transforms of torch.func around this call, outermost first: "", "Grad", "Vmap Grad"."""
     if _functorch.maybe_current_level() is None:
@@ -78,6 +80,6 @@ def _is_differentiated(tensor: Tensor, levels: list[str]) -> bool:
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _is_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from vimpac_kernels.runtime import registry
+from vimpac_kernels.runtime.compiling import constant_in_graphs
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _kernel_bytes() -> tuple[int, int, int]:
     """What every clip takes, what a box of it takes, and the most that a block can have."""
     return registry.extension("cuda").mask_tokens_shared_bytes()
@@ -30,7 +31,7 @@ def _whole_vectors(size: int) -> int:
     return (size + 15) // 16 * 16
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def shared_limit(device: torch.device) -> int:
     """Bytes that a block can have on a device; emulated kernels have the most there is."""
     *_, most = _kernel_bytes()
