@@ -11,77 +11,27 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import common
 import pytest
 import torch
 import torch.nn.functional as F
 import turns
+from axial_lines import Attention, each_axis, eager_attention, near, with_cls_lines
+from cases import Case, leaves_of, name_of, shapes
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vimpac_kernels import axial_attention
 
-Attention = Callable[[Tensor, tuple[int, int, int], str], Tensor]
 AXES = ("T", "H|W")
 DENSE = {  # backends of F.scaled_dot_product_attention; a CPU has MATH as well, at 4 times the time
     "cpu": ("FLASH_ATTENTION",),
     "cuda": ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"),
 }
-# Axes of (B, T, H, W) with those of a line last, and how many those are.
-ORDER = {
-    "T": ((0, 2, 3, 1), 1),
-    "H": ((0, 1, 3, 2), 1),
-    "W": ((0, 1, 2, 3), 1),
-    "HW": ((0, 1, 2, 3), 2),
-    "THW": ((0, 1, 2, 3), 3),
-}
-
-
-def with_cls_lines(qkv: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
-    """(B, S, 3, n, Dh) -> (B, lines, L + 1, 3, n, Dh): [CLS] if any, then the tokens, of each."""
-    order, joint = ORDER[axis]
-    has_cls = qkv.shape[1] == math.prod(grid) + 1
-    x = qkv[:, int(has_cls) :].unflatten(1, grid).permute(*order, 4, 5, 6)
-    length = math.prod(x.shape[4 - joint : 4])
-    x = x.reshape(len(x), -1, length, *x.shape[4:])
-    if not has_cls:
-        return x
-    cls = qkv[:, None, :1].expand(-1, x.shape[1], -1, -1, -1, -1)
-    return torch.cat((cls, x), dim=2)
-
-
-def from_cls_lines(y: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
-    """The inverse, [CLS] averaged if there is one: (B, lines, L + 1, n, Dh) -> (B, S, n, Dh)."""
-    order, _ = ORDER[axis]
-    has_cls = y.shape[1] * y.shape[2] > math.prod(grid)
-    sizes = [grid[i - 1] for i in order[1:]]
-    tokens = y[:, :, int(has_cls) :].reshape(len(y), *sizes, *y.shape[3:])
-    tokens = tokens.permute(*(order.index(i) for i in range(4)), 4, 5)
-    tokens = tokens.flatten(1, 3)
-    return torch.cat((y[:, :, :1].mean(1), tokens), dim=1) if has_cls else tokens
-
-
-def each_axis(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:
-    """Copies lines together, attends with q, k, v (M, n, L + 1, Dh), copies back."""
-
-    def run(qkv: Tensor, grid: tuple[int, int, int], axes: str) -> Tensor:
-        outputs = []
-        for part, axis in zip(qkv.chunk(axes.count("|") + 1, dim=3), axes.split("|"), strict=True):
-            x = with_cls_lines(part, grid, axis)
-            q, k, v = x.flatten(0, 1).permute(2, 0, 3, 1, 4)
-            y = attend(q, k, v).transpose(1, 2).unflatten(0, x.shape[:2])
-            outputs.append(from_cls_lines(y, grid, axis))
-        return torch.cat(outputs, dim=2)
-
-    return run
-
-
-def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The formula as the released code writes it."""
-    return torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1) @ v
 
 
 @functools.cache
@@ -164,12 +114,6 @@ def _inputs(bench, shape: common.Shape, dtype: torch.dtype) -> tuple[Tensor, tup
     torch.manual_seed(0)
     size = (shape.B, 1 + shape.cells, 3, shape.N, shape.Dh)
     return torch.randn(size, device=bench.device, dtype=dtype, requires_grad=True), grid
-
-
-def near(actual: Tensor, truth: Tensor) -> None:
-    """Raises AssertionError where a candidate is not the reference within its dtype's errors."""
-    tolerance = {torch.float32: 1e-4}.get(actual.dtype, 4e-2)
-    torch.testing.assert_close(actual.float(), truth.float(), atol=tolerance, rtol=tolerance)
 
 
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -276,3 +220,75 @@ def test_against_dense(bench, dtype: torch.dtype, shape: common.Shape) -> None:
     label = f"{shape.label} {str(dtype).removeprefix('torch.')}"
     names = ("ours", *(f"dense SDPA {backend.lower()}" for backend in DENSE[bench.device]))
     bench("axial_attention_dense", label, names, candidate)
+
+
+def cases(scale: str, device: str) -> Iterator[Case]:
+    """Without the bias of qkv, as others have it, and with its gradient, as the model does."""
+    for shape, dtype in shapes(scale):
+        grid = (shape.T, shape.H, shape.W)
+        qkv, bias = (shape.B, 1 + shape.cells, 3, shape.N, shape.Dh), (3, shape.N, shape.Dh)
+        plain = each_axis(F.scaled_dot_product_attention)
+        for axes in AXES:
+            for biased, dropout in ((False, 0.0), (True, 0.0 if scale == "published" else 0.1)):
+                sizes = [qkv, bias] if biased else [qkv]
+                label = f"{shape.label} {axes} {name_of(dtype)}{' dbias' if biased else ''}"
+                yield Case(
+                    "axial_attention",
+                    label + (f" dropout {dropout}" if dropout else ""),
+                    shape.Dh,
+                    dtype,
+                    functools.partial(leaves_of, sizes, dtype, device),
+                    functools.partial(_axial_ours, grid, axes, dropout),
+                    common.axial_attention_bytes(shape, dtype.itemsize),
+                    ("permute + SDPA", functools.partial(_axial_plain, plain, grid, axes)),
+                )
+
+
+def _axial_ours(
+    grid: tuple[int, int, int], axes: str, dropout: float, *tensors: Tensor, impl: str
+) -> Tensor:
+    qkv, bias = (*tensors, None)[:2]
+    return axial_attention(
+        qkv, grid, axes, bias=bias, bias_in_qkv=bias is not None, dropout_p=dropout, seed=7,
+        impl=impl,
+    )  # fmt: skip
+
+
+def _axial_plain(
+    plain: Callable, grid: tuple[int, int, int], axes: str, qkv: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    return plain(qkv if bias is None else qkv + (bias - bias.detach()), grid, axes)
+
+
+def triton_calls() -> Iterator[common.TritonCall]:
+    """Triton kernels with the arguments of real calls on meta tensors, for the static report."""
+    from vimpac_kernels.ops.axial_attention import triton_sums
+
+    dtypes, grids = (torch.bfloat16, torch.float32), ((5, 16, 16), (10, 32, 32), (10, 64, 64))
+    for dtype, grid, D in itertools.product(dtypes, grids, (16, 32, 64, 128)):
+        if D >= 64:  # shorter rows take fewer registers forward
+            yield _triton_call(grid, D, dtype, "FWD")
+        yield _triton_call(grid, D, dtype, "BWD")
+    sums = torch.empty(2, 1281, 8, 64, device="meta")
+    arguments = (sums, sums.bfloat16(), 5, 16, 16, 1281, 8, 8, 86, 1, 1, 86)
+    sizes = {"AXES": 0, "MEAN": True, "PARTS": 1, "D": 64, "CHUNK": 16, "num_warps": 1}
+    yield triton_sums.axial_attention_cls_kernel, arguments, sizes
+
+
+def _triton_call(
+    grid: tuple[int, int, int], D: int, dtype: torch.dtype, direction: str
+) -> common.TritonCall:
+    """T and H of 8 heads with [CLS], padding, dropout and the gradient of a bias."""
+    from vimpac_kernels.ops.axial_attention import triton
+
+    qkv = torch.empty(2, 1 + math.prod(grid), 3, 8, D, dtype=dtype, device="meta")
+    out, sums = qkv[:, :, 0], torch.empty(1, dtype=torch.float32, device="meta")
+    seed = torch.empty((), dtype=torch.int64, device="meta")
+    mask = torch.empty(2, *grid, dtype=torch.bool, device="meta")
+    _, scalars, constants, _ = triton.launch_arguments(
+        qkv, grid, (0, 1), mask, 6554, D**-0.5, direction
+    )
+    last = (mask.view(torch.uint8), seed, *scalars)
+    if direction == "FWD":
+        return triton.axial_attention_fwd_kernel, (qkv, out, sums, *last), constants
+    return triton.axial_attention_bwd_kernel, (qkv, out, qkv, sums, sums, *last), constants

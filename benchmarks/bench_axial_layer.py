@@ -25,7 +25,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import turns
-from bench_axial_attention import each_axis, near
+from axial_lines import each_axis, near
 from torch import Tensor, nn
 
 from vimpac_kernels import AxialAttention

@@ -9,13 +9,14 @@ that Linear, where a GPU's product adds it for nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import common
 import pytest
 import torch
 import torch.nn.functional as F
 import turns
+from cases import Case, leaves_of, name_of, shapes
 from torch import Tensor
 
 import vimpac_kernels
@@ -81,3 +82,35 @@ def test_bias_gelu(bench, shape: common.Shape, linear: bool) -> None:
 
     label = f"{shape.label} {str(dtype).removeprefix('torch.')}{' with Linear' if linear else ''}"
     bench("bias_gelu", label, (*common.KERNELS[bench.device], *OTHERS), candidate)
+
+
+def cases(scale: str, device: str) -> Iterator[Case]:
+    """The calls that a visit to a GPU checks and times."""
+    for shape, dtype in shapes(scale):
+        rows, hidden = shape.rows, 4 * shape.N * shape.Dh
+        yield Case(
+            "bias_gelu",
+            f"{shape.label} {name_of(dtype)}",
+            hidden,
+            dtype,
+            functools.partial(leaves_of, [(rows, hidden), (hidden,)], dtype, device),
+            vimpac_kernels.bias_gelu,
+            common.bias_gelu_bytes(rows, hidden, dtype.itemsize),
+            ("eager", eager),
+        )
+
+
+def triton_calls() -> Iterator[common.TritonCall]:
+    """Triton kernels with the arguments of real calls on meta tensors, for the static report."""
+    from vimpac_kernels.ops.bias_gelu import triton
+
+    M, D = 1280, 2048
+    vector = torch.empty(D, device="meta")
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.empty(M, D, dtype=dtype, device="meta")
+        forward, backward = (
+            triton.tile_of(D, triton.TUNING[k]) for k in ("FWD_ELEMENTS", "BWD_ELEMENTS")
+        )
+        yield triton.bias_gelu_fwd_kernel, (x, vector, x, M), forward
+        yield triton.bias_gelu_bwd_kernel, (x, x, vector, x, vector, M), backward
+    yield triton.bias_gelu_sum_kernel, (vector, vector, 132), triton.sums_of(D)

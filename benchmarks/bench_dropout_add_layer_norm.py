@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import common
 import pytest
 import torch
 import torch.nn.functional as F
 import turns
+from cases import Case, leaves_of, name_of, shapes
 from torch import Tensor
 
 import vimpac_kernels
@@ -121,3 +123,73 @@ def test_dropout_add_layer_norm(bench, dropout_p: float, shape: common.Shape) ->
     label = f"{shape.label} {str(dtype).removeprefix('torch.')} dropout {dropout_p}"
     names = (*common.KERNELS[bench.device], *OTHERS)
     bench("dropout_add_layer_norm", label, names, candidate)
+
+
+def cases(scale: str, device: str) -> Iterator[Case]:
+    """The calls that a visit to a GPU checks and times."""
+    for shape, dtype in shapes(scale):
+        rows, width = shape.rows, shape.N * shape.Dh
+        sizes = [(rows, width), (rows, width), (width,), (width,), (width,)]
+        for dropout, readers in ((0.0, 1), (0.1, 1), (0.1, 2)):
+            forward, backward = common.dropout_add_layer_norm_bytes(
+                rows, width, dtype.itemsize, dropout > 0
+            )
+            backward += (readers - 1) * rows * width * dtype.itemsize
+            yield Case(
+                "dropout_add_layer_norm",
+                f"{shape.label} {name_of(dtype)} dropout {dropout}" + " readers 2" * (readers - 1),
+                width,
+                dtype,
+                functools.partial(leaves_of, sizes, dtype, device),
+                functools.partial(_ours_layer_norm, dropout, readers),
+                (forward, backward),
+                ("eager", functools.partial(_eager_layer_norm, dropout, readers)),
+            )
+
+
+def _ours_layer_norm(dropout: float, readers: int, *tensors: Tensor, impl: str) -> Any:
+    *four, linear_bias = tensors
+    eps = EPS
+    options: dict[str, Any] = {
+        "linear_bias": linear_bias,
+        "dropout_p": dropout,
+        "eps": eps,
+        "seed": 1,
+    }
+    options["readers"] = readers
+    return vimpac_kernels.dropout_add_layer_norm(*four, **options, impl=impl)
+
+
+def _eager_layer_norm(dropout: float, readers: int, *tensors: Tensor) -> Any:
+    y = eager(*tensors, dropout)
+    return y if readers == 1 else (y, y.view_as(y))
+
+
+def triton_calls() -> Iterator[common.TritonCall]:
+    """Triton kernels with the arguments of real calls on meta tensors, for the static report."""
+    from vimpac_kernels.ops.dropout_add_layer_norm import triton
+
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for dtype, wide, D in ((bf16, bf16, 512), (bf16, fp32, 1024), (fp32, fp32, 512)):
+        x = torch.empty(1280, D, dtype=dtype, device="meta")
+        r = torch.empty(1280, D, dtype=wide, device="meta")
+        vector = torch.empty(D, dtype=fp32, device="meta")
+        seed = torch.empty((), dtype=torch.int64, device="meta")
+        (threshold, keep_scale), constants = triton.dropout_of(6554)
+        scalars = (1280, threshold, keep_scale)
+        forward = (x, r, vector, vector, vector, seed, x, r, vector, vector)
+        tile = triton.tile_of(D, triton.TUNING["FWD_ELEMENTS"])
+        yield (
+            triton.dropout_add_layer_norm_fwd_kernel,
+            (*forward, *scalars, 1e-12),
+            constants | tile,
+        )
+        backward = (x, x, r, r, vector, vector, vector, seed, x, r, vector)
+        constants["LINEAR_BIAS"] = True
+        tile = triton.tile_of(D, triton.TUNING["BWD_ELEMENTS"], x.element_size())
+        yield triton.dropout_add_layer_norm_bwd_kernel, (*backward, *scalars), constants | tile
+        yield (
+            triton.dropout_add_layer_norm_sum_kernel,
+            (vector, vector, vector, vector, 528),
+            triton.sums_of(D),
+        )

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import common
 import pytest
 import torch
 import torch.nn.functional as F
 import turns
+from cases import Case, Tensors, dtypes, leaves_of, name_of
 from torch import Tensor
 
 import vimpac_kernels
@@ -148,3 +150,73 @@ def test_linear_cross_entropy(bench, rows: int, width: int, cast: bool) -> None:
     label = f"M{rows} D{width} V{common.VOCABULARY} {mode}"
     names = (*common.KERNELS[bench.device], *(("eager",) if cast else OTHERS))
     bench("linear_cross_entropy", label, names, candidate)
+
+
+WORDS = 30_522  # BERT's, of SimVTP: more than a block of CUDA C++ holds in registers
+ROWS = {  # of linear_cross_entropy: M, D, V, share of rows that count
+    "published": (
+        *((*size, common.VOCABULARY, 1.0) for size in SHAPES["cuda"]),
+        (23_760, 512, common.VOCABULARY, 0.58),  # as in the step: masked of all that may be
+        (4096, 768, WORDS, 1.0),
+    ),
+    "check": ((777, 512, common.VOCABULARY, 0.58), (300, 64, WORDS, 1.0)),
+    "small": ((50, 64, 1031, 1.0), (50, 64, 1031, 0.58)),
+}
+
+
+def cases(scale: str, device: str) -> Iterator[Case]:
+    """The calls that a visit to a GPU checks and times."""
+    for size in ROWS[scale]:
+        yield from (_case(*size, dtype, device) for dtype in dtypes(scale))
+
+
+def _case(M: int, D: int, V: int, share: float, dtype: torch.dtype, device: str) -> Case:
+    """Every fifth target is ignored; with a share below 1, `count` says how many rows are live."""
+    live = int(M * share)
+    count = torch.tensor(live, dtype=torch.int32, device=device) if share < 1 else None
+
+    def make() -> Tensors:
+        x, weight, bias = leaves_of([(M, D), (V, D), (V,)], dtype, device)
+        with torch.no_grad():
+            weight *= 2 / D**0.5
+        target = torch.randint(V, (M,), device=device)
+        target[::5] = -100
+        return [x, weight, bias, target]
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, *, impl: str) -> Any:
+        return vimpac_kernels.linear_cross_entropy(
+            x, weight, target, linear_bias=bias, count=count, impl=impl
+        )
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+        return eager(x[:live], weight, bias, target[:live])
+
+    flops = sum(common.linear_cross_entropy_flops(M, D, V))
+    label = f"M{M} D{D} V{V} {name_of(dtype)}" + (f" count {live}" if share < 1 else "")
+    peer = ("eager", plain)
+    row = -(-V // 64) * 64 * dtype.itemsize
+    kernel = (live + M) * row  # live rows are read, all of them written, in place
+    return Case("linear_cross_entropy", label, D, dtype, make, run, None, peer, flops, kernel)
+
+
+def triton_calls() -> Iterator[common.TritonCall]:
+    """Triton kernels with the arguments of real calls on meta tensors, for the static report."""
+    from vimpac_kernels.ops.linear_cross_entropy import triton
+
+    fp32, int32 = torch.float32, torch.int32
+    V, stride, rows = 8197, 8256, 5120
+    for dtype in (torch.bfloat16, fp32):
+        z = torch.empty(rows, stride, dtype=dtype, device="meta")
+        target = torch.empty(rows, dtype=torch.int64, device="meta")
+        positions = torch.empty(rows, dtype=int32, device="meta")
+        losses, partial = (torch.empty(n, dtype=fp32, device="meta") for n in (rows, stride))
+        counts, bias = positions[:2], partial[:V]
+        tensors = (z, bias, target, positions, counts[0], losses, losses, counts, partial)
+        flags = {"GRADIENT": True, "SMOOTH": True, "V": V}
+        scalars = (rows, 0, -100, 0.1, 1e-4)
+        yield (
+            triton.linear_cross_entropy_fwd_kernel,
+            (*tensors, *scalars),
+            flags | triton.tile_of(stride),
+        )
+    yield triton.linear_cross_entropy_dbias_kernel, (partial, bias, 132), triton.sums_of(V, stride)

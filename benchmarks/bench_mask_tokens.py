@@ -8,15 +8,18 @@ are checked by their mean masked ratio, ours bit for bit against the reference.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import common
 import numpy as np
 import pytest
 import torch
 import turns
+from cases import TINY, Case, Tensors, name_of
 from torch import Tensor
 
 import vimpac_kernels
@@ -126,3 +129,69 @@ def test_mask_tokens(bench, batch: int) -> None:
 
     names = (*common.KERNELS[bench.device], "reference", *OTHERS)
     bench("mask_tokens", f"B{batch} {shape.T}x{shape.H}x{shape.W}", names, candidate)
+
+
+CLIPS = {"published": (64, 1024), "check": (64,), "small": (3,)}
+
+
+def cases(scale: str, device: str) -> Iterator[Case]:
+    """The calls that a visit to a GPU checks and times."""
+    for clips in CLIPS[scale]:
+        yield from _cases(clips, device, scale)
+
+
+def _cases(clips: int, device: str, scale: str) -> Iterator[Case]:
+    shape = dataclasses.replace(common.SMALL if scale != "small" else TINY, B=clips)
+    ways: tuple[dict[str, Any], ...] = ({},)
+    if scale != "published":
+        ways += (
+            {"strategy": "iid", "ratio": 0.15},
+            {"strategy": "tube", "ratio": 0.5},
+            {"noise": (0.8, 0.1, 0.1), "vocab_size": 90},
+        )
+    for dtype in (torch.int64, torch.int16):
+        for way in ways:
+
+            def make(dtype: torch.dtype = dtype) -> Tensors:
+                size = (shape.B, shape.T, shape.H, shape.W)
+                return [torch.randint(0, 90, size, device=device).to(dtype)]
+
+            def run(tokens: Tensor, *, impl: str, way: dict[str, Any] = way) -> Any:
+                options = {"mask_token": 99, "seed": _seed(device), "row_offset": 1, **way}
+                return vimpac_kernels.mask_tokens(tokens, **options, impl=impl)
+
+            name = " ".join(map(str, way.values()))
+            yield Case(
+                "mask_tokens",
+                f"{shape.label} {name_of(dtype)} {name}".strip(),
+                0,
+                dtype,
+                make,
+                run,
+                (common.mask_tokens_bytes(shape, dtype.itemsize), 0),
+                ("torch", torch_vectorised),
+            )
+
+
+@functools.cache
+def _seed(device: str) -> Tensor:
+    return torch.tensor(7, device=device)
+
+
+def triton_calls() -> Iterator[common.TritonCall]:
+    """Triton kernels with the arguments of real calls on meta tensors, for the static report."""
+    from vimpac_kernels.ops.mask_tokens import triton
+
+    grid = (2, 5, 16, 16)
+    tokens = torch.empty(grid, dtype=torch.int64, device="meta")
+    mask = torch.empty(grid, dtype=torch.bool, device="meta")
+    positions = torch.empty(tokens.numel(), dtype=torch.int32, device="meta")
+    number = tokens.sum()  # 0-d int64
+    tensors = (tokens, number, number, tokens, mask, positions, number.int())
+    for strategy, noise in ((0, 2), (1, 1), (2, 0)):
+        plan: dict[str, Any] = dict(zip("BTHW", grid, strict=True))
+        plan |= {"strategy": strategy, "num_blocks": 5, "max_block": (3, 8, 8), "mask_token": 99}
+        plan |= {"amount": (0, 2**31, 128)[strategy], "has_pad": False, "pad_token": 0}
+        plan |= {"noise": noise, "noise_below": (2**31, 2**32 - 1), "vocab_size": 98}
+        for kernel, _, operands, constants in triton.launches(*tensors, **plan, row_offset=1):
+            yield kernel, operands, constants

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = "shape | impl | fwd ms | bwd ms | GB/s or TFLOP/s | % of ceiling | peak MiB"
 VOCABULARY = 8197
+TritonCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # kernel, arguments, keyword arguments
 KERNELS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # by device: none interpreted or emulated
 
 

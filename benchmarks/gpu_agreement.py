@@ -30,7 +30,7 @@ from gpu_cases import Case
 from torch import Tensor
 
 import vimpac_kernels
-from vimpac_kernels import _library
+from vimpac_kernels.runtime import registry
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 Job = tuple[str, int, str]  # scale, number of the case, implementation
@@ -42,14 +42,14 @@ def emulated() -> Iterator[None]:
     sys.path.append(str(TESTS))
     from emulator import build
 
-    with _library.override_extension("cuda", build.load("plain")):
+    with registry.override_extension("cuda", build.load("plain")):
         yield
 
 
 def impls(op: str, device: str) -> list[str]:
     """Those of a GPU's implementations of an op that can run here."""
     names = common.KERNELS["cuda"]
-    return [name for name in names if _library.backend_problem(name, op, device) is None]
+    return [name for name in names if registry.backend_problem(name, op, device) is None]
 
 
 def gradients(case: Case, tensors: list[Tensor], impl: str) -> list[Tensor]:
@@ -191,7 +191,7 @@ def _share(todo: list[Job], note: Callable[[Job, str | None], None]) -> None:
 
 def loads() -> int:
     """Whether both compiled modules load, and the CUDA one has code for this GPU."""
-    _library.extension("cpu")
+    registry.extension("cpu")
     x = torch.ones(8, 8, device="cuda")
     print(float(vimpac_kernels.bias_gelu(x, x[0], impl="cuda").sum()), "is 64 times GELU(2)")
     return 0

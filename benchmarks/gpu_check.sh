@@ -47,9 +47,10 @@ print(f"{major}.{minor}" + "a" * (major == 9))') || return 1
 # Our kernels alone: those of cuBLAS and torch take most of the time and have reports of their own.
 # Failed API calls are left to the tests, as libraries probe the driver with some that may fail.
 sanitize() {
+  local ops
+  ops=$(python3 -c 'import vimpac_kernels; print("|".join(vimpac_kernels.OPS))') || return 1
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
-    --report-api-errors no --kernel-name \
-    'regex=vimpac|axial_attention|linear_cross_entropy|dropout_add|bias_gelu|mask_tokens|embed_tokens' \
+    --report-api-errors no --kernel-name "regex=vimpac|$ops" \
     python3 benchmarks/gpu_agreement.py --scale small --impl cuda >> "$out/sanitizer.log" 2>&1
   local status=$?
   tail -n 2 "$out/sanitizer.log"

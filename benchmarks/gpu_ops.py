@@ -30,7 +30,7 @@ import torch
 import turns
 from gpu_cases import Case
 
-from vimpac_kernels import _library
+from vimpac_kernels.runtime import registry
 
 SECONDS = 0.15  # of rounds, for each candidate
 
@@ -153,7 +153,7 @@ def _said(row: Outcome) -> str:
 @contextmanager
 def _tuned(op: str, values: Mapping[str, int]) -> Iterator[None]:
     """Triton's launches of an op with other values of its TUNING."""
-    tuning = importlib.import_module(f"vimpac_kernels._triton.{op}").TUNING
+    tuning = importlib.import_module(f"vimpac_kernels.ops.{op}.triton").TUNING
     if unknown := set(values) - set(tuning):
         raise KeyError(f"TUNING of {op} has no {', '.join(sorted(unknown))}")
     before = dict(tuning)
@@ -173,8 +173,8 @@ def candidates_of(op: str, impl: str, modules: Path, device: str) -> dict[str, C
         return found
     for name, module in gpu_variants.load(modules, op).items():
         if device == "cpu":  # where it loads, but cannot launch
-            module = _library.extension("cuda")
-        found[name] = lambda module=module: _library.override_extension(
+            module = registry.extension("cuda")
+        found[name] = lambda module=module: registry.override_extension(
             "cuda", module, device=device
         )
     return found
@@ -182,7 +182,7 @@ def candidates_of(op: str, impl: str, modules: Path, device: str) -> dict[str, C
 
 def time_variants(stage: Stage, modules: Path) -> None:
     """All variants of each op by turns, at every shape that is published."""
-    with_variants = [(o, i) for i in common.KERNELS["cuda"] for o in _library.OPS]
+    with_variants = [(o, i) for i in common.KERNELS["cuda"] for o in registry.OPS]
     for op, impl in with_variants:
         if impl not in gpu_agreement.impls(op, stage.device):
             continue

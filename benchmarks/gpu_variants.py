@@ -131,7 +131,7 @@ TRITON: dict[str, dict[str, dict[str, int]]] = {
 
 def changes_of(op: str, text: str) -> dict[str, dict[str, str]]:
     """The changes of a variant, checked against the table."""
-    return tuning.parse(" ".join(f"{op}.{c}" for c in text.split()), ROOT / "csrc" / "cuda")
+    return tuning.parse(" ".join(f"{op}.{c}" for c in text.split()), ROOT / "csrc")
 
 
 def packs() -> list[dict[str, str]]:

@@ -1,19 +1,18 @@
 """A static report on every GPU kernel, without a GPU: `python benchmarks/kernel_report.py`.
 
-Compiles csrc/cuda/*.cu as the default build does and every Triton kernel exactly as a launch does,
+Compiles csrc/*/cuda*.cu as the default build does and every Triton kernel exactly as a launch does,
 for sm_80, sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and
 counts of the instructions that matter. Exits with 1 on a spill beyond SPILLS, on more shared memory
 than every GPU has, where a kernel lacks what EXPECTED asks, or has more narrow stores than
 NARROW_STORES explains. What nvcc made of unchanged sources is kept in build/kernel_report.
 
-    Triton   each module of vimpac_kernels/_triton offers `report_cases()`, which yields (kernel,
-             arguments, keyword arguments) of real calls with meta tensors; the kernel's own
-             `warmup` then specialises as a launch does.
+    Triton   `triton_calls()` of each op's benchmark yields (kernel, arguments, keyword arguments)
+             of real calls with meta tensors, and `warmup` then specialises as a launch does.
     CUDA     a cubin knows launch bounds but no launch: LAUNCHES names the threads and the shared
              memory of a usual one, for the occupancy.
 
-A spill shows as stack bytes and as STL and LDL instructions. HMMA, HGMMA and UTCMMA are tensor-core
-products, LDG.128 and STG.128 loads, also to shared memory, and stores of 16 bytes or more.
+A spill shows as stack bytes and as STL and LDL. HMMA, HGMMA and UTCMMA are tensor-core products,
+LDG.128 and STG.128 loads, also to shared memory, and stores of 16 bytes or more.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import fnmatch
 import hashlib
 import importlib
 import os
-import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -37,8 +36,11 @@ import cubins
 from cubins import Kernel
 from offline_triton import offline_driver
 
+from vimpac_kernels import OPS
+
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
+CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "kernel_report"
 NVCC_FLAGS = ("-std=c++17", "-O3")
 SMALLEST_SHARED = 99 << 10  # bytes of a block on sm_86, sm_89 and sm_120
@@ -125,8 +127,8 @@ LAUNCHES = {
 
 
 def cuda_kernels(architectures: list[int]) -> Iterator[Kernel]:
-    """The kernels of csrc/cuda for every architecture."""
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    """The CUDA kernels of every op for every architecture."""
+    sources = sorted(CSRC.glob("*/cuda*.cu"))
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for compiled in pool.map(lambda source: _compile(source, architectures), sources):
@@ -140,27 +142,27 @@ def cuda_kernels(architectures: list[int]) -> Iterator[Kernel]:
 
 def _compile(source: Path, architectures: list[int]) -> list[tuple[Path, int]]:
     """One PTX for all architectures and a cubin for each, unless they are there already."""
-    headers = sorted([*source.parent.glob("*.*h*"), *source.parent.parent.glob("*.hpp")])
+    folders = (source.parent, CSRC / "common", CSRC / "cuda")
+    headers = sorted(path for folder in folders for path in folder.glob("*.*h*"))
     content = b"".join(path.read_bytes() for path in (source, *headers))
     version = subprocess.run(["nvcc", "--version"], check=True, capture_output=True).stdout
     key = hashlib.sha256(content + version + " ".join(NVCC_FLAGS).encode()).hexdigest()[:16]
-    for old in set(CACHE.glob(f"{source.stem}-*")) - set(CACHE.glob(f"{source.stem}-{key}*")):
+    name = f"{source.parent.name}-{source.stem}"
+    for old in set(CACHE.glob(f"{name}-*")) - set(CACHE.glob(f"{name}-{key}*")):
         old.unlink()
 
     def make(target: Path, start: Path, *flags: str) -> Path:
         if not target.exists():
             partial = target.with_suffix(f".part{target.suffix}")
-            includes = [f"-I{ROOT / 'csrc'}", f"-I{source.parent}"]
-            command = ["nvcc", *NVCC_FLAGS, *includes, *flags, str(start), "-o", str(partial)]
+            command = ["nvcc", *NVCC_FLAGS, f"-I{CSRC}", *flags, str(start), "-o", str(partial)]
             subprocess.run(command, check=True)
             partial.replace(target)
         return target
 
-    ptx = make(CACHE / f"{source.stem}-{key}.ptx", source, "-ptx", "-arch=compute_80")
+    ptx = make(CACHE / f"{name}-{key}.ptx", source, "-ptx", "-arch=compute_80")
     return [
-        (make(ptx.with_suffix(f".{name}.cubin"), ptx, "-cubin", f"-arch={name}"), architecture)
-        for architecture in architectures
-        for name in [ARCHITECTURES[architecture]]
+        (make(ptx.with_suffix(f".{a}.cubin"), ptx, "-cubin", f"-arch={ARCHITECTURES[a]}"), a)
+        for a in architectures
     ]
 
 
@@ -173,25 +175,23 @@ def _label(name: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> 
 
 
 def triton_kernels(architectures: list[int]) -> Iterator[Kernel]:
-    """The kernels of vimpac_kernels/_triton; the architectures compile side by side."""
+    """The Triton kernels of every op; the architectures compile side by side."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for kernels in pool.map(_triton_kernels, architectures):
             yield from kernels
 
 
 def _triton_kernels(architecture: int) -> list[Kernel]:
-    import vimpac_kernels._triton as package
-
     driver = offline_driver()
     driver.architecture = architecture
     kernels: list[Kernel] = []
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        cases = list(module.report_cases()) if hasattr(module, "report_cases") else []
-        named = {name for name in vars(module) if name.endswith("_kernel")}
-        if missing := named - {kernel.__name__ for kernel, *_ in cases}:
-            sys.exit(f"error: {module.__name__}.report_cases() lacks {', '.join(missing)}")
-        for kernel, arguments, options in cases:
+    for op in OPS:
+        calls = list(importlib.import_module(f"bench_{op}").triton_calls())
+        sources = (p.read_text() for p in ROOT.glob(f"vimpac_kernels/ops/{op}/triton*.py"))
+        named = set(re.findall(r"^def (\w+_kernel)\(", "\n".join(sources), re.MULTILINE))
+        if missing := named - {kernel.__name__ for kernel, *_ in calls}:
+            sys.exit(f"error: bench_{op}.triton_calls() lacks {', '.join(missing)}")
+        for kernel, arguments, options in calls:
             compiled = kernel.warmup(*arguments, grid=(1,), **options)
             name = _label(kernel.__name__, arguments, options)
             for one in compiled if isinstance(compiled, list) else [compiled]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from bench_axial_attention import each_axis
+from axial_lines import each_axis
 from torch import Tensor, nn
 
 from vimpac import Vimpac

@@ -21,20 +21,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
+from vimpac_kernels import OPS
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = ("cuda", "triton", "cpu", "ours")
-REPLACES = {
+REPLACES = {  # by the name of a benchmark, of which axial_attention has several
     "axial_attention_layer": "a whole layer: permute + SDPA, axial-attention, timesformer-pytorch",
-    "axial_attention": "permute + attention along one axis; without projections",
+    "axial_attention": OPS["axial_attention"].replaces,
     "axial_attention_joint": "the same within a frame (`HW`); without projections",
     "axial_attention_dense": "SDPA over all tokens; without projections, on a CPU forward only",
-    "linear_cross_entropy": "`F.linear` + `F.cross_entropy`",
-    "dropout_add_layer_norm": "bias, dropout, residual sum, LayerNorm",
-    "bias_gelu": "bias, GELU; with or without the Linear before them",
-    "embed_tokens": "lookup, sum of positions, LayerNorm, dropout, cast",
-    "mask_tokens": "Python loop over clips and boxes, or torch / NumPy",
-}
+} | {op: known.replaces for op, known in OPS.items()}
 # Videos per second of the small model: layouts at T=5 S=128; (T, tokens per side) of the default.
 TABLE_13 = {"THW": 12.6, "T,HW": 20.0, "T,H,W": 26.4, "T,H|W": 32.0}
 TABLE_14 = {(5, 16): 32.0, (10, 16): 16.5, (5, 32): 8.4, (10, 32): 4.4}

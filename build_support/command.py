@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools.command.build_ext import build_ext
 
 from build_support import toolchain, tuning
-from build_support.ninja_file import NinjaFile, module_filename
+from build_support.ninja_file import NinjaFile, cuda_sources, module_filename
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("_C_cpu", "_C_cuda")
@@ -63,13 +63,13 @@ def _build(folder: Path) -> list[str]:
     except toolchain.Missing as missing:
         _say(f"compiled kernels are left out: {missing}")
         return []
-    nvcc = _nvcc() if any(ROOT.glob("csrc/cuda/*.cu")) else None
+    nvcc = _nvcc() if cuda_sources(ROOT) else None
     werror = os.environ.get(toolchain.WERROR_SWITCH) == "1"
     plan = NinjaFile(ROOT, compiler, headers, nvcc, werror)
     plan.add_cpu_module()
     if nvcc is not None:
         wanted = os.environ.get(tuning.TUNING_SWITCH, "")
-        plan.add_cuda_module(nvcc, tuning.parse(wanted, ROOT / "csrc" / "cuda"))
+        plan.add_cuda_module(nvcc, tuning.parse(wanted, ROOT / "csrc"))
     plan.write(folder)
     result = subprocess.run(
         [ninja, "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

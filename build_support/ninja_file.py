@@ -1,10 +1,10 @@
 """The text of build.ninja: which source becomes which object with which flags.
 
 Sources are found by name, so a new op is a new file:
-  csrc/cpu/<op>.cpp       one object per instruction set, in a namespace of its own
-  csrc/cpu/bindings.cpp   _C_cpu
-  csrc/cuda/<op>.cu       one object with code for every architecture, and for each set of tuning
-  csrc/cuda/bindings.cpp  _C_cuda
+  csrc/<op>/cpu*.cpp    one object per instruction set, in a namespace of its own
+  csrc/module_cpu.cpp   _C_cpu
+  csrc/<op>/cuda*.cu    one object with code for every architecture, and for each set of tuning
+  csrc/module_cuda.cpp  _C_cuda
 """
 
 import platform
@@ -76,48 +76,46 @@ class NinjaFile:
     _objects: set[str] = field(default_factory=set)
 
     def add_cpu_module(self) -> None:
-        """_C_cpu: every kernel for every instruction set, and the bindings."""
-        objects = [self._bindings("cpu", "")]
-        for source in sorted(self.root.glob("csrc/cpu/*.cpp")):
-            if source.name == "bindings.cpp":
-                continue
+        """_C_cpu: every kernel for every instruction set, and the module itself."""
+        objects = [self._module_object("cpu", "")]
+        for source in cpu_sources(self.root):
             for isa in instruction_sets():
                 flags = f"{self._common()} {KERNEL} -DVIMPAC_ISA={isa} {ISA_FLAGS[isa]}"
-                objects.append(self._object("cxx", source, f"cpu/{source.stem}.{isa}.o", flags))
+                objects.append(self._object("cxx", source, f"{_name(source)}.{isa}.o", flags))
         self._module("_C_cpu", objects, "-fopenmp")
 
     def add_cuda_module(
         self, nvcc: Nvcc, changes: tuning.Changes | None = None, folder: str = ""
     ) -> None:
-        """_C_cuda: every kernel for every architecture, and the bindings; static CUDA run time.
+        """_C_cuda: every kernel for every architecture, and the module; static CUDA run time.
 
         Args:
             nvcc: the CUDA compiler.
             changes: values of tuning constants.
             folder: where in the build the module goes; one file can have several of them.
         """
-        objects = [self._bindings("cuda", f"-isystem {_quote(nvcc.include)}")]
-        for source in sorted(self.root.glob("csrc/cuda/*.cu")):
+        objects = [self._module_object("cuda", f"-isystem {_quote(nvcc.include)}")]
+        for source in cuda_sources(self.root):
             objects.append(self._kernels(nvcc, source, changes or {}))
         libraries = f"-L{_quote(nvcc.library)} -lcudart_static -lpthread -ldl -lrt"
         self._module("_C_cuda", objects, libraries, folder)
 
     def _kernels(self, nvcc: Nvcc, source: Path, changes: tuning.Changes) -> str:
         """The object of one CUDA source, under a name of its own where a change concerns it."""
-        own = {op: changes[op] for op in sorted(tuning.read_by(source) & set(changes))}
+        csrc = self.root / "csrc"
+        own = {op: changes[op] for op in sorted(tuning.read_by(source, csrc) & set(changes))}
         mark = f"-{tuning.digest(own)}" if own else ""
         for op, values in own.items():
-            header = source.parent / f"{op}_tuning.cuh"
-            self.headers[f"tuned{mark}/{header.name}"] = tuning.changed(header.read_text(), values)
-        csrc = self.root / "csrc"
+            header = f"{op}/{tuning.TABLE}"
+            changed = tuning.changed((csrc / header).read_text(), values)
+            self.headers[f"tuned{mark}/{header}"] = changed
         flags = (
-            f"-std=c++17 -O3{f' -Ituned{mark}' if own else ''} -I{_quote(csrc)}"
-            f" -I{_quote(csrc / 'cuda')} -ccbin {self.cxx}"
+            f"-std=c++17 -O3{f' -Ituned{mark}' if own else ''} -I{_quote(csrc)} -ccbin {self.cxx}"
             f" -Xcompiler=-fPIC,-Wall,-Wextra,-fvisibility=hidden"
             f"{' -Werror=all-warnings' if self.werror else ''}"
             f" -Xfatbin=-compress-all --threads=0 {' '.join(nvcc.gencode)}"
         )
-        return self._object("nvcc", source, f"cuda/{source.stem}{mark}.o", flags)
+        return self._object("nvcc", source, f"{_name(source)}{mark}.o", flags)
 
     def text(self) -> str:
         """The whole build.ninja."""
@@ -139,13 +137,12 @@ class NinjaFile:
     def _common(self) -> str:
         return f"{COMMON}{' -Werror' if self.werror else ''} -I{_quote(self.root / 'csrc')}"
 
-    def _bindings(self, part: str, flags: str) -> str:
+    def _module_object(self, device: str, flags: str) -> str:
         python = sysconfig.get_path("include")
         headers = f"-isystem {_quote(self.pybind11)} -isystem {_quote(python)}"
-        source = self.root / "csrc" / part / "bindings.cpp"
-        return self._object(
-            "cxx", source, f"{part}/bindings.o", f"{self._common()} {headers} {flags}"
-        )
+        source = self.root / "csrc" / f"module_{device}.cpp"
+        flags = f"{self._common()} {headers} {flags}"
+        return self._object("cxx", source, f"{source.stem}.o", flags)
 
     def _object(self, rule: str, source: Path, target: str, flags: str) -> str:
         if target not in self._objects:
@@ -157,6 +154,21 @@ class NinjaFile:
         target = str(Path(folder, module_filename(name)))
         self.lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {flags}"]
         self.modules.append(target)
+
+
+def cpu_sources(root: Path) -> list[Path]:
+    """The CPU's kernels of every op."""
+    return sorted(root.glob("csrc/*/cpu*.cpp"))
+
+
+def cuda_sources(root: Path) -> list[Path]:
+    """The CUDA kernels of every op."""
+    return sorted(root.glob("csrc/*/cuda*.cu"))
+
+
+def _name(source: Path) -> str:
+    """csrc/bias_gelu/cpu.cpp -> bias_gelu/cpu."""
+    return f"{source.parent.name}/{source.stem}"
 
 
 def instruction_sets() -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Other values for the tuning constants of the CUDA kernels, at build time.
 
-`csrc/cuda/<op>_tuning.cuh` holds what only a measurement can settle, one constant a line:
+`csrc/<op>/cuda_tuning.cuh` holds what only a measurement can settle, one constant a line:
 
     constexpr int kMaskThreads = 256; // of a block, and why
 
@@ -17,24 +17,24 @@ from pathlib import Path
 from build_support.toolchain import BuildError
 
 TUNING_SWITCH = "VIMPAC_KERNELS_TUNING"
+TABLE = "cuda_tuning.cuh"
 CONSTANT = re.compile(r"^constexpr (int|bool) (k\w+) = ([^;]+);", re.MULTILINE)
 VALUES = {"int": "-?(0|[1-9][0-9]{0,8})", "bool": "true|false"}
 
 Changes = Mapping[str, Mapping[str, str]]  # op -> constant -> value
 
 
-def tables(folder: Path) -> dict[str, Path]:
-    """The header of each op that has one, in csrc/cuda."""
-    headers = sorted(folder.glob("*_tuning.cuh"))
-    return {header.stem.removesuffix("_tuning"): header for header in headers}
+def tables(csrc: Path) -> dict[str, Path]:
+    """The header of each op that has one."""
+    return {header.parent.name: header for header in sorted(csrc.glob(f"*/{TABLE}"))}
 
 
-def parse(text: str, folder: Path) -> dict[str, dict[str, str]]:
+def parse(text: str, csrc: Path) -> dict[str, dict[str, str]]:
     """Reads "op.constant=value ...".
 
     Args:
         text: The changes, separated by spaces; "" is none.
-        folder: csrc/cuda, whose tables say what is legal.
+        csrc: The folder of the ops, whose tables say what is legal.
 
     Raises:
         BuildError: If an op, a constant or a value is not legal, with what is.
@@ -45,7 +45,7 @@ def parse(text: str, folder: Path) -> dict[str, dict[str, str]]:
         if match is None:
             raise BuildError(f"{TUNING_SWITCH}: {change!r} is not like op.kConstant=1")
         op, name, value = match.groups()
-        headers = tables(folder)
+        headers = tables(csrc)
         if op not in headers:
             raise BuildError(f"{TUNING_SWITCH}: {op!r} has no table, only {', '.join(headers)}")
         types = {name: kind for kind, name, _ in CONSTANT.findall(headers[op].read_text())}
@@ -69,17 +69,17 @@ def changed(header: str, values: Mapping[str, str]) -> str:
     return header
 
 
-def read_by(source: Path) -> set[str]:
-    """The ops whose tables a source includes, itself or through other headers of its folder."""
-    seen: set[str] = set()
-    waiting = [source.name]
+def read_by(source: Path, csrc: Path) -> set[str]:
+    """The ops whose tables a source includes, itself or through other headers of csrc."""
+    seen: set[Path] = set()
+    waiting = [source]
     while waiting:
-        name = waiting.pop()
-        path = source.parent / name
-        if name not in seen and path.exists():
-            seen.add(name)
-            waiting += re.findall(r'^#include ["<]([\w.]+)[">]', path.read_text(), re.MULTILINE)
-    return {name.removesuffix("_tuning.cuh") for name in seen if name.endswith("_tuning.cuh")}
+        path = waiting.pop()
+        if path not in seen and path.exists():
+            seen.add(path)
+            names = re.findall(r'^#include ["<]([\w./]+)[">]', path.read_text(), re.MULTILINE)
+            waiting += [csrc / name for name in names]
+    return {path.parent.name for path in seen if path.name == TABLE}
 
 
 def digest(changes: Changes) -> str:

@@ -83,14 +83,14 @@ def impl(request: pytest.FixtureRequest) -> Iterator[Impl]:
     reason = build.unavailable()
     if reason is not None:
         pytest.skip(reason)
-    from vimpac_kernels import _library
+    from vimpac_kernels.runtime import registry
 
     module = build.load(request.config.getoption("--emulator-mode"))
     seed = chosen.schedule
     if seed is None:
         seed = build.SCHEDULES[zlib.crc32(request.node.name.encode()) % len(build.SCHEDULES)]
     build.set_schedule(module, seed)
-    with _library.override_extension("cuda", module):
+    with registry.override_extension("cuda", module):
         yield chosen
 
 
@@ -106,9 +106,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(params=["portable", "avx2", "avx512", "avx512bf16"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The instruction set that the C++ kernels use; that and the threads are put back."""
-    from vimpac_kernels import _library
+    from vimpac_kernels.runtime import registry
 
-    module = _library.extension("cpu")
+    module = registry.extension("cpu")
     best, threads = module.cpu_capability(), torch.get_num_threads()
     try:
         module.set_cpu_capability(request.param)

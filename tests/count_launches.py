@@ -32,7 +32,7 @@ from vimpac.train.distributed import World  # noqa: E402 (the patch comes first)
 from vimpac.train.optim import make_optimizer  # noqa: E402 (the patch comes first)
 from vimpac.train.pretrain_step import PretrainStep  # noqa: E402 (the patch comes first)
 from vimpac.train.update import Update  # noqa: E402 (the patch comes first)
-from vimpac_kernels import _library  # noqa: E402 (the patch comes first)
+from vimpac_kernels.runtime import registry  # noqa: E402 (the patch comes first)
 
 SETTINGS = ("batch.videos=2", "batch.contrastive=2", "batch.micro=2")
 GRID = (5, 4, 4)
@@ -71,7 +71,7 @@ def main() -> None:
     parts = torch.randint(0, 8192, (step.group_part, 2, *GRID)).split(step.micro)
     module = build.load()
     counted = Counted(ctypes.CDLL(str(module.__file__)))
-    with _library.override_extension("cuda", module):
+    with registry.override_extension("cuda", module):
         for number in range(3):
             counted.counts.clear()
             with counted:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -168,3 +170,36 @@ def test_wrong_argument_is_named(op, argument, value):
         value = torch.zeros((), dtype=torch.int64, device="meta")
     with pytest.raises((TypeError, ValueError), match=rf"\b{argument}\b"):
         function(**(arguments | {argument: value}))
+
+
+WRONG_SIZES = [(3.0, 4.0, 4.0), (3, 4, True), ("3", "4", "4"), (3, 4), (0, 4, 4), (3, -4, 4)]
+
+
+@pytest.mark.parametrize("sizes", WRONG_SIZES, ids=str)
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_sizes_are_named_with_what_they_must_be(sizes, name):
+    """Before a dispatcher sees them, whose words say nothing of the argument."""
+    qkv, got = torch.ones(1, 48, 3, 1, 8), re.escape(str(sizes))
+    words = rf"grid must be three sizes \(T, H, W\) >= 1,.* got {got}"
+    with pytest.raises((TypeError, ValueError), match=words):
+        axial_attention(qkv, sizes, impl=name)
+
+
+# Sizes that fit the dtype, whose product does not
+NARROW = (np.uint8(4), np.uint8(8), np.uint8(8))
+
+
+def test_sizes_may_be_numpy_integers():
+    qkv, x = torch.randn(1, 256, 3, 2, 8), torch.randn(1, 256, 8)
+    assert torch.equal(axial_attention(qkv, NARROW), axial_attention(qkv, (4, 8, 8)))
+    layer = AxialAttention(np.uint8(8), np.uint8(2), head_dim=np.uint8(128))
+    assert layer.in_proj_weight.shape == (768, 8)
+    assert torch.equal(layer(x, NARROW), layer(x, (4, 8, 8)))
+    tokens = torch.zeros(2, 4, 8, 8, dtype=torch.int64)
+    options = {"mask_token": 7, "num_blocks": 3, "pad_token": 1, "vocab_size": 9, "row_offset": 1}
+    noise = {"noise": (0.5, 0.5, 0.0), "seed": 1}
+    narrow = {name: np.uint8(value) for name, value in options.items()}
+    for impl in ("auto", "reference"):
+        ours = mask_tokens(tokens, **narrow, **noise, max_block=NARROW, impl=impl)
+        theirs = mask_tokens(tokens, **options, **noise, max_block=(4, 8, 8), impl=impl)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

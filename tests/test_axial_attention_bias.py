@@ -8,7 +8,8 @@ from checks import assert_close
 from test_axial_attention import dtype_of, random_padding, random_qkv
 from torch import Tensor
 
-from vimpac_kernels import _axial_attention, axial_attention, reference
+from vimpac_kernels import axial_attention, reference
+from vimpac_kernels.ops.axial_attention import operators
 
 WAYS = ("added by the op", "in qkv")
 ways = pytest.mark.parametrize("way", WAYS)
@@ -142,9 +143,9 @@ def test_a_frozen_bias_costs_no_sum(impl, way, monkeypatch):
     bias, dout = torch.randn(3, 2, 32, device=impl.device), torch.ones_like(qkv[:, :, 0])
     _, dqkv, _ = run(function_of(way), qkv, bias, dout, grid, "H|W", impl=impl.name)
     asked = []
-    operator = _axial_attention.axial_attention_bwd
+    operator = operators.axial_attention_bwd
     monkeypatch.setattr(
-        _axial_attention,
+        operators,
         "axial_attention_bwd",
         lambda *arguments: asked.append(arguments[-1]) or operator(*arguments),
     )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from checks import assert_close
 
-from vimpac_kernels import _library, axial_attention
+from vimpac_kernels import axial_attention
+from vimpac_kernels.runtime import registry
 
 pytestmark = pytest.mark.impls("cuda")
 
@@ -70,7 +71,7 @@ def test_units_fill_whole_waves(impl, lines, units):
         elements.append(count)
         return torch.empty(count)
 
-    _library.extension("cuda").axial_attention_fwd(arguments | {"axes": [2]}, 0, allocate)
+    registry.extension("cuda").axial_attention_fwd(arguments | {"axes": [2]}, 0, allocate)
     assert elements == [32 * units]
 
 

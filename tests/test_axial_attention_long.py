@@ -9,7 +9,8 @@ import test_axial_attention_bias
 import torch
 from test_axial_attention import assert_matches_reference, random_padding, random_qkv, run
 
-from vimpac_kernels import _library, axial_attention
+from vimpac_kernels import axial_attention
+from vimpac_kernels.runtime import registry
 
 pytestmark = [pytest.mark.impls("cpu"), pytest.mark.usefixtures("one_thread")]
 CASES = {
@@ -206,7 +207,7 @@ def test_auto_takes_the_kernel(impl, axes, grid):
     [("HW", (2, 3, 4), "sdpa"), ("W", (1, 1, 300), "sdpa"), ("W", (1, 1, 256), "reference")],
 )
 def test_auto_without_kernels_takes_the_faster_of_the_others(monkeypatch, axes, grid, expected):
-    monkeypatch.setitem(_library._extensions, "cpu", "not built")
+    monkeypatch.setitem(registry._extensions, "cpu", "not built")
     qkv = random_qkv(grid, axes).float()
     actual = axial_attention(qkv, grid, axes)
     assert torch.equal(actual, axial_attention(qkv, grid, axes, impl=expected))

@@ -12,7 +12,8 @@ from checks import assert_close
 from test_axial_attention import dtype_of, random_padding, random_qkv, run
 from torch import Tensor
 
-from vimpac_kernels import _sdpa, axial_attention
+from vimpac_kernels import axial_attention
+from vimpac_kernels.ops.axial_attention import sdpa
 
 
 def folded_attention(qkv: Tensor, grid: tuple[int, int, int], axis: str) -> Tensor:
@@ -60,14 +61,14 @@ def test_sdpa_follows_the_reference(axes: str, has_cls: bool) -> None:
     for padding in (None, random_padding(grid)):
         truth = run(qkv, dout, grid, axes, impl="reference", scale=0.3, key_padding_mask=padding)
         leaf = qkv.clone().requires_grad_()
-        out = _sdpa.axial_attention(leaf, grid, axes, padding, 0.0, 0.3)
+        out = sdpa.axial_attention(leaf, grid, axes, padding, 0.0, 0.3)
         actual = [out, *torch.autograd.grad(out, leaf, dout)[0].unbind(2)]
         for a, t in zip(actual, truth, strict=True):
             torch.testing.assert_close(a, t, rtol=1e-12, atol=1e-12)
 
 
 def test_sdpa_splits_batches_beyond_a_grid_dimension(monkeypatch) -> None:
-    monkeypatch.setattr(_sdpa, "_MAX_BATCH", 5)
+    monkeypatch.setattr(sdpa, "_MAX_BATCH", 5)
     grid = (2, 3, 4)
     qkv = random_qkv(grid, "T").float()
     for padding in (None, random_padding(grid)):

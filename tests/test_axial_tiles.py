@@ -7,7 +7,7 @@ from test_axial_attention import assert_matches_reference, random_qkv
 triton = pytest.importorskip("triton")
 tl = triton.language
 
-from vimpac_kernels._triton.axial_tiles import add_dot, reciprocal  # noqa: E402 (imports triton)
+from vimpac_kernels.ops.axial_attention.triton_tiles import add_dot, reciprocal  # noqa: E402 (imports triton)
 
 pytestmark = pytest.mark.impls("triton")
 

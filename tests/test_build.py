@@ -43,20 +43,17 @@ def tree(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "build_support", tree / "build_support")
     shutil.copy(ROOT / "setup.py", tree)
     (tree / "vimpac_kernels").mkdir()
-    (tree / "csrc/cpu").mkdir(parents=True)
-    (tree / "csrc/cpu/bindings.cpp").write_text(MODULE.format(name="_C_cpu"))
-    (tree / "csrc/cpu/kernel.cpp").write_text(
-        "namespace VIMPAC_ISA { int answer() { return 42; } }"
-    )
+    (tree / "csrc/op").mkdir(parents=True)
+    (tree / "csrc/module_cpu.cpp").write_text(MODULE.format(name="_C_cpu"))
+    (tree / "csrc/op/cpu.cpp").write_text("namespace VIMPAC_ISA { int answer() { return 42; } }")
     return tree
 
 
 @pytest.fixture
 def broken_toolkit(tree: Path, tmp_path: Path) -> Path:
     """A CUDA part in the tree, and a toolkit whose compiler finds an error in every kernel."""
-    (tree / "csrc/cuda").mkdir()
-    (tree / "csrc/cuda/bindings.cpp").write_text(MODULE.format(name="_C_cuda"))
-    (tree / "csrc/cuda/kernel.cu").write_text("")
+    (tree / "csrc/module_cuda.cpp").write_text(MODULE.format(name="_C_cuda"))
+    (tree / "csrc/op/cuda.cu").write_text("")
     toolkit = tmp_path / "toolkit"
     for name in ("include/cuda_runtime.h", "lib64/libcudart_static.a", "bin/nvcc"):
         (toolkit / name).parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +93,12 @@ def test_second_build_does_nothing(tree: Path) -> None:
 
 def test_warnings_stop_a_build_only_where_asked(tree: Path) -> None:
     """A compiler that warns of more than ours must not keep a user from installing."""
-    (tree / "csrc/cpu/kernel.cpp").write_text(
+    (tree / "csrc/op/cpu.cpp").write_text(
         "namespace VIMPAC_ISA { int answer() { int unused; return 42; } }"
     )
     built = _build(tree)
     assert built.returncode == 0 and "unused" in built.stdout
-    (tree / "csrc/cpu/kernel.cpp").touch()
+    (tree / "csrc/op/cpu.cpp").touch()
     assert _build(tree, VIMPAC_KERNELS_WERROR="1").returncode != 0
 
 
@@ -109,7 +106,7 @@ def test_failing_nvcc_leaves_the_cpu_module(tree: Path, broken_toolkit: Path) ->
     """The compiler's words are shown, and what was installed before still works."""
     assert _build(tree, VIMPAC_KERNELS_CPU_ONLY="1").returncode == 0
     before = _module(tree, "_C_cpu").read_bytes()
-    (tree / "csrc/cpu/kernel.cpp").write_text("namespace VIMPAC_ISA { int answer() { return 1; } }")
+    (tree / "csrc/op/cpu.cpp").write_text("namespace VIMPAC_ISA { int answer() { return 1; } }")
     failed = _build(tree, CUDA_HOME=str(broken_toolkit))
     assert failed.returncode != 0
     assert "no such intrinsic" in failed.stdout and "Traceback" not in failed.stdout
@@ -205,13 +202,14 @@ constexpr bool kHeld = true; // operands in registers
 @pytest.fixture
 def kernels(tmp_path: Path) -> Path:
     """Two CUDA sources of which one reads the tuning table of `op`, through another header."""
-    folder = tmp_path / "csrc/cuda"
-    folder.mkdir(parents=True)
-    (folder / "op_tuning.cuh").write_text(TABLE)
-    (folder / "launch.cuh").write_text("#include <op_tuning.cuh>\n")
-    (folder / "op.cu").write_text('#include "launch.cuh"\n')
-    (folder / "other.cu").write_text("#include <cstdint>\n")
-    return folder
+    csrc = tmp_path / "csrc"
+    for op in ("op", "other"):
+        (csrc / op).mkdir(parents=True)
+    (csrc / "op/cuda_tuning.cuh").write_text(TABLE)
+    (csrc / "op/launch.cuh").write_text("#include <op/cuda_tuning.cuh>\n")
+    (csrc / "op/cuda.cu").write_text('#include "op/launch.cuh"\n')
+    (csrc / "other/cuda.cu").write_text("#include <cstdint>\n")
+    return csrc
 
 
 def test_tuned_build_compiles_a_changed_copy_for_those_who_read_it(
@@ -226,19 +224,19 @@ def test_tuned_build_compiles_a_changed_copy_for_those_who_read_it(
     plan.add_cuda_module(nvcc, tuning.parse("op.kWarps=8 op.kHeld=false", kernels), "second")
     build = tmp_path / "build"
     plan.write(build)
-    (copy,) = build.glob("tuned*/*")
-    assert copy.name == "op_tuning.cuh"
+    (copy,) = build.glob("tuned*/*/*")
+    assert copy.parent.name == "op" and copy.name == "cuda_tuning.cuh"
     assert copy.read_text() == TABLE.replace("kWarps = 4", "kWarps = 8").replace("true", "false")
     rules = (build / "build.ninja").read_text().splitlines()
-    made = [line.split()[1].rstrip(":") for line in rules if line.startswith("build cuda/o")]
-    mark = copy.parent.name.removeprefix("tuned")
-    assert sorted(made) == sorted(["cuda/op.o", "cuda/other.o", f"cuda/op{mark}.o"])
+    made = [line.split()[1].rstrip(":") for line in rules if line.startswith("build o")]
+    mark = copy.parents[1].name.removeprefix("tuned")
+    assert sorted(made) == sorted(["op/cuda.o", "other/cuda.o", f"op/cuda{mark}.o"])
     (flags,) = (line for line in rules if f"-Ituned{mark}" in line)
     assert flags.index(f"-Ituned{mark}") < flags.index(str(kernels))
     links = [line.split() for line in rules if ": link " in line]
     assert [line[-2:] for line in links] == [
-        ["cuda/op.o", "cuda/other.o"],
-        [f"cuda/op{mark}.o", "cuda/other.o"],
+        ["op/cuda.o", "other/cuda.o"],
+        [f"op/cuda{mark}.o", "other/cuda.o"],
     ]
 
 
@@ -264,7 +262,7 @@ def test_change_that_is_not_legal_names_what_is(
 def test_every_tuning_constant_can_be_changed_and_has_its_reason(toolchain: ModuleType) -> None:
     """A line of another form would be compiled, and a change of it refused."""
     tuning = importlib.import_module("build_support.tuning")
-    for header in tuning.tables(ROOT / "csrc/cuda").values():
+    for header in tuning.tables(ROOT / "csrc").values():
         lines = [ln for ln in header.read_text().splitlines() if "constexpr" in ln]
         for line in lines:
             assert re.match(tuning.CONSTANT.pattern + r" +// \S", line), line
@@ -274,7 +272,7 @@ def test_every_tuning_constant_can_be_changed_and_has_its_reason(toolchain: Modu
 
 def test_kernels_leave_no_weak_symbols() -> None:
     """The linker merges weak symbols: one in an AVX-512 object could replace the portable one."""
-    objects = [o for o in BUILD.glob("cpu/*.o") if o.name != "bindings.o"]
+    objects = list(BUILD.glob("*/cpu*.o"))
     if not objects or shutil.which("nm") is None:
         pytest.skip(f"needs nm and the objects of an in-tree build in {BUILD}")
     listing = subprocess.run(["nm", *map(str, objects)], stdout=subprocess.PIPE, text=True).stdout

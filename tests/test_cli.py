@@ -1,6 +1,8 @@
 """The `vimpac` command turns expected errors into one line and an exit code."""
 
 import errno
+import importlib.metadata
+import re
 import subprocess
 import sys
 import types
@@ -69,6 +71,22 @@ def test_module_runs_as_a_program():
 def test_help_imports_no_torch():
     code = "import sys, vimpac.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_version_imports_no_torch(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"vimpac \d+\.\d+\S*\n", capsys.readouterr().out)
+    code = "import sys, vimpac.cli as c; c.main(['--version']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_version_of_a_tree_that_is_not_installed(monkeypatch, capsys):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert cli.main(["--version"]) == 0
+    assert "not installed" in capsys.readouterr().out
 
 
 def test_settings_may_stand_on_both_sides_of_an_option(capsys):

@@ -14,14 +14,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import offline_triton  # noqa: E402 (needs that path)
 
-from vimpac_kernels._triton import (  # noqa: E402 (imports triton)
-    axial_attention,
-    bias_gelu,
-    dropout_add_layer_norm,
-    embed_tokens,
-    linear_cross_entropy,
-    mask_tokens,
-)
+from vimpac_kernels.ops.axial_attention import triton as axial_attention  # noqa: E402
+from vimpac_kernels.ops.bias_gelu import triton as bias_gelu  # noqa: E402
+from vimpac_kernels.ops.dropout_add_layer_norm import triton as dropout_add_layer_norm  # noqa: E402
+from vimpac_kernels.ops.embed_tokens import triton as embed_tokens  # noqa: E402
+from vimpac_kernels.ops.linear_cross_entropy import triton as linear_cross_entropy  # noqa: E402
+from vimpac_kernels.ops.mask_tokens import triton as mask_tokens  # noqa: E402
 
 BATCHES = (1, 2, 3, 16, 33)
 GRID = (5, 4, 16)

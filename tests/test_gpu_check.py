@@ -29,13 +29,13 @@ import gpu_variants
 import predict
 import report
 
-from vimpac_kernels import _library
+from vimpac_kernels.runtime import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 emulated = pytest.mark.skipif(
     build.unavailable() is not None, reason=str(build.unavailable() or "")
 )
-OPS = [op for op in _library.OPS if any(c.op == op for c in gpu_cases.cases("small", "cpu"))]
+OPS = [op for op in registry.OPS if any(c.op == op for c in gpu_cases.cases("small", "cpu"))]
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +63,8 @@ def test_every_op_has_cases_at_every_scale(monkeypatch):
     monkeypatch.undo()
     for scale in gpu_cases.SCALES:
         if scale != "published":  # its tensors are for a GPU, but cases make none
-            assert {case.op for case in gpu_cases.cases(scale, "cpu")} == set(_library.OPS)
-    assert {case.op for case in gpu_cases.cases("published", "cpu")} == set(_library.OPS)
+            assert {case.op for case in gpu_cases.cases(scale, "cpu")} == set(registry.OPS)
+    assert {case.op for case in gpu_cases.cases("published", "cpu")} == set(registry.OPS)
 
 
 @emulated
@@ -124,11 +124,11 @@ def test_variants_are_timed_if_they_are_right(emulator, monkeypatch, capsys):
 
     def candidates(op, impl, modules, device):
         variants = {"installed": emulator, "same": emulator, "wrong": Wrong("wrong")}
-        override = _library.override_extension
+        override = registry.override_extension
         return {name: partial(override, "cuda", module) for name, module in variants.items()}
 
     monkeypatch.setattr(gpu_ops, "candidates_of", candidates)
-    monkeypatch.setattr(_library, "OPS", ("bias_gelu", "mask_tokens"))
+    monkeypatch.setattr(registry, "OPS", ("bias_gelu", "mask_tokens"))
     stage = gpu_ops.Stage("cpu")
     gpu_ops.time_variants(stage, Path("nowhere"))
     said = capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_variants_change_constants_that_there_are():
         for name, text in variants.items():
             assert gpu_variants.changes_of(op, text)[op], name
     for op, sets in gpu_variants.TRITON.items():
-        tuning = importlib.import_module(f"vimpac_kernels._triton.{op}").TUNING
+        tuning = importlib.import_module(f"vimpac_kernels.ops.{op}.triton").TUNING
         for name, values in sets.items():
             assert set(values) <= set(tuning) and values.items() - tuning.items(), name
 
@@ -188,8 +188,8 @@ def test_variants_are_found_and_put_back(emulator, monkeypatch):
     assert set(cuda) == {"installed", "threads128"}
     for current in cuda.values():
         with current():
-            assert _library.extension("cuda") is emulator
-    tuning = importlib.import_module("vimpac_kernels._triton.mask_tokens").TUNING
+            assert registry.extension("cuda") is emulator
+    tuning = importlib.import_module("vimpac_kernels.ops.mask_tokens.triton").TUNING
     before = dict(tuning)
     triton = gpu_ops.candidates_of("mask_tokens", "triton", Path("nowhere"), "cuda")
     with triton["cells256"]():

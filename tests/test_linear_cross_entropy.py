@@ -10,7 +10,8 @@ import torch
 from checks import assert_close
 from torch import Tensor
 
-from vimpac_kernels import _linear_cross_entropy, linear_cross_entropy
+from vimpac_kernels import linear_cross_entropy
+from vimpac_kernels.ops.linear_cross_entropy import operators
 from vimpac_kernels.reference import LinearCrossEntropyOutput
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -167,9 +168,9 @@ def test_positions_without_count_are_all_predicted(impl) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_chunks_of_rows_give_what_one_piece_gives(impl, dtype: str, monkeypatch) -> None:
     """17 rows in chunks of 4: dW and db are still summed in fp32 over all rows."""
-    backend = _linear_cross_entropy.BACKENDS[impl.name]
+    backend = operators.BACKENDS[impl.name]
     small = dataclasses.replace(backend, chunk_bytes=4 * 64 * (4 if dtype == "fp32" else 2))
-    monkeypatch.setitem(_linear_cross_entropy.BACKENDS, impl.name, small)
+    monkeypatch.setitem(operators.BACKENDS, impl.name, small)
     case = make_case((17, 64, 24), DTYPES[dtype], impl.device)
     check(impl, case)
     check(impl, case, reduction="none")
@@ -178,9 +179,9 @@ def test_chunks_of_rows_give_what_one_piece_gives(impl, dtype: str, monkeypatch)
 @FAST
 def test_bf16_gradients_do_not_lose_small_terms(impl, monkeypatch) -> None:
     """Rows one by one, the first 256 times the others: a sum in bf16 would stay at that one."""
-    backend = _linear_cross_entropy.BACKENDS[impl.name]
+    backend = operators.BACKENDS[impl.name]
     by_row = dataclasses.replace(backend, chunk_bytes=1)
-    monkeypatch.setitem(_linear_cross_entropy.BACKENDS, impl.name, by_row)
+    monkeypatch.setitem(operators.BACKENDS, impl.name, by_row)
     rows = 64 if impl.emulated or impl.label == "triton (interpreted)" else 2048
     case = make_case((1, 64, 8), torch.bfloat16, impl.device)
     case["input"] = case["input"].repeat(rows, 1) * 2**-10  # logits are those of the bias
@@ -361,9 +362,9 @@ def test_instruction_sets_match_reference(impl, isa: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row_pass_takes_logits_of_every_dtype(impl, isa: str, dtype: str, monkeypatch) -> None:
     """Every instruction set widens 16-bit logits and rounds their gradient, once."""
-    backend = _linear_cross_entropy.BACKENDS["cpu"]
+    backend = operators.BACKENDS["cpu"]
     as_given = dataclasses.replace(backend, logits_dtype=lambda dtype: dtype)
-    monkeypatch.setitem(_linear_cross_entropy.BACKENDS, "cpu", as_given)
+    monkeypatch.setitem(operators.BACKENDS, "cpu", as_given)
     for shape in ("aligned", "ragged", "all ones"):
         check(impl, make_case(SHAPES[shape], DTYPES[dtype]))
         check(impl, make_case(SHAPES[shape], DTYPES[dtype]), label_smoothing=0.1, z_loss=1e-2)
@@ -372,7 +373,7 @@ def test_row_pass_takes_logits_of_every_dtype(impl, isa: str, dtype: str, monkey
 @pytest.mark.impls("cpu")
 def test_bf16_is_multiplied_as_bf16_where_the_processor_can(impl, isa: str) -> None:
     """fp16 never: torch multiplies it slower than fp32."""
-    logits_dtype = _linear_cross_entropy.BACKENDS["cpu"].logits_dtype
+    logits_dtype = operators.BACKENDS["cpu"].logits_dtype
     expected = torch.bfloat16 if isa == "avx512bf16" else torch.float32
     assert logits_dtype(torch.bfloat16) == expected
     assert logits_dtype(torch.float16) == logits_dtype(torch.float32) == torch.float32

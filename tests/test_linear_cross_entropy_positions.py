@@ -8,7 +8,8 @@ import torch
 from test_linear_cross_entropy import FAST, make_case
 from torch import Tensor
 
-from vimpac_kernels import _linear_cross_entropy, linear_cross_entropy, reference
+from vimpac_kernels import linear_cross_entropy, reference
+from vimpac_kernels.ops.linear_cross_entropy import operators
 
 
 @pytest.mark.impls("cpu", "reference")
@@ -35,11 +36,11 @@ def test_negative_counted_position_is_never_a_row(impl, reduction: str, ignore_i
     options = {"positions": positions, "ignore_index": ignore_index, "reduction": reduction}
     options["count"] = torch.tensor(3, dtype=torch.int32, device=impl.device)
     inputs = (case["input"], case["linear_weight"], case["target"], case["linear_bias"])
-    call = _linear_cross_entropy.Options(ignore_index, 0.0, 0.0, torch.float32)
+    call = operators.Options(ignore_index, 0.0, 0.0, torch.float32)
     leaves = [t.requires_grad_() if t.is_floating_point() else t for t in inputs]
 
     def run_op() -> tuple[Tensor, Tensor, Tensor]:
-        return _linear_cross_entropy.LinearCrossEntropy.apply(
+        return operators.LinearCrossEntropy.apply(
             *leaves, positions, options["count"], call, reduction, impl.name
         )
 

@@ -12,7 +12,8 @@ from checks import assert_close
 from test_linear_cross_entropy import FAST, GRADIENTS, SHAPES, doubled, make_case, run
 from torch import nn
 
-from vimpac_kernels import TiedLinearCrossEntropy, _linear_cross_entropy, linear_cross_entropy
+from vimpac_kernels import TiedLinearCrossEntropy, linear_cross_entropy
+from vimpac_kernels.ops.linear_cross_entropy import operators
 from vimpac_kernels.runtime import native
 
 EVERY = pytest.mark.impls("reference", "cpu", "triton", "cuda")
@@ -145,11 +146,11 @@ def test_operators_are_registered_correctly(impl) -> None:
     tensors = (*(case[n] for n in ("input", "linear_weight", "target", "linear_bias")), None, None)
     options = {"dtype": torch.float32, "ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0}
     options |= {"needs": [True] * 3, "impl": impl.name}
-    torch.library.opcheck(_linear_cross_entropy._fwd, (*tensors, None), options)
+    torch.library.opcheck(operators.linear_cross_entropy_fwd, (*tensors, None), options)
     dinput = case["input"][:5]
     scale = torch.tensor(0.5, device=impl.device)
     arguments = (dinput, scale, positions, count, 6, torch.bfloat16)
-    torch.library.opcheck(_linear_cross_entropy._bwd, arguments)
+    torch.library.opcheck(operators.linear_cross_entropy_bwd, arguments)
 
 
 @pytest.mark.impls("reference")

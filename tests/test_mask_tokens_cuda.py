@@ -6,8 +6,9 @@ import pytest
 import torch
 from emulator import build
 
-from vimpac_kernels import _library, mask_tokens
-from vimpac_kernels._mask_tokens_limit import shared_bytes, shared_limit
+from vimpac_kernels import mask_tokens
+from vimpac_kernels.ops.mask_tokens.limit import shared_bytes, shared_limit
+from vimpac_kernels.runtime import registry
 
 pytestmark = pytest.mark.impls("cuda")
 PLANS = {
@@ -35,7 +36,7 @@ def test_more_clips_than_a_look_back_window(impl):
     tokens = torch.randint(0, 10, (100, 1, 3, 5))
     plan = {"mask_token": 99, "seed": 2**40 + 1}
     if impl.emulated:  # blocks of several threads of the system wait for each other
-        build.set_schedule(_library.extension("cuda"), seed=7, workers=4)
+        build.set_schedule(registry.extension("cuda"), seed=7, workers=4)
     actual = mask_tokens(tokens.to(impl.device), impl=impl.name, **plan)
     assert equal(actual, mask_tokens(tokens, impl="reference", **plan))
 
@@ -57,7 +58,7 @@ def test_counts_shared_memory_as_the_kernel_does(strategy, impl, monkeypatch):
     tokens = torch.zeros(1, 3, 1000, 777, dtype=torch.int16, device=impl.device)
     plan = {"mask_token": 99, "strategy": strategy, "vocab_size": 50, "seed": 5, **PLANS[strategy]}
     needed = shared_bytes(tokens.shape, strategy, plan.get("num_blocks", 5))
-    module = importlib.import_module("vimpac_kernels.mask_tokens")
+    module = importlib.import_module("vimpac_kernels.ops.mask_tokens")
     monkeypatch.setattr(module, "_select", lambda *_: impl.name)
     with pytest.raises(RuntimeError, match=f"need {needed} bytes of shared memory"):
         mask_tokens(tokens, **plan)

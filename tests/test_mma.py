@@ -126,7 +126,7 @@ def test_pack_rounds_to_nearest(name, dtype):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc to emit PTX")
 def test_wrappers_emit_the_golden_ptx(tmp_path: Path):
-    command = ["nvcc", "-std=c++17", f"-I{build.SOURCES}", "-arch=compute_80", "-ptx", str(SOURCE)]
+    command = ["nvcc", "-std=c++17", f"-I{build.CSRC}", "-arch=compute_80", "-ptx", str(SOURCE)]
     subprocess.run([*command, "-o", str(tmp_path / "wrappers.ptx")], check=True)
     text = (tmp_path / "wrappers.ptx").read_text()
     lines = re.findall(r"// begin inline asm\n\s*(.*?)\n\s*// end inline asm", text, re.S)
@@ -140,7 +140,7 @@ def on_device() -> ctypes.CDLL:
     folder = build.ROOT / "build" / "wrappers"
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"wrappers-{os.getpid()}.so"  # tests may run in several processes
-    command = ["nvcc", "-std=c++17", f"-I{build.SOURCES}", "-arch=native", "-shared"]
+    command = ["nvcc", "-std=c++17", f"-I{build.CSRC}", "-arch=native", "-shared"]
     command += ["-Xcompiler", "-fPIC", str(SOURCE), "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library.replace(folder / "wrappers.so")))

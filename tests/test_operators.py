@@ -8,7 +8,6 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vimpac_kernels import (
-    _library,
     axial_attention,
     bias_gelu,
     dropout_add_layer_norm,
@@ -16,6 +15,7 @@ from vimpac_kernels import (
     linear_cross_entropy,
     mask_tokens,
 )
+from vimpac_kernels.runtime import compiling, native, registry
 
 
 def run_every_operator(device: str, impl: str) -> list[Tensor]:
@@ -40,13 +40,29 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
     return [*outputs, *gradients, *mask_tokens(tokens, mask_token=1, seed=1, impl=impl)]
 
 
-def test_every_operator_makes_the_device_of_its_tensors_current(monkeypatch):
-    guarded = []
-    monkeypatch.setattr(
-        _library, "device_guard", lambda t: guarded.append(t) or contextlib.nullcontext()
-    )
-    run_every_operator("cpu", "cpu")
-    assert len(guarded) == 11  # five ops forward and backward, and mask_tokens
+@pytest.mark.impls("cuda")
+def test_every_kernel_starts_where_its_tensors_are(impl, monkeypatch):
+    current, started = [], {}
+
+    @contextlib.contextmanager
+    def guard(tensor):
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    class Watched:
+        def __getattr__(self, name):
+            function = getattr(compiled, name)
+            if not name.endswith(("_fwd", "_bwd")):
+                return function
+            return lambda *call: started.update({name: list(current)}) or function(*call)
+
+    compiled = registry.extension("cuda")
+    monkeypatch.setattr(native, "device_guard", guard)
+    with registry.override_extension("cuda", Watched(), impl.device):
+        run_every_operator(impl.device, "cuda")
+    assert {operator.rpartition("_")[0] for operator in started} == set(registry.OPS)
+    assert all(len(devices) == 1 for devices in started.values())
 
 
 def _axial_attention(x: Tensor) -> Tensor:
@@ -91,7 +107,7 @@ def test_forward_mode_is_refused(op):
         torch.func.jvp(op, (x,), (tangent,))
     with torch.autograd.forward_ad.dual_level():
         assert op(x).isfinite().all()
-        with pytest.raises(NotImplementedError, match="jvp"):
+        with pytest.raises(RuntimeError, match=rf"{op.__name__[1:]}: .*\(jvp\): use impl="):
             op(torch.autograd.forward_ad.make_dual(x, tangent))
 
 
@@ -133,10 +149,10 @@ def test_operators_run_on_a_device_that_is_not_current(impl_name):
 @pytest.fixture
 def _forget():
     """What is known of the machine is found out anew, before and after."""
-    for known in (_library._gpu_problem, _library._launch_problem):
+    for known in (registry._gpu_problem, registry._launch_problem):
         known.cache_clear()
     yield
-    for known in (_library._gpu_problem, _library._launch_problem):
+    for known in (registry._gpu_problem, registry._launch_problem):
         known.cache_clear()
 
 
@@ -145,7 +161,7 @@ def _forget():
 def test_kernels_refuse_a_gpu_that_is_too_old(monkeypatch, version, refused):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: version)
-    reason = _library.backend_problem("triton", "mask_tokens", "cuda")
+    reason = registry.backend_problem("triton", "mask_tokens", "cuda")
     assert reason == ("it needs compute capability 8.0, this GPU has 7.5" if refused else None)
 
 
@@ -153,4 +169,12 @@ def test_kernels_refuse_a_gpu_that_is_too_old(monkeypatch, version, refused):
 def test_triton_is_refused_where_it_could_not_launch(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "install gcc" in _library.backend_problem("triton", "mask_tokens", "cuda")
+    assert "install gcc" in registry.backend_problem("triton", "mask_tokens", "cuda")
+
+
+def test_a_constant_of_graphs_is_marked_as_torch_marks_it():
+    theirs, ours = (
+        mark(lambda: None)
+        for mark in (torch.compiler.assume_constant_result, compiling.constant_in_graphs)
+    )
+    assert vars(theirs) == vars(ours) != {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vimpac_kernels import _philox
+from vimpac_kernels.runtime import philox
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ from vimpac_kernels import _philox
     ids=["zeros", "ones", "digits of pi"],
 )
 def test_words_are_the_published_ones(counter: tuple, seed: int, words: tuple) -> None:
-    drawn = _philox.philox(torch.tensor(seed), *(torch.tensor(c) for c in counter))
+    drawn = philox.philox(torch.tensor(seed), *(torch.tensor(c) for c in counter))
     assert tuple(drawn.tolist()) == words
 
 
 def test_seed_wraps_to_64_bits() -> None:
     cpu = torch.device("cpu")
-    assert _philox.as_seed(2**64 - 1, cpu) == -1
-    assert _philox.as_seed(2**63, cpu) == -(2**63)
+    assert philox.as_seed(2**64 - 1, cpu) == -1
+    assert philox.as_seed(2**63, cpu) == -(2**63)
 
 
 @pytest.mark.parametrize("seed", [1.5, "1", torch.tensor(1, dtype=torch.int32)], ids=str)
 def test_a_seed_that_is_no_integer_is_refused(seed) -> None:
     """Cut to an integer, 0.1 and 0.9 would draw the same bits."""
     with pytest.raises(ValueError, match="seed must be an int or a 0-d int64 tensor, got "):
-        _philox.as_seed(seed, torch.device("cpu"))
+        philox.as_seed(seed, torch.device("cpu"))
 
 
 def test_compiled_decisions_are_the_eager_ones() -> None:
@@ -45,9 +45,9 @@ def test_compiled_decisions_are_the_eager_ones() -> None:
     weights = torch.ones(2, 2, 3, 3)
 
     def drop(weights: Tensor) -> Tensor:
-        seed = _philox.as_seed(3, weights.device)
+        seed = philox.as_seed(3, weights.device)
         line, head = torch.arange(2).view(2, 1, 1), torch.arange(2).view(2, 1)
         counters = torch.broadcast_tensors(torch.arange(3), line, head)
-        return weights * _philox.keep_mask(seed, 13107, 3, *counters)
+        return weights * philox.keep_mask(seed, 13107, 3, *counters)
 
     assert torch.equal(torch.compile(drop, fullgraph=True)(weights), drop(weights))

@@ -23,7 +23,8 @@ from vimpac.train.optim import make_optimizer
 from vimpac.train.pretrain import Pretraining
 from vimpac.train.pretrain_step import PretrainStep
 from vimpac.train.update import Update
-from vimpac_kernels import _library, bias_gelu
+from vimpac_kernels import bias_gelu
+from vimpac_kernels.runtime import registry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -148,7 +149,7 @@ def kernels() -> Iterator[Callable[[], int]]:
     build.set_schedule(module, 0)
     library = ctypes.CDLL(str(module.__file__))
     library.emulator_forget_kernels()
-    with _library.override_extension("cuda", module):
+    with registry.override_extension("cuda", module):
         yield library.emulator_kernels
 
 

@@ -13,6 +13,7 @@ import argparse
 import errno
 import importlib
 import sys
+from typing import Any
 
 from vimpac.errors import VimpacError
 
@@ -81,9 +82,27 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     return args
 
 
+class _Version(argparse.Action):
+    """argparse's "version", which looks the version up only if it is asked for."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib import metadata  # takes longer to import than all that `--help` needs
+
+        try:
+            version = metadata.version("vimpac-kernels")
+        except metadata.PackageNotFoundError:
+            version = "of a source tree that is not installed"
+        print(f"vimpac {version}")
+        parser.exit()
+
+
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser with the chosen subcommand in full and the others by name only."""
     parser = argparse.ArgumentParser(prog="vimpac", description="VIMPAC video pre-training.")
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
         if name == chosen:

@@ -16,7 +16,6 @@ import torch
 
 import vimpac_kernels
 
-IMPLS = ("cuda", "triton", "cpu", "sdpa", "reference")
 PACKAGES = ("torch", "triton", "numpy", "av", "safetensors", "yaml", "rich", "lmdb", "matplotlib")
 CODECS = ("mpeg4", "libx264", "libvpx-vp9", "libaom-av1")
 NOT_NEEDED = "not installed"
@@ -33,7 +32,7 @@ def report() -> dict[str, Any]:
         "versions": _versions(),
         "compilers": {name: _compiler(name) for name in ("g++", "nvcc")},
         "extensions": {name: _extension(name) for name in ("_C_cpu", "_C_cuda")},
-        "ops": {op: _op(op) for op in CALLS},
+        "ops": {op: _op(op) for op in vimpac_kernels.OPS},
         "decoders": {codec: _decodes(codec) for codec in CODECS},
         "devices": _devices(),
     }
@@ -104,12 +103,12 @@ def _extension(name: str) -> str:
 def _op(op: str) -> dict[str, Any]:
     """For each device type: which implementation a tiny call takes, and why not the others."""
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    result = {}
+    call, result = getattr(vimpac_kernels, op), {}
     for kind in kinds:
         problems: dict[str, str | None] = {}
-        for impl in IMPLS:
+        for impl in vimpac_kernels.IMPLS:
             try:
-                CALLS[op](torch.device(kind), impl)
+                call(**vimpac_kernels.OPS[op].example(kind), impl=impl)
                 if kind == "cuda":
                     torch.cuda.synchronize()  # a kernel's error comes late
                 problems[impl] = None
@@ -120,48 +119,6 @@ def _op(op: str) -> dict[str, Any]:
         ready = [impl for impl in vimpac_kernels.available_impls(op) if problems[impl] is None]
         result[kind] = {"chosen": ready[0], "impls": problems}
     return result
-
-
-def _axial_attention(device: torch.device, impl: str) -> None:
-    qkv = torch.zeros(1, 9, 3, 1, 32, device=device)
-    vimpac_kernels.axial_attention(qkv, (2, 2, 2), "T", impl=impl)
-
-
-def _linear_cross_entropy(device: torch.device, impl: str) -> None:
-    rows, weight = torch.zeros(4, 32, device=device), torch.zeros(64, 32, device=device)
-    target = torch.zeros(4, dtype=torch.int64, device=device)
-    vimpac_kernels.linear_cross_entropy(rows, weight, target, impl=impl)
-
-
-def _mask_tokens(device: torch.device, impl: str) -> None:
-    tokens = torch.zeros(1, 2, 2, 2, dtype=torch.int32, device=device)
-    vimpac_kernels.mask_tokens(tokens, mask_token=1, seed=0, impl=impl)
-
-
-def _dropout_add_layer_norm(device: torch.device, impl: str) -> None:
-    x, scale = torch.zeros(4, 32, device=device), torch.ones(32, device=device)
-    vimpac_kernels.dropout_add_layer_norm(x, x, scale, scale, impl=impl)
-
-
-def _bias_gelu(device: torch.device, impl: str) -> None:
-    x, bias = torch.zeros(4, 32, device=device), torch.zeros(32, device=device)
-    vimpac_kernels.bias_gelu(x, bias, impl=impl)
-
-
-def _embed_tokens(device: torch.device, impl: str) -> None:
-    tokens = torch.zeros(1, 4, dtype=torch.int32, device=device)
-    embedding, positions = torch.zeros(8, 32, device=device), torch.zeros(4, 32, device=device)
-    vimpac_kernels.embed_tokens(tokens, embedding, [positions], impl=impl)
-
-
-CALLS = {
-    "axial_attention": _axial_attention,
-    "linear_cross_entropy": _linear_cross_entropy,
-    "mask_tokens": _mask_tokens,
-    "dropout_add_layer_norm": _dropout_add_layer_norm,
-    "bias_gelu": _bias_gelu,
-    "embed_tokens": _embed_tokens,
-}
 
 
 def _decodes(codec: str) -> str:

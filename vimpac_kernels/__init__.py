@@ -1,16 +1,18 @@
 """Fused kernels for VIMPAC: embedding, axial attention, dropout + LayerNorm, GELU, loss, masks."""
 
-from vimpac_kernels._library import available_impls
-from vimpac_kernels.axial_attention import axial_attention
-from vimpac_kernels.bias_gelu import bias_gelu
-from vimpac_kernels.dropout_add_layer_norm import dropout_add_layer_norm
-from vimpac_kernels.embed_tokens import embed_tokens
-from vimpac_kernels.layer import AxialAttention
-from vimpac_kernels.linear_cross_entropy import TiedLinearCrossEntropy, linear_cross_entropy
-from vimpac_kernels.mask_tokens import mask_tokens
+from vimpac_kernels.layers import AxialAttention, TiedLinearCrossEntropy
+from vimpac_kernels.ops.axial_attention import axial_attention
+from vimpac_kernels.ops.bias_gelu import bias_gelu
+from vimpac_kernels.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from vimpac_kernels.ops.embed_tokens import embed_tokens
+from vimpac_kernels.ops.linear_cross_entropy import linear_cross_entropy
+from vimpac_kernels.ops.mask_tokens import mask_tokens
 from vimpac_kernels.reference import LinearCrossEntropyOutput, MaskedTokens
+from vimpac_kernels.runtime.registry import IMPLS, OPS, available_impls
 
 __all__ = [
+    "IMPLS",
+    "OPS",
     "AxialAttention",
     "LinearCrossEntropyOutput",
     "MaskedTokens",

@@ -1,9 +1,7 @@
 #pragma once
-
 #include "common/arguments.hpp"
 
 namespace vimpac {
-
 struct AxialAttention : Call {
   ConstStridedArray qkv;                     // (B, S, 3, N, Dh), S = [1 +] T * H * W
   const float* bias = nullptr;               // CPU: (3, N, Dh), added to qkv; or null
@@ -17,7 +15,6 @@ struct AxialAttention : Call {
   ConstArray dout;        // (B, S, N, Dh); backward, as what follows
   Array dqkv;             // (B, S, 3, N, Dh)
   float* dbias = nullptr; // (3, N, Dh), or null: not wanted
-
   VIMPAC_FIELDS(qkv, bias, key_padding_mask, seed, grid, axes, scale, threshold, out, dout, dqkv,
                 dbias)
 };

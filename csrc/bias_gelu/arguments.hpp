@@ -1,9 +1,7 @@
 #pragma once
-
 #include "common/arguments.hpp"
 
 namespace vimpac {
-
 // y = GELU(x + bias); dx = dy * GELU'(x + bias), dbias its sum over the rows.
 struct BiasGelu : Call {
   ConstArray dy;               // (..., D) of x's type; backward only
@@ -12,7 +10,6 @@ struct BiasGelu : Call {
   Array y;                     // (..., D) of x's type; forward only
   Array dx;                    // (..., D) of x's type; backward only
   float* dbias = nullptr;      // (D,), or null: not wanted
-
   VIMPAC_FIELDS(dy, x, bias, y, dx, dbias)
 };
 

@@ -47,13 +47,4 @@ struct Call {
   float* workspace = nullptr; // CUDA: as many elements as <op>_workspace says
 };
 
-namespace { // of its own in the objects of every instruction set
-
-// What dropout multiplies kept elements by: a 16-bit decision below the threshold drops.
-inline float keep_scale(int threshold) {
-  return 65536.0f / static_cast<float>(65536 - threshold);
-}
-
-} // namespace
-
 } // namespace vimpac

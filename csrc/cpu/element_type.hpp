@@ -1,7 +1,7 @@
 // From the type that a call names to the type that a template takes.
 #pragma once
 
-#include "cpu/ops.hpp"
+#include "common/arguments.hpp"
 #include "cpu/vec_io.hpp"
 
 namespace vimpac {

@@ -4,8 +4,8 @@
 //   store_words(drawn, to)               the words of calls numbered so, call by call
 #pragma once
 
+#include "common/philox.hpp"
 #include "cpu/lanes.hpp"
-#include "philox.hpp"
 
 namespace vimpac {
 namespace {

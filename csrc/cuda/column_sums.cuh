@@ -1,7 +1,7 @@
 // Column sums in two stages, so that they repeat bit for bit: the second stage. In the first, each
 // block of a grid that follows from the shape and the device leaves the sums over its rows.
 #pragma once
-#include "platform.cuh"
+#include "cuda/platform.cuh"
 
 namespace vimpac {
 

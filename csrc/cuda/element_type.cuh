@@ -1,7 +1,7 @@
 // From the type that a call names to the type that a template takes.
 #pragma once
-#include "ops.hpp"
-#include "platform.cuh"
+#include "common/arguments.hpp"
+#include "cuda/platform.cuh"
 
 namespace vimpac {
 

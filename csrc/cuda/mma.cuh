@@ -8,7 +8,7 @@
 #pragma once
 #include <cstring>
 
-#include "platform.cuh"
+#include "cuda/platform.cuh"
 
 #ifdef __CUDACC__
 namespace vimpac {

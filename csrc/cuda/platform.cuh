@@ -78,4 +78,4 @@ inline uint32_t opaque(uint32_t x) {
 
 #endif
 
-#include "launch.cuh"
+#include "cuda/launch.cuh"

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstring>
 
-#include "platform.cuh"
+#include "cuda/platform.cuh"
 
 namespace vimpac {
 

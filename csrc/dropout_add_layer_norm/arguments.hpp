@@ -1,9 +1,7 @@
 #pragma once
-
 #include "common/arguments.hpp"
 
 namespace vimpac {
-
 //   total = residual + dropout(x + linear_bias),  y = (total - mean) * rstd * weight + bias
 //   h = (total - mean) * rstd,  g = (dy + dy_other) * weight
 //   dresidual = dtotal + rstd * (g - mean(g) - h * mean(g * h)),  dx = dropout(dresidual)
@@ -31,7 +29,6 @@ struct DropoutAddLayerNorm : Call {
   float* dweight = nullptr;      // (D,)
   float* dbias = nullptr;        // (D,)
   float* dlinear_bias = nullptr; // (D,) or null
-
   VIMPAC_FIELDS(weight, seed, threshold, total, mean, rstd, x, residual, bias, linear_bias, eps, y,
                 dy, dy_other, dtotal, dx, dresidual, dweight, dbias, dlinear_bias)
 };

@@ -1,9 +1,7 @@
 #pragma once
-
 #include "common/arguments.hpp"
 
 namespace vimpac {
-
 //   x = embedding[token] + time[t] + height[h] + width[w], or cls in row 0 of a clip
 //   y = dropout((x - mean) * rstd * weight + bias), without LayerNorm dropout(x)
 //   h = (x - mean) * rstd,  g = dropout(dy) * weight,  dx = rstd * (g - mean(g) - h * mean(g * h))
@@ -31,7 +29,6 @@ struct EmbedTokens : Call {
   float* dembedding = nullptr;         // (V, D), or null: not wanted; zeros on a CPU
   // (T + H + W + 3, D): rows of time, height, width, cls, weight, bias; or null; zeros on a CPU
   float* dvectors = nullptr;
-
   VIMPAC_FIELDS(tokens, embedding, time, height, width, cls, weight, mean, rstd, seed, threshold,
                 bias, eps, y, dy, sorted_ids, order, dembedding, dvectors)
 };

@@ -1,9 +1,7 @@
 #pragma once
-
 #include "common/arguments.hpp"
 
 namespace vimpac {
-
 // Predicted row i of M takes row positions[i] (or i) of the input; it is live if i < *count, and
 // counts unless its target is ignore_index. A call finishes rows first..first+m.
 struct LinearCrossEntropy : Call {
@@ -20,7 +18,6 @@ struct LinearCrossEntropy : Call {
   bool gradient = false;
   int64_t ignore_index = 0;
   float label_smoothing = 0, z_loss = 0;
-
   VIMPAC_FIELDS(z, bias, target, positions, count, row_scale, losses, counts, dbias, V, first,
                 gradient, ignore_index, label_smoothing, z_loss)
 };

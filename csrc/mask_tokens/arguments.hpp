@@ -1,9 +1,7 @@
 #pragma once
-
 #include "common/arguments.hpp"
 
 namespace vimpac {
-
 // Shapes and values were checked in Python.
 struct MaskTokens : Call {
   enum Strategy { kBlock, kIid, kTube };
@@ -29,7 +27,6 @@ struct MaskTokens : Call {
   uint64_t noise_below[2] = {}; // decisions below the first: mask token; the second: random id
   uint32_t vocab_size = 1;
   int row_offset = 0;
-
   VIMPAC_FIELDS(tokens, seed, clip_offset, inputs, mask, positions, count, B, T, H, W, strategy,
                 num_blocks, max_block, amount, mask_token, has_pad, pad_token, noise, noise_below,
                 vocab_size, row_offset)

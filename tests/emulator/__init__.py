@@ -1,1 +1,1 @@
-"""Runs the CUDA kernels of csrc/cuda on the CPU, for tests; see `build.py` and `emulator.hpp`."""
+"""Runs the CUDA kernels of csrc on the CPU, for tests; see `build.py` and `emulator.hpp`."""

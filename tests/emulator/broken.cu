@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "mma.cuh"
+#include "cuda/mma.cuh"
 
 using namespace vimpac;
 

@@ -1,8 +1,8 @@
 """Builds the CUDA kernels with g++ against the emulator, as a Python module or an executable.
 
-`load()` returns csrc/cuda as a module with the functions of `vimpac_kernels._C_cuda`, taking CPU
-pointers and ignoring the stream. One object per source, compiled by ninja in parallel under
-build/emulator-<mode>/; unchanged sources cost nothing. Modes:
+`load()` returns the CUDA kernels of csrc as a module with the functions of
+`vimpac_kernels._C_cuda`, taking CPU pointers and ignoring the stream. One object per source,
+compiled by ninja in parallel under build/emulator-<mode>/; unchanged sources cost nothing. Modes:
     plain  what the tests load
     asan   AddressSanitizer and UBSan: bounds of shared and global memory, alignment, overflow
     tsan   ThreadSanitizer: races between the threads of a block and between blocks
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
 EMULATOR = ROOT / "tests" / "emulator"
 FLAGS = {
     "plain": "-O2 -ftree-vectorize -g1",
@@ -74,7 +74,7 @@ def _cuda_headers() -> Path | None:
 def _ninja_file(mode: str, target: str, sources: Iterable[Path], shared: bool) -> str:
     import pybind11
 
-    includes = " ".join(f"-I{path}" for path in (EMULATOR, SOURCES, ROOT / "csrc"))
+    includes = " ".join(f"-I{path}" for path in (EMULATOR, CSRC))
     system = (_cuda_headers(), pybind11.get_include(), sysconfig.get_path("include"))
     includes += "".join(f" -isystem {path}" for path in system)
     flags = "-std=c++20 -fPIC -fvisibility=hidden -fno-strict-aliasing -pthread"
@@ -93,7 +93,7 @@ def _ninja_file(mode: str, target: str, sources: Iterable[Path], shared: bool) -
     for source in sources:
         objects.append(f"{source.parent.name}-{source.name}.o")
         lines.append(f"build {objects[-1]}: compile {source}")
-        if source.name == "bindings.cpp":  # passes numbers on, and is the slowest to instrument
+        if source.name == "module_cuda.cpp":  # passes numbers on, and is the slowest to instrument
             lines.append("  mode = -O0")
     return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])
 
@@ -130,8 +130,8 @@ def build(target: str, sources: Iterable[Path], mode: str = "plain") -> Path:
 
 @functools.cache
 def load(mode: str = "plain") -> ModuleType:
-    """Builds all of csrc/cuda and imports it: the functions of `_C_cuda` on CPU pointers."""
-    sources = [*sorted(SOURCES.glob("*.cu")), SOURCES / "bindings.cpp", EMULATOR / "control.cpp"]
+    """Builds the CUDA kernels of all ops: the functions of `_C_cuda` on CPU pointers."""
+    sources = [*sorted(CSRC.glob("*/cuda*.cu")), CSRC / "module_cuda.cpp", EMULATOR / "control.cpp"]
     path = build(f"_C_cuda-{mode}.so", sources, mode)
     loader = importlib.machinery.ExtensionFileLoader("_C_cuda", str(path))
     spec = importlib.util.spec_from_loader("_C_cuda", loader)

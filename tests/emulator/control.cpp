@@ -1,5 +1,5 @@
 // What tests set and ask for; Python calls it through ctypes.
-#include "platform.cuh"
+#include "cuda/platform.cuh"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

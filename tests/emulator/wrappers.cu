@@ -1,7 +1,7 @@
 // Calls each wrapper of mma.cuh from one warp, on a device or emulated. Operands lie by lane.
 #include <string>
 
-#include "mma.cuh"
+#include "cuda/mma.cuh"
 
 namespace vimpac {
 namespace {

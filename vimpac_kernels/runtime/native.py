@@ -1,4 +1,4 @@
-"""Calls the kernels of one backend by name and keywords.
+"""Starts a kernel of one backend, by name and keywords.
 
 The C++ modules read tensors, sizes and dtypes themselves (csrc/bind.hpp); their arguments are
 declared once for both devices, in csrc/<op>/arguments.hpp. Triton's launchers take the same names.
@@ -6,6 +6,7 @@ declared once for both devices, in csrc/<op>/arguments.hpp. Triton's launchers t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from typing import Any
@@ -13,13 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vimpac_kernels._library import cuda_stream, extension
+from vimpac_kernels.runtime.registry import extension
 
 
 def launch(impl: str, operator: str, /, **arguments: Any) -> int:
-    """Runs `operator`, on the current device and stream.
-
-    As in `launch("cpu", "bias_gelu_fwd", x=x, bias=bias, y=y)`.
+    """As in `launch("cpu", "bias_gelu_fwd", x=x, bias=bias, y=y)`, on the current stream.
 
     Args:
         impl: "cuda", "triton" or "cpu".
@@ -35,12 +34,21 @@ def launch(impl: str, operator: str, /, **arguments: Any) -> int:
     """
     if impl == "cpu":
         return getattr(extension("cpu"), operator)(arguments, torch.get_num_threads())
-    if impl == "triton":
-        op, _, direction = operator.rpartition("_")
-        module = importlib.import_module(f"vimpac_kernels._triton.{op}")
-        getattr(module, f"launch_triton_{direction}")(**arguments)
-    else:
-        first = next(value for value in arguments.values() if isinstance(value, Tensor))
-        allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
-        getattr(extension(impl), operator)(arguments, cuda_stream(first), allocate)
+    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    with device_guard(first):
+        if impl == "triton":
+            op, _, direction = operator.rpartition("_")
+            module = importlib.import_module(f"vimpac_kernels.ops.{op}.triton")
+            getattr(module, f"launch_triton_{direction}")(**arguments)
+        else:
+            stream = torch.cuda.current_stream().cuda_stream if first.is_cuda else 0
+            allocate = functools.partial(torch.empty, dtype=torch.float32, device=first.device)
+            getattr(extension(impl), operator)(arguments, stream, allocate)
     return -1
+
+
+def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Makes a tensor's CUDA device current where it is not, as kernel launches need."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)

@@ -1,0 +1,201 @@
+// The rows, masks, dropout and softmax of a tile of whole lines.
+#pragma once
+#include "axial_attention/lines.cuh"
+#include "common/philox.hpp"
+
+namespace vimpac {
+
+// One bit per column (key) of a tile.
+template <int kOctets>
+struct ColumnBits {
+  static constexpr int kWords = (8 * kOctets + 31) / 32;
+  uint32_t word[kWords];
+
+  __device__ __forceinline__ bool any() const {
+    uint32_t all = 0;
+    for (int w = 0; w < kWords; ++w)
+      all |= word[w];
+    return all != 0;
+  }
+  // Column 8 octet + column of the octet.
+  __device__ __forceinline__ bool test(int octet, int column) const {
+    return word[octet / 4] >> (octet % 4 * 8 + column) & 1;
+  }
+};
+
+// Bits below x of a word.
+__device__ __forceinline__ uint32_t bits_below(int x) {
+  return x <= 0 ? 0u : x >= 32 ? ~0u : (1u << x) - 1;
+}
+
+__device__ __forceinline__ uint32_t shift_left(uint32_t bits, int by) {
+  return by <= -32 || by >= 32 ? 0u : by >= 0 ? bits << by : bits >> -by;
+}
+
+// The lines of a tile; the same in every lane of a warp.
+template <int kOctets>
+struct LineTile {
+  const AxialAxis* axis;
+  int first_line, count;    // lines, of the clip
+  int64_t clip_lines;       // lines of the clips before this one
+  ColumnBits<kOctets> keys; // what may be attended: tokens that are not padding, and [CLS]
+};
+
+// Where row r of a tile is.
+struct LineRow {
+  int line, query, start; // line of the tile, number in the line, first column of the line
+};
+
+template <int kOctets>
+__device__ __forceinline__ LineRow find_row(const LineTile<kOctets>& tile, int r) {
+  const int line = int(unsigned(r) / unsigned(tile.axis->keys)), start = line * tile.axis->keys;
+  return {line, r - start, start};
+}
+
+// Lists the sequence row of every row of a tile (-1 where there is none) in `rows`, which a warp
+// owns, and finds the keys. 16-row products may reach past the last octet: they find -1. A warp
+// of a team lists its own 16 rows alone.
+template <int kOctets, bool kTeam = false>
+__device__ __forceinline__ LineTile<kOctets>
+index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_index, int* rows) {
+  constexpr int kRows = (kOctets + 1) / 2 * 16;
+  LineTile<kOctets> tile{&axis, tile_index * axis.lines_per_tile, 0, 0, {}};
+  tile.count = min(axis.lines_per_tile, axis.lines - tile.first_line);
+  tile.clip_lines = int64_t{clip} * axis.lines;
+  __syncwarp(); // the tile before is done with `rows`
+#pragma unroll
+  for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w) {
+    const int r = 32 * w + int(threadIdx.x % 32);
+    const LineRow at = find_row(tile, r);
+    int row = -1;
+    bool key = false;
+    if (at.line < tile.count) {
+      const bool is_cls = at.query == axis.length;
+      const int token = is_cls ? 0 : axis.token(tile.first_line + at.line, at.query);
+      row = is_cls ? 0 : token + p.has_cls;
+      key = is_cls || p.padding == nullptr || p.padding[int64_t{clip} * p.tokens + token] == 0;
+    }
+    if (r < kRows && (!kTeam || r / 16 == int(threadIdx.x / 32)))
+      rows[r] = row;
+    tile.keys.word[w] = __ballot_sync(~0u, key);
+  }
+  __syncwarp();
+  return tile;
+}
+
+// The columns that row r attends: the keys of its own line.
+template <int kOctets>
+__device__ __forceinline__ ColumnBits<kOctets> row_keys(const LineTile<kOctets>& tile, int r) {
+  const LineRow at = find_row(tile, r);
+  const int end = at.line < tile.count ? at.start + tile.axis->keys : 0;
+  ColumnBits<kOctets> bits;
+#pragma unroll
+  for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w)
+    bits.word[w] = tile.keys.word[w] & bits_below(end - 32 * w) & ~bits_below(at.start - 32 * w);
+  return bits;
+}
+
+// The decisions of one Philox call, bit e = keep key 8 group + e.
+__device__ __forceinline__ uint32_t keep_octet(
+    unsigned group, unsigned query, unsigned line, unsigned last, uint64_t seed, unsigned t) {
+  const Philox4<uint32_t> words = philox4x32_10(Philox4<uint32_t>{group, query, line, last}, seed);
+  const uint32_t all[4] = {words.x, words.y, words.z, words.w};
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    bits |= uint32_t{(all[i] & 0xffff) >= t} << (2 * i) | uint32_t{(all[i] >> 16) >= t}
+                                                              << (2 * i + 1);
+  return bits;
+}
+
+// The columns that dropout keeps in rows 16 m + g and 16 m + 8 + g. The four lanes of a row share
+// the calls of its two rows.
+template <int kOctets>
+__device__ __forceinline__ void keep_bits(const AxialProblem& p,
+                                          const LineTile<kOctets>& tile,
+                                          int head,
+                                          int m,
+                                          ColumnBits<kOctets> (&keep)[2]) {
+  constexpr int kWords = ColumnBits<kOctets>::kWords;
+  const int lane = int(threadIdx.x % 32), groups = (tile.axis->keys + 7) / 8;
+  const uint64_t seed = static_cast<uint64_t>(*p.seed);
+  const unsigned last = unsigned(head) | unsigned(tile.axis->id) << 16;
+  for (int w = 0; w < kWords; ++w)
+    keep[0].word[w] = keep[1].word[w] = 0;
+  const LineRow at = find_row(tile, 16 * m + lane % 2 * 8 + lane / 4);
+  const unsigned line = unsigned(tile.clip_lines) + unsigned(tile.first_line + at.line);
+  for (int group = lane % 4 / 2; group < groups; group += 2) {
+    const uint32_t bits = keep_octet(group, at.query, line, last, seed, p.threshold);
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const uint32_t placed = shift_left(bits, at.start + 8 * group - 32 * w);
+      keep[0].word[w] |= lane % 2 == 0 ? placed : 0;
+      keep[1].word[w] |= lane % 2 == 1 ? placed : 0;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      uint32_t& word = keep[half].word[w];
+      word |= __shfl_xor_sync(~0u, word, 1);
+      word |= __shfl_xor_sync(~0u, word, 2);
+    }
+}
+
+__device__ __forceinline__ float row_max(float x) { // over the four lanes of a row
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// Scores of rows 16 m + g (s[.][0..1]) and 16 m + 8 + g (s[.][2..3]), columns 8 n + 2 c + {0, 1},
+// become probabilities; a row without keys becomes zero, one whose scores are not finite NaN.
+template <int kOctets>
+__device__ __forceinline__ void
+softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scale_log2) {
+  const int lane = int(threadIdx.x % 32), first = lane % 4 * 2;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const ColumnBits<kOctets> keys = row_keys(tile, 16 * m + 8 * half + lane / 4);
+    float largest = -INFINITY, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2 * kOctets; ++i) {
+      float& x = s[i / 2][2 * half + i % 2];
+      x = keys.test(i / 2, first + i % 2) ? x * scale_log2 : -INFINITY;
+      largest = fmaxf(largest, x);
+    }
+    largest = row_max(largest);
+    const bool any = keys.any();
+    largest = any ? largest : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2 * kOctets; ++i) {
+      float& x = s[i / 2][2 * half + i % 2];
+      x = approximate_exp2(x - largest);
+      sum += x;
+    }
+    sum = row_sum(sum);
+    const float inverse = any ? 1.0f / sum : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2 * kOctets; ++i)
+      s[i / 2][2 * half + i % 2] *= inverse;
+  }
+}
+
+// Zeroes what dropout drops and scales the rest.
+template <int kOctets>
+__device__ __forceinline__ void
+drop(float (&s)[kOctets][4], const ColumnBits<kOctets> (&keep)[2], float keep_scale) {
+  const int first = int(threadIdx.x % 4) * 2;
+#pragma unroll
+  for (int n = 0; n < kOctets; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      s[n][i] *= keep[i / 2].test(n, first + i % 2) ? keep_scale : 0.0f; // 0 * NaN is NaN
+}
+
+} // namespace vimpac

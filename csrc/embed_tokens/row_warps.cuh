@@ -1,0 +1,84 @@
+// Rows that one or more warps own: a lane holds chunks of eight neighbouring columns, 16 bytes of a
+// 16-bit type, so that a row is read once and kept in registers.
+#pragma once
+#include "common/philox.hpp"
+#include "cuda/platform.cuh"
+#include "cuda/vector.cuh"
+
+namespace vimpac {
+
+// How many chunks a lane holds, and what a block is made of.
+struct RowSplit {
+  int chunks, warps_per_row, warps;
+
+  // Rows of up to `narrow` columns take two chunks a lane, wider ones four; `usual` warps make a
+  // block where a row takes no more.
+  RowSplit(int D, int narrow, int usual) : chunks(D <= narrow ? 2 : 4) {
+    warps_per_row = (D + chunks * 32 * kChunk - 1) / (chunks * 32 * kChunk);
+    warps = warps_per_row > usual ? warps_per_row : usual / warps_per_row * warps_per_row;
+  }
+  int rows() const { return warps / warps_per_row; } // of a block at a time
+  dim3 threads() const { return dim3(static_cast<unsigned>(warps) * 32); }
+};
+
+// Where a thread stands: which of the block's rows, and its first column.
+struct RowPlace {
+  int rows;   // of the block at a time
+  int row;    // this warp's
+  int column; // of chunk 0
+  int step;   // from chunk to chunk
+  int warps_per_row;
+
+  __device__ explicit RowPlace(int warps_per_row) : warps_per_row(warps_per_row) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    rows = static_cast<int>(blockDim.x) / 32 / warps_per_row;
+    row = warp / warps_per_row;
+    column = (warp % warps_per_row * 32 + lane) * kChunk;
+    step = warps_per_row * 32 * kChunk;
+  }
+};
+
+// Adds over the lanes of a row; every thread of the block takes part and gets its row's sums.
+// shared: N floats for each warp of the block.
+template <int N>
+__device__ __forceinline__ void sum_row(float (&values)[N], float* shared, const RowPlace& place) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int bit = 16; bit > 0; bit /= 2)
+      values[n] += __shfl_xor_sync(0xffffffffu, values[n], bit);
+  if (place.warps_per_row == 1)
+    return;
+  const int warp = static_cast<int>(threadIdx.x) / 32, first = place.row * place.warps_per_row;
+  __syncthreads(); // the previous sums have been read
+  if (threadIdx.x % 32 == 0)
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      shared[warp * N + n] = values[n];
+  __syncthreads();
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    values[n] = 0.0f;
+    for (int i = 0; i < place.warps_per_row; ++i)
+      values[n] += shared[(first + i) * N + n];
+  }
+}
+
+// Multiplies dropped elements by 0, which leaves NaN, and the others by the inverse of the kept
+// fraction. The stream is in the top byte of the last counter.
+__device__ __forceinline__ void drop_chunk(
+    float (&x)[kChunk], uint64_t seed, int threshold, int64_t row, int column, uint32_t stream) {
+  const Philox4<uint32_t> words =
+      philox4x32_10<uint32_t>({static_cast<uint32_t>(column / kChunk), static_cast<uint32_t>(row),
+                               static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32), stream},
+                              seed);
+  const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+  const float scale = keep_scale(threshold);
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) {
+    const int decision = static_cast<int>((word[i / 2] >> (i % 2 * 16)) & 0xffffu);
+    x[i] *= decision >= threshold ? scale : 0.0f;
+  }
+}
+
+} // namespace vimpac

@@ -1,0 +1,1 @@
+"""The ops, one folder each: contract, specification, operators, kernels in Triton."""
