@@ -9,6 +9,7 @@ host's on a CPU and the kernels' on a GPU, except for `data wait`, in which the 
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from vimpac.model import encoder, heads, pretraining
 from vimpac.train import pretrain_step, update
+from vimpac_kernels import AxialAttention
 
 RANGE = "phase: "
 PHASES = (
@@ -31,7 +33,7 @@ PHASES = (
 PLACES: tuple[tuple[Any, str, str], ...] = (  # owner, function, phase
     (encoder.VideoTokenEncoder, "_embed", "embedding"),
     (encoder.Attention, "forward", "projections"),
-    (encoder, "axial_attention", "attention core"),
+    (inspect.getmodule(AxialAttention), "axial_attention", "attention core"),
     (encoder.MLP, "forward", "MLP"),
     (encoder, "dropout_add_layer_norm", "add + LN"),
     (encoder, "take_rows", "projections"),

@@ -59,8 +59,10 @@ class PlainModel(nn.Module):
         def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
-        qkv = block.qkv(x).unflatten(-1, (3, block.heads, block.head_dim))
-        return block.out(each_axis(sdpa)(qkv, self.config.grid, block.axes).flatten(2))
+        axial = block.axial
+        qkv = F.linear(x, axial.in_proj_weight, axial.in_proj_bias)
+        qkv = qkv.unflatten(-1, (3, axial.num_heads, axial.head_dim))
+        return block.out(each_axis(sdpa)(qkv, self.config.grid, axial.axes).flatten(2))
 
     def feed_forward(self, mlp: MLP, x: Tensor) -> Tensor:
         """(2B, S, D) -> (2B, S, D)."""

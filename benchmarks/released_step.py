@@ -184,7 +184,7 @@ def copy_weights(model: Vimpac, released: ReleasedModel) -> None:
         feed_forward.norm.load_state_dict(layer.mlp.norm.state_dict())
     released.transform[0].load_state_dict(head.dense.state_dict())
     released.transform[2].load_state_dict(head.norm.state_dict())
-    released.bias.copy_(head.bias)
+    released.bias.copy_(head.cross_entropy.bias)
     released.project.load_state_dict(model.contrastive_head.layers.state_dict())
 
 
@@ -193,8 +193,8 @@ def _copy_attention(attention: nn.Module, block: Block) -> None:
     block.norm.load_state_dict(attention.norm.state_dict())
     groups = len(block.axes)
     for i, name in enumerate(("query", "key", "value")):
-        weights = attention.qkv.weight.chunk(3)[i].chunk(groups)
-        biases = attention.qkv.bias.chunk(3)[i].chunk(groups)
+        weights = attention.axial.in_proj_weight.chunk(3)[i].chunk(groups)
+        biases = attention.axial.in_proj_bias.chunk(3)[i].chunk(groups)
         for axis, weight, bias in zip(block.axes, weights, biases, strict=True):
             getattr(axis, name).weight.copy_(weight)
             getattr(axis, name).bias.copy_(bias)

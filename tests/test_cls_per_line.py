@@ -27,19 +27,21 @@ def _lines(axis: str) -> list[list[int]]:
 
 def _block(block, x: torch.Tensor, residual: torch.Tensor, padding: torch.Tensor):
     """Sums of one clip, before any mean: [CLS] per line, (lines, D), and tokens, (24, D)."""
+    axial = block.axial
     q, k, v = (
-        part.unflatten(-1, (block.heads, block.head_dim)) for part in block.qkv(x).chunk(3, dim=-1)
+        part.unflatten(-1, (axial.num_heads, axial.head_dim))
+        for part in F.linear(x, axial.in_proj_weight, axial.in_proj_bias).chunk(3, dim=-1)
     )  # (25, N, Dh)
 
     def attend(query: int, line: list[int]) -> torch.Tensor:
         keys = [1 + n for n in line if not padding[n]]
         if not keys:
-            return torch.zeros(block.heads * block.head_dim)
-        p = (torch.einsum("nd,knd->nk", q[query], k[keys]) * block.head_dim**-0.5).softmax(-1)
+            return torch.zeros(axial.num_heads * axial.head_dim)
+        p = (torch.einsum("nd,knd->nk", q[query], k[keys]) * axial.head_dim**-0.5).softmax(-1)
         return torch.einsum("nk,knd->nd", p, v[keys]).flatten()
 
-    tokens = {n: attend(1 + n, line) for line in _lines(block.axes) for n in line}
-    cls = torch.stack([attend(0, line) for line in _lines(block.axes)])
+    tokens = {n: attend(1 + n, line) for line in _lines(axial.axes) for n in line}
+    cls = torch.stack([attend(0, line) for line in _lines(axial.axes)])
     tokens = torch.stack([tokens[n] for n in range(24)])
     return residual[:1] + block.out(cls), residual[1:] + block.out(tokens)
 

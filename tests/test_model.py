@@ -1,5 +1,7 @@
 """The model: published sizes, one path for every way to name masked rows, options and errors."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from vimpac import (
     preset,
 )
 from vimpac.model.positions import interpolate
-from vimpac_kernels import linear_cross_entropy, mask_tokens
+from vimpac_kernels import AxialAttention, mask_tokens
 
 GRID = (2, 3, 4)
 LAYOUTS = ["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
@@ -86,21 +88,17 @@ def test_rows_by_labels_and_by_positions_agree():
     where = dict(positions=masked.positions, count=masked.count)
     for bound in (None, int(masked.count), int(masked.count) + 5):
         by_positions = model.token_head(hidden, tokens, **where, max_masked=bound)
-        assert all(torch.equal(a, b) for a, b in zip(by_labels, by_positions, strict=True))
+        torch.testing.assert_close(by_positions, by_labels)
     logits = model.token_head.logits(hidden[:, 1:][masked.mask.flatten(1)])
     torch.testing.assert_close(by_labels.loss, F.cross_entropy(logits, tokens[masked.mask]))
     assert model.token_head(hidden, tokens, **where, max_masked=2).num_targets == 2
 
 
-def test_masked_rows_come_in_few_sizes(monkeypatch):
+def test_masked_rows_come_in_few_sizes():
     """A process whose buffers differ in size at every step grows without end."""
     model, rows = _tiny(), []
-
-    def watched(input, *arguments, **options):
-        rows.append(len(input))
-        return linear_cross_entropy(input, *arguments, **options)
-
-    monkeypatch.setattr("vimpac.model.heads.linear_cross_entropy", watched)
+    cross_entropy = model.token_head.cross_entropy
+    cross_entropy.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     labels = torch.randint(0, 8192, (12, *GRID))
     hidden = model.encoder(labels)
     for ratio in (0.1, 0.11, 0.5, 1.0):
@@ -119,14 +117,14 @@ def test_no_masked_token_gives_zero():
 
 
 def test_padding_is_no_key():
-    model = _tiny()
+    model = _tiny(dropout=0.0)
     block = model.encoder.layers[0].attention[0]
     padding = torch.zeros(2, *GRID, dtype=torch.bool)
     padding[:, 1] = True
     x = torch.randn(2, 25, 48)
     changed = x.clone()
     changed[:, 13:] += 1.0  # the second frame, all PAD
-    before, after = (block(h, GRID, padding, 0.0, None) for h in (x, changed))
+    before, after = (block(h, GRID, padding, None) for h in (x, changed))
     assert torch.equal(before[:, 1:13], after[:, 1:13])
     assert not torch.equal(before[:, 13:], after[:, 13:])  # PAD queries are computed as usual
 
@@ -167,17 +165,17 @@ def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm, lay
     """That of the embedding, of each block's probabilities and of each branch."""
     calls: list[tuple[float, int | None]] = []
 
-    def watch(name: str) -> None:
-        op = getattr(vimpac.model.encoder, name)
+    def watch(name: str, user: object = vimpac.model.encoder) -> None:
+        op = getattr(user, name)
 
         def run(*arguments, dropout_p, seed, **options):
             calls.append((dropout_p, None if seed is None else int(seed)))
             return op(*arguments, dropout_p=dropout_p, seed=seed, **options)
 
-        monkeypatch.setattr(vimpac.model.encoder, name, run)
+        monkeypatch.setattr(user, name, run)
 
     watch("embed_tokens")
-    watch("axial_attention")
+    watch("axial_attention", inspect.getmodule(AxialAttention))
     watch("dropout_add_layer_norm")
     encoder, (clips, _) = _tiny(dropout=0.3, norm=norm, layout=layout).encoder, _clips()
     encoder(clips[:, 0])
@@ -224,7 +222,7 @@ def test_initialisation_is_as_published():
     layer = encoder.layers[0]
     for weight, std in [
         (encoder.token_embedding.weight, 0.02),
-        (layer.attention[0].qkv.weight, 0.02),
+        (layer.attention[0].axial.in_proj_weight, 0.02),
         (layer.mlp.up.weight, 0.02),
         (layer.mlp.out.weight, 0.02 / 9**0.5),  # 3 layers x 3 branches
         (layer.attention[1].out.weight, 0.02 / 9**0.5),
@@ -240,7 +238,8 @@ def test_initialisation_is_as_published():
 def test_tied_weight_is_stored_once():
     model = _tiny()
     model = model.to(torch.float64)
-    assert model.token_head.weight is model.encoder.token_embedding.weight
+    head = model.token_head.cross_entropy
+    assert head.linear_weight is model.encoder.token_embedding.weight
     assert sum("embedding.weight" in name for name in model.state_dict()) == 1
     copy = _tiny(layers=1)
     assert set(model.state_dict()) > set(copy.state_dict())

@@ -167,7 +167,9 @@ def test_two_sharded_ranks_continue_and_equal_one(store, tmp_path, mode):
         words = ["--no-python", sys.executable, "-c", WITHOUT_INDUCTOR, *words[2:]]
     run_process(*ON_TWO_RANKS, *words)
     losses = np.array(_losses(tmp_path / "one"))[5:], np.array(_losses(tmp_path / "two"))
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    np.testing.assert_allclose(losses[1][:, :2], losses[0][:, :2], rtol=1e-5)
+    # PyTorch sums the squares of the embedding's million gradients in fp32, here by shard.
+    np.testing.assert_allclose(losses[1][:, 2], losses[0][:, 2], rtol=5e-5)
     ends = [load_checkpoint(tmp_path / run / "checkpoints/step-00000010") for run in ("one", "two")]
     for end in ends:  # before BatchNorm: the bias has no gradient, Adam scales up its rounding
         for name in ("0.bias", "1.running_mean"):

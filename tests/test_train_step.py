@@ -110,6 +110,18 @@ def test_alpha_weighs_the_contrastive_loss(micro):
 
 
 @pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
+def test_mask_weighs_the_token_loss(micro):
+    words = (f"batch.micro={micro}", "model.dropout=0")
+    steps = [_make_step(*words, f"loss.mask={mask}") for mask in (0.5, 0, 1)]
+    for step in steps:
+        step.model.double()
+        _group(step)
+    _assert_mean(*steps)
+    head = steps[1].model.token_head.dense
+    assert not head.weight.grad.any()
+
+
+@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
 def test_temperature_levels_the_contrastive_loss(micro):
     loss = _group(_make_step(f"batch.micro={micro}", "loss.temperature=1e6"))[2]
     assert loss.item() == pytest.approx(0.4 * math.log(2 * 4 - 1), rel=1e-4)

@@ -140,7 +140,7 @@ def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise damaged(folder, error) from error
-    return description, tensors
+    return description, version_01.with_new_names(tensors)
 
 
 def read_description(folder: Path) -> ModelDescription:

@@ -104,7 +104,7 @@ def _names(model: Vimpac) -> dict[str, list[str]]:
     pairs = {
         "encoder.token_embedding.weight": ["backbone.embedding.weight"],
         "encoder.cls_token": ["backbone.cls_param"],
-        "token_head.bias": ["mlm_head.bias"],
+        "token_head.cross_entropy.bias": ["mlm_head.bias"],
     }
     for ours, theirs in (
         ("cls", "cls_pos"),
@@ -127,13 +127,13 @@ def _names(model: Vimpac) -> dict[str, list[str]]:
             source = f"{block}.attention_blocks.{j}"
             groups = range(axes.count("|") + 1)
             for kind in ("weight", "bias"):
-                pairs[f"{layer}.attention.{j}.qkv.{kind}"] = [
+                pairs[f"{layer}.attention.{j}.axial.in_proj_{kind}"] = [
                     f"{source}.attentions.{g}.attention.{part}.{kind}"
                     for part in _PARTS
                     for g in groups
                 ]
             output = source if pre else f"{source}.output"
-            modules[f"{layer}.attention.{j}.out"] = f"{output}.dense"
+            modules[f"{layer}.attention.{j}.axial.out_proj"] = f"{output}.dense"
             modules[f"{layer}.attention.{j}.norm"] = f"{output}.LayerNorm"
         modules[f"{layer}.mlp.up"] = f"{block}.mlp.c_fc"
         modules[f"{layer}.mlp.out"] = f"{block}.mlp.c_proj"

@@ -9,17 +9,35 @@ config.yaml    of a checkpoint: the configuration
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from vimpac.config import PretrainConfig
 from vimpac.model.config import LossConfig, ModelConfig
 from vimpac.settings import load_config, yaml_texts
 
 STATE, CONFIG, WEIGHTS = "state.pt", "config.yaml", "model.safetensors"
+
+_NAMES = (  # patterns of names of then, and what they are today
+    (r"(\.attention\.\d+)\.qkv\.(weight|bias)$", r"\1.axial.in_proj_\2"),
+    (r"(\.attention\.\d+)\.out\.(weight|bias)$", r"\1.axial.out_proj.\2"),
+    (r"^token_head\.bias$", "token_head.cross_entropy.bias"),
+)
+
+
+def with_new_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of today; those that have them already keep them."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for old, new in _NAMES:
+            name = re.sub(old, new, name)
+        renamed[name] = tensor
+    return renamed
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -11,7 +11,7 @@ without the bias; the bias, dropout, residual sum and LayerNorm are one op:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,55 +24,64 @@ from vimpac.model.initial import init_bert
 from vimpac.model.masked_rows import cls_rows, take_rows
 from vimpac.model.positions import Positions
 from vimpac.tokens import EMBEDDING_ROWS, PAD_TOKEN
-from vimpac_kernels import axial_attention, bias_gelu, dropout_add_layer_norm, embed_tokens
+from vimpac_kernels import AxialAttention, bias_gelu, dropout_add_layer_norm, embed_tokens
 
 LAYER_NORM_EPS = 1e-12
 
 
 class Attention(nn.Module):
-    """One attention block: packed q/k/v projection, axial attention, output projection, norm."""
+    """One attention block: axial attention, whose output projection lacks its bias, and a norm."""
 
     def __init__(self, config: ModelConfig, axes: str) -> None:
         super().__init__()
-        self.axes, self.heads, self.head_dim = axes, config.heads, config.head_dim
         self.per_line = config.cls == "paper"
-        inner = config.heads * config.head_dim
-        self.qkv = nn.Linear(config.width, 3 * inner)
-        self.out = nn.Linear(inner, config.width)
+        self.axial = AxialAttention(
+            config.width,
+            config.heads,
+            axes,
+            head_dim=config.head_dim,
+            dropout=config.dropout,
+        )
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+
+    @property
+    def out(self) -> nn.Linear:
+        """The output projection."""
+        return self.axial.out_proj
 
     def forward(
         self,
         x: Tensor,  # (B, S, D)
         grid: tuple[int, int, int],
         key_padding_mask: Tensor | None,  # (B, T, H, W) bool
-        dropout_p: float,
         seed: Tensor | None,  # 0-d int64
         rows: Tensor | None = None,  # (R,) of the output; None: all
     ) -> Tensor:  # (B, S - 1 + cls_rows(grid), D) or (R, D), without the bias of `out`
-        shape = (3, self.heads, self.head_dim)
-        options: dict[str, Any] = dict(key_padding_mask=key_padding_mask, dropout_p=dropout_p)
-        bias: Tensor | None = self.qkv.bias
-        if self.is_fused(x.device):  # the kernel follows the seed and sums the bias's gradient
-            options["seed"] = seed
-            options.update(bias=self.qkv.bias.view(shape), bias_in_qkv=not x.is_cpu)
-            bias = None if x.is_cpu else self.qkv.bias.detach()  # on a CPU the kernel adds it, too
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, shape)
-        attend = attend_per_line if self.per_line else axial_attention
-        attended = attend(qkv, grid, self.axes, **options).flatten(2)
+        attend = self._attend_per_line if self.per_line else self.axial.attend
+        attended = attend(x, grid, key_padding_mask, seed=seed).flatten(2)
         return F.linear(attended if rows is None else take_rows(attended, rows), self.out.weight)
 
-    def is_fused(self, device: torch.device) -> bool:
-        """Whether one kernel does it: neither the paper's [CLS] nor, on a GPU, joint axes."""
-        return not self.per_line and (device.type == "cpu" or self.axes not in ("HW", "THW"))
+    def _attend_per_line(
+        self,
+        x: Tensor,  # (B, S, D)
+        grid: tuple[int, int, int],
+        key_padding_mask: Tensor | None,  # (B, T, H, W) bool
+        *,
+        seed: Tensor | None,  # not followed
+    ) -> Tensor:  # (B, S - 1 + cls_rows(grid), N, Dh)
+        axial = self.axial
+        qkv = F.linear(x, axial.in_proj_weight, axial.in_proj_bias)
+        qkv = qkv.unflatten(-1, (3, axial.num_heads, axial.head_dim))
+        dropout_p = axial.dropout if self.training else 0.0
+        return attend_per_line(qkv, grid, axial.axes, key_padding_mask, dropout_p)
+
+    def follows_seed(self, device: torch.device) -> bool:
+        """Whether dropout in here follows the seed: not with the paper's [CLS]."""
+        return not self.per_line and self.axial.follows_seed(device)
 
     def cls_rows(self, grid: tuple[int, int, int]) -> int:
         """Rows that stand for [CLS] in the output: 1, or one per line as in the paper's text."""
-        return count_lines(grid, self.axes) if self.per_line else 1
-
-    def extra_repr(self) -> str:
-        """The axes, for `print(model)`."""
-        return f"axes={self.axes!r}"
+        return count_lines(grid, self.axial.axes) if self.per_line else 1
 
 
 class MLP(nn.Module):
@@ -107,7 +116,7 @@ class Layer(nn.Module):
 
     def draws_from_generator(self, device: torch.device) -> bool:
         """Whether some dropout in here takes no seed."""
-        return any(not b.is_fused(device) for b in cast(list[Attention], self.attention))
+        return any(not b.follows_seed(device) for b in cast(list[Attention], self.attention))
 
     def forward(
         self,
@@ -134,7 +143,7 @@ class Layer(nn.Module):
             if isinstance(branch, Attention):
                 cls_rows = branch.cls_rows(grid)
                 early = needed if cls_rows == 1 else None
-                update = branch(x, grid, key_padding_mask, dropout_p, inner, early)
+                update = branch(x, grid, key_padding_mask, inner, early)
                 if early is not None:
                     stream = take_rows(stream, early)
             else:

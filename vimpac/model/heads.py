@@ -11,8 +11,7 @@ from vimpac.model.contrastive import BatchNorm, without_autocast
 from vimpac.model.encoder import LAYER_NORM_EPS, VideoTokenEncoder
 from vimpac.model.initial import init_bert
 from vimpac.model.masked_rows import IGNORE_INDEX, MaskedRows, choose_masked_rows, take_rows
-from vimpac.tokens import EMBEDDING_ROWS
-from vimpac_kernels import LinearCrossEntropyOutput, linear_cross_entropy
+from vimpac_kernels import LinearCrossEntropyOutput, TiedLinearCrossEntropy
 
 
 class MaskedTokenHead(nn.Module):
@@ -26,17 +25,10 @@ class MaskedTokenHead(nn.Module):
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
         width = embedding.embedding_dim
+        self.cross_entropy = TiedLinearCrossEntropy(embedding)
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.bias = nn.Parameter(torch.zeros(EMBEDDING_ROWS))
-        # In a tuple the embedding is not registered a second time.
-        self._tied = (embedding,)
         self.apply(init_bert)
-
-    @property
-    def weight(self) -> Tensor:
-        """The output weight (8197, D)."""
-        return self._tied[0].weight
 
     def transform(self, hidden: Tensor) -> Tensor:
         """u of hidden (..., D)."""
@@ -44,7 +36,8 @@ class MaskedTokenHead(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., 8197) of hidden (..., D): for pictures and samples, not for training."""
-        return F.linear(self.transform(hidden), self.weight, self.bias)
+        head = self.cross_entropy
+        return F.linear(self.transform(hidden), head.linear_weight, head.bias)
 
     def forward(
         self,
@@ -87,17 +80,12 @@ class MaskedTokenHead(nn.Module):
         masked: MaskedRows,
     ) -> LinearCrossEntropyOutput:
         """`forward` for the rows that it would take, of which only the live ones count."""
-        output = linear_cross_entropy(
+        return self.cross_entropy(
             self.transform(hidden),
-            self.weight,
             masked.target,
-            linear_bias=self.bias,
             count=masked.num_live,
             ignore_index=IGNORE_INDEX,
-            return_stats=True,
         )
-        assert isinstance(output, LinearCrossEntropyOutput)
-        return output
 
 
 class ContrastiveHead(nn.Module):
