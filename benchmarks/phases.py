@@ -21,7 +21,7 @@ import released_step
 import torch
 from torch.autograd.profiler_util import FunctionEvent
 
-from vimpac.model import encoder, heads, pretraining
+from vimpac.model import encoder, heads, layer, pretraining
 from vimpac.train import pretrain_step, update
 from vimpac_kernels import AxialAttention
 
@@ -32,11 +32,11 @@ PHASES = (
 )
 PLACES: tuple[tuple[Any, str, str], ...] = (  # owner, function, phase
     (encoder.VideoTokenEncoder, "_embed", "embedding"),
-    (encoder.Attention, "forward", "projections"),
+    (layer.Attention, "forward", "projections"),
     (inspect.getmodule(AxialAttention), "axial_attention", "attention core"),
-    (encoder.MLP, "forward", "MLP"),
-    (encoder, "dropout_add_layer_norm", "add + LN"),
-    (encoder, "take_rows", "projections"),
+    (layer.MLP, "forward", "MLP"),
+    (layer, "dropout_add_layer_norm", "add + LN"),
+    (layer, "take_rows", "projections"),
     (pretrain_step, "choose_masked_rows", "token head"),
     (heads.MaskedTokenHead, "predict", "token head"),
     (heads.ContrastiveHead, "forward", "contrastive head"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vimpac import Vimpac
 from vimpac.model.config import ModelConfig
 from vimpac.model.contrastive import info_nce
-from vimpac.model.encoder import LAYER_NORM_EPS, MLP, Attention
+from vimpac.model.layer import LAYER_NORM_EPS, MLP, Attention
 
 
 class PlainModel(nn.Module):

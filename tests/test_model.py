@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import vimpac.model.encoder
+import vimpac.model.layer
 from vimpac import (
     MASK_TOKEN,
     PAD_TOKEN,
@@ -176,7 +177,7 @@ def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm, lay
 
     watch("embed_tokens")
     watch("axial_attention", inspect.getmodule(AxialAttention))
-    watch("dropout_add_layer_norm")
+    watch("dropout_add_layer_norm", vimpac.model.layer)
     encoder, (clips, _) = _tiny(dropout=0.3, norm=norm, layout=layout).encoder, _clips()
     encoder(clips[:, 0])
     rates, seeds = zip(*calls, strict=True)

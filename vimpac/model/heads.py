@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from vimpac.model.config import ModelConfig
 from vimpac.model.contrastive import BatchNorm, without_autocast
-from vimpac.model.encoder import LAYER_NORM_EPS, VideoTokenEncoder
+from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.initial import init_bert
+from vimpac.model.layer import LAYER_NORM_EPS
 from vimpac.model.masked_rows import IGNORE_INDEX, MaskedRows, choose_masked_rows, take_rows
 from vimpac_kernels import LinearCrossEntropyOutput, TiedLinearCrossEntropy
 

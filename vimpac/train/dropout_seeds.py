@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vimpac.data.random import DROPOUT, words
-from vimpac.model.encoder import Layer, VideoTokenEncoder
+from vimpac.model.encoder import VideoTokenEncoder
+from vimpac.model.layer import Layer
 
 SEEDS = 1 << 16  # from the dropout seed of a clip to that of the next; an encoder takes fewer
 
