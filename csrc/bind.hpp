@@ -14,7 +14,6 @@
 #include <vector>
 
 namespace vimpac {
-
 namespace py = pybind11;
 
 // Which of TorchNames::dtypes a field takes: from the first to before the last.
@@ -105,7 +104,9 @@ public:
 
   // Of a tensor's first element.
   uintptr_t address(py::handle tensor) const {
-    return tensor.attr(names_.data_ptr)().cast<uintptr_t>();
+    PyObject* const found = PyObject_CallMethodNoArgs(tensor.ptr(), names_.data_ptr.ptr());
+    return found == nullptr ? throw py::error_already_set()
+                            : py::reinterpret_steal<py::object>(found).cast<uintptr_t>();
   }
 
 private:

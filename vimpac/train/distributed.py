@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -83,6 +84,7 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     yield World(chosen, dist.get_rank(), dist.get_world_size())
     # Not after an error: leaving waits for the others, one of which may be the cause.
+    gc.collect()  # FSDP's hooks are cycles, which would hold the process group
     dist.destroy_process_group()
 
 

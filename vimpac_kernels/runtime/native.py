@@ -1,7 +1,6 @@
 """Starts a kernel of one backend, by name and keywords.
 
-The C++ modules read tensors, sizes and dtypes themselves (csrc/bind.hpp); their arguments are
-declared once for both devices, in csrc/<op>/arguments.hpp. Triton's launchers take the same names.
+csrc/bind.hpp fills the arguments of csrc/<op>/arguments.hpp; Triton's launchers take their names.
 """
 
 from __future__ import annotations
