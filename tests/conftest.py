@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import triton_process
-from emulator import build
+
+from tests import triton_process
+from tests.emulator import build
 
 torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
 

@@ -179,7 +179,7 @@ def run_under(mode: str, arguments: Iterable[str]) -> subprocess.CompletedProces
 
     Args:
         mode: "plain", "asan" or "tsan".
-        arguments: for example ["-m", "pytest", "tests/test_x.py", "--emulator-mode=asan"].
+        arguments: for example ["-m", "pytest", "tests/kernels/test_x.py", "--emulator-mode=asan"].
     """
     return subprocess.run(
         [sys.executable, *arguments],
