@@ -5,9 +5,14 @@ import mmap
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests.checks import assert_close
+from tests.cases.axial_attention import (
+    assert_matches_reference,
+    dtype_of,
+    random_padding,
+    random_qkv,
+    run,
+)
 from vimpac_kernels import axial_attention
 
 CASES = {
@@ -21,51 +26,6 @@ CASES = {
 }
 cases = pytest.mark.parametrize(("axes", "grid"), CASES.values(), ids=list(CASES))
 with_and_without_cls = pytest.mark.parametrize("has_cls", [True, False], ids=["cls", "no cls"])
-
-
-def random_qkv(grid, axes, *, batch=2, heads=1, head_dim=32, has_cls=True, seed=0) -> Tensor:
-    """fp64 (B, S, 3, N, Dh) with `heads` heads for each axis."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = math.prod(grid) + has_cls
-    heads *= axes.count("|") + 1
-    return torch.randn(batch, rows, 3, heads, head_dim, dtype=torch.float64, generator=generator)
-
-
-def random_padding(grid, batch=2) -> Tensor:
-    """Two fifths padding; a whole clip in the second half of the batch."""
-    mask = torch.rand(batch, *grid, generator=torch.Generator().manual_seed(1)) < 0.4
-    mask[-1] = True
-    return mask
-
-
-def dtype_of(impl) -> torch.dtype:
-    """fp32 where the backend takes it."""
-    return torch.bfloat16 if impl.name == "cuda" else torch.float32
-
-
-def run(qkv: Tensor, dout: Tensor, grid, axes, **arguments) -> list[Tensor]:
-    """Output and gradient: [out, dq, dk, dv]."""
-    qkv = qkv.detach().requires_grad_()
-    out = axial_attention(qkv, grid, axes, **arguments)
-    (dqkv,) = torch.autograd.grad(out, qkv, dout.to(out))
-    return [out.detach(), *dqkv.unbind(2)]
-
-
-def assert_matches_reference(impl, qkv: Tensor, grid, axes, dtype=None, *, size=1.0, **arguments):
-    """Output and gradients are as near to fp64 as eager PyTorch of the same dtype, within 2x.
-
-    `size` is that of dout.
-    """
-    dtype = dtype or dtype_of(impl)
-    dout = torch.randn(qkv[:, :, 0].shape, generator=torch.Generator().manual_seed(9)) * size
-    dout = dout.to(dtype).double()
-    low = qkv.to(dtype)
-    truth = run(low.double(), dout, grid, axes, impl="reference", **arguments)
-    eager = run(low, dout, grid, axes, impl="reference", **arguments)
-    moved = {k: v.to(impl.device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    actual = run(low.to(impl.device), dout.to(impl.device), grid, axes, impl=impl.name, **moved)
-    for a, t, e in zip(actual, truth, eager, strict=True):
-        assert_close(a, t, e)
 
 
 @cases

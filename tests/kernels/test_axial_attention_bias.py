@@ -6,53 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.checks import assert_close
-from tests.kernels.test_axial_attention import dtype_of, random_padding, random_qkv
-from vimpac_kernels import axial_attention, reference
+from tests.cases.axial_attention import (
+    WAYS,
+    added_before,
+    assert_bias_matches_reference,
+    dtype_of,
+    function_of,
+    in_qkv,
+    random_padding,
+    random_qkv,
+    run_with_bias,
+    ways,
+)
+from vimpac_kernels import axial_attention
 from vimpac_kernels.ops.axial_attention import operators
-
-WAYS = ("added by the op", "in qkv")
-ways = pytest.mark.parametrize("way", WAYS)
-
-
-def added_before(qkv: Tensor, bias: Tensor, grid, axes: str, **arguments) -> Tensor:
-    """The specification on qkv + bias, in the dtype of qkv."""
-    return reference.axial_attention(qkv + bias.to(qkv.dtype), grid, axes, **arguments)
-
-
-def in_qkv(qkv: Tensor, bias: Tensor, grid, axes: str, **arguments) -> Tensor:
-    """The op on a qkv to which a product has added the bias."""
-    qkv = qkv + bias.detach().to(qkv.dtype)
-    return axial_attention(qkv, grid, axes, bias=bias, bias_in_qkv=True, **arguments)
-
-
-def function_of(way: str):
-    """The op on qkv and bias, one way or the other."""
-    return in_qkv if way == "in qkv" else axial_attention
-
-
-def run(function, qkv: Tensor, bias: Tensor, dout: Tensor, grid, axes: str, **arguments):
-    """Output, dqkv and dbias."""
-    leaves = [t.detach().requires_grad_() for t in (qkv, bias)]
-    out = function(leaves[0], bias=leaves[1], grid=grid, axes=axes, **arguments)
-    return out, *torch.autograd.grad(out, leaves, dout.to(out))
-
-
-def assert_matches_reference(
-    impl, way, axes, grid, dtype, *, has_cls=True, heads=2, head_dim=32, **arguments
-):
-    qkv = random_qkv(grid, axes, heads=heads, head_dim=head_dim, has_cls=has_cls).to(dtype)
-    generator = torch.Generator().manual_seed(2)
-    bias = torch.randn(qkv.shape[2:], generator=generator)
-    dout = torch.randn(qkv[:, :, 0].shape, generator=generator).to(dtype)
-    wide = [t.double() for t in (qkv, bias, dout)]
-    truth = run(added_before, *wide, grid, axes, **arguments)
-    eager = run(added_before, qkv, bias, dout, grid, axes, **arguments)
-    moved = [t.to(impl.device) for t in (qkv, bias, dout)]
-    arguments = {k: v.to(impl.device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    actual = run(function_of(way), *moved, grid, axes, impl=impl.name, **arguments)
-    for a, t, e in zip(actual, truth, eager, strict=True):
-        assert_close(a, t, e)
 
 
 @ways
@@ -60,7 +27,7 @@ def assert_matches_reference(
 @pytest.mark.parametrize("axes", ["T", "H|W"])
 def test_matches_reference(impl, way, axes):
     grid = (3, 4, 5)
-    assert_matches_reference(
+    assert_bias_matches_reference(
         impl, way, axes, grid, dtype_of(impl),
         key_padding_mask=random_padding(grid), dropout_p=0.2, scale=0.3, seed=4,
     )  # fmt: skip
@@ -70,7 +37,7 @@ def test_matches_reference(impl, way, axes):
 @pytest.mark.parametrize("head_dim", [32, 128])
 @pytest.mark.parametrize("length", [4, 30, 50])
 def test_every_tile_matches_reference(impl, length, head_dim, has_cls):
-    assert_matches_reference(
+    assert_bias_matches_reference(
         impl, "in qkv", "W", (1, 3, length), dtype_of(impl), has_cls=has_cls, heads=1,
         head_dim=head_dim, dropout_p=0.2, seed=4,
     )  # fmt: skip
@@ -80,7 +47,7 @@ def test_every_tile_matches_reference(impl, length, head_dim, has_cls):
 @pytest.mark.parametrize("has_cls", [True, False], ids=["cls", "no cls"])
 def test_cuda_matches_reference_in_fp32(impl, has_cls):
     grid = (3, 4, 5)
-    assert_matches_reference(impl, "in qkv", "T|H|W", grid, torch.float32, has_cls=has_cls)
+    assert_bias_matches_reference(impl, "in qkv", "T|H|W", grid, torch.float32, has_cls=has_cls)
 
 
 @pytest.mark.impls("cpu")
@@ -92,7 +59,7 @@ def test_cuda_matches_reference_in_fp32(impl, has_cls):
 )
 def test_cpu_matches_reference(impl, isa, axes, grid, head_dim, has_cls):
     """Several tasks a clip, heads in groups, rows that end within a vector."""
-    assert_matches_reference(
+    assert_bias_matches_reference(
         impl, WAYS[has_cls], axes, grid, torch.float32, has_cls=has_cls, head_dim=head_dim,
         dropout_p=0.1, seed=1,
     )  # fmt: skip
@@ -102,7 +69,7 @@ def test_cpu_matches_reference(impl, isa, axes, grid, head_dim, has_cls):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @ways
 def test_cpu_matches_reference_in_half_precision(impl, way, dtype):
-    assert_matches_reference(impl, way, "H|W", (2, 6, 16), dtype, head_dim=64)
+    assert_bias_matches_reference(impl, way, "H|W", (2, 6, 16), dtype, head_dim=64)
 
 
 @ways
@@ -113,9 +80,9 @@ def test_takes_a_bias_of_any_dtype_with_gaps(impl, way, dtype):
     qkv = random_qkv(grid, "H|W").to(impl.device, dtype_of(impl))
     dout = torch.randn(2, 25, 2, 32, device=impl.device)
     bias = torch.randn(3, 2, 64, device=impl.device).to(dtype)[..., ::2]
-    *same, dbias = run(function, qkv, bias, dout, grid, "H|W", impl=impl.name)
+    *same, dbias = run_with_bias(function, qkv, bias, dout, grid, "H|W", impl=impl.name)
     plain = bias.float().contiguous()
-    *packed, wide = run(function, qkv, plain, dout, grid, "H|W", impl=impl.name)
+    *packed, wide = run_with_bias(function, qkv, plain, dout, grid, "H|W", impl=impl.name)
     assert all(torch.equal(a, b) for a, b in zip(same, packed, strict=True))
     assert dbias.dtype == dtype
     if impl.name != "reference":  # which sums in the dtype of qkv, in an order of its own
@@ -130,7 +97,8 @@ def test_repeats_bit_for_bit(impl, way):
     bias = torch.randn(3, 2, 32, device=impl.device)
     dout = torch.randn(qkv[:, :, 0].shape, device=impl.device)
     first, second = (
-        run(function_of(way), qkv, bias, dout, grid, "H|W", impl=impl.name) for _ in range(2)
+        run_with_bias(function_of(way), qkv, bias, dout, grid, "H|W", impl=impl.name)
+        for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -141,7 +109,7 @@ def test_a_frozen_bias_costs_no_sum(impl, way, monkeypatch):
     grid = (2, 3, 4)
     qkv = random_qkv(grid, "H|W").to(impl.device, dtype_of(impl))
     bias, dout = torch.randn(3, 2, 32, device=impl.device), torch.ones_like(qkv[:, :, 0])
-    _, dqkv, _ = run(function_of(way), qkv, bias, dout, grid, "H|W", impl=impl.name)
+    _, dqkv, _ = run_with_bias(function_of(way), qkv, bias, dout, grid, "H|W", impl=impl.name)
     asked = []
     operator = operators.axial_attention_bwd
     monkeypatch.setattr(
@@ -159,7 +127,7 @@ def test_a_frozen_projection_leaves_the_gradient_of_the_bias(impl):
     grid = (2, 3, 4)
     qkv = random_qkv(grid, "H|W").to(impl.device, dtype_of(impl))
     bias, dout = torch.randn(3, 2, 32, device=impl.device), torch.ones_like(qkv[:, :, 0])
-    *_, expected = run(in_qkv, qkv, bias, dout, grid, "H|W", impl=impl.name)
+    *_, expected = run_with_bias(in_qkv, qkv, bias, dout, grid, "H|W", impl=impl.name)
     leaf = bias.clone().requires_grad_()
     in_qkv(qkv, leaf, grid, "H|W", impl=impl.name).backward(dout)
     assert torch.equal(leaf.grad, expected)
@@ -171,7 +139,7 @@ def test_gradient_of_the_bias_of_k_is_next_to_nothing(impl):
     grid = (3, 4, 5)
     qkv, bias = random_qkv(grid, "H|W").to(impl.device, dtype_of(impl)), torch.randn(3, 2, 32)
     dout = torch.randn(qkv[:, :, 0].shape, device=impl.device)
-    *_, dbias = run(in_qkv, qkv, bias.to(impl.device), dout, grid, "H|W", impl=impl.name)
+    *_, dbias = run_with_bias(in_qkv, qkv, bias.to(impl.device), dout, grid, "H|W", impl=impl.name)
     dq, dk, dv = dbias.abs().amax((1, 2))
     assert dk < 0.02 * torch.minimum(dq, dv)
 
@@ -184,7 +152,9 @@ def test_cpu_gradient_does_not_depend_on_threads(impl):
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            results.append(run(axial_attention, qkv, bias, dout, (5, 16, 16), "T|H", impl="cpu"))
+            results.append(
+                run_with_bias(axial_attention, qkv, bias, dout, (5, 16, 16), "T|H", impl="cpu")
+            )
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -205,8 +175,8 @@ def test_sdpa_takes_it_too(axes, way):
     grid = (2, 3, 4)
     qkv, bias = random_qkv(grid, axes).float(), torch.randn(3, 1, 32)
     dout = torch.randn(qkv[:, :, 0].shape)
-    actual = run(function_of(way), qkv, bias, dout, grid, axes, impl="sdpa")
-    expected = run(added_before, qkv, bias, dout, grid, axes)
+    actual = run_with_bias(function_of(way), qkv, bias, dout, grid, axes, impl="sdpa")
+    expected = run_with_bias(added_before, qkv, bias, dout, grid, axes)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
 
@@ -229,7 +199,9 @@ def test_compiles_into_one_graph_that_equals_eager(impl, way):
     qkv = random_qkv(grid, "H|W").to(impl.device, dtype_of(impl))
     bias, dout = torch.randn(3, 2, 32, device=impl.device), torch.randn_like(qkv[:, :, 0])
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    results = (run(f, qkv, bias, dout, grid, "H|W", impl=impl.name) for f in (function, compiled))
+    results = (
+        run_with_bias(f, qkv, bias, dout, grid, "H|W", impl=impl.name) for f in (function, compiled)
+    )
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -239,7 +211,9 @@ def test_autocast_leaves_the_gradient_in_fp32(impl, way):
     qkv = random_qkv(grid, "H|W").float().to(impl.device)
     bias, dout = torch.randn(3, 2, 32, device=impl.device), torch.randn_like(qkv[:, :, 0])
     with torch.autocast(impl.device, dtype=torch.bfloat16):
-        out, dqkv, dbias = run(function_of(way), qkv, bias, dout, grid, "H|W", impl=impl.name)
+        out, dqkv, dbias = run_with_bias(
+            function_of(way), qkv, bias, dout, grid, "H|W", impl=impl.name
+        )
     assert (out.dtype, dqkv.dtype, dbias.dtype) == (torch.bfloat16, torch.float32, torch.float32)
     torch.testing.assert_close(dbias, dqkv.sum((0, 1)), rtol=0, atol=0.1)
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from tests.kernels.test_axial_attention import dtype_of, random_qkv, run
+from tests.cases.axial_attention import dtype_of, random_qkv, run
 from vimpac_kernels import axial_attention
 
 LONG = (1, 14, 14)  # a frame is a line of the CPU's kernel for long ones

@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
-from tests.kernels import test_axial_attention_bias
-from tests.kernels.test_axial_attention import (
+from tests.cases.axial_attention import (
+    assert_bias_matches_reference,
     assert_matches_reference,
     random_padding,
     random_qkv,
     run,
+    run_with_bias,
+    ways,
 )
 from vimpac_kernels import axial_attention
 from vimpac_kernels.runtime import registry
@@ -146,9 +148,9 @@ def test_reads_strided_qkv(impl, layout):
 @cases
 @with_and_without_cls
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@test_axial_attention_bias.ways
+@ways
 def test_bias_is_as_if_added_before(impl, way, axes, grid, has_cls, dtype):
-    test_axial_attention_bias.assert_matches_reference(
+    assert_bias_matches_reference(
         impl, way, axes, grid, dtype, has_cls=has_cls, head_dim=40, dropout_p=0.1, seed=1
     )
 
@@ -160,7 +162,7 @@ def test_result_does_not_depend_on_threads(impl):
     for threads in (1, 2, 3, 1):
         torch.set_num_threads(threads)
         results.append(
-            test_axial_attention_bias.run(
+            run_with_bias(
                 axial_attention, qkv, bias, dout, FRAMES, "HW", dropout_p=0.1, seed=1, impl="cpu"
             )
         )

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.cases.axial_attention import dtype_of, random_padding, random_qkv, run
 from tests.checks import assert_close
-from tests.kernels.test_axial_attention import dtype_of, random_padding, random_qkv, run
 from vimpac_kernels import axial_attention
 from vimpac_kernels.ops.axial_attention import sdpa
 

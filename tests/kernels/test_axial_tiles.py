@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.test_axial_attention import assert_matches_reference, random_qkv
+from tests.cases.axial_attention import assert_matches_reference, random_qkv
 
 triton = pytest.importorskip("triton")
 tl = triton.language

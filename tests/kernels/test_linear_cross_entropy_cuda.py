@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.cases.linear_cross_entropy import EXTREMES, check, check_extreme, make_case
 from tests.checks import assert_close
-from tests.kernels.test_linear_cross_entropy import EXTREMES, check, check_extreme, make_case
 from vimpac_kernels import linear_cross_entropy
 
 pytestmark = pytest.mark.impls("cuda")

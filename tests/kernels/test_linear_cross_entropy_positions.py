@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.test_linear_cross_entropy import FAST, make_case
+from tests.cases.linear_cross_entropy import FAST, make_case
 from vimpac_kernels import linear_cross_entropy, reference
 from vimpac_kernels.ops.linear_cross_entropy import operators
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.cases.linear_cross_entropy import FAST, GRADIENTS, SHAPES, doubled, make_case, run
 from tests.checks import assert_close
-from tests.kernels.test_linear_cross_entropy import FAST, GRADIENTS, SHAPES, doubled, make_case, run
 from vimpac_kernels import TiedLinearCrossEntropy, linear_cross_entropy
 from vimpac_kernels.ops.linear_cross_entropy import operators
 from vimpac_kernels.runtime import native

@@ -87,6 +87,13 @@ def test_ops_do_not_import_each_other(op: str) -> None:
         assert not others, f"{path.relative_to(ROOT)} imports {others}"
 
 
+def test_no_test_module_imports_another() -> None:
+    """What several of them share is in `tests/cases` or a module beside them."""
+    for path in _files("tests"):
+        others = [m for m in _imported(_tree(path)) if ".test_" in m]
+        assert not others, f"{path.relative_to(ROOT)} imports {others}"
+
+
 def test_every_op_has_a_folder_of_the_same_anatomy() -> None:
     folders = {p.parent.name for p in (ROOT / "vimpac_kernels/ops").glob("*/__init__.py")}
     assert folders == set(registry.OPS)
