@@ -125,6 +125,6 @@ def test_processes_build_one_after_another(monkeypatch, tmp_path):
     ninja.write_text(f"#!/bin/sh\nmkdir {tmp_path}/busy && sleep 0.1 && rmdir {tmp_path}/busy\n")
     ninja.chmod(0o755)
     monkeypatch.setattr(build, "ROOT", tmp_path)
-    monkeypatch.setattr(build, "_tool", lambda _: str(ninja))
+    monkeypatch.setattr(build, "find_tool", lambda _: str(ninja))
     with ThreadPoolExecutor() as pool:  # a lock on a file keeps threads apart, too
         list(pool.map(lambda _: build.build("wrappers.so", []), range(4)))

@@ -1,13 +1,12 @@
 """What the CUDA kernel of mask_tokens alone can get wrong: blocks waiting on each other, limits."""
 
-import importlib
-
 import pytest
 import torch
 
 from tests.emulator import build
 from vimpac_kernels import mask_tokens
 from vimpac_kernels.ops.mask_tokens.limit import shared_bytes, shared_limit
+from vimpac_kernels.ops.mask_tokens.operators import mask_tokens_fwd
 from vimpac_kernels.runtime import registry
 
 pytestmark = pytest.mark.impls("cuda")
@@ -54,14 +53,16 @@ def test_a_clip_beyond_shared_memory_goes_elsewhere(impl):
 
 
 @pytest.mark.parametrize("strategy", PLANS)
-def test_counts_shared_memory_as_the_kernel_does(strategy, impl, monkeypatch):
+def test_counts_shared_memory_as_the_kernel_does(strategy, impl):
+    """The operator, which leaves it to the kernel to refuse what is too large."""
     tokens = torch.zeros(1, 3, 1000, 777, dtype=torch.int16, device=impl.device)
-    plan = {"mask_token": 99, "strategy": strategy, "vocab_size": 50, "seed": 5, **PLANS[strategy]}
-    needed = shared_bytes(tokens.shape, strategy, plan.get("num_blocks", 5))
-    module = importlib.import_module("vimpac_kernels.ops.mask_tokens")
-    monkeypatch.setattr(module, "_select", lambda *_: impl.name)
+    plan = {"mask_token": 99, "num_blocks": 5, "ratio": 0.0, "max_block": [2, 500, 388]}
+    plan |= {"pad_token": None, "noise": (), "noise_unit": "token", "vocab_size": 50}
+    plan |= {"row_offset": 0, "clip_offset": 0} | PLANS[strategy]
+    seed, offset = (torch.tensor(n, device=impl.device) for n in (5, plan.pop("clip_offset")))
+    needed = shared_bytes(tokens.shape, strategy, plan["num_blocks"])
     with pytest.raises(RuntimeError, match=f"need {needed} bytes of shared memory"):
-        mask_tokens(tokens, **plan)
+        mask_tokens_fwd(tokens, seed, offset, strategy=strategy, impl=impl.name, **plan)
 
 
 def test_graph_replays_draw_from_the_seed_they_find(impl):

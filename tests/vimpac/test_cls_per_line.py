@@ -46,10 +46,11 @@ def _block(block, x: torch.Tensor, residual: torch.Tensor, padding: torch.Tensor
     return residual[:1] + block.out(cls), residual[1:] + block.out(tokens)
 
 
-def _encode(encoder: VideoTokenEncoder, clip: torch.Tensor, prenorm: bool) -> torch.Tensor:
-    """The encoder for one clip, (25, D)."""
+def _encode(
+    encoder: VideoTokenEncoder, clip: torch.Tensor, stream: torch.Tensor, prenorm: bool
+) -> torch.Tensor:
+    """The encoder for one clip, from its embedding, (25, D) as the result."""
     padding = (clip == PAD_TOKEN).flatten().tolist()
-    stream = encoder._embed(clip[None])[0]
     for layer in encoder.layers:
         for block in layer.attention:
             x = block.norm(stream) if prenorm else stream
@@ -84,9 +85,13 @@ def test_encoder_equals_loops_over_lines(layout, norm):
         torch.nn.init.normal_(parameter, std=0.3)
     clips = torch.randint(0, 8192, (2, *GRID))
     clips[0, 1] = PAD_TOKEN  # whole lines of W without a key
+    streams = []  # the embedding, as it enters the first layer
+    encoder.layers[0].register_forward_pre_hook(lambda _, inputs: streams.append(inputs[1]))
     with torch.no_grad():
-        expected = torch.stack([_encode(encoder, clip, norm == "pre") for clip in clips])
-        torch.testing.assert_close(encoder(clips), expected, rtol=1e-5, atol=1e-5)
+        actual = encoder(clips)
+        pairs = zip(clips, streams[0], strict=True)
+        expected = torch.stack([_encode(encoder, *pair, norm == "pre") for pair in pairs])
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_trains_with_dropout():

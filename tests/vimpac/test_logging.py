@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.vimpac.runs import make_store, tiny_config
+from vimpac.checkpoints.training_state import save_checkpoint
 from vimpac.data.store import TokenStore
 from vimpac.train.batches import padding_warning
 from vimpac.train.log import LOG, RunLog, read_log
-from vimpac.train.loop import Loop
 from vimpac.train.pretrain import pretrain
 
 
@@ -76,17 +76,17 @@ def test_clips_longer_than_most_videos_are_said(tmp_path, frames, stride, warns)
 
 
 def test_rate_is_of_the_steps_and_not_of_the_checkpoints(tmp_path, monkeypatch):
-    def save_slowly(run: Loop) -> Path:
+    def save_slowly(*arguments: object, **options: object) -> Path:
         clock[0] += 100
-        return save(run)
+        return save_checkpoint(*arguments, **options)
 
     def lr_at(step: int, *_: object) -> float:
         clock[0] += 2  # seconds of a step
         return 0.0
 
-    clock, save = [0.0], Loop._save
+    clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(Loop, "_save", save_slowly)
+    monkeypatch.setattr("vimpac.train.loop.save_checkpoint", save_slowly)
     monkeypatch.setattr("vimpac.train.loop.lr_at", lr_at)
     words = ("optim.steps=4", "run.save_every=2")  # of 8 videos
     pretrain(tiny_config(make_store(tmp_path / "store"), tmp_path, *words), quiet=True)

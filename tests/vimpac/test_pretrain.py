@@ -212,8 +212,13 @@ def test_batches_are_the_clips_of_the_settings(store, tmp_path):
 def test_padding_is_looked_for_where_a_clip_is_longer_than_a_video(
     store, tmp_path, frames, stride, pads
 ):
-    words = (f"clips.frames={frames}", f"clips.frame_stride={stride}")
-    assert _begin(store, tmp_path, *words).step._has_padding == pads
+    words = ("optim.steps=1", f"clips.frames={frames}", f"clips.frame_stride={stride}")
+    run, told = _begin(store, tmp_path, *words), set()
+    run.system.model.encoder.register_forward_pre_hook(
+        lambda _, arguments, options: told.add(options["has_padding"]), with_kwargs=True
+    )
+    run.run(quiet=True)
+    assert told == {pads}
 
 
 def test_epochs_are_of_all_videos(store, tmp_path):

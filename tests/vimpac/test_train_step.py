@@ -7,6 +7,7 @@ import torch
 
 from vimpac import MASK_TOKEN, PAD_TOKEN, Vimpac, preset
 from vimpac.config import PretrainConfig
+from vimpac.model.masked_rows import cls_rows
 from vimpac.settings import load_config
 from vimpac.tokens import NUM_TOKENS
 from vimpac.train.distributed import World
@@ -77,6 +78,17 @@ def _gradients(step: PretrainStep) -> list[torch.Tensor]:
     return [_group(step), *(p.grad for p in step.model.parameters())]
 
 
+def _encodings(step: PretrainStep) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The tokens, the rows and the result of every call of the encoder from now on."""
+    calls = []
+
+    def note(_: torch.nn.Module, arguments: tuple, options: dict, states: torch.Tensor) -> None:
+        calls.append((arguments[0], options["rows"], states.detach()))
+
+    step.model.encoder.register_forward_hook(note, with_kwargs=True)
+    return calls
+
+
 def _assert_mean(step: PretrainStep, *others: PretrainStep) -> None:
     """The fp64 gradients of a step are the mean of those of others."""
     models = (one.model for one in (step, *others))
@@ -143,15 +155,23 @@ def test_masks_are_those_of_the_settings_and_the_clip(words, options):
     tokens[0, 1] = PAD_TOKEN
     options |= dict(mask_token=MASK_TOKEN, pad_token=PAD_TOKEN, vocab_size=NUM_TOKENS)
     expected = mask_tokens(tokens, **options, seed=3, clip_offset=6, row_offset=1)
-    for ours, theirs in zip(_make_step("seed=3", *words)._mask(tokens, 6), expected, strict=True):
-        assert torch.equal(ours, theirs)
+    step = _make_step("seed=3", "batch.videos=2", "batch.contrastive=2", *words)
+    calls = _encodings(step)
+    step.group([tokens.unflatten(0, (2, 2))], 6, is_last=True)
+    ((inputs, rows, _),) = calls
+    assert torch.equal(inputs, expected.inputs)
+    read = torch.cat((cls_rows(tokens), expected.positions[: expected.count]))
+    assert torch.equal(rows[: len(read)], read)  # behind them are slots of no masked token
 
 
 @pytest.mark.parametrize("words", [(), ("mask.blocks=8",), ("mask.strategy=tube",)], ids=str)
 def test_bound_on_masked_tokens_is_kept_and_near(words):
-    step, grid, clips = _make_step(*words), (5, 16, 16), 2048
-    masked = step._mask(torch.zeros((clips, *grid), dtype=torch.int32), 0).mask.flatten(1)
-    mask, counts = step.config.mask, masked.sum(1)
+    mask = load_config(PretrainConfig, "tiny", [*SETTINGS, *words]).mask
+    grid, clips = (5, 16, 16), 2048
+    options = dict(strategy=mask.strategy, num_blocks=mask.blocks, ratio=mask.ratio, seed=0)
+    tokens = torch.zeros((clips, *grid), dtype=torch.int32)
+    masked = mask_tokens(tokens, mask_token=MASK_TOKEN, **options).mask.flatten(1)
+    counts = masked.sum(1)
     assert abs(masked.float().mean() - expected_ratio(mask, grid)) < 0.01
     assert counts.view(-1, 8).sum(1).max() <= max_masked(mask, (8, *grid))
     assert counts.sum() <= max_masked(mask, (clips, *grid)) < 1.2 * counts.sum()
@@ -192,12 +212,14 @@ def test_compiled_step_is_the_plain_step(monkeypatch):
 def test_pass_that_caches_cls_has_the_dropout_of_the_pass_that_learns():
     """The one reads [CLS] alone, the other [CLS] and the masked tokens."""
     step = _make_step()
-    tokens = torch.randint(0, 8192, (4, *GRID))
-    masked = step._mask(tokens, 0)
-    seed = step.seed(0)
-    cached = step._encode(masked.inputs, seed)
-    *_, cls = step._module(masked.inputs, tokens, masked.positions, masked.count, None, True, seed)
-    torch.testing.assert_close(cached, cls)
+    calls = _encodings(step)
+    _group(step)
+    assert len(calls) == 4  # two micro-batches, each of which is encoded twice
+    for (tokens, first, cached), (same, rows, states) in zip(calls[:2], calls[2:], strict=True):
+        assert torch.equal(tokens, same) and torch.equal(first, cls_rows(tokens))
+        clips = len(first)
+        assert len(rows) > clips and torch.equal(rows[:clips], first)
+        torch.testing.assert_close(cached, states[:clips])
 
 
 def test_masks_and_dropout_follow_from_the_clip_wherever_its_number_lies():
