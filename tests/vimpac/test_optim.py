@@ -10,11 +10,13 @@ from torch import nn
 from vimpac import Vimpac
 from vimpac.config import OptimConfig
 from vimpac.train.optim import make_optimizer, parameter_groups, update
+from vimpac_kernels import AxialAttention
 
 
 def test_weights_of_linear_layers_and_embeddings_decay_and_nothing_else():
     model = Vimpac.from_preset("tiny", grid=(2, 3, 4))
     weights = {m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    weights |= {m.in_proj_weight for m in model.modules() if isinstance(m, AxialAttention)}
     decaying, others = parameter_groups(model, 0.05)
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     assert {*decaying["params"]} == weights
