@@ -81,7 +81,9 @@ def capturing():
 
 
 class Replayed(Graphed):
-    """`Graphed` with a tape in place of a CUDA graph."""
+    """`Graphed` with a tape in place of a CUDA graph, whose replays it counts."""
+
+    replays = 0
 
     def _warm_up(self) -> Tensor:
         with capturing() as self.before:
@@ -95,6 +97,7 @@ class Replayed(Graphed):
         done = [True]  # unlike a device, recording has done the work of the first replay
 
         def replay() -> Tensor:
+            self.replays += 1
             if not done:
                 tape.replay()
             done.clear()

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -35,12 +36,27 @@ CASES = pytest.mark.parametrize("words", KINDS, ids=["one-pass", "cached", "chec
 
 
 @pytest.fixture
-def taped(monkeypatch) -> None:
-    """Graphs are tapes."""
-    monkeypatch.setattr("vimpac.train.update.Graphed", Replayed)
+def taped(monkeypatch) -> list[Replayed]:
+    """Graphs are tapes: those that are made."""
+    made: list[Replayed] = []
+
+    def make(*arguments) -> Replayed:
+        made.append(Replayed(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("vimpac.train.update.Graphed", make)
+    return made
 
 
-def _make_update(*more: str, device: str = "cpu") -> Update:
+class Rehearsal(NamedTuple):
+    """An update, and what it changes."""
+
+    update: Update
+    step: PretrainStep
+    optimizer: torch.optim.Optimizer
+
+
+def _make_update(*more: str, device: str = "cpu") -> Rehearsal:
     """Updates of two groups of four videos, which read nothing on the host."""
     config = load_config(PretrainConfig, "tiny", [*SETTINGS, *more])
     torch.manual_seed(0)
@@ -48,32 +64,33 @@ def _make_update(*more: str, device: str = "cpu") -> Update:
     step = PretrainStep(model, config, World(torch.device(device)))
     step._read_count = False
     optimizer = make_optimizer(model, config.optim)
-    return Update(step, model, optimizer, config.optim, step.world, config.graph)
+    update = Update(step, model, optimizer, config.optim, step.world, config.graph)
+    return Rehearsal(update, step, optimizer)
 
 
-def _run(update: Update, number: int) -> torch.Tensor:
+def _run(rehearsal: Rehearsal, number: int) -> torch.Tensor:
     """Metrics and norm of the update with that number, which decides everything."""
-    step, generator = update._step, torch.Generator().manual_seed(number)
+    (update, step, _), generator = rehearsal, torch.Generator().manual_seed(number)
     videos = torch.randint(0, 8192, (step.groups, step.group_part, 2, *GRID), generator=generator)
     videos = videos.pin_memory() if step.world.device.type == "cuda" else videos
     first = step.groups * step.group_part * number
     return update((group.split(step.micro) for group in videos), first, 1e-3 / (1 + number))
 
 
-def _train(update: Update, updates: int) -> list[torch.Tensor]:
+def _train(rehearsal: Rehearsal, updates: int) -> list[torch.Tensor]:
     """Metrics and norms of updates, then the parameters, Adam's moments, BatchNorm's statistics."""
-    results = [_run(update, number) for number in range(updates)]
-    moments = [x for state in update._optimizer.state.values() for x in state.values()]
-    return [*results, *update._step.model.state_dict().values(), *moments]
+    results = [_run(rehearsal, number) for number in range(updates)]
+    moments = [x for state in rehearsal.optimizer.state.values() for x in state.values()]
+    return [*results, *rehearsal.step.model.state_dict().values(), *moments]
 
 
 @CASES
 def test_graph_of_an_update_is_the_plain_update(taped, words):
     """Tokens, masks, dropout and the learning rate reach it through its inputs, bit for bit."""
     updates, recorded = WARM_UP + 3, _make_update("graph=true", *words)
-    assert isinstance(recorded._graph, Replayed)
     expected = _train(_make_update(*words), updates)
     torch.testing.assert_close(_train(recorded, updates), expected, rtol=0, atol=0)
+    assert [tape.replays for tape in taped] == [updates - WARM_UP]
 
 
 def test_graph_of_a_bf16_update_is_the_plain_update(taped):
@@ -86,9 +103,9 @@ def test_graph_of_a_bf16_update_is_the_plain_update(taped):
 @CASES
 def test_update_can_be_captured(words):
     """The tape does refuse what a capture would, and it sees every part of the step."""
-    update = _make_update(*words)
-    _run(update, 0)
-    step, clip, lr = update._step, torch.tensor(0), torch.tensor(1e-3)
+    rehearsal = _make_update(*words)
+    _run(rehearsal, 0)
+    (update, step, _), clip, lr = rehearsal, torch.tensor(0), torch.tensor(1e-3)
     parts = torch.randint(0, 8192, (8, 2, *GRID)).split(step.micro)
     with capturing() as tape:
         update._recorded(clip, lr, *parts)
@@ -134,10 +151,10 @@ def test_capture_refuses(message, call):
 def test_first_update_launches_what_no_later_one_does(taped, monkeypatch):
     """It allocates Adam's moments: a graph would load code if it were recorded without it."""
     monkeypatch.setattr(cuda_graph, "WARM_UP", 1)
-    update = _make_update("graph=true")
-    _run(update, 0)
+    rehearsal = _make_update("graph=true")
+    _run(rehearsal, 0)
     with pytest.raises((AssertionError, ValueError)):
-        _run(update, 1)
+        _run(rehearsal, 1)
 
 
 @pytest.fixture
@@ -164,9 +181,9 @@ def test_recording_runs_no_kernel_for_the_first_time(kernels, monkeypatch):
             return replay
 
     monkeypatch.setattr("vimpac.train.update.Graphed", Counting)
-    update = _make_update("graph=true", "batch.videos=1", "batch.contrastive=1")
+    rehearsal = _make_update("graph=true", "batch.videos=1", "batch.contrastive=1")
     for number in range(WARM_UP + 1):
-        _run(update, number)
+        _run(rehearsal, number)
     assert counts[0] == counts[1] >= 10
     bias_gelu(torch.ones(1, 8).half(), torch.ones(8))  # which the step has not met
     assert kernels() == counts[1] + 1
@@ -189,11 +206,11 @@ def test_captured_update_is_the_eager_update_and_neither_waits_for_the_device(wo
     for recorded in (False, True):
         settings = (*words, f"graph={recorded}")
         _train(_make_update(*settings, device="cuda"), 1)  # compiles kernels
-        update = _make_update(*settings, device="cuda")
-        assert isinstance(update._graph, Graphed) == recorded
+        rehearsal = _make_update(*settings, device="cuda")
+        assert isinstance(rehearsal.update._graph, Graphed) == recorded
         torch.cuda.set_sync_debug_mode("error")
         try:
-            results.append(_train(update, WARM_UP + 2))
+            results.append(_train(rehearsal, WARM_UP + 2))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
