@@ -235,5 +235,5 @@ def test_masks_and_dropout_follow_from_the_clip_wherever_its_number_lies():
 
 def test_clips_share_no_seed_of_dropout():
     model = Vimpac.from_preset("12x512", layout="T,H,W", grid=GRID)
-    seeds = 1 + 2 * len(model.encoder._branches())
+    seeds = 1 + 2 * sum(len(layer.branches()) for layer in model.encoder.layers)
     assert seeds <= _make_step().seed(5) - _make_step().seed(torch.tensor(4)) == SEEDS
