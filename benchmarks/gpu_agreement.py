@@ -32,15 +32,17 @@ from torch import Tensor
 import vimpac_kernels
 from vimpac_kernels.runtime import registry
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.checks import assert_close
+
 Job = tuple[str, int, str]  # scale, number of the case, implementation
 
 
 @contextmanager
 def emulated() -> Iterator[None]:
     """CUDA kernels on the emulator, for CPU tensors."""
-    sys.path.append(str(TESTS))
-    from emulator import build
+    from tests.emulator import build
 
     with registry.override_extension("cuda", build.load("plain")):
         yield
@@ -88,17 +90,9 @@ class Truth:
             actual = gradients(self.case, self.tensors, impl)
         for i, (a, t, s) in enumerate(zip(actual, self.wide, self.same, strict=True)):
             if a.is_floating_point():
-                _checks().assert_close(a, t, s)
+                assert_close(a, t, s)
             elif not torch.equal(a, s):
                 raise AssertionError(f"output {i} differs in {int((a != s).sum())} places")
-
-
-@functools.cache
-def _checks():
-    sys.path.append(str(TESTS))
-    import checks  # the one way in which this project compares floating-point results
-
-    return checks
 
 
 @functools.cache

@@ -73,7 +73,7 @@ counters() { # of the heaviest kernels; the card's clocks are left as they are
 
 tests() { # only files with tests for a GPU: others need packages that kernels do not
   local files some=()
-  mapfile -t files < <(grep -lwE 'impl|gpu' tests/test_*.py)
+  mapfile -t files < <(grep -rlwE --include='test_*.py' 'impl|gpu' tests | sort)
   if ((visit == 1)); then some=(-k 'not compiles and not full_graph and not 2_to_the_31'); fi
   if python3 -c 'import xdist' 2> /dev/null; then some+=(-n "$(nproc)"); fi # Triton compiles
   OMP_NUM_THREADS=1 python3 -m pytest -q -p no:cacheprovider --continue-on-collection-errors \

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import triton_process
-from emulator import build
 
+from tests import triton_process
+from tests.emulator import build
+
+pytest.register_assert_rewrite("tests.cases")  # so that its asserts say what they compared
 torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
 
 

@@ -43,7 +43,7 @@ def unavailable() -> str | None:
     """Says why the emulator cannot run here, or None where it can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "the emulator's fibers need x86-64 Linux"
-    missing = [tool for tool in ("g++", "ninja") if _tool(tool) is None]
+    missing = [tool for tool in ("g++", "ninja") if find_tool(tool) is None]
     if missing:
         return f"the emulator needs {' and '.join(missing)}"
     if _cuda_headers() is None:
@@ -51,7 +51,7 @@ def unavailable() -> str | None:
     return None
 
 
-def _tool(name: str) -> str | None:
+def find_tool(name: str) -> str | None:
     """The path of a tool, pip's before PATH's."""
     return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
@@ -116,7 +116,7 @@ def build(target: str, sources: Iterable[Path], mode: str = "plain") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / f"{target}.ninja"
     text = _ninja_file(mode, target, sources, target.endswith(".so"))
-    command = [_tool("ninja") or "ninja", "-C", str(folder), "-f", recipe.name, target]
+    command = [find_tool("ninja") or "ninja", "-C", str(folder), "-f", recipe.name, target]
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # not for compilers
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests in several processes build once
@@ -179,7 +179,7 @@ def run_under(mode: str, arguments: Iterable[str]) -> subprocess.CompletedProces
 
     Args:
         mode: "plain", "asan" or "tsan".
-        arguments: for example ["-m", "pytest", "tests/test_x.py", "--emulator-mode=asan"].
+        arguments: for example ["-m", "pytest", "tests/kernels/test_x.py", "--emulator-mode=asan"].
     """
     return subprocess.run(
         [sys.executable, *arguments],

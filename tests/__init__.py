@@ -1,0 +1,1 @@
+"""The tests, grouped as the product is; `conftest.py` has the backends on which they run."""

@@ -1,0 +1,1 @@
+"""What several test modules of one op share: its inputs and the comparison with the reference."""

@@ -1,0 +1,68 @@
+"""What the README and docs/ say can be run, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import vimpac_kernels
+from vimpac import cli
+from vimpac.config import FinetuneConfig, PretrainConfig
+from vimpac.settings import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def _commands() -> list[str]:
+    """The arguments of every `vimpac` in a block of commands."""
+    lines = "\n".join(_blocks(README + TRAINING, "bash")).replace("\\\n", " ")
+    return re.findall(r"(?:^|&& | -m )vimpac (.+)", lines, flags=re.M)
+
+
+def test_oldest_triton_is_the_one_that_pip_asks_for() -> None:
+    asked = re.findall(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
+    told = re.findall(r"Triton \((\d+\.\d+) or newer", README)
+    told += re.findall(r"Triton (\d+\.\d+), the oldest", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(asked) == 1 and told == 2 * asked
+
+
+def test_first_example_runs() -> None:
+    (example,) = _blocks(README, "python")
+    names: dict = {}
+    exec(example, names)
+    assert names["y"].shape == names["x"].shape
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_commands_are_understood(command: str) -> None:
+    words = shlex.split(command, comments=True)
+    args = cli._parse(cli._parser(words[0]), words)
+    if words[0] in CONFIGS:
+        load_config(CONFIGS[words[0]], args.config, args.overrides).check()
+
+
+def test_settings_of_the_docs_exist() -> None:
+    settings = re.findall(r"^\| `(\S+)=(\S+?)`", TRAINING, flags=re.M)
+    assert len(settings) == 5
+    for key, value in settings:
+        load_config(PretrainConfig, None, [f"{key}={value.replace('N', '2')}"])
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_every_op_has_its_row() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .*(?:bf16|int16)", README, flags=re.M)
+    assert sorted(rows) == sorted(vimpac_kernels.OPS)

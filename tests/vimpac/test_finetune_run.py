@@ -1,0 +1,211 @@
+"""A fine-tuning runs as a pre-training does: it stops, goes on, divides and saves memory."""
+
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.vimpac.runs import ON_TWO_RANKS, run_process, start_process, wait_for_steps
+from vimpac import Vimpac, load_classifier, save_model
+from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
+from vimpac.config import FinetuneConfig
+from vimpac.data.store import TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
+from vimpac.errors import UsageError
+from vimpac.settings import load_config
+from vimpac.train.finetune import finetune
+from vimpac.train.log import read_log
+from vimpac.train.signals import Interrupted
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = (
+    "clips.frames=2",
+    "clips.workers=0",
+    "precision=fp32",
+    "device=cpu",
+    "test_clips=2",
+    "batch=4",
+    "optim.steps=12",
+    "run.log_every=1",
+    "run.save_every=4",
+    "run.tensorboard=false",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A store of twelve videos, their labels, and a model with dropout."""
+    path, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    with TokenStoreWriter(path / "store", StoreMeta("patch", 8192, 4, 4, 2.0)) as writer:
+        for video in range(12):
+            writer.add(f"{video}.mp4", 100 * (video % 2) + rng.integers(0, 10, (1, 4, 4, 4)))
+        writer.finish()
+    lines = [f"{i}.mp4,{'ab'[i % 2]},{'test' if i > 8 else 'train'}" for i in range(12)]
+    (path / "labels.csv").write_text("\n".join(["video,class,split", *lines]) + "\n")
+    torch.manual_seed(0)
+    save_model(Vimpac.from_preset("tiny", grid=(2, 4, 4), dropout=0.1), path / "model")
+    return path
+
+
+def _words(folder: Path, out: Path, *more: str) -> list[str]:
+    return [*SETTINGS, f"data={folder / 'store'}", f"labels={folder / 'labels.csv'}", f"out={out}",
+            *more]  # fmt: skip
+
+
+def _config(folder: Path, out: Path, *more: str) -> FinetuneConfig:
+    return load_config(FinetuneConfig, None, _words(folder, out, *more))
+
+
+def _program(folder: Path, out: Path, *more: str) -> list[str]:
+    words = ["finetune", str(folder / "model"), *_words(folder, out, *more)]
+    return [sys.executable, "-m", "vimpac", *words]
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder, tmp_path_factory) -> Path:
+    """The run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run_process(*_program(folder, out))
+    return out
+
+
+def _losses(out: Path) -> list[tuple[float, ...]]:
+    return [(r["loss"], r["grad_norm"]) for r in read_log(out / "log.jsonl") if "loss" in r]
+
+
+def _check_same_end(out: Path, whole_run: Path, rtol: float = 0.0) -> None:
+    """The parameters and moments of the last step, and the losses of all."""
+    ends = [load_checkpoint(run / "checkpoints/step-00000012") for run in (out, whole_run)]
+    assert ends[0].description == ends[1].description
+    for mine, theirs in zip(ends[0][1:], ends[1][1:], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=rtol and 1e-5)
+    np.testing.assert_allclose(_losses(out), _losses(whole_run), rtol=rtol)
+
+
+def test_kill_and_resume_is_bit_exact(folder, whole_run, tmp_path):
+    process = start_process(*_program(folder, tmp_path))
+    wait_for_steps(process, tmp_path / "log.jsonl", 6)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list_checkpoints(tmp_path / "checkpoints")
+    run_process(*_program(folder, tmp_path, "--resume", "auto"))
+    _check_same_end(tmp_path, whole_run)
+
+
+def test_signal_ends_the_run_after_the_step_and_resume_is_bit_exact(folder, whole_run, tmp_path):
+    def interrupt() -> bool:
+        if len(read_log(tmp_path / "log.jsonl")) == 5:  # in the sixth step
+            signal.raise_signal(signal.SIGTERM)
+        return False
+
+    config = _config(folder, tmp_path)
+    with pytest.raises(Interrupted, match="after step 6: .* is written") as error:
+        finetune(config, folder / "model", stop=interrupt, quiet=True)
+    assert error.value.exit_code == 128 + signal.SIGTERM
+    result = finetune(config, folder / "model", resume="auto", quiet=True)
+    assert result.checkpoint.name == "step-00000012" and result.video_accuracy >= 0
+    _check_same_end(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("batch.micro=2",), ("parallel=fsdp", "activation_checkpointing=true")],
+    ids=["ddp", "fsdp"],
+)
+def test_two_ranks_equal_one(folder, tmp_path, words):
+    """Dropout follows from the first clip of a micro-batch, of which two ranks have two."""
+    words = (*words, "optim.lr=1e-5")
+    finetune(_config(folder, tmp_path / "one", "batch.micro=2", *words[-1:]), folder / "model")
+    run_process(*ON_TWO_RANKS, *_program(folder, tmp_path / "two", *words)[1:])
+    _check_same_end(tmp_path / "two", tmp_path / "one", rtol=1e-3)
+    tests = [read_log(tmp_path / run / "log.jsonl")[-1] for run in ("one", "two")]
+    assert tests[0] == tests[1] and "test_video_accuracy" in tests[0]
+
+
+def test_micro_batches_give_the_gradients_of_the_batch(folder, tmp_path):
+    torch.manual_seed(0)
+    save_model(Vimpac.from_preset("tiny", grid=(2, 4, 4), dropout=0.0), tmp_path / "model")
+    for micro in (4, 1):
+        words = ("optim.lr=1e-5", f"batch.micro={micro}")
+        finetune(_config(folder, tmp_path / str(micro), *words), tmp_path / "model", quiet=True)
+    _check_same_end(tmp_path / "1", tmp_path / "4", rtol=1e-3)
+
+
+def test_activation_checkpointing_changes_no_bit(folder, whole_run, tmp_path):
+    run_process(*_program(folder, tmp_path, "activation_checkpointing=true"))
+    _check_same_end(tmp_path, whole_run)
+
+
+def test_run_is_tested_while_it_trains_and_is_no_other_one(folder, whole_run, tmp_path):
+    result = finetune(
+        _config(folder, tmp_path, "run.evaluate_every=2.2"), folder / "model", quiet=True
+    )
+    tested = [r for r in read_log(tmp_path / "log.jsonl") if "test_video_accuracy" in r]
+    assert [record["step"] for record in tested] == [5, 10, 12]  # 2.25 steps an epoch
+    assert tested[-1]["test_clip_accuracy"] == result.clip_accuracy
+    assert tested[-1]["test_video_accuracy"] == result.video_accuracy
+    _check_same_end(tmp_path, whole_run)
+
+
+def test_checkpoint_is_written_before_the_test(folder, tmp_path, monkeypatch):
+    """Which may take longer than a scheduler waits for the process to end."""
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vimpac.train.finetune.accuracies", fail)
+    config = _config(folder, tmp_path, "run.evaluate_every=1", "run.save_every=100")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, folder / "model", quiet=True)
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert saved.name == "step-00000002"
+
+
+def test_compiled_run_is_the_plain_run(folder, tmp_path, monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, options, **more: real(f, backend="aot_eager", **more)
+    )
+    for mode in ("none", "default"):
+        words = ("optim.lr=1e-5", f"compile={mode}", "optim.steps=12")
+        finetune(_config(folder, tmp_path / mode, *words), folder / "model", quiet=True)
+    _check_same_end(tmp_path / "default", tmp_path / "none", rtol=1e-3)
+
+
+def test_checkpoint_of_a_run_is_a_classifier(folder, whole_run, tmp_path):
+    model, classes = load_classifier(whole_run / "checkpoints/step-00000004")
+    assert classes == ["a", "b"] and model.encoder.grid == (2, 4, 4)
+    data = load_checkpoint(whole_run / "checkpoints/step-00000004").description.data
+    assert (data.tokenizer, data.fps, data.frame_stride, data.height) == ("patch", 2.0, 1, 4)
+
+
+def test_other_classes_or_another_tokenizer_are_refused(folder, whole_run, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text((folder / "labels.csv").read_text().replace(",a,", ",c,"))
+    path = str(whole_run / "checkpoints/step-00000004")
+    config = _config(folder, tmp_path / "run", f"labels={labels}")
+    with pytest.raises(UsageError, match=r"its classes are \['a', 'b'\], not \['b', 'c'\]"):
+        finetune(config, folder / "model", resume=path)
+    with TokenStoreWriter(
+        tmp_path / "store", StoreMeta("dalle", 8192, 4, 4, 2.0, digest="ab" * 32)
+    ) as writer:
+        for video in range(12):
+            writer.add(f"{video}.mp4", np.zeros((1, 4, 4, 4), int))
+        writer.finish()
+    config = _config(folder, tmp_path / "run", f"data={tmp_path / 'store'}")
+    for resume in ("none", path):
+        with pytest.raises(UsageError, match="tokens of the tokenizer 'patch', .* 'dalle' with"):
+            finetune(config, path, resume=resume)
+    assert not (tmp_path / "run").exists()
+
+
+def test_probe_cannot_be_resumed(folder, tmp_path):
+    result = finetune(_config(folder, tmp_path), folder / "model", probe=True, quiet=True)
+    with pytest.raises(UsageError, match="fitted at once, in one process, without --resume"):
+        finetune(_config(folder, tmp_path), folder / "model", probe=True, resume="auto")
+    with pytest.raises(UsageError, match=f"{result.checkpoint} holds a model but no run"):
+        finetune(_config(folder, tmp_path), folder / "model", resume="auto")
