@@ -53,6 +53,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: Writing failed; it names `path`.
     """
     temporary = temporary_path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such directory", str(path.parent))
     try:
         yield temporary
         _sync(temporary)

@@ -39,6 +39,7 @@ POSITIVE = Range("be positive", lambda x: x > 0)
 NOT_NEGATIVE = Range("not be negative", lambda x: x >= 0)
 SHARE = Range("lie in [0, 1]", lambda x: 0 <= x <= 1)
 BELOW_ONE = Range("lie in [0, 1)", lambda x: 0 <= x < 1)
+SIZE = Range("lie in [1, 65,536]", lambda x: 1 <= x <= 65_536)  # of a network
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)
 _LARGEST = 10**9  # no setting but the seed needs more, and everything can compute with it
 
@@ -66,6 +67,8 @@ def range_problem(config: Any, prefix: str = "") -> str | None:
         legal: Range | None = field.metadata.get("legal")
         for x in value if isinstance(value, tuple | list) else (value,):
             if isinstance(x, bool) or not isinstance(x, int | float):
+                if legal is not None and x is not None:
+                    return f"{key}={x!r} must be a number"
                 continue
             if not math.isfinite(x) if isinstance(x, float) else False:
                 return f"{key}={x} must be finite"
@@ -131,7 +134,7 @@ def _read_yaml(source: str) -> dict:
         raise UsageError(f"--config {source}: no such file; there are also {', '.join(names)}")
     try:
         values = yaml_texts(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         line = str(error).replace("\n", " ")
         raise UsageError(f"--config {source} is no YAML: {line}") from error
     if not isinstance(values or {}, dict):
@@ -175,7 +178,7 @@ def _fill(config: Any, words: list[tuple[str, Any, str]]) -> None:
             raise UsageError(f"unknown key '{key}' in {where}{_nearest(key, list(legal))}")
         try:
             value = _convert(text, legal[key])
-        except (TypeError, ValueError, OverflowError, yaml.YAMLError):
+        except (TypeError, ValueError, OverflowError, RecursionError, yaml.YAMLError):
             name = _type_name(legal[key])
             raise UsageError(f"{where}: {key} must be {name}, not {text!r}") from None
         name, _, inner = key.partition(".")
@@ -210,7 +213,7 @@ def _convert(text: Any, hint: Any) -> Any:
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = next(choice for choice in choices if choice is not type(None))
-        return None if text in ("null", "~", "") else _convert(text, inner)
+        return None if text in ("null", "Null", "NULL", "~", "") else _convert(text, inner)
     if origin is tuple:
         values = yaml_texts(text) if isinstance(text, str) else text
         if not isinstance(values, list) or len(values) != len(choices):
@@ -224,9 +227,11 @@ def _convert(text: Any, hint: Any) -> Any:
         if text not in choices:
             raise ValueError
         return text
+    if hint is int:
+        return int(text)  # YAML 1.1 reads 010 as 8 and 1:30 as 90
+    if hint is float and text not in (".inf", "-.inf", ".nan"):
+        return float(text)
     value = yaml.safe_load(text)
-    if hint is float and not isinstance(value, bool):
-        return float(value)  # YAML reads 1e-3, without a dot, as a text
     if type(value) is not hint:
         raise TypeError
     return value

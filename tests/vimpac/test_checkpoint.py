@@ -102,15 +102,45 @@ def test_full_disk_leaves_the_one_before_and_nothing_else(tmp_path, monkeypatch,
 def test_damaged_file_is_named_with_a_way_out(tmp_path, name):
     path = _save(tmp_path, 5)
     (path / name).write_bytes((path / name).read_bytes()[:20])
-    with pytest.raises(VimpacError, match="step-00000005 is damaged.*use an earlier"):
+    with pytest.raises(VimpacError, match="step-00000005\\S* is damaged.*use an"):
         ckpt.load_checkpoint(path)
 
 
 def test_state_that_would_run_code_is_refused(tmp_path):
     path = _save(tmp_path, 5)
     torch.save({"step": Path}, path / ckpt.STATE)
-    with pytest.raises(VimpacError, match="damaged"):
+    with pytest.raises(VimpacError, match="training_state.pt is damaged, or holds more than"):
         ckpt.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x80", b"\x80\x04.", b"PK\x03\x04"])
+def test_state_of_any_bytes_is_refused(tmp_path, data):
+    path = _save(tmp_path, 5)
+    (path / ckpt.STATE).write_bytes(data)
+    with pytest.raises(VimpacError, match="training_state.pt is damaged"):
+        ckpt.load_checkpoint(path)
+
+
+def test_model_without_a_state_cannot_be_continued(tmp_path):
+    path = _save(tmp_path, 5)
+    (path / ckpt.STATE).unlink()
+    with pytest.raises(UsageError, match="has no training_state.pt, so it cannot be continued"):
+        ckpt.load_checkpoint(path)
+
+
+def test_checkpoint_of_another_run_would_delete_those_of_this_one(tmp_path):
+    other = _save(tmp_path / "other", 5)
+    assert ckpt.find_checkpoint(str(other), tmp_path / "run") == other
+    mine = _save(tmp_path / "run", 3)
+    assert ckpt.find_checkpoint(str(mine), tmp_path / "run") == mine
+    with pytest.raises(UsageError, match="is of another run than the checkpoints in"):
+        ckpt.find_checkpoint(str(other), tmp_path / "run")
+
+
+def test_every_file_has_the_rights_that_the_user_gives(tmp_path):
+    """safetensors writes files that nobody else can read."""
+    modes = {file.stat().st_mode for file in _save(tmp_path, 5).iterdir()}
+    assert len(modes) == 1
 
 
 def test_starting_over_checkpoints_is_refused(tmp_path):

@@ -46,6 +46,8 @@ def test_named_configurations_hold_the_numbers_of_the_paper(name, lr, warmup, co
         ("optim.lr=3e-4", 3e-4),  # YAML itself reads this as a text
         ("optim.steps=null", None),
         ("optim.steps=12", 12),
+        ("optim.steps=010", 10),
+        ("optim.steps=NULL", None),
         ("optim.betas=[0, .5]", (0.0, 0.5)),
         ("run.tensorboard=false", False),
         ("compile=none", "none"),
@@ -112,7 +114,10 @@ def test_later_words_win_over_the_preset():
         ("optim=1", "a section with the keys optim.lr, "),
         ("optim.lr=fast", "optim.lr must be a number, not 'fast'"),
         ("optim.lr=null", "optim.lr must be a number, not 'null'"),
-        (f"optim.lr={10**400}", "optim.lr must be a number, not '10"),
+        (f"optim.lr={10**400}", "optim.lr=inf must be finite"),
+        ("optim.lr=1:30", "optim.lr must be a number, not '1:30'"),  # 90 in YAML 1.1
+        ("optim.steps=1:30", "optim.steps must be a whole number or null, not '1:30'"),
+        ("mask.noise=" + 3000 * "[", "mask.noise must be"),
         ("optim.steps=1.5", "optim.steps must be a whole number or null, not '1.5'"),
         ("optim.betas=0.9", r"optim.betas must be \[a number, a number\], not '0.9'"),
         ("precision=fp16", "precision must be bf16 or fp32, not 'fp16'"),

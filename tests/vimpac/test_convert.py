@@ -35,7 +35,7 @@ class _Arbitrary:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (_Arbitrary(), "no readable plain tensors"),
+        (_Arbitrary(), "holds more than plain tensors"),
         ({"epoch": 3}, "no state dict"),
         ({"backbone.other": torch.zeros(1)}, "lacks 'backbone."),
     ],

@@ -314,7 +314,7 @@ def test_wrong_setting_is_one_line(store, checkpoint, labels, tmp_path, capsys, 
 def test_absent_and_damaged_checkpoints_are_named(store, checkpoint, labels, tmp_path, capsys):
     words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
     assert cli.main(["finetune", "/nonexistent", *words]) == 2
-    assert "/nonexistent is no model: it has no model.safetensors" in capsys.readouterr().err
+    assert "/nonexistent is no model: it does not exist" in capsys.readouterr().err
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     (copy / "model.safetensors").write_bytes(b"nothing")
     assert cli.main(["finetune", str(copy), *words]) == 1
@@ -331,7 +331,7 @@ def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_
     finetune(config, checkpoint, probe=True, quiet=True)
     words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
     assert cli.main(["finetune", str(checkpoint), "--linear-probe", *words]) == 2
-    assert "has checkpoints already: give --resume auto" in capsys.readouterr().err
+    assert "has a checkpoint already: give another out=" in capsys.readouterr().err
 
 
 def test_three_crops_are_tested_and_no_flip(checkpoint, tmp_path):

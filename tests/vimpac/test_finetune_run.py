@@ -1,5 +1,6 @@
 """A fine-tuning runs as a pre-training does: it stops, goes on, divides and saves memory."""
 
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests.vimpac.runs import ON_TWO_RANKS, run_process, start_process, wait_for_steps
-from vimpac import Vimpac, load_classifier, save_model
+from vimpac import Vimpac, cli, load_classifier, save_model
 from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.config import FinetuneConfig
 from vimpac.data.store import TokenStoreWriter
@@ -201,6 +202,62 @@ def test_other_classes_or_another_tokenizer_are_refused(folder, whole_run, tmp_p
         with pytest.raises(UsageError, match="tokens of the tokenizer 'patch', .* 'dalle' with"):
             finetune(config, path, resume=resume)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_main_process_prints(folder, tmp_path, monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    words = _words(folder, tmp_path, "optim.steps=1")
+    assert cli.main(["finetune", str(folder / "model"), *words]) == 0
+    assert capsys.readouterr().out.startswith("clips") == (rank == "0")
+
+
+def test_folder_that_cannot_be_made_is_said_before_training(folder, tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(UsageError, match="checkpoints cannot be made .*: give another out="):
+        finetune(_config(folder, tmp_path), folder / "model", quiet=True)
+
+
+def test_run_past_its_new_end_is_refused(folder, whole_run, tmp_path):
+    config = _config(folder, tmp_path, "optim.steps=3")
+    with pytest.raises(UsageError, match="is at step 4, this run ends at step 3: raise"):
+        finetune(config, folder / "model", resume=str(whole_run / "checkpoints/step-00000004"))
+
+
+def _drop(state: dict) -> None:
+    del state["optimizer"]["state"][0]
+
+
+def _reshape(state: dict) -> None:
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+
+def _swap(state: dict) -> None:
+    moments = state["optimizer"]["state"]
+    moments[1], moments[2] = moments[2], moments[1]
+
+
+@pytest.mark.parametrize(
+    "break_state",
+    [
+        *(_drop, _reshape, _swap),
+        lambda state: state.update(optimizer=None),
+        lambda state: state["optimizer"].update(state={}),
+        lambda state: state.pop("sampler"),
+        lambda state: state.update(sampler={}),
+        lambda state: state.update(step="2"),
+        lambda state: state.update(step=2.5),
+        lambda state: state.pop("step"),
+    ],
+)
+def test_state_of_another_run_or_of_none_is_refused(folder, whole_run, tmp_path, break_state):
+    """The fused optimiser would read moments of another shape past their end."""
+    path = shutil.copytree(whole_run / "checkpoints/step-00000004", tmp_path / "copy")
+    state = torch.load(path / "training_state.pt", weights_only=True)
+    break_state(state)
+    torch.save(state, path / "training_state.pt")
+    with pytest.raises(UsageError, match="does not fit this configuration"):
+        finetune(_config(folder, tmp_path / "run"), folder / "model", resume=str(path))
 
 
 def test_probe_cannot_be_resumed(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import signal
 import socket
@@ -295,9 +296,20 @@ def test_resumed_run_takes_its_own_settings_of_the_optimiser(store, whole_run, t
     assert decay["betas"] == keep["betas"] == (0.5, 0.6)
 
 
-def test_checkpoint_of_another_model_is_refused(store, whole_run, tmp_path):
-    config = tiny_config(store, tmp_path, "model.layout=THW")
-    with pytest.raises(UsageError, match="does not fit this configuration"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.layout=THW"], "its model.layout is T,H|W, not THW"),
+        (["model.layout=T,HW"], "its model.layout is T,H|W, not T,HW"),  # of the same shapes
+        (["model.heads=8", "model.head_dim=16"], "its model.heads is 4, not 8"),  # also
+        (["seed=5"], "its order is that of seed=0, not of seed=5"),
+    ],
+)
+def test_checkpoint_of_another_model_or_order_is_refused(
+    store, whole_run, tmp_path, words, message
+):
+    config = tiny_config(store, tmp_path, *words)
+    with pytest.raises(UsageError, match=f"does not fit this configuration: {re.escape(message)}"):
         pretrain(config, resume=str(whole_run / "checkpoints/step-00000020"))
 
 

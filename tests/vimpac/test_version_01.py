@@ -65,7 +65,7 @@ def test_classifier_is_read(files, expected):
     assert classes == ["class0", "class1"]
     encoder, description = load_encoder(path)
     assert encoder.config == model.encoder.config and description.kind == "classifier"
-    with pytest.raises(UsageError, match="holds a classifier: read it with load_classifier"):
+    with pytest.raises(UsageError, match="holds a classifier, not a pre-trained model"):
         load_model(path)
 
 
@@ -86,6 +86,7 @@ def test_finetuning_starts_from_it(files, tmp_path, start):
     words = [*RUN, f"data={files / 'store'}", f"labels={files / 'labels.csv'}", f"out={tmp_path}"]
     config = load_config(FinetuneConfig, None, [*words, "batch=2", "optim.steps=1", "test_clips=1"])
     assert finetune(config, files / start, quiet=True).checkpoint.is_dir()
+    config.out = str(tmp_path / "other")
     with pytest.raises(UsageError, match="holds a model but no run that could be continued"):
         finetune(config, files / start, resume=str(files / "classifier/step-00000001"))
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -99,26 +100,46 @@ class ModelDescription:
             TypeError: If something has a wrong type or name.
         """
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no names and values")
         if "format" not in values:
             config, loss = version_01.read_settings(values)
             return cls("vimpac", config, loss)
         if values["format"] != FORMAT or values["kind"] not in KINDS:
-            raise ValueError(f"format {values['format']} of {values['kind']!r} is not known")
-        loss, data = values["loss"], values["data"]
+            raise UsageError(
+                f"it is of format {values['format']}, kind {values['kind']!r}, which this version "
+                "of vimpac does not know: upgrade it"
+            )
+        classes = values["classes"]
+        if classes is not None and not all(isinstance(name, str) for name in [*classes]):
+            raise TypeError(f"classes must be names, got {classes!r}")
         return cls(
             values["kind"],
-            ModelConfig(**values["config"]),
-            LossConfig(**loss) if loss else None,
-            values["classes"],
-            DataFacts(**data) if data else None,
+            _from_fields(ModelConfig, values["config"]),
+            _from_fields(LossConfig, values["loss"]) if values["loss"] else None,
+            classes,
+            _from_fields(DataFacts, values["data"]) if values["data"] else None,
         )
+
+
+T = TypeVar("T")
+
+
+def _from_fields(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass of all of its fields and no other."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    wrong = sorted(names ^ values.keys())
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is absent or unknown")
+    return kind(**values)
 
 
 def write_model(folder: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> None:
     """Writes the two files into a directory."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+    save_file(whole, folder / WEIGHTS)
+    shutil.copymode(folder / DESCRIPTION, folder / WEIGHTS)  # safetensors writes for one user only
 
 
 def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]:
@@ -136,9 +157,10 @@ def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]
     """
     folder = Path(folder)
     description = read_description(folder)
+    (folder / WEIGHTS).open("rb").close()  # raises with the reason, which safetensors does not say
     try:
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise damaged(folder, error) from error
     return description, version_01.with_new_names(tensors)
 
@@ -146,14 +168,19 @@ def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]
 def read_description(folder: Path) -> ModelDescription:
     """What `read_model` says the model is."""
     if not (folder / WEIGHTS).is_file():
-        raise UsageError(f"{folder} is no model: it has no {WEIGHTS}")
+        reason = f"it has no {WEIGHTS}" if folder.exists() else "it does not exist"
+        inside = folder / "checkpoints"
+        hint = f"; look into {inside}" if inside.is_dir() else ""
+        raise UsageError(f"{folder} is no model: {reason}{hint}")
     try:
         if (folder / DESCRIPTION).is_file():
             text = (folder / DESCRIPTION).read_text(encoding="utf-8")
             return ModelDescription.from_json(text)
         if version_01.is_checkpoint(folder):
             return ModelDescription(**version_01.read_description(folder))
-    except (ValueError, KeyError, TypeError, RuntimeError, EOFError, OSError) as error:
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(folder, error) from error
     raise UsageError(f"{folder} is no model: it has no {DESCRIPTION}")
 
@@ -180,14 +207,24 @@ def save_model(
         data: What it was trained on, if known.
 
     Raises:
+        TypeError: If the model is of neither kind.
+        ValueError: If a classifier has another number of classes.
         UsageError: If `folder` exists.
     """
     folder = Path(folder)
+    if not isinstance(model, Vimpac | VideoClassifier):
+        raise TypeError(f"model must be a Vimpac or a VideoClassifier, got {type(model).__name__}")
+    outputs = model.classifier.out_features if isinstance(model, VideoClassifier) else 0
+    if len([] if classes is None else [*classes]) != outputs or isinstance(classes, str):
+        raise ValueError(f"classes must be the names of {outputs} classes, got {classes!r}")
     if folder.exists():
         raise UsageError(f"{folder} exists already: remove it or name another directory")
     description = ModelDescription.of(model, classes=classes, data=data)
-    with whole_directory(folder) as temporary:
-        write_model(temporary, description, model.state_dict())
+    try:
+        with whole_directory(folder) as temporary:
+            write_model(temporary, description, model.state_dict())
+    except SafetensorError as error:
+        raise VimpacError(f"cannot write {folder}: {error}") from None
 
 
 def load_model(folder: str | Path) -> Vimpac:
@@ -205,7 +242,7 @@ def load_model(folder: str | Path) -> Vimpac:
     """
     description, tensors = read_model(folder)
     if description.kind != "vimpac":
-        raise UsageError(f"{folder} holds a {description.kind}: read it with load_classifier")
+        raise UsageError(f"{folder} holds a {description.kind}, not a pre-trained model")
     model = _filled(Path(folder), description, tensors)
     assert isinstance(model, Vimpac)
     return model
@@ -253,10 +290,10 @@ def load_encoder(folder: str | Path) -> tuple[VideoTokenEncoder, ModelDescriptio
 
 def _filled(folder: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> nn.Module:
     """The described model with these tensors."""
-    with torch.device("meta"):
-        model = description.build()
     try:
+        with torch.device("meta"):
+            model = description.build()
         model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(folder, error) from None
     return model.requires_grad_()

@@ -11,7 +11,6 @@ so a name `step-*` always stands for a complete one, whenever the process dies.
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vimpac.checkpoints import version_01
-from vimpac.checkpoints.model_dir import ModelDescription, damaged, read_model, write_model
+from vimpac.checkpoints.model_dir import ModelDescription, read_model, write_model
+from vimpac.checkpoints.state_file import load_state
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
 
@@ -104,6 +104,10 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
     path = Path(resume)
     if not any((path / name).is_file() for name in (STATE, version_01.STATE)):
         raise UsageError(f"--resume {path} is no checkpoint of a run: it has no {STATE}")
+    if found and path.resolve() not in [one.resolve() for one in found]:
+        raise UsageError(
+            f"--resume {path} is of another run than the checkpoints in {folder}: give another out="
+        )
     return path
 
 
@@ -121,9 +125,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         VimpacError: A file is damaged.
     """
     description, tensors = read_model(path)
-    file = path / STATE if (path / STATE).is_file() else path / version_01.STATE
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise damaged(path, error) from error
-    return Checkpoint(description, tensors, state)
+    file = next((path / name for name in (STATE, version_01.STATE) if (path / name).exists()), None)
+    if file is None:
+        raise UsageError(f"{path} has no {STATE}, so it cannot be continued: take an earlier one")
+    return Checkpoint(description, tensors, load_state(file))

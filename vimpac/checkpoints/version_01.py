@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from vimpac.checkpoints.state_file import load_state
 from vimpac.config import PretrainConfig
 from vimpac.model.config import LossConfig, ModelConfig
 from vimpac.settings import load_config, yaml_texts
@@ -47,7 +47,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """The fields of the `ModelDescription` of a checkpoint."""
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    state = load_state(folder / STATE)
     if "classes" in state:
         config, _ = read_settings(state["encoder"])
         return {"kind": "classifier", "config": config, "classes": state["classes"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,22 +46,20 @@ def run(args: argparse.Namespace) -> int:
         model = _read_released(args)
         save_model(model, args.out)
     number = sum(p.numel() for p in model.parameters())
-    size = f"{model.config.layers} layers x {model.config.width}, {model.config.layout}"
+    config = model.config
+    size = f"{config.layers} layers x {config.width}, {config.layout}, {config.heads} heads"
     print(f"{args.out}: {size}, {number:,} parameters")
+    if args.back:
+        print(f"read it again with --layout '{config.layout}' --heads {config.heads}")
     return 0
 
 
 def _read_released(args: argparse.Namespace) -> Any:
     """Reads the file without running code from it, and finds what only its keys show."""
-    import torch
-
     from vimpac.checkpoints.released import load_released
+    from vimpac.checkpoints.state_file import load_state
 
-    try:
-        content = torch.load(args.source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise VimpacError(f"{args.source} holds no readable plain tensors: {reason}") from None
+    content = load_state(args.source)
     state = _find_state(content, args.source)
     embeddings = [v for k, v in state.items() if k.endswith("backbone.embedding.weight")]
     width = embeddings[0].shape[1] if embeddings else 64
@@ -95,4 +92,8 @@ def _write_released(model: Any, path: Path) -> None:
 
     with whole_file(path) as temporary:
         # Clones: a slice would otherwise be saved with all of the packed tensor.
-        torch.save({k: v.clone() for k, v in export_released(model).items()}, temporary)
+        state = {k: v.clone() for k, v in export_released(model).items()}
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # of a full disk, in PyTorch's words
+            raise VimpacError(f"cannot write {path}: {error}") from None

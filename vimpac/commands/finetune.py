@@ -45,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         print(to_yaml(config), end="")
         return 0
+    from vimpac.train.distributed import is_main_process
     from vimpac.train.finetune import finetune  # torch: seconds that --show need not wait
 
     result = finetune(config, args.checkpoint, probe=args.linear_probe, resume=args.resume)
-    print(f"clips {result.clip_accuracy:.4f} videos {result.video_accuracy:.4f}")
-    print(result.checkpoint)
+    if is_main_process():
+        print(f"clips {result.clip_accuracy:.4f} videos {result.video_accuracy:.4f}")
+        print(result.checkpoint)
     return 0

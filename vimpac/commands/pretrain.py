@@ -37,8 +37,10 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         print(to_yaml(config), end="")
         return 0
+    from vimpac.train.distributed import is_main_process
     from vimpac.train.pretrain import pretrain  # torch: seconds that --show need not wait
 
     result = pretrain(config, resume=args.resume)
-    print(f"step {result.step}: {result.checkpoint}")
+    if is_main_process():
+        print(f"step {result.step}: {result.checkpoint}")
     return 0

@@ -88,7 +88,10 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         """
         for key in ("seed", "num_videos"):
             if state[key] != getattr(self, key):
-                raise ValueError(f"the saved order has {key}={state[key]}, not {self.state_dict()}")
+                now = getattr(self, key)
+                raise ValueError(
+                    f"its order is of {key}={state[key]}, that of this run of {key}={now}"
+                )
         self.position = state["position"]
 
 

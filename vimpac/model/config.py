@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, range_problem, setting
+from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SIZE, range_problem, setting
 
 Layout = Literal["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
 LAYOUTS: tuple[str, ...] = typing.get_args(Layout)
@@ -25,19 +25,19 @@ class ModelConfig:
     """
 
     name: str = "custom"  # of the preset that has these sizes, whatever was given
-    layers: int = setting(6, POSITIVE)
-    width: int = setting(512, POSITIVE)
-    heads: int = setting(8, POSITIVE)
-    head_dim: int = setting(64, POSITIVE)  # heads * head_dim may differ from width (large_half)
-    mlp_width: int = setting(2048, POSITIVE)
+    layers: int = setting(6, SIZE)
+    width: int = setting(512, SIZE)
+    heads: int = setting(8, SIZE)
+    head_dim: int = setting(64, SIZE)  # heads * head_dim may differ from width (large_half)
+    mlp_width: int = setting(2048, SIZE)
     layout: Layout = "T,H|W"
     grid: tuple[int, int, int] = setting((5, 16, 16), POSITIVE, of_a_run=False)
     norm: Literal["post", "pre"] = "post"
     cls: Literal["released", "paper"] = "released"  # see vimpac/model/cls_per_line.py
     dropout: float = setting(0.1, BELOW_ONE)
-    contrastive_layers: int = setting(2, POSITIVE)
-    contrastive_width: int = setting(2048, POSITIVE)
-    contrastive_dim: int = setting(256, POSITIVE)
+    contrastive_layers: int = setting(2, SIZE)
+    contrastive_width: int = setting(2048, SIZE)
+    contrastive_dim: int = setting(256, SIZE)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -125,6 +125,14 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
         if key not in fields:
             raise TypeError(f"{key!r} is no setting of a model; the settings are {fields}")
     return dataclasses.replace(ModelConfig().named(name), **overrides)
+
+
+def check_same_network(was: ModelConfig, now: ModelConfig) -> None:
+    """Raises ValueError if two networks differ in more than the grid and dropout."""
+    for field in dataclasses.fields(ModelConfig):
+        values = getattr(was, field.name), getattr(now, field.name)
+        if values[0] != values[1] and field.name not in ("name", "grid", "dropout"):
+            raise ValueError(f"its model.{field.name} is {values[0]}, not {values[1]}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gc
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -86,6 +87,11 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
     # Not after an error: leaving waits for the others, one of which may be the cause.
     gc.collect()  # FSDP's hooks are cycles, which would hold the process group
     dist.destroy_process_group()
+
+
+def is_main_process() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def lost_contact(error: RuntimeError) -> bool:

@@ -21,7 +21,12 @@ import torch
 from torch import Tensor
 
 from vimpac.checkpoints.model_dir import DataFacts, ModelDescription, load_encoder
-from vimpac.checkpoints.training_state import Checkpoint, find_checkpoint, save_checkpoint
+from vimpac.checkpoints.training_state import (
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    save_checkpoint,
+)
 from vimpac.config import FinetuneConfig
 from vimpac.data.labelled_clips import RandomClips
 from vimpac.data.labels import read_labels
@@ -36,7 +41,7 @@ from vimpac.train.batches import make_loader, open_store, padding_warning
 from vimpac.train.distributed import World, join_world
 from vimpac.train.finetune_step import METRICS, FinetuneStep
 from vimpac.train.log import RunLog
-from vimpac.train.loop import Loop, check_data
+from vimpac.train.loop import Loop, check_data, make_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +84,20 @@ def finetune(
     config.check()
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
+        if probe:
+            _check_probe(config, world, resume)
         path = find_checkpoint(resume, Path(config.out) / "checkpoints")
-        if probe and (world.size > 1 or resume != "none"):
-            raise UsageError("--linear-probe is fitted at once, in one process, without --resume")
         saved, found = _train(config, path, Path(checkpoint), world, probe, stop, quiet)
     nan = float("nan")
     clips, videos = (found.get(f"test_{of}_accuracy", nan) for of in ("clip", "video"))
     return FinetuneResult(saved, clips, videos)
+
+
+def _check_probe(config: FinetuneConfig, world: World, resume: str) -> None:
+    if world.size > 1 or resume != "none":
+        raise UsageError("--linear-probe is fitted at once, in one process, without --resume")
+    if list_checkpoints(Path(config.out) / "checkpoints"):
+        raise UsageError(f"{config.out} has a checkpoint already: give another out=")
 
 
 def _train(
@@ -110,7 +122,7 @@ def _train(
 def _fit_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, float]]:
     """Fits a linear probe, tests it and saves it."""
     out = Path(run.config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out / "checkpoints")
     with RunLog(out, steps=0, done=0, active=True, tensorboard=False, quiet=quiet) as log:
         log.say(f"linear probe of {run.headline()}")
         run.fit_probe()
@@ -169,6 +181,8 @@ class Finetuning:
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
         """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
         description = checkpoint.description
+        if description.kind != "classifier":
+            raise ValueError("it is of a pre-training, which finetune starts from without --resume")
         if description.classes != self.classes:
             raise ValueError(f"its classes are {description.classes}, not {self.classes}")
         positions = self.model.encoder.positions

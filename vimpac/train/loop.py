@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -101,7 +102,7 @@ class Loop:
             VimpacError: The loss is not finite, a file is damaged, or another process was lost.
         """
         if self.world.is_main:
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out / "checkpoints")
             (self.out / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
         log = RunLog(
             self.out,
@@ -221,23 +222,58 @@ class Loop:
     def _restore(self, path: Path) -> None:
         """Continues from a checkpoint."""
         checkpoint = load_checkpoint(path)
-        if "optimizer" not in checkpoint.state:
+        state, steps = checkpoint.state, self.system.steps
+        if "optimizer" not in state:
             raise UsageError(f"{path} holds a model but no run that could be continued")
         check_data(path, checkpoint.description.data, self.system.describe().data)
         try:
             # Its moments: the rates and bounds are those of this configuration.
             groups = self.optimizer.state_dict()["param_groups"]
-            state = {**checkpoint.state["optimizer"], "param_groups": groups}
-            self.optimizer.load_state_dict(state)
+            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
             self.system.restore(checkpoint, self.optimizer)
-            self.system.sampler.load_state_dict(checkpoint.state["sampler"])
-        except (RuntimeError, ValueError) as error:
+            check_moments(self.optimizer)
+            self.system.sampler.load_state_dict(state["sampler"])
+            self.done = operator.index(state["step"])
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             line = " ".join(str(error).split())
             raise UsageError(f"{path} does not fit this configuration: {line:.300}") from error
-        self.done = checkpoint.state["step"]
+        if not 0 <= self.done <= steps:
+            raise UsageError(
+                f"{path} is at step {self.done}, this run ends at step {steps}: raise optim.steps "
+                "or optim.epochs"
+            )
         newest = list_checkpoints(self.out / "checkpoints")[-1:]
         if newest and int(newest[0].name[5:]) > self.done:  # what is written would count as older
             raise UsageError(f"{newest[0]} is later than {path}: remove it or give another out=")
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError unless every parameter has Adam's moments, of its shape.
+
+    The fused update reads them without looking.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name in ("exp_avg", "exp_avg_sq"):
+                shape = getattr(state.get(name), "shape", None)
+                if shape != parameter.shape or "step" not in state:
+                    raise ValueError(
+                        f"the optimiser's {name} of a parameter {tuple(parameter.shape)} is "
+                        f"{'absent' if shape is None else tuple(shape)}"
+                    )
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a directory of a run.
+
+    Raises:
+        UsageError: There is a file in its place, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made ({error.strerror}): give another out=") from None
 
 
 def check_data(path: Path, was: DataFacts | None, now: DataFacts | None) -> None:

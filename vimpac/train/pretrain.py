@@ -23,6 +23,7 @@ from vimpac.checkpoints.training_state import Checkpoint, find_checkpoint
 from vimpac.config import PretrainConfig
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore
+from vimpac.model.config import check_same_network
 from vimpac.model.pretraining import Vimpac
 from vimpac.train.batches import clip_pairs, make_loader, open_store, padding_warning
 from vimpac.train.distributed import World, join_world
@@ -101,6 +102,7 @@ class Pretraining:
         """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
         if checkpoint.description.kind != "vimpac":
             raise ValueError(f"it holds a {checkpoint.description.kind}")
+        check_same_network(checkpoint.description.config, self.model.config)
         self.model.resize_grid(checkpoint.description.config.grid)
         self.model.load_state_dict(checkpoint.tensors)
         self.model.resize_grid(self.grid, optimizer)
