@@ -1,7 +1,7 @@
 """What every benchmark shares: shapes, byte and FLOP counts, rows, results.
 
 A benchmark names the candidates for one op and shape; the `bench` fixture of conftest.py checks
-each against the reference, times them by turns (turns.py) and writes their rows to
+each against the reference, times them interleaved (interleaved.py) and writes their rows to
 results/<device>.json. Bytes are what an ideal kernel moves: every input read once, every output
 written once. `% of ceiling` is against the machine's own copy or matrix product in those rounds.
 """
@@ -147,7 +147,7 @@ def default_device() -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an op's table; times as of `turns.typical`, a rate of both together."""
+    """One line of an op's table; times as of `interleaved.typical`, a rate of both together."""
 
     shape: str
     impl: str
