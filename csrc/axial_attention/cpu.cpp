@@ -55,7 +55,7 @@ struct Tiles {
   float *v, *dout;              // (capacity, width)
   float *q, *k;                 // (capacity, width) every 2 * size floats, one per head
   float *scores, *dropped, *dp; // (keys, score_columns)
-  float* turned;                // (width, kWidth)
+  float* transposed;            // (width, kWidth)
   uint8_t* hidden;              // (keys,)
   int64_t size;                 // capacity * width
 };
@@ -77,9 +77,10 @@ struct TileSizes {
   }
   Tiles carve(float* p) const {
     float *const q = p + 2 * tile(), *const m = q + 2 * heads * tile();
-    float* const turned = m + 3 * matrix;
-    uint8_t* const hidden = reinterpret_cast<uint8_t*>(turned + width * kWidth);
-    return {p, p + tile(), q, q + tile(), m, m + matrix, m + 2 * matrix, turned, hidden, tile()};
+    float* const transposed = m + 3 * matrix;
+    uint8_t* const hidden = reinterpret_cast<uint8_t*>(transposed + width * kWidth);
+    return {p,          p + tile(),     q,          q + tile(), m,
+            m + matrix, m + 2 * matrix, transposed, hidden,     tile()};
   }
 };
 
@@ -204,7 +205,7 @@ void forward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.gather_part(1, h, 1.0f, t.k);
     line.fetch_part(2, h, line.first_row);
     line.fetch_result(0, h, 1);
-    multiply_transposed(t.k, keys, t.q, keys, width, t.turned, t.scores + h * keys, ld);
+    multiply_transposed(t.k, keys, t.q, keys, width, t.transposed, t.scores + h * keys, ld);
   }
   const float* const p = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
@@ -227,7 +228,7 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.fetch_part(2, h, line.first_row);
     line.fetch_dout(h);
     line.fetch_result(2, h, 3);
-    multiply_transposed(k, keys, q, keys, width, t.turned, t.scores + h * keys, ld);
+    multiply_transposed(k, keys, q, keys, width, t.transposed, t.scores + h * keys, ld);
   }
   const float* const dropped = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
@@ -235,7 +236,7 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     line.gather_dout(h, t.dout);
     line.fetch_result(1, h, 3);
     line.fetch_result(0, h, 3);
-    multiply_transposed(t.v, keys, t.dout, keys, width, t.turned, t.dp + h * keys, ld);
+    multiply_transposed(t.v, keys, t.dout, keys, width, t.transposed, t.dp + h * keys, ld);
     multiply(dropped + h * keys, ld, 1, keys, keys, t.dout, width, t.v); // v was read
     line.scatter_part(t.v, h, 2, 3, 1.0f, partial);
   }

@@ -28,17 +28,17 @@ constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
 template <class Terms>
 struct Tiles {
   using Row = typename Terms::Row;
-  Row *k, *v;                    // (keys, width)
-  float* summed;                 // v forward, k backward, across its rows
-  float *dk, *dv;                // (keys, width)
-  float *scores, *dp;            // (keys, kBlock)
-  Row *q, *dout;                 // (kBlock, width)
-  float *q_across, *dout_across; // the same across their rows
-  float *turned_q, *turned_dout; // (words of width, kBlock)
-  float* result;                 // (kBlock, width)
-  float* packed;                 // (kKeys, kBlock)
-  float *top, *inverse, *delta;  // (kBlock,)
-  uint8_t* hidden;               // (keys,)
+  Row *k, *v;                            // (keys, width)
+  float* summed;                         // v forward, k backward, across its rows
+  float *dk, *dv;                        // (keys, width)
+  float *scores, *dp;                    // (keys, kBlock)
+  Row *q, *dout;                         // (kBlock, width)
+  float *q_across, *dout_across;         // the same across their rows
+  float *q_transposed, *dout_transposed; // (words of width, kBlock)
+  float* result;                         // (kBlock, width)
+  float* packed;                         // (kKeys, kBlock)
+  float *top, *inverse, *delta;          // (kBlock,)
+  uint8_t* hidden;                       // (keys,)
 
   // Carves them from p, or, from null, gives their number of floats.
   int64_t carve(float* p, int64_t keys, int64_t width, bool backward) {
@@ -63,7 +63,7 @@ struct Tiles {
     }
     q = rows(kBlock), dout = rows(kBlock);
     q_across = across(kBlock), dout_across = across(kBlock);
-    turned_q = take(kBlock * width), turned_dout = take(kBlock * width);
+    q_transposed = take(kBlock * width), dout_transposed = take(kBlock * width);
     result = take(kBlock * width);
     packed = take(Terms::kPerWord == 1 ? 0 : kKeys * kBlock);
     top = take(kBlock), inverse = take(kBlock), delta = take(kBlock);
@@ -92,22 +92,24 @@ struct Block {
   }
 
   // Rows become columns; those of lanes without a query are 0.
-  void turn_rows(Row* rows, float* turned) const {
+  void transpose_queries(Row* rows, float* transposed) const {
     const int64_t width = line.p.width, words = width / Terms::kPerWord;
     memset(rows + count * width, 0, sizeof(Row) * (lanes - count) * width);
     for (int64_t i = 0; i < lanes; i += kWidth) {
-      turn(reinterpret_cast<const float*>(rows) + i * words, words, turned + i, kBlock);
+      transpose_rows(reinterpret_cast<const float*>(rows) + i * words, words, transposed + i,
+                     kBlock);
     }
   }
 
   // to[j][i] = the product of row j of `rows` and query i
-  void multiply_rows(const Row* rows, const float* turned, int64_t j, int64_t n, float* to) const {
+  void
+  multiply_rows(const Row* rows, const float* transposed, int64_t j, int64_t n, float* to) const {
     const int64_t step = line.p.width / Terms::kPerWord, words = Terms::words(line.p.a.Dh);
     const float* const left = reinterpret_cast<const float*>(rows) + j * step;
     for (int64_t d = 0; d < words; d += kWords) {
       const int64_t terms = d + kWords < words ? kWords : words - d;
       multiply_panels<Terms, kPanelVectors>({left + d, step, 1}, n, terms,
-                                            {turned + d * kBlock, kBlock}, lanes,
+                                            {transposed + d * kBlock, kBlock}, lanes,
                                             {to + j * kBlock, kBlock}, d > 0);
     }
   }
@@ -133,13 +135,13 @@ struct Block {
   // rest, which rounds less.
   void score() const {
     line.gather_part(0, first, count, line.p.a.scale < 0.0f ? -1.0f : 1.0f, t.q);
-    turn_rows(t.q, t.turned_q);
+    transpose_queries(t.q, t.q_transposed);
     for (int64_t i = 0; i < kBlock; ++i) {
       t.top[i] = -__builtin_inff();
       t.inverse[i] = t.delta[i] = 0.0f;
     }
     each_part([&](int64_t j, int64_t n) {
-      multiply_rows(t.k, t.turned_q, j, n, t.scores);
+      multiply_rows(t.k, t.q_transposed, j, n, t.scores);
       raise_top(t.scores + j * kBlock, hidden_from(j), n, lanes, t.top);
     });
   }
@@ -189,14 +191,14 @@ struct Block {
     const float keep_scale = line.p.a.kept_scale;
     score();
     line.gather_dout(first, count, t.dout);
-    turn_rows(t.dout, t.turned_dout);
+    transpose_queries(t.dout, t.dout_transposed);
     const int64_t width = line.p.width;
     const float* const q_across = Terms::rows_across(t.q, count, width, t.q_across);
     const float* const dout_across = Terms::rows_across(t.dout, count, width, t.dout_across);
     each_part([&](int64_t j, int64_t n) {
       const int64_t at = j * kBlock;
       exponentials(j, n, -1.0f);
-      multiply_rows(t.v, t.turned_dout, j, n, t.dp);
+      multiply_rows(t.v, t.dout_transposed, j, n, t.dp);
       add_delta(t.scores + at, t.dp + at, hidden_from(j), n, lanes, keep_scale, t.delta);
     });
     invert();

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
         drop(s, keep, kept_scale);
       }
       if (m == 0) // late, so that the scores hide the loads of v
-        v.turn();
+        v.transpose_in_place();
       Fragment weights[kTiles];
 #pragma unroll
       for (int j = 0; j < kTiles; ++j)
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
         float o[4][4] = {};
 #pragma unroll
         for (int j = 0; j < kTiles; ++j)
-          multiply_columns<T>(o, weights[j], v.turned(2 * j, b), v.turned(2 * j + 1, b));
+          multiply_columns<T>(o, weights[j], v.transposed(2 * j, b), v.transposed(2 * j + 1, b));
         sink.store(o, rows, m, b);
         if (const ClsRows cls = sink.cls(rows, m); cls.any) {
           RowSums sum;

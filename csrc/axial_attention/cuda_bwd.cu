@@ -205,9 +205,9 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
         }
       }
     }
-    q.turn(), dy.turn();
+    q.transpose_in_place(), dy.transpose_in_place();
     if constexpr (kTeam)
-      __syncthreads(); // all weights and what was turned are there, k and v are done with
+      __syncthreads(); // all weights and what was transposed are there, k and v are done with
     const int* const now = rows;
     const bool more = ++t < end;
     if constexpr (!kHeld) // k and v are done with
@@ -223,10 +223,10 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
         for (int m = 0; m < kTiles; ++m) {
           if constexpr (!kHeld)
             __syncwarp();
-          multiply_columns<T>(dv_sum, weights.get(0, m, j), dy.turned(2 * m, b),
-                              dy.turned(2 * m + 1, b));
-          multiply_columns<T>(dk_sum, weights.get(1, m, j), q.turned(2 * m, b),
-                              q.turned(2 * m + 1, b));
+          multiply_columns<T>(dv_sum, weights.get(0, m, j), dy.transposed(2 * m, b),
+                              dy.transposed(2 * m + 1, b));
+          multiply_columns<T>(dk_sum, weights.get(1, m, j), q.transposed(2 * m, b),
+                              q.transposed(2 * m + 1, b));
         }
         dk.store(dk_sum, now, j, b);
         dv.store(dv_sum, now, j, b);

@@ -107,8 +107,8 @@ public:
     return octet < kOctets ? transpose((*this)(octet, block)) : Chunk{};
   }
 
-  // Transposes what is kept, once for all uses: from here on only turned() may be asked for.
-  __device__ __forceinline__ void turn() {
+  // Transposes what is kept, once for all uses: from here on call only transposed().
+  __device__ __forceinline__ void transpose_in_place() {
     if constexpr (kHeld || kStaged)
 #pragma unroll
       for (int i = 0; i < kShare; ++i)
@@ -120,7 +120,7 @@ public:
             place(o, b) = to_uint4(transpose(from_uint4(place(o, b))));
         }
   }
-  __device__ __forceinline__ Chunk turned(int octet, int block) const {
+  __device__ __forceinline__ Chunk transposed(int octet, int block) const {
     if constexpr (kHeld || kStaged)
       return (*this)(octet, block);
     else

@@ -40,14 +40,14 @@ VIMPAC_INLINE Philox4<VecU> philox4x32_10<VecU>(Philox4<VecU> counter, uint64_t 
   return {join(even.x, odd.x), join(even.y, odd.y), join(even.z, odd.z), join(even.w, odd.w)};
 }
 
-// Quarter q of vector k after turn_quarters is the call of lane 4 q + k.
+// Quarter q of vector k after transpose_quarters is the call of lane 4 q + k.
 VIMPAC_INLINE VecU call_numbers() {
   return as_uint(iota() % 4 * (kWidth / 4) + iota() / 4);
 }
 
 VIMPAC_INLINE void store_words(const Philox4<VecU>& drawn, void* to) { // (kWidth, 4) words
   VecF words[4] = {as_float(drawn.x), as_float(drawn.y), as_float(drawn.z), as_float(drawn.w)};
-  turn_quarters(words);
+  transpose_quarters(words);
   memcpy(to, words, sizeof words);
 }
 
