@@ -28,7 +28,8 @@ constexpr int kThreads = 32 * (kOneWarp ? kNormWarps : kMaxWarps);
 template <bool kOneWarp, int kWanted>
 constexpr int kBlocks = kOneWarp ? kWanted : 1;
 
-// Bytes of the memory in which the warps of a block add up `values` sums of a row: two in turn.
+// Bytes of the memory in which the warps of a block add up `values` sums of a row: two buffers,
+// used alternately.
 constexpr size_t sums_bytes(int warps, int values) {
   return (static_cast<size_t>(2 * warps * values) * sizeof(float) + 15) / 16 * 16;
 }
@@ -215,7 +216,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
     wait_for_row(rows);
     __syncthreads(); // the weight is there
   }
-  for (int stage = 0, turn = 0; row - place.row < rows.M; row += stride) {
+  for (int stage = 0, buffer = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * layout.size;
     wait_for_row(rows);
     const float mu = reinterpret_cast<const float*>(slot)[0];
@@ -248,8 +249,8 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
         means[1] = fmaf(g[c][i], xhat[i], means[1]);
       }
     }
-    sum_row<kOneWarp>(means, sums + turn, place, rows.warps_per_row);
-    turn = 2 * warps - turn;
+    sum_row<kOneWarp>(means, sums + buffer, place, rows.warps_per_row);
+    buffer = 2 * warps - buffer;
     const float g_mean = inverse * (means[0] * rows.inverse_D);
     const float gx_mean = inverse * inverse * (means[1] * rows.inverse_D);
     const int64_t at = row * rows.D + place.first;

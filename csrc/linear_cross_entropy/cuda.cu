@@ -29,7 +29,7 @@ constexpr int kMaxWarps = 32;
 constexpr float kSafeSum = 4294967296.0f;
 
 // Where the warps' parts of a value stand in shared memory, and how far its two places are apart.
-constexpr int kSum = 0, kPlain = kMaxWarps, kTop = 2 * kMaxWarps, kTurn = 3 * kMaxWarps;
+constexpr int kSum = 0, kPlain = kMaxWarps, kTop = 2 * kMaxWarps, kBuffer = 3 * kMaxWarps;
 constexpr int kIgnored = -1, kOutside = -2;
 
 struct Options {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   constexpr bool kAhead = !kWide && sizeof(T) == 2; // else the next row waits in the L2 cache
   SharedArena arena;
   Label* const labels = arena.take<Label>(kLossBatch);
-  float* const parts = arena.take<float>(2 * kTurn); // see `put`
+  float* const parts = arena.take<float>(2 * kBuffer); // see `put`
   int* const hits = arena.take<int>(1);
   const OwnChunks<kSums + Tile::kBias> own(
       arena.take<float4>(2 * (kSums + Tile::kBias) * blockDim.x));
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   if (threadIdx.x == 0)
     *hits = 0;
   if (threadIdx.x < 32)
-    for (int i = 0; i < 2 * kTurn; i += kMaxWarps) // of warps that are not there
-      parts[i + lane] = i % kTurn == kTop ? -INFINITY : 0.0f;
+    for (int i = 0; i < 2 * kBuffer; i += kMaxWarps) // of warps that are not there
+      parts[i + lane] = i % kBuffer == kTop ? -INFINITY : 0.0f;
   const int rows = options.rows, grid = static_cast<int>(gridDim.x);
   const auto read_label = [&](int row) {
     const int64_t number = options.first + row;
@@ -151,14 +151,14 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
         if (c * kStep < left)
           store_chunk(at + c * kStep, zeros);
   };
-  // A value of each warp for all of them: by turns in two places, so that one barrier suffices, as
-  // no warp writes to a place before all have read what was there.
-  int turn = 0;
+  // Passes one value of each warp to all warps. Two buffers are used alternately, so that one
+  // barrier suffices: no warp writes to a buffer before all warps have read what was there.
+  int buffer = 0;
   const auto put = [&](float of_warp, int which) {
     if (lane == 0)
-      parts[turn + which + warp] = of_warp;
+      parts[buffer + which + warp] = of_warp;
   };
-  const auto get = [&](int which) { return parts[turn + which + lane]; };
+  const auto get = [&](int which) { return parts[buffer + which + lane]; };
 
   T* at = z + blockIdx.x * static_cast<int64_t>(options.stride) + begin;
   const auto after = [&](T* p) { return reinterpret_cast<T*>(reinterpret_cast<char*>(p) + step); };
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
           *hits += !beaten;
         }
       }
-      turn = kTurn - turn;
+      buffer = kBuffer - buffer;
       const float factor = entry->factor;
       float scale = approximate_reciprocal(sum) * factor;
       if (options.z_loss != 0.0f)
@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
 template <bool kWide>
 size_t shared_bytes(int threads) {
   using Tile = RowLayout<kWide>;
-  return kLossBatch * sizeof(Label) + 2 * kTurn * sizeof(float) + 4 * sizeof(int) +
+  return kLossBatch * sizeof(Label) + 2 * kBuffer * sizeof(float) + 4 * sizeof(int) +
          (Tile::kSums + Tile::kBias) * kChunk * sizeof(float) * threads;
 }
 

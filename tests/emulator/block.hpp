@@ -45,7 +45,7 @@ struct Block {
   std::vector<Thread> threads;          // whole warps
   std::vector<unsigned> arrived, alive; // by warp: lanes at a collective, lanes not yet exited
   // Barriers passed so far, by warp and then by the block, and what the race detector synchronizes
-  // on: two addresses for each counter, used in turn.
+  // on: two addresses for each counter, used alternately.
   std::vector<unsigned> phase;
   std::vector<char> tags;
   unsigned waiting = 0, live = 0; // threads at a block barrier, threads not yet exited

@@ -102,10 +102,10 @@ __global__ void chained_blocks(float* out) {
   if (threadIdx.x != 0)
     return;
   auto* words = reinterpret_cast<unsigned*>(out + kThreads);
-  const unsigned turn = Ticket ? atomicAdd(words, 1u) : blockIdx.x;
-  while (atomicAdd(words + 1, 0u) != turn)
+  const unsigned ticket = Ticket ? atomicAdd(words, 1u) : blockIdx.x;
+  while (atomicAdd(words + 1, 0u) != ticket)
     __nanosleep(20);
-  atomicExch(words + 1, turn + 1);
+  atomicExch(words + 1, ticket + 1);
 }
 
 // --- barriers and collectives ---
