@@ -2,9 +2,9 @@
 // some keys at a time. Matrices are (keys, kBlock): row = key, lane = query, so that every
 // reduction is lane by lane. `lanes` of a row are worked on, whole vectors.
 //
-// Probabilities stay without their common factor, e = exp(scale * (s - top)), until their sum is
-// known. In the
-// backward the sign of e says whether dropout drops it, which spares a matrix of decisions.
+// Probabilities stay without their common factor, e = exp(scale * (s - row_max)), until their sum
+// is known. In the backward the sign of e says whether dropout drops it, which spares a matrix of
+// decisions.
 #pragma once
 
 #include "axial_attention/line_softmax.hpp"
@@ -15,20 +15,20 @@ namespace {
 // Queries, a multiple of a vector: those of a register tile twelve keys high.
 constexpr int64_t kBlock = 48;
 
-// top = max(top, s) over the keys that are not hidden
-inline void raise_top(const float* s,        // (keys, kBlock)
-                      const uint8_t* hidden, // (keys,) or null
-                      int64_t keys,
-                      int64_t lanes,
-                      float* top) { // (lanes,)
+// row_max = max(row_max, s) over the keys that are not hidden
+inline void update_row_max(const float* s,        // (keys, kBlock)
+                           const uint8_t* hidden, // (keys,) or null
+                           int64_t keys,
+                           int64_t lanes,
+                           float* row_max) { // (lanes,)
   for (int64_t i = 0; i < lanes; i += kWidth) {
-    VecF highest = load(top + i);
+    VecF highest = load(row_max + i);
     for (int64_t j = 0; j < keys; ++j) {
       if (hidden == nullptr || !hidden[j]) {
         highest = max(highest, load(s + j * kBlock + i));
       }
     }
-    store(top + i, highest);
+    store(row_max + i, highest);
   }
 }
 
@@ -48,10 +48,10 @@ inline void exponentiate(float* s,              // (keys, kBlock)
                          int64_t keys,
                          int64_t lanes,
                          float scale,
-                         const float* top, // (lanes,)
-                         float* sum) {     // (lanes,)
+                         const float* row_max, // (lanes,)
+                         float* sum) {         // (lanes,)
   for (int64_t i = 0; i < lanes; i += kWidth) {
-    const VecF highest = load(top + i);
+    const VecF highest = load(row_max + i);
     VecF total{}, recent{};
     for (int64_t j = 0; j < keys; ++j) {
       VecF e{};

@@ -37,7 +37,7 @@ struct Tiles {
   float *q_transposed, *dout_transposed; // (words of width, kBlock)
   float* result;                         // (kBlock, width)
   float* packed;                         // (kKeys, kBlock)
-  float *top, *inverse, *delta;          // (kBlock,)
+  float *row_max, *inverse, *delta;      // (kBlock,)
   uint8_t* hidden;                       // (keys,)
 
   // Carves them from p, or, from null, gives their number of floats.
@@ -66,7 +66,7 @@ struct Tiles {
     q_transposed = take(kBlock * width), dout_transposed = take(kBlock * width);
     result = take(kBlock * width);
     packed = take(Terms::kPerWord == 1 ? 0 : kKeys * kBlock);
-    top = take(kBlock), inverse = take(kBlock), delta = take(kBlock);
+    row_max = take(kBlock), inverse = take(kBlock), delta = take(kBlock);
     hidden = reinterpret_cast<uint8_t*>(take(keys));
     return used;
   }
@@ -137,12 +137,12 @@ struct Block {
     line.gather_part(0, first, count, line.p.a.scale < 0.0f ? -1.0f : 1.0f, t.q);
     transpose_queries(t.q, t.q_transposed);
     for (int64_t i = 0; i < kBlock; ++i) {
-      t.top[i] = -__builtin_inff();
+      t.row_max[i] = -__builtin_inff();
       t.inverse[i] = t.delta[i] = 0.0f;
     }
     each_part([&](int64_t j, int64_t n) {
       multiply_rows(t.k, t.q_transposed, j, n, t.scores);
-      raise_top(t.scores + j * kBlock, hidden_from(j), n, lanes, t.top);
+      update_row_max(t.scores + j * kBlock, hidden_from(j), n, lanes, t.row_max);
     });
   }
 
@@ -150,7 +150,7 @@ struct Block {
   void exponentials(int64_t j, int64_t n, float dropped_factor) const {
     const AxialCall& a = line.p.a;
     float* const scores = t.scores + j * kBlock;
-    exponentiate(scores, hidden_from(j), n, lanes, __builtin_fabsf(a.scale), t.top, t.inverse);
+    exponentiate(scores, hidden_from(j), n, lanes, __builtin_fabsf(a.scale), t.row_max, t.inverse);
     if (a.threshold > 0) {
       const Dropout dropout{static_cast<uint64_t>(*a.seed), static_cast<uint32_t>(a.threshold),
                             a.kept_scale};

@@ -16,17 +16,17 @@ inline void softmax_keys(float* p,              // (keys, ld) scores
                          int64_t keys,
                          int64_t ld) {
   for (int64_t i = 0; i < ld; i += kWidth) {
-    VecF top = broadcast(-__builtin_inff());
+    VecF row_max = broadcast(-__builtin_inff());
     for (int64_t j = 0; j < keys; ++j) {
       if (hidden == nullptr || !hidden[j]) {
-        top = max(top, load(p + j * ld + i));
+        row_max = max(row_max, load(p + j * ld + i));
       }
     }
     VecF sum{};
     for (int64_t j = 0; j < keys; ++j) {
       VecF e{};
       if (hidden == nullptr || !hidden[j]) {
-        e = exp(load(p + j * ld + i) - top);
+        e = exp(load(p + j * ld + i) - row_max);
         sum += e;
       }
       store(p + j * ld + i, e);

@@ -29,7 +29,7 @@ constexpr int kMaxWarps = 32;
 constexpr float kSafeSum = 4294967296.0f;
 
 // Where the warps' parts of a value stand in shared memory, and how far its two places are apart.
-constexpr int kSum = 0, kPlain = kMaxWarps, kTop = 2 * kMaxWarps, kBuffer = 3 * kMaxWarps;
+constexpr int kSum = 0, kPlain = kMaxWarps, kMax = 2 * kMaxWarps, kBuffer = 3 * kMaxWarps;
 constexpr int kIgnored = -1, kOutside = -2;
 
 struct Options {
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     *hits = 0;
   if (threadIdx.x < 32)
     for (int i = 0; i < 2 * kBuffer; i += kMaxWarps) // of warps that are not there
-      parts[i + lane] = i % kBuffer == kTop ? -INFINITY : 0.0f;
+      parts[i + lane] = i % kBuffer == kMax ? -INFINITY : 0.0f;
   const int rows = options.rows, grid = static_cast<int>(gridDim.x);
   const auto read_label = [&](int row) {
     const int64_t number = options.first + row;
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     const Label* entry = labels;
     const Label* const end = labels + size;
     bool again = false; // relative to the row's maximum
-    float top = 0.0f;
+    float row_max = 0.0f;
     const auto proceed = [&] {
       ++entry;
       at = after(at);
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
       const int hot = entry->hot - begin;
       const float logit = entry->logit;
       const bool follows = entry + 1 < end && entry[1].hot >= 0;
-      float x[kPiece][kChunk], own_top = -INFINITY, sum = 0.0f, plain = 0.0f;
+      float x[kPiece][kChunk], thread_max = -INFINITY, sum = 0.0f, plain = 0.0f;
       bool beaten = false;
       if (kAhead) {
         each([&](int c) { logits(next[c], c, x[c]); });
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
         if (again)
           each([&](int c) {
             for (float& y : x[c])
-              y -= top;
+              y -= row_max;
           });
         const float exponent = again ? 0.0f : logit * kLog2e;
         each([&](int c) {
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
           for (int j = 0; j < kChunk; ++j)
             highest = fmaxf(highest, x[c][j]);
         });
-        own_top = fmaxf(own_top, highest);
+        thread_max = fmaxf(thread_max, highest);
         if (highest == logit) // in few threads
           each([&](int c) {
 #pragma unroll
@@ -250,23 +250,23 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
             sum += x[c][j];
         });
       }
-      beaten |= !(own_top <= logit);
+      beaten |= !(thread_max <= logit);
       if (options.label_smoothing > 0.0f)
         put(sum_of_warp(plain), kPlain);
       put(sum_of_warp(sum), kSum);
       beaten = __syncthreads_or(beaten) != 0;
       sum = sum_of_warp(get(kSum));
       if (!again && !(sum > 0.5f && sum < kSafeSum)) { // or a NaN
-        put(max_of_warp(own_top), kTop);
+        put(max_of_warp(thread_max), kMax);
         __syncthreads();
-        top = max_of_warp(get(kTop));
+        row_max = max_of_warp(get(kMax));
         again = true;
         if (kAhead)
           each([&](int c) { next[c] = load(at, c); });
         continue;
       }
       const auto log_of_sum = [&] { return log_of(sum, again ? 0.0f : entry->logit); };
-      const auto anchor = [&] { return again ? top : entry->logit; };
+      const auto anchor = [&] { return again ? row_max : entry->logit; };
       if (threadIdx.x < 32) {
         plain = options.label_smoothing > 0.0f ? sum_of_warp(get(kPlain)) : 0.0f;
         const float log_sum = log_of_sum(), lse = anchor() + log_sum;
