@@ -2,9 +2,10 @@
 // with all heads of the axis inside, so that a token row is consumed together. Per line: gather
 // q, k, v (and dout) of a head into fp32 tiles, [CLS] being the last row; scores; softmax of
 // several heads at once, queries in lanes; products; scatter. What the next phase gathers is
-// fetched meanwhile. q, k, v, dout are read once and the result is written once: bound by memory.
-// A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's gradient,
-// are kept per task and added in order, so that results repeat whatever the number of threads.
+// prefetched meanwhile. q, k, v, dout are read once and the result is written once: bound by
+// memory. A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's
+// gradient, are kept per task and added in order, so that results repeat whatever the number of
+// threads.
 #include "axial_attention/arguments.hpp"
 #include "axial_attention/axis.hpp"
 #include "axial_attention/line_rows.hpp"
@@ -134,22 +135,22 @@ struct Line {
     }
   }
 
-  VIMPAC_INLINE void fetch_part(int part, int64_t head, int64_t from_row) const {
+  VIMPAC_INLINE void prefetch_part(int part, int64_t head, int64_t from_row) const {
     const int64_t row = p.a.qkv.strides[1];
-    fetch(part_of(part, head) + from_row * row, axis.token_step * row, length, p.a.Dh);
+    prefetch(part_of(part, head) + from_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
-  VIMPAC_INLINE void fetch_dout(int64_t head) const {
+  VIMPAC_INLINE void prefetch_dout(int64_t head) const {
     const int64_t row = p.a.N * p.a.Dh;
-    fetch(dout_of(head) + first_row * row, axis.token_step * row, length, p.a.Dh);
+    prefetch(dout_of(head) + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
   // Rows to be written: a store that waits for its cache line holds up those behind it.
-  VIMPAC_INLINE void fetch_result(int part, int64_t head, int parts) const {
+  VIMPAC_INLINE void prefetch_result(int part, int64_t head, int parts) const {
     const int64_t row = parts * p.a.N * p.a.Dh;
     const T* const clip =
         p.result + b * p.rows() * row + (part * p.a.N + first_head + head) * p.a.Dh;
-    fetch(clip + first_row * row, axis.token_step * row, length, p.a.Dh);
+    prefetch(clip + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
   // The tile's tokens to part `part` of `parts` of the result; its [CLS] row is added to a partial,
@@ -203,15 +204,15 @@ void forward_line(const Line<T>& line, const Tiles& t, float* partial) {
   for (int64_t h = 0; h < line.heads; ++h) {
     line.gather_part(0, h, line.p.a.scale, t.q);
     line.gather_part(1, h, 1.0f, t.k);
-    line.fetch_part(2, h, line.first_row);
-    line.fetch_result(0, h, 1);
+    line.prefetch_part(2, h, line.first_row);
+    line.prefetch_result(0, h, 1);
     multiply_transposed(t.k, keys, t.q, keys, width, t.transposed, t.scores + h * keys, ld);
   }
   const float* const p = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
     line.gather_part(2, h, 1.0f, t.v);
-    line.fetch_part(0, h, line.next_row);
-    line.fetch_part(1, h, line.next_row);
+    line.prefetch_part(0, h, line.next_row);
+    line.prefetch_part(1, h, line.next_row);
     multiply(p + h * keys, 1, ld, keys, keys, t.v, width, t.q);
     line.scatter_part(t.q, h, 0, 1, 1.0f, partial);
   }
@@ -225,17 +226,17 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     float *const q = t.q + 2 * h * t.size, *const k = t.k + 2 * h * t.size;
     line.gather_part(0, h, scale, q);
     line.gather_part(1, h, 1.0f, k);
-    line.fetch_part(2, h, line.first_row);
-    line.fetch_dout(h);
-    line.fetch_result(2, h, 3);
+    line.prefetch_part(2, h, line.first_row);
+    line.prefetch_dout(h);
+    line.prefetch_result(2, h, 3);
     multiply_transposed(k, keys, q, keys, width, t.transposed, t.scores + h * keys, ld);
   }
   const float* const dropped = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
     line.gather_part(2, h, 1.0f, t.v);
     line.gather_dout(h, t.dout);
-    line.fetch_result(1, h, 3);
-    line.fetch_result(0, h, 3);
+    line.prefetch_result(1, h, 3);
+    line.prefetch_result(0, h, 3);
     multiply_transposed(t.v, keys, t.dout, keys, width, t.transposed, t.dp + h * keys, ld);
     multiply(dropped + h * keys, ld, 1, keys, keys, t.dout, width, t.v); // v was read
     line.scatter_part(t.v, h, 2, 3, 1.0f, partial);
@@ -243,8 +244,8 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
   softmax_keys_backward(t.scores, dropped, line.hidden(t), keys, ld, t.dp);
   for (int64_t h = 0; h < line.heads; ++h) {
     const float* const ds = t.dp + h * keys;
-    line.fetch_part(0, h, line.next_row);
-    line.fetch_part(1, h, line.next_row);
+    line.prefetch_part(0, h, line.next_row);
+    line.prefetch_part(1, h, line.next_row);
     multiply(ds, ld, 1, keys, keys, t.q + 2 * h * t.size, width, t.v); // q carries the scale
     line.scatter_part(t.v, h, 1, 3, 1.0f, partial);
     multiply(ds, 1, ld, keys, keys, t.k + 2 * h * t.size, width, t.v);

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
   const int end = p.end_tile(axis, u.chunk);
   for (int t = u.chunk * p.tiles_per_chunk; t < end; ++t) {
     const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, list);
-    q.fetch(rows), k.fetch(rows), v.fetch(rows);
+    q.prefetch(rows), k.prefetch(rows), v.prefetch(rows);
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = 0; m < kTiles; ++m) {
       if constexpr (!kHeld)

@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
     rows = to + threadIdx.x % 32 / 4;
     k.copy(rows), v.copy(rows);
     if constexpr (Plan::kAhead)
-      q.fetch(rows), dy.fetch(rows);
+      q.prefetch(rows), dy.prefetch(rows);
   };
   if constexpr (!kHeld)
     start_tile();

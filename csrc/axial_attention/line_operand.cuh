@@ -60,7 +60,7 @@ public:
       : base_(base + threadIdx.x % 4 * 8), stride_(stride), stage_(stage + threadIdx.x % 32) {}
 
   // Starts to load a tile; what was loaded may still be used where it is staged.
-  __device__ __forceinline__ void fetch(const int* rows) {
+  __device__ __forceinline__ void prefetch(const int* rows) {
     rows_ = rows;
     if constexpr (kHeld || kStaged)
 #pragma unroll
@@ -69,7 +69,7 @@ public:
         for (int b = 0; b < kBlocks; ++b)
           own_[o][b] = load(rows, o, b);
   }
-  // Puts what was fetched in the place of what is staged.
+  // Puts what was prefetched in the place of what is staged.
   __device__ __forceinline__ void stage() {
     if constexpr (kStaged)
 #pragma unroll
@@ -90,7 +90,7 @@ public:
             cp_async<16>(&place(o, b), base_ + max(row, 0) * stride_ + 32 * b, row >= 0);
       }
     else
-      fetch(rows);
+      prefetch(rows);
   }
 
   // Octets past the last are zero.

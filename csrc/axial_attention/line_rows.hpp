@@ -57,7 +57,7 @@ void gather(const T* from,
 // Asks for what a later gather reads; the first-level cache is too small to hold it. Always
 // inlined, as is its caller: GCC sees no effect in a function of prefetches and drops calls of it.
 template <class T>
-VIMPAC_INLINE void fetch(const T* from, int64_t step, int64_t length, int64_t head_dim) {
+VIMPAC_INLINE void prefetch(const T* from, int64_t step, int64_t length, int64_t head_dim) {
   constexpr int kSecondLevel = 2;
   for (int64_t l = 0; l < length; ++l) {
     for (int64_t d = 0; d < head_dim; d += 64 / static_cast<int64_t>(sizeof(T))) {

@@ -83,8 +83,8 @@ void forward_row(const Args& a, int64_t row) {
     VecF u[kInStep];
     VIMPAC_IN_STEP {
       const int64_t at = i + k * kWidth;
-      fetch(x + D + at);
-      fetch(y + D + at);
+      prefetch(x + D + at);
+      prefetch(y + D + at);
       u[k] = load_n(x + at, n(k)) + load_n(a.bias + at, n(k));
     }
     VIMPAC_IN_STEP {
@@ -107,9 +107,9 @@ void backward_row(const Args& a, int64_t row, float* sums) {
     VecF u[kInStep], d[kInStep], sum[kInStep];
     VIMPAC_IN_STEP {
       const int64_t at = i + k * kWidth;
-      fetch(dy + D + at);
-      fetch(x + D + at);
-      fetch(dx + D + at);
+      prefetch(dy + D + at);
+      prefetch(x + D + at);
+      prefetch(dx + D + at);
       u[k] = load_n(x + at, n(k)) + load_n(a.bias + at, n(k));
       d[k] = load_n(dy + at, n(k));
       sum[k] = load_n(sums + at, n(k));

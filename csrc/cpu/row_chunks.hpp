@@ -39,9 +39,9 @@ inline void add_partials(const float* partials, // (count, stride)
 
 // Asks for an element of the next row, to be read or written: a row is too short for the processor
 // to see where it goes, and a store that waits for its line holds up those behind it. Inlined,
-// since GCC sees no effect in a function that only fetches and drops calls of it.
+// since GCC sees no effect in a function that only prefetches and drops calls of it.
 template <class T>
-VIMPAC_INLINE void fetch(const T* next) {
+VIMPAC_INLINE void prefetch(const T* next) {
   constexpr int kSecondLevel = 2;
   __builtin_prefetch(next, 0, kSecondLevel);
 }

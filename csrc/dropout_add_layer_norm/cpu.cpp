@@ -34,8 +34,8 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   }
   VecF sum{};
   for_each_vector(D, [&](int64_t i, int n) {
-    fetch(x + D + i);
-    fetch(residual + D + i);
+    prefetch(x + D + i);
+    prefetch(residual + D + i);
     VecF branch = load_n(x + i, n);
     if (a.linear_bias != nullptr) {
       branch = branch + load_n(a.linear_bias + i, n);
@@ -47,7 +47,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
     store_n(total + i, t, n);
     sum = sum + t;
     if (kept != nullptr) {
-      fetch(kept + D + i);
+      prefetch(kept + D + i);
       store_n(kept + i, t, n);
     }
   });
@@ -61,7 +61,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   X* const y = static_cast<X*>(a.y.data) + at;
   for_each_vector(D, [&](int64_t i, int n) {
     const VecF h = (load_n(total + i, n) - mean) * rstd;
-    fetch(y + D + i);
+    prefetch(y + D + i);
     store_n(y + i, fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n)), n);
   });
   if (a.mean != nullptr) {
@@ -96,11 +96,11 @@ void backward_row(const Args& a,
   const float mean = a.mean[row], rstd = a.rstd[row];
   VecF sum_g{}, sum_gh{};
   for_each_vector(D, [&](int64_t i, int n) {
-    fetch(dy + D + i);
-    fetch(total + D + i);
+    prefetch(dy + D + i);
+    prefetch(total + D + i);
     VecF d = load_n(dy + i, n);
     if constexpr (kTwo) {
-      fetch(dy_other + D + i);
+      prefetch(dy_other + D + i);
       d = d + load_n(dy_other + i, n);
     }
     const VecF hi = (load_n(total + i, n) - mean) * rstd;
@@ -124,13 +124,13 @@ void backward_row(const Args& a,
     if (dtotal != nullptr) {
       d = d + load_n(dtotal + i, n);
     }
-    fetch(dresidual + D + i);
+    prefetch(dresidual + D + i);
     store_n(dresidual + i, d, n);
     if (a.threshold > 0) {
       d = d * load_n(factors + i, n);
     }
     if (dx != nullptr) {
-      fetch(dx + D + i);
+      prefetch(dx + D + i);
       store_n(dx + i, d, n);
     }
     if (sums.dlinear_bias != nullptr) {

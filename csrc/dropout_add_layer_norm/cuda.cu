@@ -66,14 +66,14 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
 
   const int stride = static_cast<int>(gridDim.x) * place.rows_at_once;
   int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows_at_once + place.row;
-  const auto fetch = [&](int64_t which, unsigned char* slot) {
+  const auto prefetch_row = [&](int64_t which, unsigned char* slot) {
     const int64_t at = which * rows.D + place.first;
     copy_columns(slot, x + at, which < rows.M, place);
     copy_columns(slot + kColumnBytes<T>, residual + at, which < rows.M, place);
     cp_async_commit();
   };
   for (int stage = 0; stage < rows.stages; ++stage)
-    fetch(row + stage * stride, ring + stage * kSlot);
+    prefetch_row(row + stage * stride, ring + stage * kSlot);
   // The warps of a block go on together.
   for (int stage = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * kSlot;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
         store_chunk(total + at + place.column(c), sum[c]);
     }
     __syncwarp(); // all lanes have read
-    fetch(row + rows.stages * stride, slot);
+    prefetch_row(row + rows.stages * stride, slot);
     stage = stage + 1 == rows.stages ? 0 : stage + 1;
 
     sum_row<kOneWarp>(statistic, sums, place, rows.warps_per_row);
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   const int stride = static_cast<int>(gridDim.x) * place.rows_at_once;
   int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows_at_once + place.row;
   unsigned char* const ring = bytes + warp * rows.stages * layout.size;
-  const auto fetch = [&](int64_t which, unsigned char* slot) {
+  const auto prefetch_row = [&](int64_t which, unsigned char* slot) {
     const bool live = which < rows.M;
     const int64_t at = which * rows.D + place.first;
     if (place.lane < 2)
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   if (kOneWarp && place.row == 0)
     copy_columns(weights, weight, true, place); // on its way with the first row
   for (int stage = 0; stage < rows.stages; ++stage)
-    fetch(row + stage * stride, ring + stage * layout.size);
+    prefetch_row(row + stage * stride, ring + stage * layout.size);
   if constexpr (kOneWarp) {
     wait_for_row(rows);
     __syncthreads(); // the weight is there
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
         dlinear[c][i] += g[c][i];
     }
     __syncwarp(); // all lanes have read
-    fetch(row + rows.stages * stride, slot);
+    prefetch_row(row + rows.stages * stride, slot);
     stage = stage + 1 == rows.stages ? 0 : stage + 1;
   }
   cp_async_wait();

@@ -117,7 +117,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   }
   if (a.weight == nullptr) {
     for_each_vector(D, [&](int64_t i, int n) {
-      fetch(y + D + i);
+      prefetch(y + D + i);
       store_n(y + i, drop ? x(i, n) * load_n(factors + i, n) : x(i, n), n);
     });
     return;
@@ -138,7 +138,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   for_each_vector(D, [&](int64_t i, int n) {
     const VecF h = (load_n(total + i, n) - mean) * rstd;
     const VecF normalised = fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n));
-    fetch(y + D + i);
+    prefetch(y + D + i);
     store_n(y + i, drop ? normalised * load_n(factors + i, n) : normalised, n);
   });
   if (a.mean != nullptr) {
@@ -163,7 +163,7 @@ void backward_row(const Args& a,
     draw_factors(a, row, factors);
   }
   const auto dropped = [&](int64_t i, int n) {
-    fetch(dy + D + i);
+    prefetch(dy + D + i);
     const VecF d = load_n(dy + i, n);
     return drop ? d * load_n(factors + i, n) : d;
   };
