@@ -6,9 +6,8 @@
 
 #include "common/arguments.hpp"
 
-#include <pybind11/pybind11.h>
-
 #include <new>
+#include <pybind11/pybind11.h>
 #include <string>
 #include <type_traits>
 #include <vector>

@@ -54,19 +54,26 @@ struct Tiles {
     const auto across = [&](int64_t count) {
       return Terms::kPerWord == 1 ? nullptr : take(Terms::words(count) * width);
     };
-    k = rows(keys), v = rows(keys);
+    k = rows(keys);
+    v = rows(keys);
     summed = across(keys);
     scores = take(keys * kBlock);
     if (backward) {
-      dk = take(keys * width), dv = take(keys * width);
+      dk = take(keys * width);
+      dv = take(keys * width);
       dp = take(keys * kBlock);
     }
-    q = rows(kBlock), dout = rows(kBlock);
-    q_across = across(kBlock), dout_across = across(kBlock);
-    q_transposed = take(kBlock * width), dout_transposed = take(kBlock * width);
+    q = rows(kBlock);
+    dout = rows(kBlock);
+    q_across = across(kBlock);
+    dout_across = across(kBlock);
+    q_transposed = take(kBlock * width);
+    dout_transposed = take(kBlock * width);
     result = take(kBlock * width);
     packed = take(Terms::kPerWord == 1 ? 0 : kKeys * kBlock);
-    row_max = take(kBlock), inverse = take(kBlock), delta = take(kBlock);
+    row_max = take(kBlock);
+    inverse = take(kBlock);
+    delta = take(kBlock);
     hidden = reinterpret_cast<uint8_t*>(take(keys));
     return used;
   }

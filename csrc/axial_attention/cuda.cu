@@ -34,8 +34,9 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
   const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
   const unsigned unit = blockIdx.x * warps + warp;
   int* list = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
-  if (unit >= p.units)
+  if (unit >= p.units) {
     return;
+  }
   const AxialUnit u = find_unit(p, unit);
   const AxialAxis& axis = p.axes[u.axis];
 
@@ -52,18 +53,22 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
   const int end = p.end_tile(axis, u.chunk);
   for (int t = u.chunk * p.tiles_per_chunk; t < end; ++t) {
     const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, list);
-    q.prefetch(rows), k.prefetch(rows), v.prefetch(rows);
+    q.prefetch(rows);
+    k.prefetch(rows);
+    v.prefetch(rows);
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = 0; m < kTiles; ++m) {
-      if constexpr (!kHeld)
+      if constexpr (!kHeld) {
         __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
+      }
       float s[kOctets][4] = {};
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
         const Chunk low = q(2 * m, b), high = q(2 * m + 1, b);
 #pragma unroll
-        for (int n = 0; n < kOctets; ++n)
+        for (int n = 0; n < kOctets; ++n) {
           multiply_rows<T>(s[n], low, high, k(n, b));
+        }
       }
       softmax(s, tile, m, p.scale * kLog2e);
       if (p.threshold > 0) {
@@ -71,18 +76,21 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
         keep_bits(p, tile, u.head, m, keep);
         drop(s, keep, kept_scale);
       }
-      if (m == 0) // late, so that the scores hide the loads of v
+      if (m == 0) { // late, so that the scores hide the loads of v
         v.transpose_in_place();
+      }
       Fragment weights[kTiles];
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j)
+      for (int j = 0; j < kTiles; ++j) {
         weights[j] = round_weights<T>(s, j);
+      }
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
         float o[4][4] = {};
 #pragma unroll
-        for (int j = 0; j < kTiles; ++j)
+        for (int j = 0; j < kTiles; ++j) {
           multiply_columns<T>(o, weights[j], v.transposed(2 * j, b), v.transposed(2 * j + 1, b));
+        }
         sink.store(o, rows, m, b);
         if (const ClsRows cls = sink.cls(rows, m); cls.any) {
           RowSums sum;
@@ -92,15 +100,17 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
       }
     }
   }
-  if (p.has_cls)
+  if (p.has_cls) {
     cls_sums.write(p.cls_sums, unit);
+  }
 }
 
 } // namespace
 
 int64_t axial_attention_run_fwd(const AxialCall& call, const Stream* stream) {
-  if (call.qkv.type == ElementType::kFloat32)
+  if (call.qkv.type == ElementType::kFloat32) {
     return axial_attention_run_fwd_fp32(call, stream);
+  }
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
     const size_t shared = 16 * tiles_of_16(octets) * sizeof(int);

@@ -1,13 +1,13 @@
 // The sums over lines, of [CLS] and of the bias's gradient: those of a unit, those of all units,
 // and the launches that all kernels of the op share.
 #pragma once
-#include <algorithm>
-#include <type_traits>
-#include <utility>
-
 #include "axial_attention/line_fragments.cuh"
 #include "axial_attention/lines.cuh"
 #include "cuda/vector.cuh"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
 
 namespace vimpac {
 namespace {
@@ -22,16 +22,18 @@ class UnitSums {
 public:
   __device__ __forceinline__ void add(int part, int block, float x) {
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) // `block` may be a variable, a register's number may not
+    for (int b = 0; b < kBlocks; ++b) { // `block` may be a variable, a register's number may not
       sum_[part][b] += b == block ? x : 0.0f;
+    }
   }
   static constexpr int kSize = kParts * 32 * kBlocks; // of a unit
   // To the unit's (parts, Dh) of scratch memory.
   __device__ __forceinline__ void write(float* sums, unsigned unit) const {
     float* to = sums + int64_t{unit} * kSize + sum_element();
 #pragma unroll
-    for (int i = 0; i < kParts * kBlocks; ++i)
+    for (int i = 0; i < kParts * kBlocks; ++i) {
       to[32 * i] = sum_[i / kBlocks][i % kBlocks];
+    }
   }
   // The same where the warps of a block share the unit: each adds to all of it. `shared` has room
   // for kSize of each warp and is free at the first barrier.
@@ -39,10 +41,11 @@ public:
     __syncthreads();
     write(shared, threadIdx.x / 32);
     __syncthreads();
-    for (int i = int(threadIdx.x); i < kSize; i += int(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < kSize; i += static_cast<int>(blockDim.x)) {
       float sum = 0.0f;
-      for (int warp = 0; warp < int(blockDim.x / 32); ++warp)
+      for (int warp = 0; warp < static_cast<int>(blockDim.x / 32); ++warp) {
         sum += shared[warp * kSize + i];
+      }
       sums[int64_t{unit} * kSize + i] = sum;
     }
   }
@@ -59,12 +62,14 @@ constexpr int kSumColumns = 8, kSumRows = 32; // of a block that sums the bias's
 template <class T>
 __device__ __forceinline__ void add_cls(const AxialProblem& p, int clip, int head, T* result) {
   const int a = head / p.group_heads, width = p.parts * p.head_dim;
-  const float factor = p.parts == 1 ? 1.0f / float(p.axes[a].lines) : 1.0f; // out is their mean
+  const float factor =
+      p.parts == 1 ? 1.0f / static_cast<float>(p.axes[a].lines) : 1.0f; // out is their mean
   const float* from = p.cls_sums + int64_t{first_unit(p, a, clip, head)} * width;
-  for (int i = int(threadIdx.x); i < width; i += int(blockDim.x)) {
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += static_cast<int>(blockDim.x)) {
     float sum = 0.0f;
-    for (int chunk = 0; chunk < p.axes[a].chunks; ++chunk)
+    for (int chunk = 0; chunk < p.axes[a].chunks; ++chunk) {
       sum += from[int64_t{chunk} * p.group_heads * width + i];
+    }
     const int part = i / p.head_dim;
     result[p.offset(clip, head, p.parts) + int64_t{part} * p.heads * p.head_dim + i % p.head_dim] =
         from_float<T>(sum * factor);
@@ -77,27 +82,32 @@ __device__ __forceinline__ void add_cls(const AxialProblem& p, int clip, int hea
 __device__ __forceinline__ void add_bias(const AxialProblem& p, int group, float* dbias) {
   SharedArena arena;
   float* shared = arena.take<float>(kSumColumns * kSumRows);
-  const int lane = int(threadIdx.x) % kSumColumns, width = 2 * p.head_dim;
+  const int lane = static_cast<int>(threadIdx.x) % kSumColumns, width = 2 * p.head_dim;
   const int head = group * kSumColumns / width, column = group * kSumColumns % width + lane;
   const int a = head / p.group_heads, units = p.clips * p.axes[a].chunks;
   const float* from = p.bias_sums + int64_t{first_unit(p, a, 0, head)} * width + column;
   float sum = 0.0f;
 #pragma unroll 4
-  for (int i = int(threadIdx.x) / kSumColumns; i < units; i += kSumRows)
+  for (int i = static_cast<int>(threadIdx.x) / kSumColumns; i < units; i += kSumRows) {
     sum += from[int64_t{i} * p.group_heads * width];
+  }
   shared[threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.x >= kSumColumns)
+  if (threadIdx.x >= kSumColumns) {
     return;
+  }
   sum = 0.0f;
-  for (int i = 0; i < kSumRows; ++i)
+  for (int i = 0; i < kSumRows; ++i) {
     sum += shared[i * kSumColumns + lane];
+  }
   const int64_t part = int64_t{p.heads} * p.head_dim; // elements of a part of dbias
   float* to = dbias + int64_t{head} * p.head_dim + column % p.head_dim;
-  if (column < p.head_dim)
-    to[0] = sum, to[part] = 0.0f;
-  else
+  if (column < p.head_dim) {
+    to[0] = sum;
+    to[part] = 0.0f;
+  } else {
     to[2 * part] = sum;
+  }
 }
 
 // A block per clip and head with [CLS], then one per kSumColumns columns of dbias.
@@ -107,11 +117,13 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
                                 T* __restrict__ result,   // (B, S, parts, N, Dh)
                                 float* __restrict__ dbias // (3, N, Dh) or null
     ) {
-  const int block = int(blockIdx.x), rows = p.cls_sums == nullptr ? 0 : p.clips * p.heads;
-  if (block < rows)
+  const int block = static_cast<int>(blockIdx.x),
+            rows = p.cls_sums == nullptr ? 0 : p.clips * p.heads;
+  if (block < rows) {
     add_cls(p, block / p.heads, block % p.heads, result);
-  else
+  } else {
     add_bias(p, block - rows, dbias);
+  }
 }
 
 // Plans kUnitWarps warps per unit and, given a stream, launches the kernel and the second stage of
@@ -128,26 +140,33 @@ int64_t run_units(void (*kernel)(AxialProblem, Params...),
   constexpr size_t kMostShared = 99 * 1024; // of a block on sm_86, sm_89 and sm_120
   unsigned units = 1, resident = 0;         // of a block; of the device
   for (unsigned n = kUnitWarps > 1 ? 1 : kAxialWarps; n > 0; --n) {
-    if (n * (shared + 64) > kMostShared)
+    if (n * (shared + 64) > kMostShared) {
       continue;
+    }
     const unsigned blocks = resident_blocks(reinterpret_cast<const void*>(kernel),
-                                            int(32 * n * kUnitWarps), n * shared);
-    if (n * blocks > resident)
-      units = n, resident = n * blocks;
+                                            static_cast<int>(32 * n * kUnitWarps), n * shared);
+    if (n * blocks > resident) {
+      units = n;
+      resident = n * blocks;
+    }
   }
   const AxialProblem p = plan_axes(call, 8 * octets, std::max(resident, 1u));
   if (stream != nullptr) {
     launch(kernel, dim3((p.units + units - 1) / units), dim3(32 * units * kUnitWarps),
            units * shared, *stream, p, args...);
     unsigned blocks = 0;
-    if (p.cls_sums != nullptr)
-      blocks += unsigned(p.clips) * unsigned(p.heads);
-    if (p.bias_sums != nullptr)
-      blocks += unsigned(p.heads) * 2 * unsigned(p.head_dim) / kSumColumns;
-    if (blocks > 0)
+    if (p.cls_sums != nullptr) {
+      blocks += static_cast<unsigned>(p.clips) * static_cast<unsigned>(p.heads);
+    }
+    if (p.bias_sums != nullptr) {
+      blocks +=
+          static_cast<unsigned>(p.heads) * 2 * static_cast<unsigned>(p.head_dim) / kSumColumns;
+    }
+    if (blocks > 0) {
       launch(axial_attention_sums_kernel<T>, dim3(blocks), dim3(kSumColumns * kSumRows),
              kSumColumns * kSumRows * sizeof(float), *stream, p, static_cast<T*>(call.result()),
              call.dbias);
+    }
   }
   return workspace_elements(p, call);
 }
@@ -155,16 +174,19 @@ int64_t run_units(void (*kernel)(AxialProblem, Params...),
 // Rows of the longest lines.
 inline int longest_line(const AxialCall& call) {
   int longest = 0;
-  for (int a = 0; a < call.num_axes; ++a)
-    longest = std::max(longest, int(call.grid[call.axes[a]]) + call.has_cls);
+  for (int a = 0; a < call.num_axes; ++a) {
+    longest = std::max(longest, static_cast<int>(call.grid[call.axes[a]]) + call.has_cls);
+  }
   return longest;
 }
 
 // Octets of a tile: that of the longest lines.
 inline int tile_octets(const AxialCall& call) {
-  for (const int octets : {3, 5, 9})
-    if (longest_line(call) <= 8 * octets)
+  for (const int octets : {3, 5, 9}) {
+    if (longest_line(call) <= 8 * octets) {
       return octets;
+    }
+  }
   throw std::invalid_argument("axial_attention: lines of at most 72 rows, [CLS] included");
 }
 

@@ -40,9 +40,10 @@ class Operand {
   __device__ __forceinline__ Chunk load(const int* rows, int octet, int block) const {
     const int row = rows[8 * octet];
     Chunk chunk{};
-    if (row >= 0)
+    if (row >= 0) {
       load16_readonly(chunk.w,
                       reinterpret_cast<const uint32_t*>(base_ + row * stride_ + 32 * block));
+    }
     return chunk;
   }
   __device__ __forceinline__ uint4& place(int octet, int block) const {
@@ -50,7 +51,7 @@ class Operand {
   }
   // Octet i of the share; past the last octet where a tile ends within the share.
   static __device__ __forceinline__ int octet_of(int i) {
-    return kTeam ? 2 * int(threadIdx.x / 32) + i : i;
+    return kTeam ? 2 * static_cast<int>(threadIdx.x / 32) + i : i;
   }
 
 public:
@@ -62,45 +63,55 @@ public:
   // Starts to load a tile; what was loaded may still be used where it is staged.
   __device__ __forceinline__ void prefetch(const int* rows) {
     rows_ = rows;
-    if constexpr (kHeld || kStaged)
+    if constexpr (kHeld || kStaged) {
 #pragma unroll
-      for (int o = 0; o < kOctets; ++o)
+      for (int o = 0; o < kOctets; ++o) {
 #pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
+        for (int b = 0; b < kBlocks; ++b) {
           own_[o][b] = load(rows, o, b);
+        }
+      }
+    }
   }
   // Puts what was prefetched in the place of what is staged.
   __device__ __forceinline__ void stage() {
-    if constexpr (kStaged)
+    if constexpr (kStaged) {
 #pragma unroll
-      for (int o = 0; o < kOctets; ++o)
+      for (int o = 0; o < kOctets; ++o) {
 #pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
+        for (int b = 0; b < kBlocks; ++b) {
           place(o, b) = to_uint4(own_[o][b]);
+        }
+      }
+    }
   }
   // Starts to load a tile in the place of what is staged, without registers; wait_staged() ends it.
   __device__ __forceinline__ void copy(const int* rows) {
-    if constexpr (kStaged)
+    if constexpr (kStaged) {
 #pragma unroll
       for (int i = 0; i < kShare; ++i) {
         const int o = octet_of(i), row = rows[8 * o];
 #pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
-          if (o < kOctets)
+        for (int b = 0; b < kBlocks; ++b) {
+          if (o < kOctets) {
             cp_async<16>(&place(o, b), base_ + max(row, 0) * stride_ + 32 * b, row >= 0);
+          }
+        }
       }
-    else
+    } else {
       prefetch(rows);
+    }
   }
 
   // Octets past the last are zero.
   __device__ __forceinline__ Chunk operator()(int octet, int block) const {
-    if constexpr (kHeld)
+    if constexpr (kHeld) {
       return octet < kOctets ? own_[octet < kOctets ? octet : 0][block] : Chunk{};
-    else if constexpr (kStaged)
+    } else if constexpr (kStaged) {
       return octet < kOctets ? from_uint4(place(octet, block)) : Chunk{};
-    else
+    } else {
       return load(rows_, octet, block);
+    }
   }
   // For a contraction over the rows.
   __device__ __forceinline__ Chunk columns(int octet, int block) const {
@@ -109,22 +120,26 @@ public:
 
   // Transposes what is kept, once for all uses: from here on call only transposed().
   __device__ __forceinline__ void transpose_in_place() {
-    if constexpr (kHeld || kStaged)
+    if constexpr (kHeld || kStaged) {
 #pragma unroll
-      for (int i = 0; i < kShare; ++i)
+      for (int i = 0; i < kShare; ++i) {
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b) {
-          if constexpr (kHeld)
+          if constexpr (kHeld) {
             own_[i][b] = transpose(own_[i][b]);
-          else if (const int o = octet_of(i); o < kOctets)
+          } else if (const int o = octet_of(i); o < kOctets) {
             place(o, b) = to_uint4(transpose(from_uint4(place(o, b))));
+          }
         }
+      }
+    }
   }
   __device__ __forceinline__ Chunk transposed(int octet, int block) const {
-    if constexpr (kHeld || kStaged)
+    if constexpr (kHeld || kStaged) {
       return (*this)(octet, block);
-    else
+    } else {
       return columns(octet, block);
+    }
   }
 };
 

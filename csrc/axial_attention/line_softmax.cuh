@@ -13,8 +13,9 @@ struct ColumnBits {
 
   __device__ __forceinline__ bool any() const {
     uint32_t all = 0;
-    for (int w = 0; w < kWords; ++w)
+    for (int w = 0; w < kWords; ++w) {
       all |= word[w];
+    }
     return all != 0;
   }
   // Column 8 octet + column of the octet.
@@ -48,7 +49,9 @@ struct LineRow {
 
 template <int kOctets>
 __device__ __forceinline__ LineRow find_row(const LineTile<kOctets>& tile, int r) {
-  const int line = int(unsigned(r) / unsigned(tile.axis->keys)), start = line * tile.axis->keys;
+  const int line =
+                static_cast<int>(static_cast<unsigned>(r) / static_cast<unsigned>(tile.axis->keys)),
+            start = line * tile.axis->keys;
   return {line, r - start, start};
 }
 
@@ -65,7 +68,7 @@ index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_inde
   __syncwarp(); // the tile before is done with `rows`
 #pragma unroll
   for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w) {
-    const int r = 32 * w + int(threadIdx.x % 32);
+    const int r = 32 * w + static_cast<int>(threadIdx.x % 32);
     const LineRow at = find_row(tile, r);
     int row = -1;
     bool key = false;
@@ -75,8 +78,9 @@ index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_inde
       row = is_cls ? 0 : token + p.has_cls;
       key = is_cls || p.padding == nullptr || p.padding[int64_t{clip} * p.tokens + token] == 0;
     }
-    if (r < kRows && (!kTeam || r / 16 == int(threadIdx.x / 32)))
+    if (r < kRows && (!kTeam || r / 16 == static_cast<int>(threadIdx.x / 32))) {
       rows[r] = row;
+    }
     tile.keys.word[w] = __ballot_sync(~0u, key);
   }
   __syncwarp();
@@ -90,8 +94,9 @@ __device__ __forceinline__ ColumnBits<kOctets> row_keys(const LineTile<kOctets>&
   const int end = at.line < tile.count ? at.start + tile.axis->keys : 0;
   ColumnBits<kOctets> bits;
 #pragma unroll
-  for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w)
+  for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w) {
     bits.word[w] = tile.keys.word[w] & bits_below(end - 32 * w) & ~bits_below(at.start - 32 * w);
+  }
   return bits;
 }
 
@@ -102,9 +107,10 @@ __device__ __forceinline__ uint32_t keep_octet(
   const uint32_t all[4] = {words.x, words.y, words.z, words.w};
   uint32_t bits = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     bits |= uint32_t{(all[i] & 0xffff) >= t} << (2 * i) | uint32_t{(all[i] >> 16) >= t}
                                                               << (2 * i + 1);
+  }
   return bits;
 }
 
@@ -117,13 +123,15 @@ __device__ __forceinline__ void keep_bits(const AxialProblem& p,
                                           int m,
                                           ColumnBits<kOctets> (&keep)[2]) {
   constexpr int kWords = ColumnBits<kOctets>::kWords;
-  const int lane = int(threadIdx.x % 32), groups = (tile.axis->keys + 7) / 8;
+  const int lane = static_cast<int>(threadIdx.x % 32), groups = (tile.axis->keys + 7) / 8;
   const uint64_t seed = static_cast<uint64_t>(*p.seed);
-  const unsigned last = unsigned(head) | unsigned(tile.axis->id) << 16;
-  for (int w = 0; w < kWords; ++w)
+  const unsigned last = static_cast<unsigned>(head) | static_cast<unsigned>(tile.axis->id) << 16;
+  for (int w = 0; w < kWords; ++w) {
     keep[0].word[w] = keep[1].word[w] = 0;
+  }
   const LineRow at = find_row(tile, 16 * m + lane % 2 * 8 + lane / 4);
-  const unsigned line = unsigned(tile.clip_lines) + unsigned(tile.first_line + at.line);
+  const unsigned line =
+      static_cast<unsigned>(tile.clip_lines) + static_cast<unsigned>(tile.first_line + at.line);
   for (int group = lane % 4 / 2; group < groups; group += 2) {
     const uint32_t bits = keep_octet(group, at.query, line, last, seed, p.threshold);
 #pragma unroll
@@ -134,13 +142,14 @@ __device__ __forceinline__ void keep_bits(const AxialProblem& p,
     }
   }
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
+  for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       uint32_t& word = keep[half].word[w];
       word |= __shfl_xor_sync(~0u, word, 1);
       word |= __shfl_xor_sync(~0u, word, 2);
     }
+  }
 }
 
 __device__ __forceinline__ float row_max(float x) { // over the four lanes of a row
@@ -158,7 +167,7 @@ __device__ __forceinline__ float row_sum(float x) {
 template <int kOctets>
 __device__ __forceinline__ void
 softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scale_log2) {
-  const int lane = int(threadIdx.x % 32), first = lane % 4 * 2;
+  const int lane = static_cast<int>(threadIdx.x % 32), first = lane % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const ColumnBits<kOctets> keys = row_keys(tile, 16 * m + 8 * half + lane / 4);
@@ -181,8 +190,9 @@ softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scal
     sum = row_sum(sum);
     const float inverse = any ? 1.0f / sum : 0.0f;
 #pragma unroll
-    for (int i = 0; i < 2 * kOctets; ++i)
+    for (int i = 0; i < 2 * kOctets; ++i) {
       s[i / 2][2 * half + i % 2] *= inverse;
+    }
   }
 }
 
@@ -190,12 +200,14 @@ softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scal
 template <int kOctets>
 __device__ __forceinline__ void
 drop(float (&s)[kOctets][4], const ColumnBits<kOctets> (&keep)[2], float keep_scale) {
-  const int first = int(threadIdx.x % 4) * 2;
+  const int first = static_cast<int>(threadIdx.x % 4) * 2;
 #pragma unroll
-  for (int n = 0; n < kOctets; ++n)
+  for (int n = 0; n < kOctets; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 4; ++i) {
       s[n][i] *= keep[i / 2].test(n, first + i % 2) ? keep_scale : 0.0f; // 0 * NaN is NaN
+    }
+  }
 }
 
 } // namespace vimpac

@@ -7,12 +7,11 @@
 // memory: forward one read and one write of (M, D), backward two and one. In the time of a bf16
 // element's 4 bytes an H200 issues about 24 instructions; the forward takes 23.
 #include "bias_gelu/arguments.hpp"
+#include "bias_gelu/cuda_tuning.cuh"
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
 #include "cuda/platform.cuh"
 #include "cuda/vector.cuh"
-
-#include <bias_gelu/cuda_tuning.cuh>
 
 namespace vimpac {
 namespace {
@@ -64,22 +63,26 @@ __global__ void __launch_bounds__(kLanes* kRows, kGeluForward)
                          int64_t M,
                          int D) {
   const Place place(D);
-  if (place.column >= D)
+  if (place.column >= D) {
     return;
+  }
   const int64_t end = M * D;
   float b[kChunk];
   load_chunk(b, bias + place.column);
   for (int64_t first = place.begin; first < end; first += kGeluForwardLoads * place.step) {
     float u[kGeluForwardLoads][kChunk];
 #pragma unroll
-    for (int r = 0; r < kGeluForwardLoads; ++r)
-      if (const int64_t at = first + r * place.step; at < end)
+    for (int r = 0; r < kGeluForwardLoads; ++r) {
+      if (const int64_t at = first + r * place.step; at < end) {
         load_chunk(u[r], x + at);
+      }
+    }
 #pragma unroll
     for (int r = 0; r < kGeluForwardLoads; ++r) {
       const int64_t at = first + r * place.step;
-      if (at >= end)
+      if (at >= end) {
         break;
+      }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         u[r][i] += b[i];
@@ -106,21 +109,24 @@ __global__ void __launch_bounds__(kLanes* kRows, kGeluBackward)
   const bool live = place.column < D;
   const int64_t end = live ? M * D : 0;
   float b[kChunk] = {}, sums[kChunk] = {};
-  if (live)
+  if (live) {
     load_chunk(b, bias + place.column);
+  }
   for (int64_t first = place.begin; first < end; first += kGeluBackwardLoads * place.step) {
     float u[kGeluBackwardLoads][kChunk], d[kGeluBackwardLoads][kChunk];
 #pragma unroll
-    for (int r = 0; r < kGeluBackwardLoads; ++r)
+    for (int r = 0; r < kGeluBackwardLoads; ++r) {
       if (const int64_t at = first + r * place.step; at < end) {
         load_chunk(u[r], x + at);
         load_chunk(d[r], dy + at);
       }
+    }
 #pragma unroll
     for (int r = 0; r < kGeluBackwardLoads; ++r) {
       const int64_t at = first + r * place.step;
-      if (at >= end)
+      if (at >= end) {
         break;
+      }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         u[r][i] += b[i];
@@ -131,20 +137,23 @@ __global__ void __launch_bounds__(kLanes* kRows, kGeluBackward)
       store_chunk(dx + at, d[r]);
     }
   }
-  if (partial == nullptr)
+  if (partial == nullptr) {
     return;
+  }
   const int thread = static_cast<int>(threadIdx.y * kLanes + threadIdx.x);
   store_chunk_shared(shared + thread * kChunk, sums);
   __syncthreads();
 #pragma unroll
   for (int in_block = thread; in_block < kColumns; in_block += kLanes * kRows) {
     const int column = static_cast<int>(blockIdx.x) * kColumns + in_block;
-    if (column >= D)
+    if (column >= D) {
       return;
+    }
     float sum = 0.0f;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r) {
       sum += shared[r * kColumns + in_block];
+    }
     partial[static_cast<int64_t>(blockIdx.y) * D + column] = sum;
   }
 }
@@ -177,8 +186,9 @@ void launch_bwd(const BiasGelu& a, Stream stream) {
   launch(bias_gelu_bwd_kernel<T>, blocks, dim3(kLanes, kRows), kBackwardShared, stream,
          static_cast<const T*>(a.dy.data), static_cast<const T*>(a.x.data), a.bias,
          static_cast<T*>(a.dx.data), a.workspace, a.x.rows, D);
-  if (a.dbias != nullptr)
+  if (a.dbias != nullptr) {
     add_blocks<false>(a.workspace, {a.dbias}, static_cast<int>(blocks.y), D, D, stream);
+  }
 }
 
 } // namespace

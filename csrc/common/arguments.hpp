@@ -2,8 +2,7 @@
 // from the keywords of a call in Python.
 #pragma once
 
-#include <stdint.h>
-
+#include <cstdint>
 #include <tuple>
 
 // In an argument struct: its fields by the names that Python gives them.

@@ -14,23 +14,23 @@ using Vec4 = float __attribute__((vector_size(16)));
 // The four vectors as a 4 x 4 matrix in every quarter (128 bits), transposed.
 VIMPAC_INLINE void transpose_quarters(VecF (&x)[4]) {
 #if defined(__AVX512F__)
-  const __m512d a = (__m512d)_mm512_unpacklo_ps(x[0], x[1]);
-  const __m512d b = (__m512d)_mm512_unpackhi_ps(x[0], x[1]);
-  const __m512d c = (__m512d)_mm512_unpacklo_ps(x[2], x[3]);
-  const __m512d d = (__m512d)_mm512_unpackhi_ps(x[2], x[3]);
-  x[0] = (VecF)_mm512_unpacklo_pd(a, c);
-  x[1] = (VecF)_mm512_unpackhi_pd(a, c);
-  x[2] = (VecF)_mm512_unpacklo_pd(b, d);
-  x[3] = (VecF)_mm512_unpackhi_pd(b, d);
+  const __m512d a = reinterpret_cast<__m512d>(_mm512_unpacklo_ps(x[0], x[1]));
+  const __m512d b = reinterpret_cast<__m512d>(_mm512_unpackhi_ps(x[0], x[1]));
+  const __m512d c = reinterpret_cast<__m512d>(_mm512_unpacklo_ps(x[2], x[3]));
+  const __m512d d = reinterpret_cast<__m512d>(_mm512_unpackhi_ps(x[2], x[3]));
+  x[0] = reinterpret_cast<VecF>(_mm512_unpacklo_pd(a, c));
+  x[1] = reinterpret_cast<VecF>(_mm512_unpackhi_pd(a, c));
+  x[2] = reinterpret_cast<VecF>(_mm512_unpacklo_pd(b, d));
+  x[3] = reinterpret_cast<VecF>(_mm512_unpackhi_pd(b, d));
 #elif defined(__AVX2__)
-  const __m256d a = (__m256d)_mm256_unpacklo_ps(x[0], x[1]);
-  const __m256d b = (__m256d)_mm256_unpackhi_ps(x[0], x[1]);
-  const __m256d c = (__m256d)_mm256_unpacklo_ps(x[2], x[3]);
-  const __m256d d = (__m256d)_mm256_unpackhi_ps(x[2], x[3]);
-  x[0] = (VecF)_mm256_unpacklo_pd(a, c);
-  x[1] = (VecF)_mm256_unpackhi_pd(a, c);
-  x[2] = (VecF)_mm256_unpacklo_pd(b, d);
-  x[3] = (VecF)_mm256_unpackhi_pd(b, d);
+  const __m256d a = reinterpret_cast<__m256d>(_mm256_unpacklo_ps(x[0], x[1]));
+  const __m256d b = reinterpret_cast<__m256d>(_mm256_unpackhi_ps(x[0], x[1]));
+  const __m256d c = reinterpret_cast<__m256d>(_mm256_unpacklo_ps(x[2], x[3]));
+  const __m256d d = reinterpret_cast<__m256d>(_mm256_unpackhi_ps(x[2], x[3]));
+  x[0] = reinterpret_cast<VecF>(_mm256_unpacklo_pd(a, c));
+  x[1] = reinterpret_cast<VecF>(_mm256_unpackhi_pd(a, c));
+  x[2] = reinterpret_cast<VecF>(_mm256_unpacklo_pd(b, d));
+  x[3] = reinterpret_cast<VecF>(_mm256_unpackhi_pd(b, d));
 #else
   for (int q = 0; q < kWidth; q += 4) {
     for (int i = 0; i < 4; ++i) {

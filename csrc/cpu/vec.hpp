@@ -18,8 +18,8 @@
 // time. For the same reason a CPU kernel uses no std:: templates and no static initialisers.
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
+#include <cstdint>
+#include <cstring>
 
 #if defined(__AVX2__)
 #include <immintrin.h>

@@ -17,9 +17,11 @@ using VecWide = uint64_t __attribute__((vector_size(4 * kWidth)));
 template <>
 VIMPAC_INLINE Product<VecWide> multiply<VecWide>(VecWide a, uint32_t b) {
 #if defined(__AVX512F__)
-  const VecWide product = (VecWide)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+  const VecWide product = reinterpret_cast<VecWide>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi64(b)));
 #elif defined(__AVX2__)
-  const VecWide product = (VecWide)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+  const VecWide product = reinterpret_cast<VecWide>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), _mm256_set1_epi64x(b)));
 #else
   const VecWide product = (a & 0xFFFFFFFFu) * b;
 #endif
@@ -27,14 +29,14 @@ VIMPAC_INLINE Product<VecWide> multiply<VecWide>(VecWide a, uint32_t b) {
 }
 
 VIMPAC_INLINE VecU join(VecWide even, VecWide odd) {
-  return (VecU)((even & 0xFFFFFFFFu) | odd << 32);
+  return reinterpret_cast<VecU>((even & 0xFFFFFFFFu) | odd << 32);
 }
 
 // The even and the odd lanes go through the rounds apart.
 template <>
 VIMPAC_INLINE Philox4<VecU> philox4x32_10<VecU>(Philox4<VecU> counter, uint64_t seed) {
-  const VecWide x = (VecWide)counter.x, y = (VecWide)counter.y;
-  const VecWide z = (VecWide)counter.z, w = (VecWide)counter.w;
+  const VecWide x = reinterpret_cast<VecWide>(counter.x), y = reinterpret_cast<VecWide>(counter.y);
+  const VecWide z = reinterpret_cast<VecWide>(counter.z), w = reinterpret_cast<VecWide>(counter.w);
   const Philox4<VecWide> even = philox4x32_10<VecWide>({x, y, z, w}, seed);
   const Philox4<VecWide> odd = philox4x32_10<VecWide>({x >> 32, y >> 32, z >> 32, w >> 32}, seed);
   return {join(even.x, odd.x), join(even.y, odd.y), join(even.z, odd.z), join(even.w, odd.w)};

@@ -30,16 +30,20 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   const int column = static_cast<int>(blockIdx.x) * kSumColumns + lane;
   const int output = static_cast<int>(blockIdx.y);
   float sum = 0.0f;
-  if (column < D)
-    for (int block = warp; block < blocks; block += kSumRows)
+  if (column < D) {
+    for (int block = warp; block < blocks; block += kSumRows) {
       sum += partial[static_cast<int64_t>(block) * stride + output * D + column];
+    }
+  }
   shared[threadIdx.x] = sum;
   __syncthreads();
-  if (warp != 0 || column >= D)
+  if (warp != 0 || column >= D) {
     return;
+  }
   sum = 0.0f;
-  for (int i = 0; i < kSumRows; ++i)
+  for (int i = 0; i < kSumRows; ++i) {
     sum += shared[i * kSumColumns + lane];
+  }
   float* const out = output == 0 ? sums.first : output == 1 ? sums.second : sums.third;
   out[column] = kAccumulate ? out[column] + sum : sum;
 }

@@ -2,9 +2,8 @@
 // includes it behind the CUDA runtime, or behind what the emulator has of it.
 #pragma once
 
-#include <cxxabi.h>
-
 #include <cstdlib>
+#include <cxxabi.h>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,8 +18,9 @@ using Stream = cudaStream_t;
 
 inline std::string kernel_name(const void* kernel) {
   const char* mangled = nullptr;
-  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr)
+  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr) {
     return "a CUDA kernel";
+  }
   const std::unique_ptr<char, void (*)(void*)> readable(
       abi::__cxa_demangle(mangled, nullptr, nullptr, nullptr), std::free);
   return readable ? readable.get() : mangled;
@@ -57,18 +57,21 @@ inline bool is_asynchronous(cudaError_t error) {
 template <class Name>
 void check_before(Name name) {
   const cudaError_t error = cudaPeekAtLastError();
-  if (error != cudaSuccess)
+  if (error != cudaSuccess) {
     fail_earlier(error, name());
+  }
 }
 
 // `name()` is what returned `error`.
 template <class Name>
 void check_after(cudaError_t error, Name name) {
-  if (error == cudaSuccess)
+  if (error == cudaSuccess) {
     return;
+  }
   const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING"); // then a launch waits for its kernel
-  if (is_asynchronous(error) && (blocking == nullptr || *blocking == '0' || *blocking == '\0'))
+  if (is_asynchronous(error) && (blocking == nullptr || *blocking == '0' || *blocking == '\0')) {
     fail_earlier(error, name());
+  }
   cudaGetLastError();
   throw std::runtime_error(name() + ": " + cudaGetErrorString(error));
 }
@@ -84,8 +87,9 @@ inline void clear(void* p, size_t bytes, Stream stream) {
 // are an attribute of the kernel there, set once. Not an operation of a stream, so a capture may
 // hold the launch that comes first.
 inline void allow_shared_bytes(const void* kernel, size_t bytes) {
-  if (bytes <= 48 * 1024)
+  if (bytes <= 48 * 1024) {
     return;
+  }
   const auto name = [&] { return kernel_name(kernel); };
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, size_t> allowed;
@@ -93,8 +97,9 @@ inline void allow_shared_bytes(const void* kernel, size_t bytes) {
   check_after(cudaGetDevice(&device), name);
   const std::lock_guard<std::mutex> lock(mutex);
   size_t& most = allowed[{kernel, device}];
-  if (bytes <= most)
+  if (bytes <= most) {
     return;
+  }
   check_after(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(bytes)),
               name);

@@ -3,11 +3,10 @@
 #pragma once
 #ifdef __CUDACC__
 
+#include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-
-#include <cstdint>
 
 namespace vimpac {
 

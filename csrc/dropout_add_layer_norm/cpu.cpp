@@ -10,7 +10,7 @@
 #include "cpu/vec_io.hpp"
 #include "dropout_add_layer_norm/arguments.hpp"
 
-#include <math.h>
+#include <cmath>
 
 namespace vimpac::VIMPAC_ISA {
 namespace {

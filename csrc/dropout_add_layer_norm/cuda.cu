@@ -72,16 +72,18 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
     copy_columns(slot + kColumnBytes<T>, residual + at, which < rows.M, place);
     cp_async_commit();
   };
-  for (int stage = 0; stage < rows.stages; ++stage)
+  for (int stage = 0; stage < rows.stages; ++stage) {
     prefetch_row(row + stage * stride, ring + stage * kSlot);
+  }
   // The warps of a block go on together.
   for (int stage = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * kSlot;
     const int64_t at = row * rows.D + place.first;
     float sum[kNormChunks][kChunk], statistic[1] = {0.0f};
     Decisions decisions;
-    if (rows.threshold > 0)
+    if (rows.threshold > 0) {
       decisions.draw(seed, row, place);
+    }
     wait_for_row(rows);
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
@@ -89,23 +91,28 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
       load_copied<T>(branch, slot, c, place);
       load_copied<R>(sum[c], slot + kColumnBytes<T>, c, place);
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         branch[i] += add[c][i];
+      }
       if (rows.threshold > 0) {
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           sum[c][i] = fmaf(branch[i], decisions.keep(c, i, rows.limit()) ? rows.keep_scale : 0.0f,
                            sum[c][i]);
+        }
       } else {
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           sum[c][i] += branch[i];
+        }
       }
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         statistic[0] += sum[c][i];
-      if (total != nullptr && row < rows.M && place.column(c) < place.width)
+      }
+      if (total != nullptr && row < rows.M && place.column(c) < place.width) {
         store_chunk(total + at + place.column(c), sum[c]);
+      }
     }
     __syncwarp(); // all lanes have read
     prefetch_row(row + rows.stages * stride, slot);
@@ -129,10 +136,12 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         sum[c][i] = fmaf(sum[c][i] * inverse, w[c][i], b[c][i]);
-      if (row < rows.M && place.column(c) < place.width)
+      }
+      if (row < rows.M && place.column(c) < place.width) {
         store_chunk(y + at + place.column(c), sum[c]);
+      }
     }
     if (total != nullptr && row < rows.M && place.first == 0 && place.lane == 0) {
       mean[row] = mu;
@@ -198,20 +207,25 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   const auto prefetch_row = [&](int64_t which, unsigned char* slot) {
     const bool live = which < rows.M;
     const int64_t at = which * rows.D + place.first;
-    if (place.lane < 2)
+    if (place.lane < 2) {
       cp_async<4>(slot + place.lane * 4, (place.lane == 0 ? mean : rstd) + which, live);
+    }
     copy_columns(slot + At::kTotal, total + at, live, place);
     copy_columns(slot + At::kDy, dy + at, live, place);
-    if (has_other)
+    if (has_other) {
       copy_columns(slot + At::kOther, dy_other + at, live, place);
-    if (has_dtotal)
+    }
+    if (has_dtotal) {
       copy_columns(slot + layout.dtotal, dtotal + at, live, place);
+    }
     cp_async_commit();
   };
-  if (kOneWarp && place.row == 0)
+  if (kOneWarp && place.row == 0) {
     copy_columns(weights, weight, true, place); // on its way with the first row
-  for (int stage = 0; stage < rows.stages; ++stage)
+  }
+  for (int stage = 0; stage < rows.stages; ++stage) {
     prefetch_row(row + stage * stride, ring + stage * layout.size);
+  }
   if constexpr (kOneWarp) {
     wait_for_row(rows);
     __syncthreads(); // the weight is there
@@ -231,14 +245,16 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
         float more[kChunk];
         load_copied<T>(more, slot + At::kOther, c, place);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           g[c][i] += more[i];
+        }
       }
       float w[kChunk];
-      if constexpr (kOneWarp)
+      if constexpr (kOneWarp) {
         load_copied<float>(w, weights, c, place);
-      else
+      } else {
         load_column(w, weight, c, place);
+      }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         xhat[i] = (xhat[i] - mu) * inverse;
@@ -259,34 +275,41 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
       float centred[kChunk];
       load_copied<R>(centred, slot + At::kTotal, c, place);
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         g[c][i] = fmaf(-gx_mean, centred[i] - mu, fmaf(inverse, g[c][i], -g_mean));
+      }
       if (has_dtotal) {
         float more[kChunk];
         load_copied<R>(more, slot + layout.dtotal, c, place);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           g[c][i] += more[i];
+        }
       }
-      if (row < rows.M && place.column(c) < place.width)
+      if (row < rows.M && place.column(c) < place.width) {
         store_chunk(dresidual + at + place.column(c), g[c]);
+      }
     }
     if (rows.threshold > 0) {
       Decisions decisions;
       decisions.draw(seed, row, place);
 #pragma unroll
-      for (int c = 0; c < kNormChunks; ++c)
+      for (int c = 0; c < kNormChunks; ++c) {
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           g[c][i] *= decisions.keep(c, i, rows.limit()) ? rows.keep_scale : 0.0f;
+        }
+      }
     }
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
-      if (dx != nullptr && row < rows.M && place.column(c) < place.width)
+      if (dx != nullptr && row < rows.M && place.column(c) < place.width) {
         store_chunk(dx + at + place.column(c), g[c]);
+      }
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         dlinear[c][i] += g[c][i];
+      }
     }
     __syncwarp(); // all lanes have read
     prefetch_row(row + rows.stages * stride, slot);
@@ -297,8 +320,9 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   float* const columns = reinterpret_cast<float*>(bytes); // (rows, 3, D)
 #pragma unroll
   for (int c = 0; c < kNormChunks; ++c) {
-    if (place.column(c) >= place.width)
+    if (place.column(c) >= place.width) {
       continue;
+    }
     float* const at = columns + place.row * 3 * rows.D + place.first + place.column(c);
     store_chunk_shared(at, dweight[c]);
     store_chunk_shared(at + rows.D, dbias[c]);
@@ -307,8 +331,9 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   __syncthreads();
   for (int j = static_cast<int>(threadIdx.x); j < 3 * rows.D; j += static_cast<int>(blockDim.x)) {
     float sum = 0.0f;
-    for (int r = 0; r < place.rows_at_once; ++r)
+    for (int r = 0; r < place.rows_at_once; ++r) {
       sum += columns[r * 3 * rows.D + j];
+    }
     partial[static_cast<int64_t>(blockIdx.x) * 3 * rows.D + j] = sum;
   }
 }

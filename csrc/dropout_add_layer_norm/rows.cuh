@@ -5,8 +5,7 @@
 #include "cuda/mma.cuh"
 #include "cuda/platform.cuh"
 #include "cuda/vector.cuh"
-
-#include <dropout_add_layer_norm/cuda_tuning.cuh>
+#include "dropout_add_layer_norm/cuda_tuning.cuh"
 
 namespace vimpac {
 namespace {
@@ -60,11 +59,12 @@ struct Decisions {
     const uint64_t key = static_cast<uint64_t>(opaque(static_cast<uint32_t>(seed >> 32))) << 32 |
                          opaque(static_cast<uint32_t>(seed));
 #pragma unroll
-    for (int c = 0; c < kNormChunks; ++c)
+    for (int c = 0; c < kNormChunks; ++c) {
       words[c] = philox4x32_10<uint32_t>({first + 32 * c, static_cast<uint32_t>(row),
                                           static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32),
                                           kStreamResidual},
                                          key);
+    }
   }
   // Whether element i of chunk c is kept. limit: as of Rows.
   __device__ __forceinline__ bool keep(int c, int i, uint32_t limit) const {
@@ -78,12 +78,14 @@ __device__ __forceinline__ void load_column(float (&out)[kChunk],
                                             const float* vector, // (D,) or null
                                             int c,
                                             const Place& place) {
-  if (vector != nullptr && place.column(c) < place.width)
+  if (vector != nullptr && place.column(c) < place.width) {
     load_chunk(out, vector + place.first + place.column(c));
-  else
+  } else {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i)
+    for (int i = 0; i < kChunk; ++i) {
       out[i] = 0.0f;
+    }
+  }
 }
 
 // Bytes of a warp's columns of T in shared memory.
@@ -116,10 +118,11 @@ load_copied(float (&out)[kChunk], const unsigned char* from, int c, const Place&
 
 // Until the oldest stage is there, for all lanes.
 __device__ __forceinline__ void wait_for_row(const Rows& rows) {
-  if (rows.stages == 1)
+  if (rows.stages == 1) {
     cp_async_wait<0>();
-  else
+  } else {
     cp_async_wait<kNormStages - 1>();
+  }
   __syncwarp();
 }
 
@@ -132,24 +135,31 @@ __device__ __forceinline__ void sum_row(float (&values)[N],
                                         const Place& place,
                                         int warps_per_row) {
 #pragma unroll
-  for (int n = 0; n < N; ++n)
+  for (int n = 0; n < N; ++n) {
 #pragma unroll
-    for (int bit = 16; bit > 0; bit /= 2)
+    for (int bit = 16; bit > 0; bit /= 2) {
       values[n] += __shfl_xor_sync(kAll, values[n], bit);
+    }
+  }
   if constexpr (!kOneWarp) {
-    if (place.lane == 0)
+    if (place.lane == 0) {
 #pragma unroll
-      for (int n = 0; n < N; ++n)
+      for (int n = 0; n < N; ++n) {
         shared[threadIdx.x / 32 * N + n] = values[n];
+      }
+    }
     __syncthreads();
     shared += place.row * warps_per_row * N;
 #pragma unroll
-    for (int n = 0; n < N; ++n)
+    for (int n = 0; n < N; ++n) {
       values[n] = shared[n];
-    for (int i = 1; i < warps_per_row; ++i)
+    }
+    for (int i = 1; i < warps_per_row; ++i) {
 #pragma unroll
-      for (int n = 0; n < N; ++n)
+      for (int n = 0; n < N; ++n) {
         values[n] += shared[i * N + n];
+      }
+    }
   }
 }
 

@@ -13,7 +13,7 @@
 #include "cpu/vec_io.hpp"
 #include "embed_tokens/arguments.hpp"
 
-#include <math.h>
+#include <cmath>
 
 namespace vimpac::VIMPAC_ISA {
 namespace {

@@ -42,13 +42,16 @@ __device__ __forceinline__ void row_gradient(const EmbedProblem& a,
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int column = place.column + c * place.step;
-    if (!live || column >= a.D)
+    if (!live || column >= a.D) {
       continue;
+    }
     load_chunk(dx[c], static_cast<const Y*>(a.dy) + row * a.D + column);
-    if (a.threshold > 0)
+    if (a.threshold > 0) {
       drop_chunk(dx[c], seed, a.threshold, row, column, kStreamEmbedding);
-    if (!norm)
+    }
+    if (!norm) {
       continue;
+    }
     float w[kChunk];
     weight.read(w, c, column);
 #pragma unroll
@@ -63,16 +66,20 @@ __device__ __forceinline__ void row_gradient(const EmbedProblem& a,
       sums[1] += dx[c][i] * x[c][i];
     }
   }
-  if (!norm)
+  if (!norm) {
     return;
+  }
   sum_row(sums, shared, place);
   const float mean = sums[0] / static_cast<float>(a.D), mean_h = sums[1] / static_cast<float>(a.D);
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c)
-    if (place.column + c * place.step < a.D)
+  for (int c = 0; c < kChunks; ++c) {
+    if (place.column + c * place.step < a.D) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         dx[c][i] = inverse * (dx[c][i] - mean - x[c][i] * mean_h);
+      }
+    }
+  }
 }
 
 template <class E, class Y, int kChunks>
@@ -103,51 +110,61 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedP
   for (; clip < a.B; clip += step) {
     const int64_t row = static_cast<int64_t>(clip) * a.S + s;
     const int token = next;
-    if (is_token && clip + step < a.B) // in time for the next row
+    if (is_token && clip + step < a.B) { // in time for the next row
       next = token_at(a, static_cast<int64_t>(clip + step) * cells + cell);
+    }
     float x[kChunks][kChunk] = {}, dx[kChunks][kChunk] = {};
     if (a.weight != nullptr) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int column = place.column + c * place.step;
-        if (!live || column >= D)
+        if (!live || column >= D) {
           continue;
-        if (is_token && token >= 0)
+        }
+        if (is_token && token >= 0) {
           load_chunk(x[c],
                      static_cast<const E*>(a.embedding) + static_cast<int64_t>(token) * D + column);
+        }
         float at[kChunk];
         base.read(at, c, column);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i) // a token outside has a mean of NaN
+        for (int i = 0; i < kChunk; ++i) { // a token outside has a mean of NaN
           x[c][i] += at[i];
+        }
       }
     }
     row_gradient<true, Y>(a, place, weight, seed, row, live, shared, x, dx, dweight, dbias);
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
+    for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         sum[c][i] += dx[c][i];
+      }
+    }
   }
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int column = place.column + c * place.step;
-    if (column >= D)
+    if (column >= D) {
       continue;
-    if (live)
+    }
+    if (live) {
       store_chunk(sums + (static_cast<int64_t>(blockIdx.y) * a.S + s) * D + column, sum[c]);
+    }
     float* const at = columns + static_cast<size_t>(place.row) * 2 * D + column;
     store_chunk_shared(at, dweight[c]);
     store_chunk_shared(at + D, dbias[c]);
   }
-  if (a.weight == nullptr)
+  if (a.weight == nullptr) {
     return;
+  }
   __syncthreads();
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
   for (int j = static_cast<int>(threadIdx.x); j < 2 * D; j += static_cast<int>(blockDim.x)) {
     float total = 0.0f;
-    for (int r = 0; r < place.rows; ++r)
+    for (int r = 0; r < place.rows; ++r) {
       total += columns[static_cast<size_t>(r) * 2 * D + j];
+    }
     partial[block * 2 * D + j] = total;
   }
 }
@@ -170,7 +187,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   const int terms = is_cls ? a.has_cls : is_time ? H * W : is_height ? T * W : T * H;
   const int at = vector - (is_time ? 0 : is_height ? T : T + H); // on its axis
   float sum = 0.0f;
-  if (column < a.D)
+  if (column < a.D) {
     for (int i = warp; i < parts * terms; i += kSumRows) {
       const int part = i / terms, j = i % terms;
       const int cell = is_time     ? at * H * W + j
@@ -179,13 +196,16 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
       const int s = is_cls ? 0 : a.has_cls + cell;
       sum += sums[(static_cast<int64_t>(part) * a.S + s) * a.D + column];
     }
+  }
   shared[threadIdx.x] = sum;
   __syncthreads();
-  if (warp != 0 || column >= a.D)
+  if (warp != 0 || column >= a.D) {
     return;
+  }
   sum = 0.0f;
-  for (int i = 0; i < kSumRows; ++i)
+  for (int i = 0; i < kSumRows; ++i) {
     sum += shared[i * kSumColumns + lane];
+  }
   a.dvectors[static_cast<int64_t>(vector) * a.D + column] = sum;
 }
 
@@ -210,12 +230,15 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
   int id = -1; // of the rows in `sum`; outside the embedding: of none
   float* to = carry + static_cast<int64_t>(number) * D;
   const auto write = [&] {
-    if (id < 0 || id >= a.V)
+    if (id < 0 || id >= a.V) {
       return;
+    }
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-      if (place.column + c * place.step < D)
+    for (int c = 0; c < kChunks; ++c) {
+      if (place.column + c * place.step < D) {
         store_chunk(to + place.column + c * place.step, sum[c]);
+      }
+    }
   };
   for (int i = 0; i < run; ++i) {
     const int64_t sorted = first + i;
@@ -228,10 +251,12 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
                    : a.dembedding + static_cast<int64_t>(now) * D;
       id = now;
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
+      for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-        for (int k = 0; k < kChunk; ++k)
+        for (int k = 0; k < kChunk; ++k) {
           sum[c][k] = 0.0f;
+        }
+      }
     }
     const bool live = here && now >= 0 && now < a.V;
     const int64_t token = live ? a.order[sorted] : 0;
@@ -242,23 +267,27 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int column = place.column + c * place.step;
-        if (!live || column >= D)
+        if (!live || column >= D) {
           continue;
+        }
         float at[kChunk];
         load_chunk(x[c],
                    static_cast<const E*>(a.embedding) + static_cast<int64_t>(now) * D + column);
         load_place(at, a, cell, column);
 #pragma unroll
-        for (int k = 0; k < kChunk; ++k)
+        for (int k = 0; k < kChunk; ++k) {
           x[c][k] += at[k];
+        }
       }
     }
     row_gradient<false, Y>(a, place, weight, seed, row, live, shared, x, dx, nullptr, nullptr);
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
+    for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-      for (int k = 0; k < kChunk; ++k)
+      for (int k = 0; k < kChunk; ++k) {
         sum[c][k] += dx[c][k];
+      }
+    }
   }
   write();
 }
@@ -279,30 +308,37 @@ __global__ void __launch_bounds__(32 * kSumRows)
   const int64_t begin = static_cast<int64_t>(first) * run;
   const int id = id_at(begin);
   const bool carries = id >= 0 && id < a.V && id_at(begin - 1) == id;
-  if (!carries || (first > 1 && id_at(begin - run - 1) == id))
+  if (!carries || (first > 1 && id_at(begin - run - 1) == id)) {
     return;
+  }
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int left = static_cast<int>(blockIdx.y) * kCarryColumns;
   float sum[2][kChunk] = {};
-  for (int r = first + warp; r < runs && id_at(static_cast<int64_t>(r) * run) == id; r += kSumRows)
+  for (int r = first + warp; r < runs && id_at(static_cast<int64_t>(r) * run) == id;
+       r += kSumRows) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int column = left + (c * 32 + lane) * kChunk;
-      if (column < a.D)
+      if (column < a.D) {
         add_chunk(sum[c], carry + static_cast<int64_t>(r) * a.D + column);
+      }
     }
+  }
 #pragma unroll
-  for (int c = 0; c < 2; ++c)
+  for (int c = 0; c < 2; ++c) {
     store_chunk_shared(shared + warp * kCarryColumns + (c * 32 + lane) * kChunk, sum[c]);
+  }
   __syncthreads();
   const int column = static_cast<int>(threadIdx.x);
   static_assert(kCarryColumns == 32 * kSumRows); // a thread for each column
-  if (left + column >= a.D)
+  if (left + column >= a.D) {
     return;
+  }
   float* const to = a.dembedding + static_cast<int64_t>(id) * a.D + left + column;
   float total = *to;
-  for (int i = 0; i < kSumRows; ++i)
+  for (int i = 0; i < kSumRows; ++i) {
     total += shared[i * kCarryColumns + column];
+  }
   *to = total;
 }
 
@@ -345,21 +381,24 @@ void launch_bwd(const EmbedProblem& a, float* scratch, Stream stream) {
            dim3(kSumColumns * kSumRows), kSumColumns * kSumRows * sizeof(float), stream, a, scratch,
            plan.parts);
     float* const dweight = a.dvectors + static_cast<int64_t>(vectors) * a.D;
-    if (a.weight != nullptr)
+    if (a.weight != nullptr) {
       add_blocks<false>(scratch + plan.partial, {dweight, dweight + a.D}, plan.parts * plan.groups,
                         2 * a.D, a.D, stream);
+    }
   }
-  if (a.dembedding == nullptr)
+  if (a.dembedding == nullptr) {
     return;
+  }
   clear(a.dembedding, static_cast<size_t>(a.V) * a.D * sizeof(float), stream);
   const unsigned blocks = static_cast<unsigned>((plan.runs + split.rows() - 1) / split.rows());
   launch(embed_tokens_ids_kernel<E, Y, kChunks>, dim3(blocks), split.threads(), sums, stream, a,
          scratch + plan.carry, plan.run, split.warps_per_row);
   const unsigned tiles = static_cast<unsigned>((a.D + kCarryColumns - 1) / kCarryColumns);
-  if (plan.runs > 1)
+  if (plan.runs > 1) {
     launch(embed_tokens_carry_kernel, dim3(static_cast<unsigned>(plan.runs - 1), tiles),
            dim3(32 * kSumRows), kSumRows * kCarryColumns * sizeof(float), stream, a,
            scratch + plan.carry, plan.run, plan.runs);
+  }
 }
 
 } // namespace

@@ -43,24 +43,30 @@ struct RowPlace {
 template <int N>
 __device__ __forceinline__ void sum_row(float (&values)[N], float* shared, const RowPlace& place) {
 #pragma unroll
-  for (int n = 0; n < N; ++n)
+  for (int n = 0; n < N; ++n) {
 #pragma unroll
-    for (int bit = 16; bit > 0; bit /= 2)
+    for (int bit = 16; bit > 0; bit /= 2) {
       values[n] += __shfl_xor_sync(0xffffffffu, values[n], bit);
-  if (place.warps_per_row == 1)
+    }
+  }
+  if (place.warps_per_row == 1) {
     return;
+  }
   const int warp = static_cast<int>(threadIdx.x) / 32, first = place.row * place.warps_per_row;
   __syncthreads(); // the previous sums have been read
-  if (threadIdx.x % 32 == 0)
+  if (threadIdx.x % 32 == 0) {
 #pragma unroll
-    for (int n = 0; n < N; ++n)
+    for (int n = 0; n < N; ++n) {
       shared[warp * N + n] = values[n];
+    }
+  }
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     values[n] = 0.0f;
-    for (int i = 0; i < place.warps_per_row; ++i)
+    for (int i = 0; i < place.warps_per_row; ++i) {
       values[n] += shared[(first + i) * N + n];
+    }
   }
 }
 

@@ -1,9 +1,8 @@
 // What the kernels of embed_tokens share: where a row stands, and its sum from the tables.
 #pragma once
 #include "embed_tokens/arguments.hpp"
+#include "embed_tokens/cuda_tuning.cuh"
 #include "embed_tokens/row_warps.cuh"
-
-#include <embed_tokens/cuda_tuning.cuh>
 
 namespace vimpac {
 
@@ -69,22 +68,26 @@ __device__ __forceinline__ void add_chunk(float (&x)[kChunk], const float* row) 
   float added[kChunk];
   load_chunk(added, row);
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i)
+  for (int i = 0; i < kChunk; ++i) {
     x[i] += added[i];
+  }
 }
 
 // The position of a cell, or [CLS], of which no clip differs: eight columns from `column` on.
 __device__ __forceinline__ void
 load_place(float (&x)[kChunk], const EmbedProblem& a, int cell, int column) {
-  if (cell < 0)
+  if (cell < 0) {
     return load_chunk(x, a.cls + column);
+  }
   const int at[3] = {cell / a.grid[2] / a.grid[1], cell / a.grid[2] % a.grid[1],
                      cell % a.grid[2]}; // t, h, w
   load_chunk(x, a.positions[2] + static_cast<int64_t>(at[2]) * a.D + column);
 #pragma unroll
-  for (int axis = 1; axis >= 0; --axis)
-    if (a.positions[axis] != nullptr)
+  for (int axis = 1; axis >= 0; --axis) {
+    if (a.positions[axis] != nullptr) {
       add_chunk(x, a.positions[axis] + static_cast<int64_t>(at[axis]) * a.D + column);
+    }
+  }
 }
 
 // What all rows of a warp have in common: a chunk of it by its number and its column, out of
@@ -95,17 +98,20 @@ public:
   __device__ Common(const RowPlace& place, bool live, int D, const Load& load) : load_(load) {
     if constexpr (kHold) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-        if (live && place.column + c * place.step < D)
+      for (int c = 0; c < kChunks; ++c) {
+        if (live && place.column + c * place.step < D) {
           load_(values_[c], place.column + c * place.step);
+        }
+      }
     }
   }
 
   __device__ __forceinline__ void read(float (&out)[kChunk], int c, int column) const {
     if constexpr (kHold) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         out[i] = values_[c][i];
+      }
     } else {
       load_(out, column);
     }

@@ -10,7 +10,7 @@
 #include "cpu/vec_io.hpp"
 #include "linear_cross_entropy/arguments.hpp"
 
-#include <math.h>
+#include <cmath>
 #include <type_traits>
 
 namespace vimpac::VIMPAC_ISA {

@@ -86,35 +86,44 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     return kWide ? bias_of(bias, begin + c * kStep + 4 * h, options.V) : own.half(kSums + c, h);
   };
 #pragma unroll
-  for (int c = 0; c < kChunks; ++c)
+  for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (!kWide)
+      if (!kWide) {
         own.half(kSums + c, h) = bias_of(bias, begin + c * kStep + 4 * h, options.V);
-      if (partial != nullptr && c * kStep < left)
+      }
+      if (partial != nullptr && c * kStep < left) {
         column_sum(c, h) = {};
+      }
     }
-  if (threadIdx.x == 0)
+  }
+  if (threadIdx.x == 0) {
     *hits = 0;
-  if (threadIdx.x < 32)
-    for (int i = 0; i < 2 * kBuffer; i += kMaxWarps) // of warps that are not there
+  }
+  if (threadIdx.x < 32) {
+    for (int i = 0; i < 2 * kBuffer; i += kMaxWarps) { // of warps that are not there
       parts[i + lane] = i % kBuffer == kMax ? -INFINITY : 0.0f;
+    }
+  }
   const int rows = options.rows, grid = static_cast<int>(gridDim.x);
   const auto read_label = [&](int row) {
     const int64_t number = options.first + row;
-    if (count != nullptr && number >= *count)
+    if (count != nullptr && number >= *count) {
       return Label{kIgnored, 0.0f, 0.0f, row};
+    }
     const int64_t source = positions == nullptr ? number : positions[number];
     int64_t label = kOutside;
     if (source >= 0) {
       label = options.wide_target ? static_cast<const int64_t*>(target)[source]
                                   : static_cast<const int32_t*>(target)[source];
-      if (label == options.ignore_index)
+      if (label == options.ignore_index) {
         return Label{kIgnored, 0.0f, 0.0f, row};
+      }
     }
     atomicAdd(&counts[1], 1);
-    if (label < 0 || label >= options.V)
+    if (label < 0 || label >= options.V) {
       return Label{kOutside, 0.0f, 0.0f, row};
+    }
     const int hot = static_cast<int>(label);
     const float logit = to_float(z[static_cast<int64_t>(row) * options.stride + hot]) +
                         (bias == nullptr ? 0.0f : bias[hot]);
@@ -122,8 +131,9 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   };
   const auto each = [](auto what) { // chunk of a piece
 #pragma unroll
-    for (int c = 0; c < kPiece; ++c)
+    for (int c = 0; c < kPiece; ++c) {
       what(c);
+    }
   };
   // z + bias of a chunk.
   const auto logits = [&](const LogitChunk<T>& chunk, int c, float (&x)[kChunk]) {
@@ -139,24 +149,29 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   };
   const auto load = [&](const T* at, int c) {
     LogitChunk<T> chunk{};
-    if (c * kStep < left)
+    if (c * kStep < left) {
       chunk.load(at + c * kStep);
+    }
     return chunk;
   };
   const auto clear_row = [&](T* at) {
     const float zeros[kChunk] = {};
-    if (options.gradient)
+    if (options.gradient) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-        if (c * kStep < left)
+      for (int c = 0; c < kChunks; ++c) {
+        if (c * kStep < left) {
           store_chunk(at + c * kStep, zeros);
+        }
+      }
+    }
   };
   // Passes one value of each warp to all warps. Two buffers are used alternately, so that one
   // barrier suffices: no warp writes to a buffer before all warps have read what was there.
   int buffer = 0;
   const auto put = [&](float of_warp, int which) {
-    if (lane == 0)
+    if (lane == 0) {
       parts[buffer + which + warp] = of_warp;
+    }
   };
   const auto get = [&](int which) { return parts[buffer + which + lane]; };
 
@@ -166,11 +181,13 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   while (row < rows) {
     const int todo = (rows - row + grid - 1) / grid, size = todo < kLossBatch ? todo : kLossBatch;
     LogitChunk<T> next[kPiece];
-    if (kAhead)
+    if (kAhead) {
       each([&](int c) { next[c] = load(at, c); });
+    }
     __syncthreads(); // the labels before these have been read
-    for (int i = static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x))
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x)) {
       labels[i] = read_label(row + i * grid);
+    }
     __syncthreads();
     const Label* entry = labels;
     const Label* const end = labels + size;
@@ -189,12 +206,14 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
       bool beaten = false;
       if (kAhead) {
         each([&](int c) { logits(next[c], c, x[c]); });
-        if (follows)
+        if (follows) {
           each([&](int c) { next[c] = load(after(at), c); });
+        }
       }
       if (entry->hot < 0) { // the same branch for the whole block
-        if (threadIdx.x == 0)
+        if (threadIdx.x == 0) {
           losses[options.first + entry->row] = entry->hot == kIgnored ? 0.0f : NAN;
+        }
         clear_row(at);
         proceed();
         continue;
@@ -203,56 +222,69 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
         each([&](int c) { logits(load(at, first + c), first + c, x[c]); });
       };
       const auto exponentials = [&] {
-        if (again)
+        if (again) {
           each([&](int c) {
-            for (float& y : x[c])
+            for (float& y : x[c]) {
               y -= row_max;
+            }
           });
+        }
         const float exponent = again ? 0.0f : logit * kLog2e;
         each([&](int c) {
 #pragma unroll
-          for (int j = 0; j < kChunk; ++j)
+          for (int j = 0; j < kChunk; ++j) {
             x[c][j] = approximate_exp2(fmaf(x[c][j], kLog2e, -exponent));
+          }
         });
       };
 #pragma unroll 1
       for (int first = 0; first < kChunks; first += kPiece) {
-        if (!kAhead)
+        if (!kAhead) {
           read_piece(first);
-        if (!kAhead && follows)
+        }
+        if (!kAhead && follows) {
           each([&](int c) {
-            if ((first + c) * kStep < left)
+            if ((first + c) * kStep < left) {
               prefetch_l2(after(at) + (first + c) * kStep);
+            }
           });
+        }
         float highest = -INFINITY;
         each([&](int c) {
 #pragma unroll
-          for (int j = 0; j < kChunk; ++j)
+          for (int j = 0; j < kChunk; ++j) {
             highest = fmaxf(highest, x[c][j]);
+          }
         });
         thread_max = fmaxf(thread_max, highest);
-        if (highest == logit) // in few threads
+        if (highest == logit) { // in few threads
           each([&](int c) {
 #pragma unroll
-            for (int j = 0; j < kChunk; ++j)
+            for (int j = 0; j < kChunk; ++j) {
               beaten |= x[c][j] == logit && (first + c) * kStep + j < hot;
+            }
           });
-        if (options.label_smoothing > 0.0f)
+        }
+        if (options.label_smoothing > 0.0f) {
           each([&](int c) {
 #pragma unroll
-            for (int j = 0; j < kChunk; ++j)
+            for (int j = 0; j < kChunk; ++j) {
               plain += (first + c) * kStep + j < classes ? x[c][j] : 0.0f;
+            }
           });
+        }
         exponentials();
         each([&](int c) {
 #pragma unroll
-          for (int j = 0; j < kChunk; ++j)
+          for (int j = 0; j < kChunk; ++j) {
             sum += x[c][j];
+          }
         });
       }
       beaten |= !(thread_max <= logit);
-      if (options.label_smoothing > 0.0f)
+      if (options.label_smoothing > 0.0f) {
         put(sum_of_warp(plain), kPlain);
+      }
       put(sum_of_warp(sum), kSum);
       beaten = __syncthreads_or(beaten) != 0;
       sum = sum_of_warp(get(kSum));
@@ -261,8 +293,9 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
         __syncthreads();
         row_max = max_of_warp(get(kMax));
         again = true;
-        if (kAhead)
+        if (kAhead) {
           each([&](int c) { next[c] = load(at, c); });
+        }
         continue;
       }
       const auto log_of_sum = [&] { return log_of(sum, again ? 0.0f : entry->logit); };
@@ -280,9 +313,10 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
       buffer = kBuffer - buffer;
       const float factor = entry->factor;
       float scale = approximate_reciprocal(sum) * factor;
-      if (options.z_loss != 0.0f)
+      if (options.z_loss != 0.0f) {
         scale *= fmaf(options.z_loss * (anchor() + log_of_sum()), 2.0f, 1.0f);
-      if (options.gradient)
+      }
+      if (options.gradient) {
 #pragma unroll 1
         for (int first = 0; first < kChunks; first += kPiece) {
           if (kWide) {
@@ -292,19 +326,22 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
           each([&](int i) {
             const int c = first + i;
             float (&y)[kChunk] = x[i];
-            if (c * kStep >= left)
+            if (c * kStep >= left) {
               return;
+            }
 #pragma unroll
-            for (int j = 0; j < kChunk; ++j)
+            for (int j = 0; j < kChunk; ++j) {
               y[j] = fmaf(y[j], scale, -even * factor);
+            }
             if (static_cast<unsigned>(hot - c * kStep) < kChunk ||
-                classes < c * kStep + kChunk) // in few threads
+                classes < c * kStep + kChunk) { // in few threads
 #pragma unroll
               for (int j = 0; j < kChunk; ++j) {
                 y[j] -= hot == c * kStep + j ? (1.0f - options.label_smoothing) * factor : 0.0f;
                 y[j] = c * kStep + j < classes ? y[j] : 0.0f;
               }
-            if (partial != nullptr)
+            }
+            if (partial != nullptr) {
 #pragma unroll
               for (int h = 0; h < 2; ++h) {
                 float4& all = column_sum(c, h);
@@ -312,24 +349,31 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
                 all = {old.x + y[4 * h], old.y + y[4 * h + 1], old.z + y[4 * h + 2],
                        old.w + y[4 * h + 3]};
               }
+            }
             store_chunk(at + c * kStep, y);
           });
         }
+      }
       proceed();
     }
     row = end[-1].row + grid; // read here, for few registers
   }
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     atomicAdd(&counts[0], *hits);
-  if (partial != nullptr)
+  }
+  if (partial != nullptr) {
 #pragma unroll
-    for (int c = 0; c < kSums; ++c)
-      if (c * kStep < left)
+    for (int c = 0; c < kSums; ++c) {
+      if (c * kStep < left) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h)
+        for (int h = 0; h < 2; ++h) {
           reinterpret_cast<float4*>(partial +
                                     static_cast<int>(opaque(blockIdx.x)) * options.stride + begin +
                                     c * kStep)[h] = own.half(c, h);
+        }
+      }
+    }
+  }
 }
 
 template <bool kWide>
@@ -370,8 +414,9 @@ void launch_row_pass(const LinearCrossEntropy& a) {
          a.losses, a.counts, a.workspace, options,
          blocks * static_cast<int64_t>(options.stride * sizeof(T)),
          a.label_smoothing / static_cast<float>(a.V));
-  if (a.dbias != nullptr)
+  if (a.dbias != nullptr) {
     add_blocks<true>(a.workspace, {a.dbias}, blocks, options.stride, options.V, stream);
+  }
 }
 
 } // namespace
@@ -386,10 +431,11 @@ int64_t linear_cross_entropy_fwd_workspace(const LinearCrossEntropy& args) {
 void linear_cross_entropy_fwd(const LinearCrossEntropy& args) {
   with_type(args.z.type, [&](auto zero) {
     using T = decltype(zero);
-    if (is_wide(static_cast<int>(args.z.columns)))
+    if (is_wide(static_cast<int>(args.z.columns))) {
       launch_row_pass<T, true>(args);
-    else
+    } else {
       launch_row_pass<T, false>(args);
+    }
   });
 }
 

@@ -1,11 +1,10 @@
 // What the row pass of linear_cross_entropy is made of: how a block's threads share a row, chunks
 // of logits, reductions of a warp.
 #pragma once
-#include <linear_cross_entropy/cuda_tuning.cuh>
+#include "cuda/vector.cuh"
+#include "linear_cross_entropy/cuda_tuning.cuh"
 
 #include <type_traits>
-
-#include "cuda/vector.cuh"
 
 namespace vimpac {
 
@@ -39,15 +38,17 @@ constexpr bool is_wide(int stride) {
 
 __device__ __forceinline__ float max_of_warp(float x) {
 #pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2)
+  for (int bit = 16; bit > 0; bit /= 2) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, bit));
+  }
   return x;
 }
 
 __device__ __forceinline__ float sum_of_warp(float x) {
 #pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2)
+  for (int bit = 16; bit > 0; bit /= 2) {
     x += __shfl_xor_sync(0xffffffffu, x, bit);
+  }
   return x;
 }
 
@@ -59,22 +60,25 @@ struct LogitChunk {
 
   __device__ __forceinline__ void load(const T* at) {
 #pragma unroll
-    for (int v = 0; v < kChunk / kVector<T>; ++v)
+    for (int v = 0; v < kChunk / kVector<T>; ++v) {
       bits[v] = reinterpret_cast<const uint4*>(at)[v];
+    }
   }
   __device__ __forceinline__ void unpack(float (&out)[kChunk]) const {
     if constexpr (std::is_same_v<T, __nv_bfloat16>) { // the upper halves of fp32
       const unsigned words[] = {bits[0].x, bits[0].y, bits[0].z, bits[0].w};
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         out[i] = __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+      }
       return;
     }
     T values[kChunk];
     memcpy(static_cast<void*>(values), bits, sizeof(values));
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i)
+    for (int i = 0; i < kChunk; ++i) {
       out[i] = to_float(values[i]);
+    }
   }
 };
 
@@ -90,12 +94,14 @@ struct OwnChunks {
 
 // Four columns of bias: 0 without one, -inf behind the last class.
 __device__ __forceinline__ float4 bias_of(const float* bias, int column, int V) {
-  if (bias != nullptr && column + 4 <= V && reinterpret_cast<uintptr_t>(bias) % 16 == 0)
+  if (bias != nullptr && column + 4 <= V && reinterpret_cast<uintptr_t>(bias) % 16 == 0) {
     return __ldg(reinterpret_cast<const float4*>(bias + column));
+  }
   float x[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     x[i] = column + i >= V ? -INFINITY : bias == nullptr ? 0.0f : bias[column + i];
+  }
   return {x[0], x[1], x[2], x[3]};
 }
 

@@ -180,7 +180,8 @@ VIMPAC_INLINE int store_masked(const uint8_t* mask, // (kWidth,)
 #if defined(__AVX512F__)
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask));
   const __mmask16 masked = _mm_test_epi8_mask(bytes, bytes);
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(masked, (__m512i)(iota() + row)));
+  _mm512_storeu_si512(out,
+                      _mm512_maskz_compress_epi32(masked, reinterpret_cast<__m512i>(iota() + row)));
   return __builtin_popcount(masked);
 #else
   static_assert(kWidth == sizeof(uint64_t));

@@ -1,13 +1,12 @@
 // The state of one running block and its threads, and the way to report what a kernel did wrong.
 #pragma once
-#include <cuda_runtime.h>
+#include "fiber.hpp"
 
+#include <cuda_runtime.h>
 #include <functional>
 #include <source_location>
 #include <string>
 #include <vector>
-
-#include "fiber.hpp"
 
 namespace emulator {
 
@@ -76,8 +75,9 @@ inline void park() {
 fail(const std::string& what, const char* operation, const Location& location) {
   Unchecked scope;
   current->block->error = what + ": " + describe(*current, operation, location);
-  for (;;)
+  for (;;) {
     park();
+  }
 }
 
 } // namespace emulator
