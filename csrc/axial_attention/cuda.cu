@@ -9,6 +9,7 @@
 // lines in registers, written as one fp32 row per unit, and added up over the units in order by a
 // second kernel, as is the gradient of the bias over all rows: results repeat bit for bit.
 #include "axial_attention/launch.cuh"
+#include "axial_attention/line_dropout.cuh"
 #include "axial_attention/line_operand.cuh"
 #include "axial_attention/line_softmax.cuh"
 

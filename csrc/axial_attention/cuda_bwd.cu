@@ -12,6 +12,7 @@
 // Where the stage of a tile would leave room for two warps, a block works on a unit: each of its
 // warps has 16 rows of the tile, as queries in the first pass and as keys in the second.
 #include "axial_attention/launch.cuh"
+#include "axial_attention/line_dropout.cuh"
 #include "axial_attention/line_operand.cuh"
 #include "axial_attention/line_softmax.cuh"
 

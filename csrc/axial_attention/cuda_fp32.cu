@@ -3,6 +3,7 @@
 // lane owns every 32nd key, for what is written every 32nd element of a row. Keys and values are
 // read again for every query, which the L1 cache serves. Sums over lines as in cuda.cu.
 #include "axial_attention/launch.cuh"
+#include "axial_attention/line_dropout.cuh"
 #include "axial_attention/line_softmax.cuh"
 
 namespace vimpac {

@@ -14,25 +14,13 @@
 #include "cuda/platform.cuh"
 #include "cuda/vector.cuh"
 #include "dropout_add_layer_norm/arguments.hpp"
+#include "dropout_add_layer_norm/blocks.cuh"
 #include "dropout_add_layer_norm/rows.cuh"
 
 #include <type_traits>
 
 namespace vimpac {
 namespace {
-
-// Threads of a block and how many blocks registers must leave room for on a multiprocessor. Rows of
-// several warps may need a larger block, of which there is one then.
-template <bool kOneWarp>
-constexpr int kThreads = 32 * (kOneWarp ? kNormWarps : kMaxWarps);
-template <bool kOneWarp, int kWanted>
-constexpr int kBlocks = kOneWarp ? kWanted : 1;
-
-// Bytes of the memory in which the warps of a block add up `values` sums of a row: two buffers,
-// used alternately.
-constexpr size_t sums_bytes(int warps, int values) {
-  return (static_cast<size_t>(2 * warps * values) * sizeof(float) + 15) / 16 * 16;
-}
 
 template <class T, class R, bool kOneWarp>
 __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormForward>)
@@ -149,23 +137,6 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
     }
   }
 }
-
-// Bytes of the weight in shared memory: no registers are left to hold it, and to read it again for
-// each row takes more instructions. Of wide rows it would take room from the rows themselves.
-template <bool kOneWarp>
-constexpr int kWeightBytes = kOneWarp ? kColumnBytes<float> : 0;
-
-// Where a warp's columns of a row stand in shared memory, in bytes: mean and rstd, total, dy and
-// then what there is of dy_other and dtotal.
-template <class T, class R>
-struct Slot {
-  static constexpr int kTotal = 16, kDy = kTotal + kColumnBytes<R>, kOther = kDy + kColumnBytes<T>;
-  int dtotal, size;
-
-  __host__ __device__ Slot(bool has_other, bool has_dtotal)
-      : dtotal(kOther + (has_other ? kColumnBytes<T> : 0)),
-        size(dtotal + (has_dtotal ? kColumnBytes<R> : 0)) {}
-};
 
 // With xhat = (total - mean) * rstd, dy the sum of both gradients of y, and g = dy * weight:
 //   dtotal' = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dtotal

@@ -163,36 +163,5 @@ __device__ __forceinline__ void sum_row(float (&values)[N],
   }
 }
 
-// Warps, rows and shared memory of a block.
-struct Split {
-  int warps_per_row;
-
-  explicit Split(int D) : warps_per_row((D + kWarpColumns - 1) / kWarpColumns) {}
-
-  int rows() const { return warps_per_row > kNormWarps ? 1 : kNormWarps / warps_per_row; }
-  int warps() const { return rows() * warps_per_row; }
-
-  // A block for each of M rows, or as many as the device holds at a time: `most` of usual blocks on
-  // a multiprocessor, unless their shared memory allows less.
-  int64_t blocks(int64_t M, int most, size_t shared = 0) const {
-    const int64_t wanted = (M + rows() - 1) / rows();
-    const int larger = most * kNormWarps / warps(); // of those that may be
-    const int resident = wave_blocks(larger > 1 ? larger : 1, shared);
-    return wanted < resident ? wanted : resident;
-  }
-  // With as many stages as every GPU has room for.
-  Rows rows_of(int64_t M, int D, int threshold, int slot_bytes) const {
-    constexpr int kSmallest = 96 << 10; // bytes of a block, without the sums
-    const int stages = warps() * kNormStages * slot_bytes <= kSmallest ? kNormStages : 1;
-    return {M,
-            D,
-            warps_per_row,
-            stages,
-            threshold,
-            1.0f / static_cast<float>(D),
-            keep_scale(threshold)};
-  }
-};
-
 } // namespace
 } // namespace vimpac

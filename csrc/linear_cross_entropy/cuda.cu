@@ -18,36 +18,15 @@
 #include "cuda/element_type.cuh"
 #include "cuda/platform.cuh"
 #include "linear_cross_entropy/arguments.hpp"
+#include "linear_cross_entropy/options.cuh"
 #include "linear_cross_entropy/row.cuh"
 
 namespace vimpac {
 namespace {
 
-constexpr int kMaxWarps = 32;
 // Below it a sum's terms are powers of 2 up to the 32nd, whose exponents round no more than logits
 // do that are so far apart.
 constexpr float kSafeSum = 4294967296.0f;
-
-// Where the warps' parts of a value stand in shared memory, and how far its two places are apart.
-constexpr int kSum = 0, kPlain = kMaxWarps, kMax = 2 * kMaxWarps, kBuffer = 3 * kMaxWarps;
-constexpr int kIgnored = -1, kOutside = -2;
-
-struct Options {
-  int rows; // m: of this chunk of logits
-  int64_t first;
-  int V, stride; // a multiple of 8, at most 32,768
-  int64_t ignore_index;
-  float label_smoothing, z_loss;
-  bool gradient, wide_target;
-};
-
-// What is known of a row before it is read.
-struct alignas(16) Label {
-  int hot; // its class, kIgnored or kOutside
-  float logit;
-  float factor; // of dz
-  int row;
-};
 
 template <class T, bool kWide>
 __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
@@ -374,32 +353,6 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
       }
     }
   }
-}
-
-template <bool kWide>
-size_t shared_bytes(int threads) {
-  using Tile = RowLayout<kWide>;
-  return kLossBatch * sizeof(Label) + 2 * kBuffer * sizeof(float) + 4 * sizeof(int) +
-         (Tile::kSums + Tile::kBias) * kChunk * sizeof(float) * threads;
-}
-
-template <bool kWide>
-int blocks_for(int rows, int stride) {
-  const int threads = threads_of(RowLayout<kWide>::kChunks, stride);
-  const int most = wave_blocks(kLossBlocks, shared_bytes<kWide>(threads));
-  return rows < most ? rows : most;
-}
-
-Options options_of(const LinearCrossEntropy& a) {
-  return {static_cast<int>(a.z.rows),
-          a.first,
-          static_cast<int>(a.V),
-          static_cast<int>(a.z.columns),
-          a.ignore_index,
-          a.label_smoothing,
-          a.z_loss,
-          a.gradient,
-          a.target.type == IntegerType::kInt64};
 }
 
 template <class T, bool kWide>
