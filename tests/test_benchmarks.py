@@ -145,7 +145,7 @@ def test_results_of_a_shape_replace_that_shape_alone(monkeypatch, tmp_path):
     assert found == [("one", "ours"), ("one", "liger"), ("two", "ours")]
 
 
-def test_memory_is_compared_with_the_leanest_other_and_time_with_the_fastest():
+def test_memory_is_compared_with_the_best_peer_and_time_with_the_fastest():
     def row(impl: str, ms: float, mib: float | None) -> dict:
         return {"shape": "s", "impl": impl, "fwd_ms": ms, "bwd_ms": None, "peak_mib": mib}
 
