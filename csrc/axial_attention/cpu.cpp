@@ -1,10 +1,10 @@
-// axial_attention on the CPU. A task owns kTaskLines consecutive lines of one axis of one clip,
-// with all heads of the axis inside, so that a token row is consumed together. Per line: gather
-// q, k, v (and dout) of a head into fp32 tiles, [CLS] being the last row; scores; softmax of
-// several heads at once, queries in lanes; products; scatter. What the next phase gathers is
-// prefetched meanwhile. q, k, v, dout are read once and the result is written once: bound by
-// memory. A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's
-// gradient, are kept per task and added in order, so that results repeat whatever the number of
+// axial_attention on the CPU. A task owns kTaskLines consecutive lines of one axis of one clip, for
+// all heads of the axis, so that a token's row is used as a whole. For each line: gather q, k, v
+// (and dout) of a head into fp32 tiles, with [CLS] as the last row; compute scores; softmax of
+// several heads at once, with queries in lanes; multiply; scatter. Meanwhile the inputs of the next
+// phase are prefetched. q, k, v and dout are read once and the result is written once: bound by
+// memory. A bias is added as q, k, v are read. Sums over lines, for [CLS] and for the bias's
+// gradient, are kept per task and added in order, so results do not depend on the number of
 // threads.
 #include "axial_attention/arguments.hpp"
 #include "axial_attention/axis.hpp"
@@ -40,7 +40,8 @@ struct Problem {
   }
 };
 
-// Heads whose scores lie side by side: short lines alone would leave most lanes empty.
+// The number of heads whose scores are side by side: a short line alone would leave most lanes
+// empty.
 int64_t heads_together(int64_t heads, int64_t keys) {
   const int64_t packs = (heads * keys * keys + kScores - 1) / kScores;
   return (heads + packs - 1) / packs;
@@ -51,7 +52,7 @@ int64_t score_columns(int64_t heads, int64_t keys) {
   return round_up(heads * keys, kWidth);
 }
 
-// Per-thread tiles, zeroed once. The forward uses the first head's q and k for all.
+// Per-thread tiles, zeroed once. The forward uses the first head's q and k for all heads.
 struct Tiles {
   float *v, *dout;              // (capacity, width)
   float *q, *k;                 // (capacity, width) every 2 * size floats, one per head
@@ -145,7 +146,8 @@ struct Line {
     prefetch(dout_of(head) + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
-  // Rows to be written: a store that waits for its cache line holds up those behind it.
+  // Prefetches rows that will be written: a store that waits for its cache line delays the stores
+  // after it.
   VIMPAC_INLINE void prefetch_result(int part, int64_t head, int parts) const {
     const int64_t row = parts * p.a.N * p.a.Dh;
     const T* const clip =
@@ -153,8 +155,8 @@ struct Line {
     prefetch(clip + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
-  // The tile's tokens to part `part` of `parts` of the result; its [CLS] row is added to a partial,
-  // and the sum of all its rows to that of the bias.
+  // Writes the tile's tokens to part `part` of `parts` of the result. Adds its [CLS] row to the
+  // partial sum of [CLS], and the sum of all its rows to the partial sum of the bias.
   void scatter_part(
       const float* tile, int64_t head, int part, int parts, float scale, float* partial) const {
     const AxialCall& a = p.a;
@@ -366,8 +368,8 @@ bool run(const AxialCall& a, int parts) {
   return true;
 }
 
-// Whether cpu_long.cpp has the faster kernel: longer lines overflow the tiles of this one, and only
-// the other multiplies pairs of bf16.
+// Whether cpu_long.cpp has the faster kernel: longer lines do not fit the tiles of this one, and
+// only the other one multiplies pairs of bf16.
 bool has_long_lines(const AxialCall& a) {
 #if defined(__AVX512BF16__)
   const bool pairs = a.qkv.type == ElementType::kBfloat16;

@@ -1,13 +1,14 @@
-// axial_attention on the CPU for long lines: joint axes, and single ones of more tokens than a tile
-// of cpu.cpp is good for. A task owns one head of one line. It copies k and v to rows
-// side by side once, [CLS] being the last, and takes kBlock queries at a time: scores against all
-// keys (keys * kBlock floats, the only memory that grows with the line beside the rows), their
-// maximum, exponentials and products kKeys keys at a time. The backward computes the probabilities
-// again and keeps the rows of dk and dv until all queries have added to them. Bound by arithmetic:
-// two products forward, five backward, of fp32 numbers or, where an instruction adds products of
-// bf16 pairs, of those, rounded as the reference rounds them; sums and softmax are fp32.
-// Sums over lines, those of [CLS] and of the bias's gradient, are kept per task and added in pairs,
-// so that results repeat whatever the number of threads.
+// axial_attention on the CPU for long lines: joint axes, and single axes of more tokens than suit a
+// tile of cpu.cpp. A task owns one head of one line. It copies k and v once to contiguous rows,
+// with [CLS] as the last row, and takes kBlock queries at a time: scores against all keys, their
+// maximum, then exponentials and products for kKeys keys at a time. The scores take keys * kBlock
+// floats; besides the rows they are the only memory that grows with the line. The backward computes
+// the probabilities again and keeps the rows of dk and dv until all queries have added to them.
+//
+// Bound by arithmetic: two products forward, five backward, in fp32 or, where the CPU has an
+// instruction for it, in pairs of bf16, rounded as the reference rounds them. Sums and softmax are
+// fp32. Sums over lines, for [CLS] and for the bias's gradient, are kept per task and added in
+// pairs, so results do not depend on the number of threads.
 #include "axial_attention/block_softmax.hpp"
 #include "axial_attention/long_line.hpp"
 #include "axial_attention/panel_product.hpp"
@@ -23,8 +24,8 @@ constexpr int64_t kKeys = 96;
 constexpr int64_t kWords = 64; // of a sum of products: sums of sums lose less than one long sum
 constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
 
-// Per-thread tiles. Where Terms are single numbers, rows serve as either operand and are summed as
-// they lie; pairs of rows are laid out apart.
+// Per-thread tiles. If Terms are single numbers, rows serve as either operand and are summed in
+// place; pairs of rows need a copy in another layout.
 template <class Terms>
 struct Tiles {
   using Row = typename Terms::Row;
@@ -40,7 +41,7 @@ struct Tiles {
   float *row_max, *inverse, *delta;      // (kBlock,)
   uint8_t* hidden;                       // (keys,)
 
-  // Carves them from p, or, from null, gives their number of floats.
+  // Takes the tiles from p, or, if p is null, returns the number of floats that they need.
   int64_t carve(float* p, int64_t keys, int64_t width, bool backward) {
     int64_t used = 0;
     const auto take = [&](int64_t floats) {
@@ -98,7 +99,7 @@ struct Block {
     }
   }
 
-  // Rows become columns; those of lanes without a query are 0.
+  // Transposes rows; columns of lanes without a query are 0.
   void transpose_queries(Row* rows, float* transposed) const {
     const int64_t width = line.p.width, words = width / Terms::kPerWord;
     memset(rows + count * width, 0, sizeof(Row) * (lanes - count) * width);
@@ -138,8 +139,8 @@ struct Block {
                                           width, {to + j * width, width}, first > 0);
   }
 
-  // Scores of all keys and their maximum. Of the scale they get the sign, their exponentials the
-  // rest, which rounds less.
+  // Scores of all keys, and their maximum. The scores are multiplied by the sign of the scale only,
+  // the exponents by its absolute value, which rounds less.
   void score() const {
     line.gather_part(0, first, count, line.p.a.scale < 0.0f ? -1.0f : 1.0f, t.q);
     transpose_queries(t.q, t.q_transposed);
@@ -153,7 +154,7 @@ struct Block {
     });
   }
 
-  // Into their exponentials, which are added to t.inverse.
+  // Replaces scores by their exponentials, and adds those to t.inverse.
   void exponentials(int64_t j, int64_t n, float dropped_factor) const {
     const AxialCall& a = line.p.a;
     float* const scores = t.scores + j * kBlock;
@@ -169,8 +170,8 @@ struct Block {
     }
   }
 
-  // Sums into their inverses, delta into a mean. A query without any key has the sum 0 and gets
-  // nothing of anything.
+  // Replaces sums by their inverses and delta by a mean. A query without any key has the sum 0; its
+  // inverse and delta are 0.
   void invert() const {
     for (int64_t i = 0; i < lanes; i += kWidth) {
       const VecF sum = load(t.inverse + i);

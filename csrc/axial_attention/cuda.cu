@@ -1,13 +1,13 @@
-// Axial attention, fp16 and bf16: forward, and a backward that recomputes the probabilities.
+// Axial attention, fp16 and bf16, forward.
 //
-// One warp owns a unit (lines.cuh): tile by tile, a few whole lines of one head. q, k, v
-// (and dout) are read once from memory, out (or the packed dqkv) is written once, 16 bytes at a
-// time; products run on mma.m16n8k16 over the whole tile, the softmax keeps the lines apart. Bound
-// by memory bandwidth: 4 units of (B, S, N, Dh) forward, 7 backward.
+// One warp owns a unit (lines.cuh) and works through it tile by tile; a tile is a few whole lines
+// of one head. q, k and v are read once from memory and out is written once, 16 bytes at a time.
+// Products run on mma.m16n8k16 over the whole tile; the softmax keeps the lines separate. Bound by
+// memory bandwidth: 4 units of (B, S, N, Dh) forward, 7 in the backward (cuda_bwd.cu).
 //
-// [CLS] is a row of every line. What belongs to its row 0 (out; dq, dk, dv) is summed over a warp's
-// lines in registers, written as one fp32 row per unit, and added up over the units in order by a
-// second kernel, as is the gradient of the bias over all rows: results repeat bit for bit.
+// [CLS] is a row of every line. The contributions to its row 0 (out; dq, dk, dv) are summed over a
+// warp's lines in registers and written as one fp32 row per unit. A second kernel adds the units in
+// order; it adds the gradient of the bias over all rows, too. So results repeat bit for bit.
 #include "axial_attention/launch.cuh"
 #include "axial_attention/line_dropout.cuh"
 #include "axial_attention/line_operand.cuh"
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = 0; m < kTiles; ++m) {
       if constexpr (!kHeld) {
-        __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
+        __syncwarp(); // `rows` is read again, so no load of k and v moves before the loop
       }
       float s[kOctets][4] = {};
 #pragma unroll

@@ -1,15 +1,15 @@
-// Axial attention, fp16 and bf16, backward: the packed dqkv from qkv and dout, the probabilities
-// being computed again. Units, tiles and [CLS] sums as in cuda.cu.
+// Axial attention, fp16 and bf16, backward: the packed dqkv from qkv and dout. The probabilities
+// are computed again. Units, tiles and [CLS] sums are as in cuda.cu.
 //
 //   p = softmax(scale q k^T)   dp = keep / (1 - dropout_p) (dout v^T)   delta = rowsum(p dp)
 //   ds = scale p (dp - delta)   dq = ds k   dk = ds^T q   dv = (keep p / (1 - dropout_p))^T dout
 //
-// A first pass over 16 query rows at a time writes dq and leaves p and ds, transposed as fragments,
-// in shared memory that each lane reads back itself; a second pass over 16 keys at a time sums dk
-// and dv over the queries. dout of row 0 counts 1 / lines in each line: the factor goes to the fp32
-// rows of p and ds.
+// A first pass over 16 query rows at a time writes dq. It stores p and ds, transposed as fragments,
+// in shared memory; each lane reads back what it stored. A second pass over 16 keys at a time sums
+// dk and dv over the queries. dout of row 0 counts 1 / lines in each line: the fp32 rows of p and
+// ds are multiplied by that factor.
 //
-// Where the stage of a tile would leave room for two warps, a block works on a unit: each of its
+// If the staged tiles would leave room for only two warps, a block works on one unit: each of its
 // warps has 16 rows of the tile, as queries in the first pass and as keys in the second.
 #include "axial_attention/launch.cuh"
 #include "axial_attention/line_dropout.cuh"
@@ -19,7 +19,7 @@
 namespace vimpac {
 namespace {
 
-// Where a tile's q and dout, and its k and v, are kept.
+// Where the chunks of q and dout, and of k and v, of a tile are kept.
 template <int kOctets, int kBlocks>
 struct Kept {
   static constexpr int kChunks = kOctets * kBlocks;
@@ -30,7 +30,8 @@ struct Kept {
   static constexpr bool kHoldKeys =
       kQueries == Keep::kHeld || (!kTeam && kOctets <= 5 && kChunks <= kAxialHoldKeys);
   static constexpr Keep kKeys = kHoldKeys ? Keep::kHeld : kElse;
-  // Whether the next tile's q and dout are on their way, in registers, while this one's are used.
+  // Whether q and dout of the next tile are loaded into registers while those of this tile are
+  // used.
   static constexpr bool kAhead = !kTeam && kQueries == Keep::kStaged && kChunks <= kAxialAhead;
   static constexpr unsigned kUnitWarps = kTeam ? tiles_of_16(kOctets) : 1;
   static constexpr unsigned kMostWarps = kTeam ? kUnitWarps : kAxialWarps; // of a block
@@ -105,9 +106,9 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
   constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks;
   using Plan = Kept<kOctets, kBlocks>;
   constexpr Keep kQueries = Plan::kQueries, kKeys = Plan::kKeys;
-  // Loops over what lies in registers are unrolled, others are not.
+  // Loops over arrays in registers are unrolled, others are not.
   constexpr bool kHeld = kQueries == Keep::kHeld;
-  [[maybe_unused]] constexpr bool kKeysHeld = kKeys == Keep::kHeld; // in pragmas alone
+  [[maybe_unused]] constexpr bool kKeysHeld = kKeys == Keep::kHeld; // used in pragmas only
   constexpr bool kTeam = Plan::kTeam;
   using Queries = Operand<T, kOctets, kBlocks, kQueries, kTeam>;
   using Keys = Operand<T, kOctets, kBlocks, kKeys, kTeam>;
@@ -177,12 +178,12 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
       cp_async_wait();
     }
     if constexpr (kTeam) {
-      __syncthreads(); // k and v are there
+      __syncthreads(); // k and v have arrived
     }
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = first; m < last; ++m) {
       if constexpr (!kHeld) {
-        __syncwarp(); // no load of k and v moves in front of the loop
+        __syncwarp(); // no load of k and v moves before the loop
       }
       float s[kOctets][4] = {}, dp[kOctets][4] = {};
 #pragma unroll(kKeysHeld ? kBlocks : 1)
@@ -227,11 +228,11 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
     q.transpose_in_place();
     dy.transpose_in_place();
     if constexpr (kTeam) {
-      __syncthreads(); // all weights and what was transposed are there, k and v are done with
+      __syncthreads(); // weights and transposed chunks are written, k and v were read
     }
     const int* const now = rows;
     const bool more = ++t < end;
-    if constexpr (!kHeld) { // k and v are done with
+    if constexpr (!kHeld) { // k and v are no longer needed
       if (more) {
         start_tile();
       }
@@ -274,7 +275,7 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
       break;
     }
     if constexpr (kTeam) {
-      __syncthreads(); // weights, q and dout are done with
+      __syncthreads(); // weights, q and dout are no longer needed
     }
   }
   const auto write = [&](const auto& sums, float* to) {

@@ -1,7 +1,7 @@
 // Axial attention, fp32, forward and backward on CUDA cores: exact products, for tests and small
-// models. One warp owns a unit (lines.cuh), line by line and query by query: for the scores a
-// lane owns every 32nd key, for what is written every 32nd element of a row. Keys and values are
-// read again for every query, which the L1 cache serves. Sums over lines as in cuda.cu.
+// models. One warp owns a unit (lines.cuh) and works line by line and query by query. For the
+// scores a lane owns every 32nd key, for the results every 32nd element of a row. Keys and values
+// are read again for every query, from the L1 cache. Sums over lines are as in cuda.cu.
 #include "axial_attention/launch.cuh"
 #include "axial_attention/line_dropout.cuh"
 #include "axial_attention/line_softmax.cuh"
@@ -16,7 +16,7 @@ __host__ __device__ constexpr int score_elements(int longest) {
   return (longest * longest + 3) / 4 * 4;
 }
 
-// One line in front of a warp. Lane l owns keys l, l + 32, ...
+// One line as a warp sees it. Lane l owns keys l, l + 32, ...
 struct Line {
   const AxialAxis* axis;
   int number;             // of the clip
@@ -37,7 +37,7 @@ find_line(const AxialProblem& p, const AxialAxis& axis, int clip, int number, in
                 static_cast<unsigned>(number),
             rows,
             {}};
-  __syncwarp(); // the line before is done with `rows`
+  __syncwarp(); // the previous line no longer reads `rows`
   for (int i = 0; i < kPerLane; ++i) {
     const int j = lane_id() + 32 * i;
     if (j >= axis.keys) {
@@ -142,7 +142,7 @@ keep_factors(const AxialProblem& p, const Line& line, int head, int query, float
   }
 }
 
-// A row of a result: to memory, or for [CLS] onto this lane's sums.
+// Writes a row of a result, or, for [CLS], adds it to this lane's sums.
 template <int kBlocks>
 __device__ __forceinline__ void
 store_row(const float (&y)[kBlocks], bool is_cls, float* row, float (&sums)[kBlocks]) {

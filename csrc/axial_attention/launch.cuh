@@ -18,9 +18,9 @@ __host__ __device__ constexpr int tiles_of_16(int octets) {
 }
 
 // Plans kUnitWarps warps per unit and, given a stream, launches the kernel and the second stage of
-// the sums. A team is a block. Of warps that have a unit each, `shared` bytes of a unit decide how
-// many share a block: as many as let most be resident. Returns the elements of scratch memory that
-// the call needs.
+// the sums. A team of warps takes a whole block. Otherwise the shared memory of a unit, `shared`
+// bytes, decides how many units share a block: the number that lets the most units be resident.
+// Returns the elements of scratch memory that the call needs.
 template <class T, unsigned kUnitWarps = 1, class... Params, class... Args>
 int64_t run_units(void (*kernel)(AxialProblem, Params...),
                   const AxialCall& call,
@@ -114,7 +114,7 @@ auto dispatch_tile(const AxialCall& call, F f) {
 
 } // namespace
 
-// Without a stream these plan only; all return the elements of scratch memory.
+// Without a stream these functions only plan. All return the elements of scratch memory.
 int64_t axial_attention_run_fwd(const AxialCall& call, const Stream* stream);
 int64_t axial_attention_run_bwd(const AxialCall& call, const Stream* stream);
 int64_t axial_attention_run_fwd_fp32(const AxialCall& call, const Stream* stream);

@@ -1,12 +1,12 @@
 // Rows of a tile as matrix fragments, loaded (line_operand.cuh) and stored 16 bytes at a time.
 //
-// The rows of a tile come in octets, their elements in blocks of 32. A Chunk is what lane 4 g + c
-// holds of one octet and block: elements 8 c .. 8 c + 7 of row g. The order in which a product
-// contracts is free, so words 2 s and 2 s + 1 of a chunk serve as they are as the two halves of
-// step s of a 16-wide contraction over the elements, for both operands. Transposed in place
-// (word i becomes rows 2 c and 2 c + 1 of element 8 (g / 2) + 2 i + g % 2), a chunk is the operand
-// of a contraction over the rows, whose result, fp32 d[4][4], is again in the order of a chunk:
-// element 8 c + 2 i + e of row g is d[i][e], of row g + 8 d[i][2 + e].
+// The rows of a tile come in octets, their elements in blocks of 32. A Chunk is the part of one
+// octet and block that lane 4 g + c holds: elements 8 c .. 8 c + 7 of row g. A product may contract
+// in any order, so words 2 s and 2 s + 1 of a chunk can be used directly as the two halves of step
+// s of a 16-wide contraction over the elements, for both operands. Transposed in place (word i
+// becomes rows 2 c and 2 c + 1 of element 8 (g / 2) + 2 i + g % 2), a chunk is the operand of a
+// contraction over the rows. The result of that, fp32 d[4][4], is again in the order of a chunk:
+// element 8 c + 2 i + e of row g is d[i][e], of row g + 8 it is d[i][2 + e].
 #pragma once
 #include "axial_attention/cuda_tuning.cuh"
 #include "cuda/mma.cuh"

@@ -1,12 +1,12 @@
 // q, k, v and dout of a tile: loaded once, used many times.
 //
-// A lane's operand of a product is what it has loaded itself, so nothing passes between lanes and
-// nothing waits for a barrier. Staged in shared memory, lane l's chunk of an octet and block is
-// the l-th 16 bytes of their 512: eight neighbouring lanes, which a GPU serves at a time, lie in
-// all 32 banks once, without a swizzle.
+// A lane's operand of a product is what the lane itself has loaded, so no data passes between lanes
+// and no barrier is needed. In shared memory, lane l's chunk of an octet and block is the l-th 16
+// bytes of their 512. Eight neighbouring lanes, which a GPU serves at a time, then cover all 32
+// banks once, without a swizzle.
 //
-// Warps of a team, which share a tile, each copy and transpose their own 16 rows: octets 2 w and
-// 2 w + 1 for warp w. Between that and what the others read is a barrier.
+// The warps of a team share a tile. Each copies and transposes its own 16 rows: octets 2 w and 2 w
+// + 1 for warp w. A barrier must follow before another warp reads them.
 #pragma once
 #include "axial_attention/line_fragments.cuh"
 
@@ -60,7 +60,7 @@ public:
   __device__ __forceinline__ Operand(const T* base, int64_t stride, uint4* stage)
       : base_(base + threadIdx.x % 4 * 8), stride_(stride), stage_(stage + threadIdx.x % 32) {}
 
-  // Starts to load a tile; what was loaded may still be used where it is staged.
+  // Starts to load a tile into registers; a staged tile may still be used.
   __device__ __forceinline__ void prefetch(const int* rows) {
     rows_ = rows;
     if constexpr (kHeld || kStaged) {
@@ -73,7 +73,7 @@ public:
       }
     }
   }
-  // Puts what was prefetched in the place of what is staged.
+  // Writes the prefetched tile to shared memory, over the staged one.
   __device__ __forceinline__ void stage() {
     if constexpr (kStaged) {
 #pragma unroll
@@ -85,7 +85,8 @@ public:
       }
     }
   }
-  // Starts to load a tile in the place of what is staged, without registers; wait_staged() ends it.
+  // Starts to copy a tile to shared memory, over the staged one, without registers. It has arrived
+  // after cp_async_commit() and cp_async_wait().
   __device__ __forceinline__ void copy(const int* rows) {
     if constexpr (kStaged) {
 #pragma unroll
@@ -118,7 +119,7 @@ public:
     return octet < kOctets ? transpose((*this)(octet, block)) : Chunk{};
   }
 
-  // Transposes what is kept, once for all uses: from here on call only transposed().
+  // Transposes the kept chunks once, for all uses. After it, call only transposed().
   __device__ __forceinline__ void transpose_in_place() {
     if constexpr (kHeld || kStaged) {
 #pragma unroll

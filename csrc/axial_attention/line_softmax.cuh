@@ -64,7 +64,7 @@ index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_inde
   LineTile<kOctets> tile{&axis, tile_index * axis.lines_per_tile, 0, 0, {}};
   tile.count = min(axis.lines_per_tile, axis.lines - tile.first_line);
   tile.clip_lines = int64_t{clip} * axis.lines;
-  __syncwarp(); // the tile before is done with `rows`
+  __syncwarp(); // the previous tile no longer reads `rows`
 #pragma unroll
   for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w) {
     const int r = 32 * w + static_cast<int>(threadIdx.x % 32);

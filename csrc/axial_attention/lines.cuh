@@ -1,11 +1,11 @@
 // Which token is where in the lines of an axis, and which warp owns which lines.
 //
 // A line is its L tokens followed by [CLS] if there is one: `keys` rows, each a query and a key. A
-// tile is as many whole lines of one clip as fit its rows. A unit is what one warp works on, or a
-// team of warps: one head and a chunk of consecutive tiles of one axis; heads run fastest, so that
-// the warps of a block read whole token rows between them. All axes of a call share one range of
-// units. How many tiles a chunk has follows from the device, so sums over units repeat on one model
-// of it only.
+// tile is as many whole lines of one clip as fit its rows. A unit is the work of one warp, or of a
+// team of warps: one head and a chunk of consecutive tiles of one axis. Heads vary fastest, so that
+// the warps of a block together read whole token rows. All axes of a call share one range of units.
+// The number of tiles of a chunk follows from the device, so sums over units repeat on one model of
+// GPU only.
 #pragma once
 #include "axial_attention/arguments.hpp"
 #include "axial_attention/cuda_tuning.cuh"
@@ -141,9 +141,9 @@ inline uint64_t cut_chunks(AxialProblem& p, int tiles) {
   return units;
 }
 
-// `tile_rows` is the number of rows of a tile, `resident` the units that the device works on at a
-// time. Chunks are as long as makes for the least time: whole waves of units, each as long as its
-// tiles and what a unit costs beside them.
+// `tile_rows` is the number of rows of a tile, `resident` the number of units that the device works
+// on at a time. The length of the chunks is the one that takes the least time: whole waves of
+// units, each as long as its tiles and the fixed cost of a unit.
 inline AxialProblem plan_axes(const AxialCall& call, int tile_rows, unsigned resident) {
   AxialProblem p{};
   const int T = call.T, H = call.H, W = call.W;

@@ -16,7 +16,7 @@ class UnitSums {
 public:
   __device__ __forceinline__ void add(int part, int block, float x) {
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) { // `block` may be a variable, a register's number may not
+    for (int b = 0; b < kBlocks; ++b) { // registers cannot be indexed by a variable
       sum_[part][b] += b == block ? x : 0.0f;
     }
   }
@@ -29,8 +29,8 @@ public:
       to[32 * i] = sum_[i / kBlocks][i % kBlocks];
     }
   }
-  // The same where the warps of a block share the unit: each adds to all of it. `shared` has room
-  // for kSize of each warp and is free at the first barrier.
+  // The same if the warps of a block share the unit: the sums of all warps are added. `shared` has
+  // room for kSize floats of each warp and is unused from the first barrier on.
   __device__ __forceinline__ void write_team(float* sums, unsigned unit, float* shared) const {
     __syncthreads();
     write(shared, threadIdx.x / 32);
@@ -66,9 +66,9 @@ __device__ __forceinline__ void add_cls(const AxialProblem& p, int clip, int hea
   }
 }
 
-// dbias (3, N, Dh), kSumColumns of the (N, 2, Dh) sums of dq and dv: each of kSumRows rows of
-// threads adds every kSumRows-th unit, then they are added. The bias of k moves all scores of a
-// query alike, which no softmax notices: its gradient is zero.
+// dbias (3, N, Dh): kSumColumns columns of the (N, 2, Dh) sums of dq and dv. Each of kSumRows rows
+// of threads adds every kSumRows-th unit, then the rows are added. The bias of k shifts all scores
+// of a query by the same number, which does not change the softmax: its gradient is zero.
 __device__ __forceinline__ void add_bias(const AxialProblem& p, int group, float* dbias) {
   SharedArena arena;
   float* shared = arena.take<float>(kSumColumns * kSumRows);

@@ -1,11 +1,12 @@
 // y = GELU(x + bias), forward and backward in one pass each.
 //
-// A thread owns a chunk of eight neighbouring columns, 16 bytes of a 16-bit type: it keeps their
-// bias in registers and walks rows, two loads in flight at a time. The grid is what the device
-// holds at a time. dbias: a thread adds up dx of its rows in registers, a block its rows in order,
-// and a second kernel the blocks in order, so that sums repeat bit for bit on one device. Bound by
-// memory: forward one read and one write of (M, D), backward two and one. In the time of a bf16
-// element's 4 bytes an H200 issues about 24 instructions; the forward takes 23.
+// A thread owns a chunk of eight neighbouring columns, 16 bytes of a 16-bit type. It keeps their
+// bias in registers and walks over rows, with two loads in flight at a time. The grid has as many
+// blocks as the device holds at a time. For dbias a thread adds dx of its rows in registers, a
+// block adds its rows in order, and a second kernel adds the blocks in order, so sums repeat bit
+// for bit on one device. Bound by memory: forward one read and one write of (M, D), backward two
+// reads and one write. In the time of a bf16 element's 4 bytes an H200 issues about 24
+// instructions; the forward takes 23.
 #include "bias_gelu/arguments.hpp"
 #include "bias_gelu/cuda_tuning.cuh"
 #include "cuda/column_sums.cuh"
@@ -25,8 +26,8 @@ struct Normal {
   float density; // exp(-u^2 / 2) / sqrt(2 pi)
 };
 
-// P(N > a) = exp(-a^2 / 2) t p(t) with t = 1 / (1 + 0.21 a) for a >= 0, as csrc/bias_gelu/cpu.cpp
-// has it: tails keep their digits, and it takes half the instructions of erfcf.
+// P(N > a) = exp(-a^2 / 2) t p(t) with t = 1 / (1 + 0.21 a) for a >= 0, as in
+// csrc/bias_gelu/cpu.cpp: tails keep their digits, and it takes half the instructions of erfcf.
 __device__ __forceinline__ Normal normal(float u) {
   const float a = fabsf(u);
   const float t = approximate_reciprocal(fmaf(0.21f, a, 1.0f));
@@ -44,7 +45,8 @@ __device__ __forceinline__ Normal normal(float u) {
   return {u < 0.0f ? above : 1.0f - above, 0.398942280f * e};
 }
 
-// The chunks of a thread, in elements: its column, its first row's and how far the next one is.
+// Offsets of a thread's chunks, in elements: its column, its first row, and the step to the next
+// row.
 struct Place {
   int column;
   int64_t begin, step;

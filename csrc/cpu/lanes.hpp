@@ -1,7 +1,9 @@
-// Rows into lanes.
-//   transpose_rows(rows, width, to, step)   kWidth rows become the lanes of `width` vectors, `step`
-//   apart sum_lanes(x)                  the sums over the lanes of four vectors
-// Both transpose 4 x 4 matrices within quarters of a vector, which needs no shuffle across them.
+// Moves rows into lanes.
+//   transpose_rows(rows, width, to, step)   makes kWidth rows the lanes of `width` vectors, which
+//   are
+//                                           `step` floats apart
+//   sum_lanes(x)                            the sums over the lanes of four vectors
+// Both transpose 4 x 4 matrices within quarters of a vector, without shuffles across quarters.
 #pragma once
 
 #include "cpu/vec_io.hpp"

@@ -10,7 +10,7 @@
 namespace vimpac {
 namespace {
 
-// Every other lane of a VecU, as the instruction that multiplies takes them: it reads the low
+// Every other lane of a VecU, in the form of the multiply instruction's operands: it reads the low
 // halves of 64-bit lanes, so the high halves may hold anything.
 using VecWide = uint64_t __attribute__((vector_size(4 * kWidth)));
 
@@ -32,7 +32,7 @@ VIMPAC_INLINE VecU join(VecWide even, VecWide odd) {
   return reinterpret_cast<VecU>((even & 0xFFFFFFFFu) | odd << 32);
 }
 
-// The even and the odd lanes go through the rounds apart.
+// The even and the odd lanes go through the rounds separately.
 template <>
 VIMPAC_INLINE Philox4<VecU> philox4x32_10<VecU>(Philox4<VecU> counter, uint64_t seed) {
   const VecWide x = reinterpret_cast<VecWide>(counter.x), y = reinterpret_cast<VecWide>(counter.y);

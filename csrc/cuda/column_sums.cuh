@@ -1,5 +1,5 @@
-// Column sums in two stages, so that they repeat bit for bit: the second stage. In the first, each
-// block of a grid that follows from the shape and the device leaves the sums over its rows.
+// The second stage of column sums in two stages, which repeat bit for bit. In the first stage each
+// block writes the sums over its rows; the grid follows from the shape and the device.
 #pragma once
 #include "cuda/platform.cuh"
 
@@ -7,7 +7,7 @@ namespace vimpac {
 
 constexpr int kSumColumns = 32, kSumRows = 16; // of a block: lanes and warps
 
-// Where the sums go, (D,) each; at the end null: not wanted.
+// The outputs, (D,) each; null at the end: not wanted.
 struct ColumnSums {
   float* first;
   float* second = nullptr;

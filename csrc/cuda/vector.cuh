@@ -23,9 +23,9 @@ __device__ __forceinline__ void load16_readonly(T (&out)[kVector<T>], const T* p
   memcpy(static_cast<void*>(out), &bits, sizeof(bits));
 }
 
-// Stores kVector<T> elements to global memory; p is 16-byte aligned. By an intrinsic: where nvcc
-// sees how the words of a vector came about, it splits a plain store of it into four. kPolicy: 0
-// write back, 1 past L1, 2 evict first.
+// Stores kVector<T> elements to global memory; p is 16-byte aligned. It is an intrinsic because
+// nvcc splits a plain store into four if it can see how the words were computed. kPolicy: 0 write
+// back, 1 past L1, 2 evict first.
 template <int kPolicy = 1, class T>
 __device__ __forceinline__ void store16(T* p, const T (&values)[kVector<T>]) {
   static_assert(kPolicy >= 0 && kPolicy <= 2);

@@ -1,7 +1,8 @@
-// dropout_add_layer_norm on the CPU. A thread owns chunks of rows. A row of the sum is kept in fp32
-// in the core's own cache while it is walked twice more (variance, then y), so main memory is read
-// and written once per direction. Bound by bandwidth, with dropout by Philox. The sums over rows
-// (dweight, dbias, dlinear_bias) keep one partial per chunk, added in the order of the chunks.
+// dropout_add_layer_norm on the CPU. A thread owns chunks of rows. The sum of a row stays in fp32
+// in the core's own cache for two more passes (variance, then y), so main memory is read and
+// written once per direction. Bound by bandwidth, and with dropout by Philox. The sums over rows
+// (dweight, dbias, dlinear_bias) have one partial per chunk; they are added in the order of the
+// chunks.
 #include "cpu/element_type.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
@@ -77,8 +78,8 @@ struct Partials {
   float* dlinear_bias;
 };
 
-// One row backward; `g`, `h` and `factors` are scratch rows. kTwo: y has two gradients, a template,
-// as a condition slows the loop down that most calls run.
+// One row backward; `g`, `h` and `factors` are scratch rows. kTwo: y has two gradients. It is a
+// template parameter because a condition would slow down the loop of the usual case.
 template <bool kTwo, class X, class R>
 void backward_row(const Args& a,
                   int64_t row,

@@ -1,13 +1,13 @@
 // y = LN(residual + dropout(x + linear_bias)), forward and backward in one pass each.
 //
-// One to sixteen warps own a row: a lane holds chunks of eight neighbouring columns from the load
-// to the store, and walks rows with the parameters of its columns in registers. The grid is what
-// the device holds at a time. Rows come through shared memory by asynchronous copies, the next ones
-// while this one is worked on, without registers to wait in. Statistics are fp32, the variance is
-// taken around the mean. Dropout is drawn again in the backward; eight columns share one Philox
-// call. Parameter gradients: a warp adds up its rows in registers, a block its warps in order, and
-// a second kernel the blocks in order, so that results repeat bit for bit on one device.
-// Bound by memory: forward 2 reads and 2 writes of (M, D), backward the same and a read of each
+// One to sixteen warps own a row. A lane holds chunks of eight neighbouring columns from the load
+// to the store, and walks over rows with the parameters of its columns in registers. The grid has
+// as many blocks as the device holds at a time. Asynchronous copies bring the next rows to shared
+// memory while this row is computed, so they take no registers. Statistics are fp32; the variance
+// is taken around the mean. The backward draws dropout again; eight columns share one Philox call.
+// Parameter gradients: a warp adds its rows in registers, a block adds its warps in order, and a
+// second kernel adds the blocks in order, so results repeat bit for bit on one device. Bound by
+// memory: the forward has 2 reads and 2 writes of (M, D), the backward the same and a read of each
 // further gradient.
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
   for (int stage = 0; stage < rows.stages; ++stage) {
     prefetch_row(row + stage * stride, ring + stage * kSlot);
   }
-  // The warps of a block go on together.
+  // The warps of a block stay together: rows beyond the last are computed, but not stored.
   for (int stage = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * kSlot;
     const int64_t at = row * rows.D + place.first;
@@ -192,14 +192,14 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
     cp_async_commit();
   };
   if (kOneWarp && place.row == 0) {
-    copy_columns(weights, weight, true, place); // on its way with the first row
+    copy_columns(weights, weight, true, place); // copied with the first row
   }
   for (int stage = 0; stage < rows.stages; ++stage) {
     prefetch_row(row + stage * stride, ring + stage * layout.size);
   }
   if constexpr (kOneWarp) {
     wait_for_row(rows);
-    __syncthreads(); // the weight is there
+    __syncthreads(); // the weight has arrived
   }
   for (int stage = 0, buffer = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * layout.size;
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
     stage = stage + 1 == rows.stages ? 0 : stage + 1;
   }
   cp_async_wait();
-  __syncthreads(); // nothing is on its way to where the sums go now
+  __syncthreads(); // no copy into the memory of the sums is in flight
   float* const columns = reinterpret_cast<float*>(bytes); // (rows, 3, D)
 #pragma unroll
   for (int c = 0; c < kNormChunks; ++c) {

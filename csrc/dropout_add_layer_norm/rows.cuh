@@ -1,4 +1,4 @@
-// Rows of (M, D) in the warps of a block, for kernels that normalise them: who holds which columns,
+// Rows of (M, D) in the warps of a block, for kernels that normalise them: the columns of a thread,
 // copies to shared memory, sums over a row, dropout.
 #pragma once
 #include "common/philox.hpp"
@@ -15,7 +15,7 @@ constexpr int kWarpColumns = kNormChunks * 32 * kChunk; // of a row, that a warp
 constexpr int kMaxWarps = (8192 + kWarpColumns - 1) / kWarpColumns;
 static_assert(kNormWarps <= kMaxWarps && kMaxWarps <= 32, "a block holds the widest row");
 
-// What a launch knows of its rows, ready where instructions read constants.
+// The rows of a launch, computed on the host, so that kernels read constants.
 struct Rows {
   int64_t M;
   int D, warps_per_row;
@@ -23,11 +23,11 @@ struct Rows {
   int threshold; // 16-bit decisions below it drop
   float inverse_D, keep_scale; // keep_scale: the inverse of the fraction that dropout keeps
 
-  // The threshold where the upper decision of a word is.
+  // The threshold, shifted to the upper decision of a word.
   __device__ uint32_t limit() const { return static_cast<uint32_t>(threshold) << 16; }
 };
 
-// Where a thread stands: which row of the block, which columns.
+// The position of a thread: its row in the block, its columns.
 struct Place {
   int rows_at_once; // of the block
   int row;          // this warp's among them
@@ -35,7 +35,7 @@ struct Place {
   int width;        // columns from there on
   int lane;
 
-  // one_warp: what the compiler knows of warps_per_row.
+  // one_warp: whether warps_per_row is 1, as a compile-time constant.
   __device__ explicit Place(const Rows& rows, bool one_warp = false) {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const int warps_per_row = one_warp ? 1 : rows.warps_per_row;
@@ -53,7 +53,7 @@ struct Place {
 struct Decisions {
   Philox4<uint32_t> words[kNormChunks];
 
-  // All at once, for they share the rounds' keys.
+  // Draws all of them at once: they share the keys of the rounds.
   __device__ __forceinline__ void draw(uint64_t seed, int64_t row, const Place& place) {
     const uint32_t first = opaque(static_cast<uint32_t>(place.first / kChunk + place.lane));
     const uint64_t key = static_cast<uint64_t>(opaque(static_cast<uint32_t>(seed >> 32))) << 32 |
@@ -109,14 +109,14 @@ __device__ __forceinline__ void copy_columns(unsigned char* to, // (kColumnBytes
   }
 }
 
-// A chunk of what copy_columns has brought.
+// A chunk that copy_columns has copied.
 template <class T>
 __device__ __forceinline__ void
 load_copied(float (&out)[kChunk], const unsigned char* from, int c, const Place& place) {
   load_chunk(out, reinterpret_cast<const T*>(from) + place.column(c));
 }
 
-// Until the oldest stage is there, for all lanes.
+// Waits until the oldest stage has arrived, for all lanes.
 __device__ __forceinline__ void wait_for_row(const Rows& rows) {
   if (rows.stages == 1) {
     cp_async_wait<0>();
@@ -126,9 +126,9 @@ __device__ __forceinline__ void wait_for_row(const Rows& rows) {
   __syncwarp();
 }
 
-// Adds over the lanes of a row and gives each of them the sums; where a row takes several warps,
-// every thread of the block takes part, and two uses in a row need different memory: one barrier
-// then keeps them apart.
+// Adds over the lanes of a row and gives each lane the sums. If a row takes several warps, every
+// thread of the block takes part, and two consecutive uses need different memory: then one barrier
+// is enough to separate them.
 template <bool kOneWarp, int N>
 __device__ __forceinline__ void sum_row(float (&values)[N],
                                         float* shared, // (warps, N)

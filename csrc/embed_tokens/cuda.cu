@@ -1,10 +1,10 @@
 // y = dropout(LN(embedding[token] + position)), rounded to the compute dtype; [CLS] in row 0.
 //
-// One to eight warps own a place, a row of each clip: what clips share, its position and the
-// LayerNorm's parameters, is read once for several of them. A row comes from the embedding, which
-// the second-level cache holds, and stays in registers until y is stored. Statistics are fp32, the
-// variance is taken around the mean. Bound by memory: one write of (B, S, D) to it, and as many
-// reads of fp32 from the second-level cache.
+// One to eight warps own a place, which is one row of each clip. What the clips share, the position
+// and the LayerNorm's parameters, is read once for several of them. A row is read from the
+// embedding, which the second-level cache holds, and stays in registers until y is stored.
+// Statistics are fp32; the variance is taken around the mean. Bound by memory: one write of (B, S,
+// D), and as many reads of fp32 from the second-level cache.
 #include "cuda/element_type.cuh"
 #include "embed_tokens/rows.cuh"
 
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
   for (; clip < a.B; clip += step) {
     const int64_t row = static_cast<int64_t>(clip) * a.S + s;
     const int token = next;
-    if (is_token && clip + step < a.B) { // in time for the next row
+    if (is_token && clip + step < a.B) { // early, for the next row
       next = token_at(a, static_cast<int64_t>(clip + step) * cells + cell);
     }
     const E* const embedded = static_cast<const E*>(a.embedding) + static_cast<int64_t>(token) * D;

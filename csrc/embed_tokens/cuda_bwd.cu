@@ -1,15 +1,17 @@
-// The gradients of embed_tokens. Rows of dx never lie in memory: both kernels compute them again,
-// from dy and the tables, each in the order in which it adds them up.
+// The gradients of embed_tokens. Rows of dx are never stored: both kernels compute them again from
+// dy and the tables, each in the order in which it adds them.
 //
-// By places: one to eight warps own a place and some of the clips; they add up dx, and what weight
-// and bias get, in registers. The sums of a place over its clips lie in scratch memory, (parts, S,
-// D), which a second kernel adds up along the grid's axes; those of weight and bias, a pair for
-// each block, are added by column_sums.cuh.
+// By places: one to eight warps own a place and some of the clips. They add dx, and the gradients
+// of weight and bias, in registers. The sums of a place over its clips are written to scratch
+// memory, (parts, S, D), which a second kernel adds along the axes of the grid. The sums of weight
+// and bias, one pair for each block, are added by column_sums.cuh.
+//
 // By ids: the tokens were sorted by id, and warps own runs of equal length of the sorted rows. A
-// warp adds rows up until the id changes. What lies within the run it writes to the gradient of the
-// embedding; where an id goes on from the run before, its sum becomes that run's carry, and a last
-// kernel adds the carries of an id in order. So every sum has a fixed order, without atomics,
-// however often an id occurs ([MASK] is every seventh).
+// warp adds rows until the id changes. A sum that begins within the run is written to the gradient
+// of the embedding. If an id continues from the previous run, its sum becomes the carry of this
+// run, and a last kernel adds the carries of an id in order. So every sum has a fixed order,
+// without atomics, however often an id occurs ([MASK] is every seventh token).
+//
 // Bound by memory: dy is read twice, by places and by ids.
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedP
   for (; clip < a.B; clip += step) {
     const int64_t row = static_cast<int64_t>(clip) * a.S + s;
     const int token = next;
-    if (is_token && clip + step < a.B) { // in time for the next row
+    if (is_token && clip + step < a.B) { // early, for the next row
       next = token_at(a, static_cast<int64_t>(clip + step) * cells + cell);
     }
     float x[kChunks][kChunk] = {}, dx[kChunks][kChunk] = {};
@@ -67,7 +69,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedP
         float at[kChunk];
         base.read(at, c, column);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i) { // a token outside has a mean of NaN
+        for (int i = 0; i < kChunk; ++i) { // the mean is NaN for a token outside
           x[c][i] += at[i];
         }
       }
@@ -108,8 +110,8 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedP
   }
 }
 
-// Adds the places' sums along the axes: a row of dvectors (time, height, width, cls) in each
-// blockIdx.y. Warps take every kSumRows-th of its terms, and are added in order.
+// Adds the sums of the places along the axes: each blockIdx.y makes a row of dvectors (time,
+// height, width, cls). Each warp takes every kSumRows-th term; then the warps are added in order.
 __global__ void __launch_bounds__(kSumColumns* kSumRows)
     embed_tokens_axes_kernel(const EmbedProblem a,
                              const float* __restrict__ sums, // (parts, S, D)
@@ -166,7 +168,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
       common<kChunks>(place, a.weight != nullptr, D,
                       [&a](float (&w)[kChunk], int column) { load_chunk(w, a.weight + column); });
   float sum[kChunks][kChunk] = {};
-  int id = -1; // of the rows in `sum`; outside the embedding: of none
+  int id = -1; // of the rows in `sum`; an id outside the embedding stands for none
   float* to = carry + static_cast<int64_t>(number) * D;
   const auto write = [&] {
     if (id < 0 || id >= a.V) {
@@ -233,8 +235,8 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
 
 constexpr int kCarryColumns = 512; // of a block, 16 a lane
 
-// Adds the carries of each id to its gradient: a block for the first run that carries one, if a run
-// does. Warps take every kSumRows-th of them, and are added in order.
+// Adds the carries of each id to its gradient. One block for each run that may be the first to
+// carry its id. Each warp takes every kSumRows-th carry; then the warps are added in order.
 __global__ void __launch_bounds__(32 * kSumRows)
     embed_tokens_carry_kernel(const EmbedProblem a,
                               const float* __restrict__ carry, // (runs, D)
@@ -281,8 +283,8 @@ __global__ void __launch_bounds__(32 * kSumRows)
   *to = total;
 }
 
-// How the work is cut, which follows from the shape alone, and where the scratch memory's parts
-// lie.
+// How the work is split, which follows from the shape alone, and the offsets of the parts of the
+// scratch memory.
 struct Plan {
   RowSplit split;
   int parts, groups, run, runs;

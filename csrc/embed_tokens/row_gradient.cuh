@@ -1,4 +1,4 @@
-// The gradient of one row of embed_tokens, which the kernels by places and by ids compute alike.
+// The gradient of one row of embed_tokens, for the kernel by places and the kernel by ids.
 #pragma once
 #include "cuda/element_type.cuh"
 #include "embed_tokens/rows.cuh"
@@ -8,8 +8,8 @@ namespace {
 
 // dx of a row from x and dy, with h = (x - mean) * rstd and g = dropout(dy) * weight:
 //   dx = rstd * (g - mean(g) - h * mean(g * h))
-// dweight and dbias, if kSums, take dropout(dy) * h and dropout(dy). On return x is h. Every thread
-// of the block takes part.
+// If kSums, dropout(dy) * h is added to dweight and dropout(dy) to dbias. On return x holds h.
+// Every thread of the block takes part.
 template <bool kSums, class Y, int kChunks, class Weight>
 __device__ __forceinline__ void row_gradient(const EmbedProblem& a,
                                              const RowPlace& place,

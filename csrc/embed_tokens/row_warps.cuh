@@ -1,5 +1,5 @@
-// Rows that one or more warps own: a lane holds chunks of eight neighbouring columns, 16 bytes of a
-// 16-bit type, so that a row is read once and kept in registers.
+// Rows that one or more warps own. A lane holds chunks of eight neighbouring columns, 16 bytes of a
+// 16-bit type; a row is read once and stays in registers.
 #pragma once
 #include "common/philox.hpp"
 #include "cuda/platform.cuh"
@@ -7,12 +7,12 @@
 
 namespace vimpac {
 
-// How many chunks a lane holds, and what a block is made of.
+// The chunks of a lane, and the warps of a row and of a block.
 struct RowSplit {
   int chunks, warps_per_row, warps;
 
-  // Rows of up to `narrow` columns take two chunks a lane, wider ones four; `usual` warps make a
-  // block where a row takes no more.
+  // Rows of up to `narrow` columns take two chunks per lane, wider ones four. A block has `usual`
+  // warps, or more if a row needs them.
   RowSplit(int D, int narrow, int usual) : chunks(D <= narrow ? 2 : 4) {
     warps_per_row = (D + chunks * 32 * kChunk - 1) / (chunks * 32 * kChunk);
     warps = warps_per_row > usual ? warps_per_row : usual / warps_per_row * warps_per_row;
@@ -21,7 +21,7 @@ struct RowSplit {
   dim3 threads() const { return dim3(static_cast<unsigned>(warps) * 32); }
 };
 
-// Where a thread stands: which of the block's rows, and its first column.
+// The position of a thread: its row in the block and its first column.
 struct RowPlace {
   int rows;   // of the block at a time
   int row;    // this warp's

@@ -1,19 +1,19 @@
 // Softmax cross-entropy between the matrix products: logits z (m, stride) become dz in place.
 //
 // A block owns one row at a time and holds it in registers: bias, exponentials and their sum, loss,
-// whether the target is the arg-max, then dz written where z was read, so that z is read once and
-// written once. Exponents are relative to the target's logit, which is known before the row is: the
-// sum is then 1 at least, a row needs no maximum, and one barrier brings sum and hit to all warps.
-// Where the sum does not stay below kSafeSum (a loss above 22, an infinity, a NaN), the block goes
-// through the row once more with its maximum.
+// whether the target is the arg-max; then dz is written where z was read. So z is read once and
+// written once. Exponents are relative to the target's logit, which is known before the row is
+// read. The sum is then at least 1, a row needs no maximum, and one barrier brings the sum and the
+// hit to all warps. If the sum is not below kSafeSum (a loss above 22, an infinity, a NaN), the
+// block computes the row once more, relative to its maximum.
 //
-// The grid is persistent. A thread has the same columns in every row of its block; their bias and
-// the sums of their dz stand in shared memory, its next row's logits in registers as they come from
-// memory. So two blocks fit a multiprocessor, and one works while the other waits. Longer rows
-// (kWide) are read a second time for dz, from the L2 cache, a piece at a time. The blocks' sums are
-// added in order by a second kernel, so that results repeat bit for bit; hits and targets are
+// The grid is persistent. A thread has the same columns in every row of its block. Their bias and
+// the sums of their dz are in shared memory; the logits of its next row are in registers,
+// unconverted. So two blocks fit a multiprocessor, and one computes while the other waits. Longer
+// rows (kWide) are read a second time for dz, from the L2 cache, a piece at a time. A second kernel
+// adds the sums of the blocks in order, so results repeat bit for bit; hits and targets are
 // integers and may be counted by atomics. Bound by memory: in the time of a bf16 logit's 4 bytes an
-// H200 issues about 24 instructions, a row of 8,197 logits takes 15 for each.
+// H200 issues about 24 instructions; a row of 8,197 logits takes 15 for each logit.
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
 #include "cuda/platform.cuh"
@@ -24,8 +24,8 @@
 namespace vimpac {
 namespace {
 
-// Below it a sum's terms are powers of 2 up to the 32nd, whose exponents round no more than logits
-// do that are so far apart.
+// Below this sum its terms are at most 2^32; the exponents of such terms have no larger rounding
+// error than logits that far apart.
 constexpr float kSafeSum = 4294967296.0f;
 
 template <class T, bool kWide>
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
                                     float even) { // label_smoothing / V
   using Tile = RowLayout<kWide>;
   constexpr int kChunks = Tile::kChunks, kPiece = Tile::kPiece, kSums = Tile::kSums;
-  constexpr bool kAhead = !kWide && sizeof(T) == 2; // else the next row waits in the L2 cache
+  constexpr bool kAhead = !kWide && sizeof(T) == 2; // else prefetched to the L2 cache
   SharedArena arena;
   Label* const labels = arena.take<Label>(kLossBatch);
   float* const parts = arena.take<float>(2 * kBuffer); // see `put`
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
   const OwnChunks<kSums + Tile::kBias> own(
       arena.take<float4>(2 * (kSums + Tile::kBias) * blockDim.x));
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  // A thread's first column, and how many there are from it to the row's and to V's end.
+  // A thread's first column, and the number of columns from it to the end of the row and of V.
   const int begin = warp * kChunks * kStep + lane * kChunk;
   const int left = options.stride - begin, classes = options.V - begin;
   const auto column_sum = [&](int c, int h) -> float4& {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
     *hits = 0;
   }
   if (threadIdx.x < 32) {
-    for (int i = 0; i < 2 * kBuffer; i += kMaxWarps) { // of warps that are not there
+    for (int i = 0; i < 2 * kBuffer; i += kMaxWarps) { // for missing warps
       parts[i + lane] = i % kBuffer == kMax ? -INFINITY : 0.0f;
     }
   }
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
           }
         });
         thread_max = fmaxf(thread_max, highest);
-        if (highest == logit) { // in few threads
+        if (highest == logit) { // true in few threads
           each([&](int c) {
 #pragma unroll
             for (int j = 0; j < kChunk; ++j) {
@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
               y[j] = fmaf(y[j], scale, -even * factor);
             }
             if (static_cast<unsigned>(hot - c * kStep) < kChunk ||
-                classes < c * kStep + kChunk) { // in few threads
+                classes < c * kStep + kChunk) { // true in few threads
 #pragma unroll
               for (int j = 0; j < kChunk; ++j) {
                 y[j] -= hot == c * kStep + j ? (1.0f - options.label_smoothing) * factor : 0.0f;
@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(RowLayout<kWide>::kThreads, kLossBlocks)
       }
       proceed();
     }
-    row = end[-1].row + grid; // read here, for few registers
+    row = end[-1].row + grid; // read here to save registers
   }
   if (threadIdx.x == 0) {
     atomicAdd(&counts[0], *hits);

@@ -22,7 +22,7 @@ struct Options {
   bool gradient, wide_target;
 };
 
-// What is known of a row before it is read.
+// The label of a row, and what follows from it before the row is read.
 struct alignas(16) Label {
   int hot; // its class, kIgnored or kOutside
   float logit;

@@ -1,5 +1,5 @@
-// What the row pass of linear_cross_entropy is made of: how a block's threads share a row, chunks
-// of logits, reductions of a warp.
+// Parts of the row pass of linear_cross_entropy: how the threads of a block share a row, chunks of
+// logits, reductions of a warp.
 #pragma once
 #include "cuda/vector.cuh"
 #include "linear_cross_entropy/cuda_tuning.cuh"
@@ -27,7 +27,7 @@ struct RowLayout<true> {
   static_assert(kChunks % kPiece == 0 && kSums <= kChunks);
 };
 
-// The fewest threads that hold a row: idle lanes would only wait at the barriers.
+// The fewest threads that hold a row: more would only wait at the barriers.
 constexpr int threads_of(int chunks, int stride) {
   return ((stride + kChunk - 1) / kChunk + 32 * chunks - 1) / (32 * chunks) * 32;
 }
@@ -52,8 +52,8 @@ __device__ __forceinline__ float sum_of_warp(float x) {
   return x;
 }
 
-// A chunk as it comes from memory: taken apart where it is used, since touching a register earlier
-// waits for its load.
+// A chunk as it is in memory. It is unpacked only where it is used: reading a register earlier
+// would wait for its load.
 template <class T>
 struct LogitChunk {
   uint4 bits[kChunk / kVector<T>];
@@ -105,8 +105,8 @@ __device__ __forceinline__ float4 bias_of(const float* bias, int column, int V) 
   return {x[0], x[1], x[2], x[3]};
 }
 
-// The logarithm of a sum of exp2(x * log2(e) - anchor * log2(e)), without what rounding the latter
-// product takes from all exponents alike.
+// The logarithm of a sum of exp2(x * log2(e) - anchor * log2(e)), corrected for the rounding error
+// of anchor * log2(e), which is the same in all exponents.
 __device__ __forceinline__ float log_of(float sum, float anchor) {
   return logf(sum) - fmaf(anchor, kLog2e, -(anchor * kLog2e)) * kLn2;
 }

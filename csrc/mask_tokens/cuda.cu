@@ -1,7 +1,7 @@
 // mask_tokens on CUDA, in one launch. A block owns one clip: it draws the clip's mask, reads the
-// tokens once, writes inputs and mask once, and learns from the clips before it (decoupled
-// look-back) where its positions begin. Bound by memory traffic and, for iid and noise, by Philox.
-// The order of blocks decides nothing: the result is a function of the arguments alone.
+// tokens once, and writes inputs and mask once. The offset of its positions follows from the counts
+// of the clips before it (decoupled look-back). Bound by memory traffic and, for iid and noise, by
+// Philox. The result does not depend on the order of the blocks.
 #include "common/philox.hpp"
 #include "cuda/platform.cuh"
 #include "mask_tokens/arguments.hpp"
@@ -24,8 +24,9 @@ struct Box {
   uint32_t t, t_end, h, h_end, w, w_end, decision;
 };
 
-// What a clip tells the clips after it: how many tokens are masked in it alone, then how many in it
-// and before it. Both travel with their kind in one word, so that no other memory needs ordering.
+// The status of a clip for the clips after it: first the number of masked tokens in this clip, then
+// the number in it and all clips before it. The kind of a count and the count are in one word, so
+// no other memory needs ordering.
 constexpr unsigned long long kOwnCount = 1ull << 32, kRunningCount = 2ull << 32;
 
 __device__ __forceinline__ uint32_t word(const Philox4<uint32_t>& x, int i) {
@@ -44,7 +45,7 @@ __device__ __forceinline__ Box draw_box(const MaskTokens& a,
   return {t0, t0 + t, h0, h0 + h, w0, w0 + w, size.w};
 }
 
-// A clip's mask before padding is taken out; what it needs lies in shared memory.
+// A clip's mask, padding included. Its tables are in shared memory.
 struct Sampler {
   const Plan& plan;
   uint64_t seed;
@@ -137,8 +138,8 @@ __device__ __forceinline__ Group<T> replace(const Sampler& s,
   return tokens;
 }
 
-// Masked tokens in the clips before `clip`; publishes `own` and the running count for those after.
-// One warp calls; each lane watches one of the 32 clips before `end`.
+// The number of masked tokens in the clips before `clip`. Publishes `own` and the running count for
+// the clips after it. One warp calls; each lane reads one of the 32 clips before `end`.
 __device__ uint32_t look_back(unsigned long long* status, uint32_t clip, uint32_t own) {
   const uint32_t lane = threadIdx.x % 32;
   if (lane == 0) {
@@ -164,8 +165,8 @@ __device__ uint32_t look_back(unsigned long long* status, uint32_t clip, uint32_
   return before;
 }
 
-// Rows of the clip's masked tokens from `before` on. The unmasked ones each put a -1 at the far
-// end, which together fill what the masked ones of all clips leave.
+// Writes the rows of the clip's masked tokens from `before` on. Each unmasked token writes a -1 at
+// the far end; together they fill the rest that the masked tokens of all clips leave.
 __device__ __forceinline__ void write_positions(const Plan& plan,
                                                 uint32_t clip,
                                                 uint32_t before,

@@ -1,5 +1,5 @@
-// What the kernel of mask_tokens is made of: division, groups of consecutive tokens, and sums and
-// selections that a whole block takes part in.
+// Parts of the kernel of mask_tokens: division, groups of consecutive tokens, and sums and
+// selections by a whole block.
 #pragma once
 #include "cuda/platform.cuh"
 #include "mask_tokens/cuda_tuning.cuh"
