@@ -57,10 +57,10 @@ class Bench:
         names: Iterable[str],
         make: Callable[[str], interleaved.Candidate],
     ) -> common.Timed:
-        """Checks, times and records; a peer that cannot run is left out in its own words.
+        """Checks, times and records; a peer that cannot run is left out, with its error message.
 
-        What of ours fails, or whoever disagrees with the reference, fails the test, after the
-        others have been timed and recorded.
+        If an implementation of ours fails, or any candidate disagrees with the reference, the test
+        fails after the others have been timed and recorded.
 
         Args:
             op: The table the rows belong to.
@@ -158,12 +158,12 @@ class Bench:
 
 
 def words(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _must_run(op: str, name: str) -> bool:
-    """Whether a candidate is ours and the machine has what it needs."""
+    """Whether a candidate is ours and this machine can run it."""
     impl = name.split()[0]
     if impl in (*common.KERNELS["cpu"], *common.KERNELS["cuda"], "reference"):
         return impl in vimpac_kernels.available_impls(op)

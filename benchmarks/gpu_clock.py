@@ -1,4 +1,4 @@
-"""Recorded calls: what a GPU spends on a call, without the host that launches it.
+"""Recorded calls: the GPU's time of a call, without the time of the host that launches it.
 
 A recording is a CUDA graph of several calls; its timed call replays them. A backward is recorded
 separately, on the autograd graph of a forward that ran before. Without a GPU, in a rehearsal, a
@@ -115,13 +115,13 @@ class Log:
         print(f"{time.perf_counter() - self._start:6.1f} {line}", flush=True)
 
     def fail(self, what: str, error: object) -> None:
-        """What did not work, in its own words; the summary repeats lines that begin so."""
+        """Prints a failure and its message; the summary repeats lines that begin like this."""
         self.failures += 1
         print(f"FAIL {what}: {' '.join(str(error).split())[:300]}", flush=True)
 
     @contextmanager
     def trying(self, what: str) -> Iterator[None]:
-        """Whatever fails in here is said, and the stage goes on."""
+        """Reports an error of its block, and the stage continues."""
         try:
             yield
         except torch.OutOfMemoryError as error:
