@@ -1,4 +1,4 @@
-"""Attention along axes as others have it: lines copied together, attended, copied back."""
+"""Attention along axes as other libraries do it: copy lines together, attend, copy back."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def near(actual: Tensor, truth: Tensor) -> None:
-    """Raises AssertionError where a candidate is not the reference within its dtype's errors."""
+    """Raises AssertionError if a candidate is not within its dtype's error of the reference."""
     tolerance = {torch.float32: 1e-4}.get(actual.dtype, 4e-2)
     torch.testing.assert_close(actual.float(), truth.float(), atol=tolerance, rtol=tolerance)

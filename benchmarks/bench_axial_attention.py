@@ -16,10 +16,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import common
+import interleaved
 import pytest
 import torch
 import torch.nn.functional as F
-import turns
 from axial_lines import Attention, each_axis, eager_attention, near, with_cls_lines
 from cases import Case, leaves_of, name_of, shapes
 from torch import Tensor
@@ -141,11 +141,11 @@ def _against_others(
             truth = F.pad(truth, (0, 0, 0, 0, 1, 0))
         near(run(qkv.detach(), grid, axes), truth)
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         if name == "FlexAttention" and bench.device == "cpu":
             raise NotImplementedError("it has no backward on the CPU")  # it compiles before it says
         run = OTHERS.get(name) or functools.partial(axial_attention, impl=name)
-        return turns.Candidate(
+        return interleaved.Candidate(
             functools.partial(run, qkv, grid, axes),
             functools.partial(check, name, run),
             inputs=(qkv,),
@@ -209,13 +209,13 @@ def test_against_dense(bench, dtype: torch.dtype, shape: common.Shape) -> None:
         truth = axial_attention(qkv.detach()[:1, :, :, :1], grid, "THW", impl="reference")
         near(dense(backend).detach()[:1, :, :1], truth)
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         if name == "ours":
             moved = 2 * (forward + (0 if on_cpu else backward))
-            return turns.Candidate(blocks if on_cpu else layer, check_layer, inputs, moved)
+            return interleaved.Candidate(blocks if on_cpu else layer, check_layer, inputs, moved)
         backend = name.split()[-1].upper()
         run, check = functools.partial(dense, backend), functools.partial(check_dense, backend)
-        return turns.Candidate(run, check, inputs)
+        return interleaved.Candidate(run, check, inputs)
 
     label = f"{shape.label} {str(dtype).removeprefix('torch.')}"
     names = ("ours", *(f"dense SDPA {backend.lower()}" for backend in DENSE[bench.device]))

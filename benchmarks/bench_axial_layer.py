@@ -21,10 +21,10 @@ import importlib
 import math
 
 import common
+import interleaved
 import pytest
 import torch
 import torch.nn.functional as F
-import turns
 from axial_lines import each_axis, near
 from torch import Tensor, nn
 
@@ -168,10 +168,10 @@ def test_layer(bench, shape: common.Shape, case: str, dtype: torch.dtype) -> Non
             truth = exact.to(bench.device)(x.detach().float(), grid)
             near(block(x.detach())[:, int(has_cls) :], truth[:, int(has_cls) :])
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         blocks = [IMPLS[name](layer, grid).to(**place) for layer in layers]
         weights = [weight for block in blocks for weight in block.parameters()]
-        return turns.Candidate(
+        return interleaved.Candidate(
             functools.partial(apply, blocks, case, x),
             functools.partial(check, name, blocks),
             inputs=(x, *weights),

@@ -12,10 +12,10 @@ import functools
 from collections.abc import Callable, Iterator
 
 import common
+import interleaved
 import pytest
 import torch
 import torch.nn.functional as F
-import turns
 from cases import Case, leaves_of, name_of, shapes
 from torch import Tensor
 
@@ -70,9 +70,9 @@ def test_bias_gelu(bench, shape: common.Shape, linear: bool) -> None:
         error = (op(*leaves).double() - truth).abs().max().item()
         assert error < (1e-4 if dtype == torch.float32 else 0.1), f"error {error:.1e}"
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         op = OTHERS[name]() if name in OTHERS else ours(name)
-        return turns.Candidate(
+        return interleaved.Candidate(
             lambda: op(*leaves),
             functools.partial(check, op),
             inputs=leaves,

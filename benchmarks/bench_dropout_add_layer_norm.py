@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import common
+import interleaved
 import pytest
 import torch
 import torch.nn.functional as F
-import turns
 from cases import Case, leaves_of, name_of, shapes
 from torch import Tensor
 
@@ -110,10 +110,10 @@ def test_dropout_add_layer_norm(bench, dropout_p: float, shape: common.Shape) ->
         error = (op(*leaves, p).double() - truth).abs().max().item()
         assert error < (1e-4 if dtype == torch.float32 else 0.1), f"error {error:.1e}"
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         other = name in OTHERS
         op = OTHERS[name]() if other else ours(name)
-        return turns.Candidate(
+        return interleaved.Candidate(
             lambda: op(*leaves, dropout_p),
             functools.partial(check, op, 0.0 if other else dropout_p),
             inputs=leaves,

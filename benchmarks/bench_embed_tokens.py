@@ -13,10 +13,10 @@ import functools
 from collections.abc import Callable, Iterator
 
 import common
+import interleaved
 import pytest
 import torch
 import torch.nn.functional as F
-import turns
 from cases import FP32, Case, Tensors, leaves_of, name_of, shapes
 from common import Shape
 from torch import Tensor
@@ -82,10 +82,10 @@ def test_embed_tokens(bench, dropout_p: float, shape: common.Shape) -> None:
         error = (op(tokens, leaves, p, dtype).double() - truth).abs().max().item()
         assert error < (1e-4 if dtype == torch.float32 else 0.1), f"error {error:.1e}"
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         other = name in OTHERS
         op = OTHERS[name]() if other else _by(vimpac_kernels.embed_tokens, impl=name)
-        return turns.Candidate(
+        return interleaved.Candidate(
             lambda: op(tokens, leaves, dropout_p, dtype),
             functools.partial(check, op, 0.0 if other else dropout_p),
             inputs=leaves,

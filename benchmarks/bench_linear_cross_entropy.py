@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import common
+import interleaved
 import pytest
 import torch
 import torch.nn.functional as F
-import turns
 from cases import Case, Tensors, dtypes, leaves_of, name_of
 from torch import Tensor
 
@@ -138,13 +138,13 @@ def test_linear_cross_entropy(bench, rows: int, width: int, cast: bool) -> None:
         assert error < LARGEST_ERROR[torch.bfloat16 if cast else dtype]
         assert abs(value.item() - true_loss.item()) < 1e-2 * true_loss.item()
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         loss = OTHERS[name]() if name in OTHERS else ours(name)
         forward = functools.partial(autocast(loss) if cast else loss, *leaves, target)
         check_it = functools.partial(check, name, forward)
         inputs = leaves[:2] if "no bias" in name else leaves
         bf16 = cast or dtype == torch.bfloat16
-        return turns.Candidate(forward, check_it, inputs=inputs, flops=flops, bf16=bf16)
+        return interleaved.Candidate(forward, check_it, inputs=inputs, flops=flops, bf16=bf16)
 
     mode = "autocast" if cast else str(dtype).removeprefix("torch.")
     label = f"M{rows} D{width} V{common.VOCABULARY} {mode}"

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import common
+import interleaved
 import numpy as np
 import pytest
 import torch
-import turns
 from cases import TINY, Case, Tensors, name_of
 from torch import Tensor
 
@@ -118,9 +118,9 @@ def test_mask_tokens(bench, batch: int) -> None:
         assert abs(mask.float().mean().item() - 0.145) < 0.01  # Table 2
         assert torch.equal(inputs == MASK_TOKEN, mask)
 
-    def candidate(name: str) -> turns.Candidate:
+    def candidate(name: str) -> interleaved.Candidate:
         other = name in OTHERS
-        return turns.Candidate(
+        return interleaved.Candidate(
             functools.partial(OTHERS[name], tokens) if other else functools.partial(ours, name),
             functools.partial(same_ratio if other else same_bits, name),
             moved_bytes=moved,

@@ -6,7 +6,7 @@
 (benchmarks/plain_step.py), `+ compile` a model under torch.compile; layout `THW` is the dense
 baseline: ours by SDPA or, on a CPU, a kernel of ours; released with its probabilities in memory.
 report.py sets the ratios of the paper's Tables 13 and 14 beside ours. The steps of one input size
-are timed by turns, a matrix product beside each of them, which is what MFU is against. A CPU takes
+are interleaved, with a matrix product beside each of them, against which MFU is given. A CPU takes
 one video at a time and compares steps on the smaller inputs only. Without `--full` it takes two
 rounds, no compiler and none of Table 14's larger inputs, all of which take minutes of their own.
 """
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import common
+import interleaved
 import phases
 import pytest
 import report
 import torch
-import turns
 from plain_step import PlainModel
 from released_step import ReleasedModel, copy_weights, released_inputs
 from torch import Tensor
@@ -226,29 +226,29 @@ def _prepare(case: Case, device: str, warm_up: int) -> tuple[Callable[[], None],
 
     for _ in range(warm_up):
         run()
-    return run, step, turns.peak_mib(run, device)
+    return run, step, interleaved.peak_mib(run, device)
 
 
-def _turn(run: Callable[[], None]) -> tuple[float, ...]:
+def _measure(run: Callable[[], None]) -> tuple[float, ...]:
     """Milliseconds of one step, the host's part in it included."""
     if GPU:
         run()  # takes back the memory that the other cases' steps have had
-    return turns.wall_ms(run)[:1]
+    return interleaved.wall_ms(run)[:1]
 
 
 def _time(prepared: dict[Case, tuple], device: str, full: bool) -> tuple[list[float], float, int]:
     """(milliseconds of each case, TFLOP/s of a matrix product beside each of them, rounds)."""
-    clock, product = turns.Clock(device), turns.CEILINGS["gemm_tflop_per_s"](device)
-    each: list[turns.Turn] = []
+    clock, product = interleaved.Clock(device), interleaved.CEILINGS["gemm_tflop_per_s"](device)
+    each: list[interleaved.TimedCall] = []
     for run, *_ in prepared.values():
-        each += [functools.partial(product.turn, clock), functools.partial(_turn, run)]
-    rounds = turns.by_turns(
+        each += [functools.partial(product.measure, clock), functools.partial(_measure, run)]
+    rounds = interleaved.run_rounds(
         each,
         least=3 if GPU else 5 if full else 2,
         most=20 if GPU else 5 if full else 2,
         budget_s=4.0 * len(prepared),
     )
-    times = [ms for (ms,) in turns.typical(rounds)]
+    times = [ms for (ms,) in interleaved.typical(rounds)]
     return times[1::2], product.work / statistics.mean(times[::2]), len(rounds)
 
 
@@ -271,7 +271,7 @@ def _row(case: Case, step_ms: float, ceiling: float, peak_mib: float, taken_apar
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"T{size[0]}-S{8 * size[1]}")
 def test_step(bench: Any, size: Size, tmp_path: Path) -> None:
-    """Times the steps of one input size by turns, and takes those that are compared apart."""
+    """Times the steps of one input size interleaved, and takes those that are compared apart."""
     _check_agreement()
     device = bench.device
     cases = {str(case): case for case in CASES if case.size == size}

@@ -1,4 +1,4 @@
-"""A call that a visit to a GPU checks and times, and the shapes of such calls.
+"""A call that gpu_check.sh checks and times, and the shapes of such calls.
 
 There are three scales of them: `published` is timed, `check` has the same lines and widths with few
 clips, for a comparison in fp64, and `small` is for the emulator and for compute-sanitizer. The
@@ -70,7 +70,7 @@ class Case:
 
 
 def shapes(scale: str) -> Iterator[tuple[Shape, torch.dtype]]:
-    """Every shape of a scale with every dtype that it is for."""
+    """Every shape of a scale with each of its dtypes."""
     for shape in SCALES[scale]:
         yield from ((shape, dtype) for dtype in dtypes(scale))
 

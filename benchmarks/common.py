@@ -1,7 +1,7 @@
-"""What every benchmark shares: shapes, byte and FLOP counts, rows, results.
+"""Shared by all benchmarks: shapes, byte and FLOP counts, rows, results.
 
 A benchmark names the candidates for one op and shape; the `bench` fixture of conftest.py checks
-each against the reference, times them by turns (turns.py) and writes their rows to
+each against the reference, times them interleaved (interleaved.py) and writes their rows to
 results/<device>.json. Bytes are what an ideal kernel moves: every input read once, every output
 written once. `% of ceiling` is against the machine's own copy or matrix product in those rounds.
 """
@@ -119,7 +119,7 @@ def mask_tokens_bytes(shape: Shape, itemsize: int) -> int:
 
 
 def step_flops(videos: int, T: int, side: int, layout: str) -> float:
-    """Small model's step, what its losses call for, whoever computes more: 3 x forward.
+    """FLOPs that the losses of the small model's step need: 3 x forward. A step may compute more.
 
     Per token and layer: 4 D^2 per attention block and 2 D * 4D for the MLP, a multiply-add being
     2 FLOP; attention 4 * L * D per token and axis (half the heads each in `H|W`). The losses read
@@ -147,7 +147,7 @@ def default_device() -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an op's table; times as of `turns.typical`, a rate of both together."""
+    """One line of an op's table; times as of `interleaved.typical`, a rate of both together."""
 
     shape: str
     impl: str

@@ -1,4 +1,4 @@
-"""The `bench` fixture: agreement first, then memory, then all candidates of a shape by turns."""
+"""The `bench` fixture: agreement first, then memory, then all candidates of a shape interleaved."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import common
+import interleaved
 import pytest
 import torch
-import turns
 
 import vimpac_kernels
 
@@ -55,12 +55,12 @@ class Bench:
         op: str,
         shape: str,
         names: Iterable[str],
-        make: Callable[[str], turns.Candidate],
+        make: Callable[[str], interleaved.Candidate],
     ) -> common.Timed:
-        """Checks, times and records; a peer that cannot run is left out in its own words.
+        """Checks, times and records; a peer that cannot run is left out, with its error message.
 
-        What of ours fails, or whoever disagrees with the reference, fails the test, after the
-        others have been timed and recorded.
+        If an implementation of ours fails, or any candidate disagrees with the reference, the test
+        fails after the others have been timed and recorded.
 
         Args:
             op: The table the rows belong to.
@@ -69,7 +69,7 @@ class Bench:
             make: Makes one of them; may raise what keeps it from running.
         """
         names, left_out = self.wanted(names)
-        candidates: dict[str, turns.Candidate] = {}
+        candidates: dict[str, interleaved.Candidate] = {}
         peaks: dict[str, float | None] = {}
         failures: list[Exception] = []
         for name in names:
@@ -129,24 +129,24 @@ class Bench:
         self.benchmark.extra_info["rows"] = [vars(row) for row in timed.rows]
         self.benchmark.pedantic(once)
 
-    def _peak_mib(self, candidate: turns.Candidate) -> float | None:
-        return turns.peak_mib(candidate.step, self.device) if candidate.traced else None
+    def _peak_mib(self, candidate: interleaved.Candidate) -> float | None:
+        return interleaved.peak_mib(candidate.step, self.device) if candidate.traced else None
 
     def _time(
         self,
         shape: str,
-        candidates: dict[str, turns.Candidate],
+        candidates: dict[str, interleaved.Candidate],
         peaks: dict[str, float | None],
         left_out: dict[str, str],
     ) -> common.Timed:
-        clock = turns.Clock(self.device)
+        clock = interleaved.Clock(self.device)
         needed = {c.ceiling for c in candidates.values()}
-        ceilings = {n: make(self.device) for n, make in turns.CEILINGS.items() if n in needed}
+        ceilings = {n: make(self.device) for n, make in interleaved.CEILINGS.items() if n in needed}
         timed = (*candidates.values(), *ceilings.values())
-        each = [lambda one=one: one.turn(clock) for one in timed]
-        turns.by_turns(each, least=1, most=3, budget_s=SECONDS / 2)  # all have run before
-        rounds = turns.by_turns(each, budget_s=SECONDS * len(candidates))
-        times = dict(zip((*candidates, *ceilings), turns.typical(rounds), strict=True))
+        each = [lambda one=one: one.measure(clock) for one in timed]
+        interleaved.run_rounds(each, least=1, most=3, budget_s=SECONDS / 2)  # all have run before
+        rounds = interleaved.run_rounds(each, budget_s=SECONDS * len(candidates))
+        times = dict(zip((*candidates, *ceilings), interleaved.typical(rounds), strict=True))
         rates = {name: ceiling.work / times[name][0] for name, ceiling in ceilings.items()}
         rows = []
         for name, one in candidates.items():
@@ -158,12 +158,12 @@ class Bench:
 
 
 def words(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _must_run(op: str, name: str) -> bool:
-    """Whether a candidate is ours and the machine has what it needs."""
+    """Whether a candidate is ours and this machine can run it."""
     impl = name.split()[0]
     if impl in (*common.KERNELS["cpu"], *common.KERNELS["cuda"], "reference"):
         return impl in vimpac_kernels.available_impls(op)

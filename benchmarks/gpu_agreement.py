@@ -49,7 +49,7 @@ def emulated() -> Iterator[None]:
 
 
 def impls(op: str, device: str) -> list[str]:
-    """Those of a GPU's implementations of an op that can run here."""
+    """The GPU implementations of an op that can run here."""
     names = common.KERNELS["cuda"]
     return [name for name in names if registry.backend_problem(name, op, device) is None]
 
@@ -69,7 +69,7 @@ def gradients(case: Case, tensors: list[Tensor], impl: str) -> list[Tensor]:
 
 
 class Truth:
-    """What a case comes to in fp64, and in its own dtype by the formula.
+    """The results of a case in fp64, and in its own dtype by the formula.
 
     Args:
         case: The case; its tensors are `tensors`.
@@ -85,7 +85,7 @@ class Truth:
         self.same = gradients(case, self.tensors, "reference")
 
     def check(self, impl: str) -> None:
-        """Raises AssertionError unless an implementation is as near to the truth as it must be."""
+        """Raises AssertionError unless an implementation is within the error bound of the truth."""
         with gpu_clock.poisoned():
             actual = gradients(self.case, self.tensors, impl)
         for i, (a, t, s) in enumerate(zip(actual, self.wide, self.same, strict=True)):
@@ -104,7 +104,7 @@ _lost: list[str] = []  # after a fault in a kernel a process can do nothing more
 
 
 def work(job: Job, device: str = "cuda") -> str | None:
-    """Runs one job; says what is wrong with it, or None."""
+    """Runs one job; returns what is wrong, or None."""
     scale, number, impl = job
     case = _cases(scale, device)[number]
     if _lost:
@@ -127,7 +127,7 @@ def work(job: Job, device: str = "cuda") -> str | None:
 
 
 def jobs(scale: str, device: str, only: str | None) -> list[Job]:
-    """What there is to do, what takes long to compile first."""
+    """All jobs, those that take long to compile first."""
     found = [
         (one, i, impl)
         for one in (scale, *(["published"] if scale == "check" else []))
@@ -139,7 +139,7 @@ def jobs(scale: str, device: str, only: str | None) -> list[Job]:
 
 
 def run(scale: str, device: str, only: str | None = None) -> gpu_clock.Log:
-    """Does all jobs; the log counts what is wrong, and what was not done when time ran out."""
+    """Runs all jobs; the log counts failures, and jobs that were not run when time ran out."""
     log = gpu_clock.Log()
     todo = jobs(scale, device, only)
     if not todo:
@@ -163,7 +163,7 @@ def run(scale: str, device: str, only: str | None = None) -> gpu_clock.Log:
 
 
 def _share(todo: list[Job], note: Callable[[Job, str | None], None]) -> None:
-    """Divides jobs among processes; a stage that is stopped says what it had not done."""
+    """Divides jobs among processes; a stopped stage reports the jobs that it has not run."""
     processes = min(8, os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

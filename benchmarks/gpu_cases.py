@@ -13,7 +13,7 @@ __all__ = ["SCALES", "TINY", "Case", "cases"]
 
 
 def cases(scale: str, device: str) -> Iterator[Case]:
-    """Every op's cases of one of `SCALES`, by turns, so that a visit cut short has some of each."""
+    """The cases of all ops at one of `SCALES`, interleaved: a run cut short has some of each."""
     ranked = []
     for op in OPS:
         own = list(importlib.import_module(f"bench_{op}").cases(scale, device))

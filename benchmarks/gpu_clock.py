@@ -1,8 +1,8 @@
-"""Recorded calls: what a GPU spends on a call, without the host that launches it.
+"""Recorded calls: the GPU's time of a call, without the time of the host that launches it.
 
-A recording is a CUDA graph of several calls, and its turn a replay of them; a backward is recorded
-apart, on the graph of a forward that ran before. Where there is no GPU, in a rehearsal, a turn is a
-plain call, so that everything else runs as it will.
+A recording is a CUDA graph of several calls; its timed call replays them. A backward is recorded
+separately, on the autograd graph of a forward that ran before. Without a GPU, in a rehearsal, a
+timed call is a plain call, so that everything else runs as it will on a GPU.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import interleaved
 import torch
-import turns
 from torch import Tensor
 
 REPLAY_MS = 2.0  # of calls in one graph
@@ -39,11 +39,11 @@ def _recorded_stream(device: str) -> Iterator[None]:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def record(run: Callable[[], Any], device: str) -> turns.Turn:
-    """Records `run`: a turn of the milliseconds of one call."""
+def record(run: Callable[[], Any], device: str) -> interleaved.TimedCall:
+    """Records `run`; the timed call gives the milliseconds of one run."""
     if device != "cuda":
         run()
-        return lambda: turns.wall_ms(run)[:1]
+        return lambda: interleaved.wall_ms(run)[:1]
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with _recorded_stream(device):
         run()
@@ -57,21 +57,21 @@ def record(run: Callable[[], Any], device: str) -> turns.Turn:
         for _ in range(calls):
             run()
 
-    def turn() -> tuple[float, ...]:
+    def replay() -> tuple[float, ...]:
         start.record()
         graph.replay()
         stop.record()
         stop.synchronize()
         return (start.elapsed_time(stop) / calls,)
 
-    turn()
-    return turn
+    replay()
+    return replay
 
 
 def record_both(
     forward: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor], device: str
-) -> turns.Turn:
-    """A turn of forward and, where there are inputs, backward."""
+) -> interleaved.TimedCall:
+    """A timed call of forward and, where there are inputs, backward."""
     timed = [record(forward, device)]
     if inputs:
         with _recorded_stream(device):  # backward runs on the stream of its forward
@@ -80,14 +80,16 @@ def record_both(
         timed.append(
             record(lambda: torch.autograd.grad(out, inputs, gradients, retain_graph=True), device)
         )
-    return lambda: tuple(ms for turn in timed for ms in turn())
+    return lambda: tuple(ms for call in timed for ms in call())
 
 
-def rounds(each: Sequence[turns.Turn], seconds: float, device: str) -> turns.Rounds:
-    """Rounds of turns for so many seconds; one alone in a rehearsal."""
+def rounds(
+    each: Sequence[interleaved.TimedCall], seconds: float, device: str
+) -> interleaved.Rounds:
+    """Runs rounds for so many seconds; a single one in a rehearsal."""
     if device != "cuda":
-        return turns.by_turns(each, least=1, most=1)
-    return turns.by_turns(each, least=3, most=50, budget_s=seconds)
+        return interleaved.run_rounds(each, least=1, most=1)
+    return interleaved.run_rounds(each, least=3, most=50, budget_s=seconds)
 
 
 @contextmanager
@@ -113,13 +115,13 @@ class Log:
         print(f"{time.perf_counter() - self._start:6.1f} {line}", flush=True)
 
     def fail(self, what: str, error: object) -> None:
-        """What did not work, in its own words; the summary repeats lines that begin so."""
+        """Prints a failure and its message; the summary repeats lines that begin like this."""
         self.failures += 1
         print(f"FAIL {what}: {' '.join(str(error).split())[:300]}", flush=True)
 
     @contextmanager
     def trying(self, what: str) -> Iterator[None]:
-        """Whatever fails in here is said, and the stage goes on."""
+        """Reports an error of its block, and the stage continues."""
         try:
             yield
         except torch.OutOfMemoryError as error:

@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_ops.py FOLDER [ops] [variants] [--modules build/gpu] [--emulate]
 
-`ops` times each implementation by turns with what a user would write in plain PyTorch, `variants`
-all modules that gpu_variants.py has built, and Triton's with other values of TUNING, by turns with
-the one that is installed, each checked first. Results go to FOLDER/<device>.json after each shape.
-`ncu` calls the heaviest kernels once more each, between the marks that Nsight Compute waits for.
+`ops` times each implementation interleaved with what a user would write in plain PyTorch.
+`variants` times all modules that gpu_variants.py has built, and Triton's with other values of
+TUNING, interleaved with the one that is installed. `ncu` calls the heaviest kernels once more each,
+between the marks that Nsight Compute waits for. Each is checked first. Results go to
+FOLDER/<device>.json after each shape.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ import gpu_agreement
 import gpu_cases
 import gpu_clock
 import gpu_variants
+import interleaved
 import predict
 import torch
-import turns
 from gpu_cases import Case
 
 from vimpac_kernels.runtime import registry
@@ -47,12 +48,12 @@ class Outcome(common.Row):
 
 
 class Stage:
-    """What the stages share: a device, its ceilings by turns, a log."""
+    """What the stages share: a device, its ceilings, a log."""
 
     def __init__(self, device: str) -> None:
         self.device, self.log = device, gpu_clock.Log()
         self.scale = "published" if device == "cuda" else "small"
-        self._ceilings: dict[str, tuple[turns.Turn, float]] = {}
+        self._ceilings: dict[str, tuple[interleaved.TimedCall, float]] = {}
 
     def cases(self) -> Iterator[Case]:
         """The calls that are timed."""
@@ -63,19 +64,21 @@ class Stage:
         """GB/s of a copy, apart from any candidate."""
         return self.rounds({}, "copy_gb_per_s")[1]["copy_gb_per_s"]
 
-    def rounds(self, candidates: Mapping[str, turns.Turn], ceiling: str) -> tuple[dict, dict, int]:
-        """Times candidates and a ceiling by turns: (milliseconds by name, rates, rounds)."""
+    def rounds(
+        self, candidates: Mapping[str, interleaved.TimedCall], ceiling: str
+    ) -> tuple[dict, dict, int]:
+        """Times candidates and a ceiling interleaved: (milliseconds by name, rates, rounds)."""
         if ceiling not in self._ceilings:
-            made = turns.CEILINGS[ceiling](self.device)
+            made = interleaved.CEILINGS[ceiling](self.device)
             self._ceilings[ceiling] = gpu_clock.record(made.run, self.device), made.work
-        turn, work = self._ceilings[ceiling]
-        each = [*candidates.values(), turn]
+        ceiling_call, work = self._ceilings[ceiling]
+        each = [*candidates.values(), ceiling_call]
         rounds = gpu_clock.rounds(each, SECONDS * len(each), self.device)
-        *times, (ms,) = turns.typical(rounds)
+        *times, (ms,) = interleaved.typical(rounds)
         return dict(zip(candidates, times, strict=True)), {ceiling: work / ms}, len(rounds)
 
-    def recorded(self, case: Case, tensors: list, impl: str) -> turns.Turn:
-        """A turn of one candidate, which has run by then."""
+    def recorded(self, case: Case, tensors: list, impl: str) -> interleaved.TimedCall:
+        """A timed call of one candidate, which has run by then."""
         forward = lambda: case.call(tensors, impl)  # noqa: E731 (a name for it says no more)
         inputs = case.inputs(tensors)
         return gpu_clock.record_both(forward, inputs, self.device)
@@ -84,7 +87,9 @@ class Stage:
         """Memory of a call and its backward; not that of emulated kernels."""
         if self.device != "cuda":
             return None
-        return turns.peak_mib(lambda: gpu_agreement.gradients(case, tensors, impl), self.device)
+        return interleaved.peak_mib(
+            lambda: gpu_agreement.gradients(case, tensors, impl), self.device
+        )
 
     def kernel_us(self, case: Case, tensors: list, impl: str) -> float | None:
         """Microseconds of the kernels that are named after an op whose rest are products."""
@@ -117,7 +122,7 @@ def time_ops(stage: Stage) -> None:
     for case in stage.cases():
         with stage.log.trying(f"{case.op} {case.label}"):
             tensors = case.make()
-            candidates: dict[str, turns.Turn] = {}
+            candidates: dict[str, interleaved.TimedCall] = {}
             facts: dict[str, dict[str, float | None]] = {}
             for impl in (*gpu_agreement.impls(case.op, stage.device), case.peer[0]):
                 with stage.log.trying(f"{case.op} {case.label} {impl}"):
@@ -181,7 +186,7 @@ def candidates_of(op: str, impl: str, modules: Path, device: str) -> dict[str, C
 
 
 def time_variants(stage: Stage, modules: Path) -> None:
-    """All variants of each op by turns, at every shape that is published."""
+    """All variants of each op interleaved, at every shape that is published."""
     with_variants = [(o, i) for i in common.KERNELS["cuda"] for o in registry.OPS]
     for op, impl in with_variants:
         if impl not in gpu_agreement.impls(op, stage.device):

@@ -24,11 +24,11 @@ import bench_train
 import common
 import gpu_cases
 import gpu_clock
+import interleaved
 import phases
 import predict
 import torch
 import torch.nn.functional as F
-import turns
 from gpu_clock import Log
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -96,10 +96,10 @@ def cases(device: str) -> Iterator[Case]:
 
 
 def time_products(device: str, log: Log) -> None:
-    """The products of the step, forward and both gradients, by turns with a large square one."""
+    """The products of the step, forward and both gradients, interleaved with a large square one."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     shape = common.SMALL if device == "cuda" else gpu_cases.TINY
-    timed: dict[str, turns.Turn] = {}
+    timed: dict[str, interleaved.TimedCall] = {}
     sizes: dict[str, tuple[int, int, int]] = {}
     for p in predict.Step(shape).products():
         each = {"": (p.m, p.n, p.k), ", dX": (p.m, p.k, p.n), ", dW": (p.n, p.k, p.m)}
@@ -108,10 +108,10 @@ def time_products(device: str, log: Log) -> None:
                 a, b = (torch.randn(s, device=device, dtype=dtype) for s in ((m, k), (k, n)))
                 timed[p.name + of] = gpu_clock.record(functools.partial(torch.mm, a, b), device)
                 sizes[p.name + of] = (m, n, k)
-    square = turns.CEILINGS["gemm_tflop_per_s"](device)
-    each_turn = [*timed.values(), gpu_clock.record(square.run, device)]
-    rounds = gpu_clock.rounds(each_turn, SECONDS, device)
-    *times, ceiling_ms = (ms for (ms,) in turns.typical(rounds))
+    square = interleaved.CEILINGS["gemm_tflop_per_s"](device)
+    each = [*timed.values(), gpu_clock.record(square.run, device)]
+    rounds = gpu_clock.rounds(each, SECONDS, device)
+    *times, ceiling_ms = (ms for (ms,) in interleaved.typical(rounds))
     ceiling = square.work / ceiling_ms
     rows = []
     for (name, (m, n, k)), ms in zip(sizes.items(), times, strict=True):
@@ -135,10 +135,10 @@ def fastest_sdpa(B: int, N: int, S: int, Dh: int) -> str:
         with sdpa_kernel(getattr(SDPBackend, name)):
             forward = functools.partial(F.scaled_dot_product_attention, q, k, v)
             try:
-                turn = gpu_clock.record_both(lambda run=forward: (run(),), (q, k, v), "cuda")
+                call = gpu_clock.record_both(lambda run=forward: (run(),), (q, k, v), "cuda")
             except RuntimeError:  # not on this GPU, or not in this build of PyTorch
                 continue
-            found[name] = sum(min(turn() for _ in range(3)))
+            found[name] = sum(min(call() for _ in range(3)))
     return min(found, key=found.__getitem__)
 
 
@@ -167,15 +167,15 @@ def time_step(case: Case, device: str, log: Log, folder: Path) -> None:
 
         for _ in range(3 if device == "cuda" else 1):
             run()
-        peak = turns.peak_mib(run, device)
-        timed: list[turns.Turn] = [lambda: turns.wall_ms(run)[:1]]
+        peak = interleaved.peak_mib(run, device)
+        timed: list[interleaved.TimedCall] = [lambda: interleaved.wall_ms(run)[:1]]
         if ours:
             with log.trying(f"graph of {case}"):
                 timed.append(graph_of(functools.partial(step, tokens), device))
-        product = turns.CEILINGS["gemm_tflop_per_s"](device)
+        product = interleaved.CEILINGS["gemm_tflop_per_s"](device)
         timed.append(gpu_clock.record(product.run, device))
         rounds = gpu_clock.rounds(timed, SECONDS, device)
-        times = [ms for (ms,) in turns.typical(rounds)]
+        times = [ms for (ms,) in interleaved.typical(rounds)]
         step_ms, graph_ms = times[0], times[1] if len(times) == 3 else None
         parts = phases.breakdown(run, device)
         launches = _kernels(case, run, device, folder)
@@ -195,10 +195,10 @@ def time_step(case: Case, device: str, log: Log, folder: Path) -> None:
     )
 
 
-def graph_of(step: Callable[[], None], device: str) -> turns.Turn:
-    """A turn of a step as one graph, the host's part in it included."""
+def graph_of(step: Callable[[], None], device: str) -> interleaved.TimedCall:
+    """A timed call of a step as one graph, the host's part in it included."""
     if device != "cuda":
-        return lambda: turns.wall_ms(step)[:1]
+        return lambda: interleaved.wall_ms(step)[:1]
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -214,7 +214,7 @@ def graph_of(step: Callable[[], None], device: str) -> turns.Turn:
         torch.cuda.synchronize()
 
     run()
-    return lambda: turns.wall_ms(run)[:1]
+    return lambda: interleaved.wall_ms(run)[:1]
 
 
 def _kernels(case: Case, run: Callable[[], None], device: str, folder: Path) -> int:

@@ -31,7 +31,7 @@ def stages(log: str) -> list[tuple[str, str, str]]:
 
 
 def failures(log: str) -> list[str]:
-    """The lines that say what failed, each once, cut to what is allowed of all.
+    """The lines that report failures, each once, cut to the allowed total.
 
     A stage that ends without saying any ends with the last line of its output.
     """
@@ -86,7 +86,7 @@ def op_lines(results: dict[str, Any]) -> Iterator[str]:
 
 
 def variant_lines(results: dict[str, Any]) -> Iterator[str]:
-    """One line for each op and shape: how many times as fast as what is installed."""
+    """One line for each op and shape: speed-up over the installed build."""
     for shape, timed in results.get("variants", {}).items():
         rows = {row["impl"]: row for row in timed["rows"]}
         base = rows.pop("installed", None)
@@ -101,7 +101,7 @@ def variant_lines(results: dict[str, Any]) -> Iterator[str]:
 
 
 def step_lines(results: dict[str, Any]) -> Iterator[str]:
-    """One line for each step, and what the products reach."""
+    """One line for each step, and the rates of the products."""
     for shape, timed in results.get("step", {}).items():
         for row in timed["rows"]:
             graph = "" if row["graph_ms"] is None else f", graph {row['graph_ms']:.2f}"

@@ -141,7 +141,7 @@ def packs() -> list[dict[str, str]]:
 
 
 def build(folder: Path, first: Path | None = None) -> None:
-    """Compiles and links everything into `folder`, with a manifest that says what is where."""
+    """Compiles and links everything into `folder`, with a manifest of the modules."""
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "9.0a")
     work = ROOT / "build" / f"gpu-{command.tag()}"
     nvcc = toolchain.find_nvcc()
@@ -189,7 +189,7 @@ def _commit() -> str:
 
 
 def load(folder: Path, op: str) -> dict[str, ModuleType]:
-    """The built variants of an op, by name; {} where nothing was built."""
+    """The built variants of an op, by name; {} if nothing was built."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return {}

@@ -4,7 +4,7 @@ Compiles csrc/*/cuda*.cu as the default build does and every Triton kernel exact
 for sm_80, sm_90a and sm_100, and reads the cubins: registers, spills, shared memory, occupancy and
 counts of the instructions that matter. Exits with 1 on a spill beyond SPILLS, on more shared memory
 than every GPU has, where a kernel lacks what EXPECTED asks, or has more narrow stores than
-NARROW_STORES explains. What nvcc made of unchanged sources is kept in build/kernel_report.
+NARROW_STORES explains. The output of nvcc for unchanged sources is kept in build/kernel_report.
 
     Triton   `triton_calls()` of each op's benchmark yields (kernel, arguments, keyword arguments)
              of real calls with meta tensors, and `warmup` then specialises as a launch does.
@@ -78,7 +78,7 @@ EXPECTED = (
 )
 # (pattern of names, how many of its stores may be narrower than 16 bytes, which ones those are): of
 # the first pattern that a kernel matches. A kernel that matches none stores 16 bytes each time;
-# nvcc takes such a store apart without a word, each into four.
+# nvcc may silently split such a store into four.
 NARROW_STORES = (
     ("axial_attention_?wd_fp32_kernel<*>", 32, "results, an element a lane, and partial sums"),
     ("axial_attention_sums_kernel<*>", 9, "[CLS] and the bias's gradient, an element a lane"),

@@ -142,7 +142,7 @@ def probe(checkpoint: Path, videos: Path, out: Path) -> dict[str, float]:
 
 
 def mask_ratio(seed: int) -> float:
-    """The mean share of tokens that block masks hide, for iid masks to hide as many."""
+    """The mean share of tokens that block masks hide; iid masks then hide as many."""
     tokens = torch.zeros(4096, T, SIDE // 8, SIDE // 8, dtype=torch.int32)
     masked = mask_tokens(tokens, mask_token=MASK_TOKEN, num_blocks=BLOCKS, seed=seed)
     return masked.mask.float().mean().item()

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: milliseconds by phase, forward and backward together.
+"""The time of a training step by phase, in milliseconds, forward and backward together.
 
 A phase is a profiler range around a function of the model (`PLACES`) or a `with phase(...)` of the
 step itself; the innermost one counts. Backward has no such ranges: an autograd node belongs to the

@@ -1,4 +1,4 @@
-"""The training step as a careful user writes it in plain PyTorch: what our kernels have to beat.
+"""The training step as a careful user writes it in plain PyTorch: the baseline of our kernels.
 
 It avoids what the released step wastes: [CLS] is projected once, q, k and v are one product,
 attention is F.scaled_dot_product_attention, and the token head sees masked rows only. It holds a

@@ -1,4 +1,4 @@
-"""What a training step of the small model costs a GPU: floor, prediction, and measurement.
+"""The time of a training step of the small model on a GPU: floor, prediction, and measurement.
 
     python benchmarks/predict.py           prints the table of NOTES.md
 
@@ -27,7 +27,7 @@ PARAMETERS = 31_000_000  # of the encoder and both heads, rounded
 
 @dataclass(frozen=True)
 class Device:
-    """What a GPU is assumed to do."""
+    """Assumed rates of a GPU."""
 
     name: str
     file: str  # its results, as `common.results_path` names them
@@ -97,7 +97,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product of a step, (m, k) x (k, n), and how often its forward has it."""
+    """A matrix product of a step, (m, k) x (k, n), and the number of them in its forward."""
 
     name: str
     m: int
@@ -107,7 +107,7 @@ class Product:
 
     @property
     def flops(self) -> int:
-        """Of one, a multiply-add being two."""
+        """FLOPs of one product; a multiply-add counts as two."""
         return 2 * self.m * self.n * self.k
 
 
@@ -154,7 +154,7 @@ class Step:
         ]
 
     def work(self) -> Iterator[Work]:
-        """What the step does, forward and backward."""
+        """The passes and products of the step, forward and backward."""
         flops = 3 * sum(p.count * p.flops for p in self.products())
         rates = (DEVICES[0].product, DEVICES[0].narrow)
         yield Work("matrix products", flops, rates=rates)
@@ -192,7 +192,7 @@ class Step:
 
 
 def percents(op: str, width: int, device_name: str) -> tuple[float, float] | None:
-    """What EXPECTED says of a case on a device, both directions."""
+    """The entry of EXPECTED for a case on a device, both directions."""
     for i, device in enumerate(DEVICES):
         if device.name in device_name and (op, width) in EXPECTED:
             return EXPECTED[op, width][i]
@@ -224,7 +224,7 @@ def total(step: Step, device: int) -> tuple[float, float]:
 
 
 def table() -> list[str]:
-    """Markdown: the step of 64 clips at T=5 S=128 line by line, then what it is compared with."""
+    """Markdown: the step of 64 clips at T=5 S=128 line by line, then other steps."""
     heads = " | ".join(f"{d.name} floor | predicted | measured" for d in DEVICES)
     lines = [f"| ms of a step | work | {heads} |", "|---|---|" + "---|" * 3 * len(DEVICES)]
     ours = Step(common.SMALL)

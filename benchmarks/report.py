@@ -3,8 +3,8 @@
     python benchmarks/report.py
 
 Rewrites what stands between the `results` and the `learning` comments of README.md, and docs/*.png.
-An op's speed-up is against the fastest other candidate of the same shape, forward and backward
-together; its memory is that of our fastest against the leanest other, which is as fast or slower.
+An op's speed-up is against the fastest peer of the same shape, forward and backward together. Its
+memory ratio is the lowest peak memory of a peer over that of our fastest implementation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def rows_of(results: dict[str, Any], op: str) -> list[dict[str, Any]]:
 
 
 def comparisons(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float | None]]:
-    """(speed-up, memory ratio) of our fastest row for each shape that has others too."""
+    """(speed-up, memory ratio) of our fastest row, for each shape that also has peers."""
 
     def total(row: dict[str, Any]) -> float:
         return row["fwd_ms"] + (row["bwd_ms"] or 0.0)
@@ -52,12 +52,12 @@ def comparisons(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float | Non
     for shape in dict.fromkeys(row["shape"] for row in rows):
         here = [row for row in rows if row["shape"] == shape and row["impl"] != "reference"]
         ours = [row for row in here if row["impl"] in OURS]
-        others = [row for row in here if row["impl"] not in OURS]
-        if ours and others:
+        peers = [row for row in here if row["impl"] not in OURS]
+        if ours and peers:
             best = min(ours, key=total)
-            leanest = min((row["peak_mib"] for row in others if row["peak_mib"]), default=None)
-            memory = leanest / best["peak_mib"] if leanest and best["peak_mib"] else None
-            yield min(map(total, others)) / total(best), memory
+            lowest = min((row["peak_mib"] for row in peers if row["peak_mib"]), default=None)
+            memory = lowest / best["peak_mib"] if lowest and best["peak_mib"] else None
+            yield min(map(total, peers)) / total(best), memory
 
 
 def _range(values: list[float], unit: str) -> str:
@@ -66,15 +66,15 @@ def _range(values: list[float], unit: str) -> str:
 
 
 def place(device: str) -> str:
-    """What a table's ratios hold for: those of a CPU say nothing about a GPU."""
+    """The kind of device that a table's ratios hold for."""
     return "this CPU" if device.endswith("threads") else "this GPU"
 
 
 def op_table(results: dict[str, Any], where: str = "this machine") -> list[str]:
     """One Markdown row per op: what it replaces, speed-up, memory."""
     lines = [
-        f"| op | replaces | speed-up on {where} over the fastest other | "
-        "extra memory of the leanest other, relative to ours |",
+        f"| op | replaces | speed-up on {where} over the fastest peer | "
+        "peak extra memory, best peer / ours |",
         "|---|---|---|---|",
     ]
     for op, replaces in REPLACES.items():
@@ -89,7 +89,7 @@ def op_table(results: dict[str, Any], where: str = "this machine") -> list[str]:
 
 
 def _step_name(row: dict[str, Any]) -> str:
-    """What was timed, for a Markdown cell; how the dense layout attends."""
+    """What was timed, and how the dense layout attends, for a Markdown cell."""
     dense = {"ours": "THW, dense", "released": "THW, probabilities in memory (2021)"}
     layout = dense[row["impl"]] if row["layout"] == "THW" else row["layout"].replace("|", "\\|")
     return f"{row['impl']}: {layout}, T={row['frames']} S={8 * row['side']}"
@@ -125,7 +125,7 @@ def step_table(rows: list[dict[str, Any]], where: str = "this machine") -> list[
 
 
 def phase_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Milliseconds of a step by phase, one column per step that was taken apart."""
+    """Milliseconds of a step by phase, one column per profiled step."""
     apart = [row for row in rows if row["phases"]]
     if not apart:
         return []
@@ -177,7 +177,7 @@ def plot_steps(rows: list[dict[str, Any]], device: str, path: Path) -> None:
 
 
 def _plot_phases(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """Stacked columns, one per step that was taken apart."""
+    """Stacked columns, one per profiled step."""
     bottom = [0.0] * len(rows)
     labels = [row["impl"] for row in rows]
     for i, name in enumerate(rows[0]["phases"] if rows else ()):
@@ -190,7 +190,7 @@ def _plot_phases(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def learning_tables(results: dict[str, Any]) -> list[str]:
-    """Markdown: what linear probes read off [CLS], and what the losses came to."""
+    """Markdown: accuracy of linear probes on [CLS], and the final losses."""
     rows, chance = results["rows"], results["chance"]
 
     def percent(values: list[float]) -> str:
@@ -243,7 +243,7 @@ def _dates(results: dict[str, Any]) -> list[str]:
 
 
 def device_part(file: Path, results: dict[str, Any], *, steps: bool) -> list[str]:
-    """What the README says of a device: its ops and, if wanted, its steps with their picture."""
+    """The README's part on a device: its ops and, if wanted, its steps with their plot."""
     environment = next(shape["environment"] for op in results.values() for shape in op.values())
     device, dates = environment["device"], _dates(results)
     days = " to ".join(dict.fromkeys((dates[0], dates[-1])))

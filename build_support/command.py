@@ -18,10 +18,10 @@ MODULES = ("_C_cpu", "_C_cuda")
 
 
 class BuildKernels(build_ext):
-    """Builds what the compilers at hand allow; what is not built is removed from the package.
+    """Builds what the installed compilers allow; removes the other modules from the package.
 
-    A missing tool costs the kernels that need it and is said in one line. A compiler that fails is
-    an error, in its own words, and leaves every module as it was.
+    If a tool is missing, the kernels that need it are left out, with a one-line message. If a
+    compiler fails, its output is shown as an error and no module is changed.
     """
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ def _build(folder: Path) -> list[str]:
     print(result.stdout, end="", flush=True)
     if result.returncode != 0:
         fix = f"; {toolchain.CPU_ONLY_SWITCH}=1 leaves the CUDA kernels out" if nvcc else ""
-        raise toolchain.BuildError(f"the build failed; the compiler's words are above{fix}")
+        raise toolchain.BuildError(f"the build failed; the compiler's output is above{fix}")
     return plan.modules
 
 
@@ -90,7 +90,7 @@ def _nvcc() -> toolchain.Nvcc | None:
 
 
 def copy_pybind11(source: Path, folder: Path) -> Path:
-    """Copy the headers to a path that stays: isolated builds see them at a new one each time."""
+    """Copy the headers to a fixed path: isolated builds see them at a new path each time."""
     target = folder / "include"
     for header in (source / "pybind11").rglob("*.h"):
         copy = target / header.relative_to(source)

@@ -17,13 +17,13 @@ from build_support import tuning
 from build_support.toolchain import Nvcc
 
 # Multiplications and additions are fused where a kernel says fmadd and nowhere else, so that
-# results do not hang on what a compiler happens to contract.
+# results do not depend on which products and sums a compiler contracts.
 COMMON = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -Wall -Wextra"
 
 # Exceptions would leave weak symbols in the objects, which the linker merges across the sets.
 KERNEL = "-fno-exceptions -fno-rtti"
 
-# GCC 12 takes the deliberately undefined operands in its own AVX-512 headers for mistakes
+# GCC 12 warns of the deliberately undefined operands in its own AVX-512 headers
 # (gcc.gnu.org/PR105593); the first two sets still check the same sources for them.
 AVX512 = (
     "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"

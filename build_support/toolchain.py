@@ -22,7 +22,7 @@ DEFAULT_TOOLKIT = "/usr/local/cuda"  # where NVIDIA's installers put it, and PAT
 
 
 class Missing(Exception):
-    """A tool is not there; the message is one line that says what to do about it."""
+    """A tool is missing; the message is one line and names the fix."""
 
 
 class BuildError(Exception):

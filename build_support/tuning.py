@@ -1,6 +1,6 @@
 """Other values for the tuning constants of the CUDA kernels, at build time.
 
-`csrc/<op>/cuda_tuning.cuh` holds what only a measurement can settle, one constant a line:
+`csrc/<op>/cuda_tuning.cuh` holds constants that are chosen by measurement, one per line:
 
     constexpr int kMaskThreads = 256; // of a block, and why
 

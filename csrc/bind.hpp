@@ -1,14 +1,14 @@
-// Defines the operators of a module, filling the arguments of an op from the keywords of a call in
+// Defines the operators of a module: fills the arguments of an op from the keywords of a call in
 // Python. A field takes the keyword of its name; without one, or with None, it keeps its default.
-// Tensors are read through the methods that Python sees, so that no part of torch is needed to
-// build; their dtype must be the field's. An empty one is a null pointer: of a result, not wanted.
+// Tensors are read through their Python methods, so the build needs no part of torch. Their dtype
+// must be that of the field. An empty tensor becomes a null pointer; as a result it means: not
+// wanted.
 #pragma once
 
 #include "common/arguments.hpp"
 
-#include <pybind11/pybind11.h>
-
 #include <new>
+#include <pybind11/pybind11.h>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -27,7 +27,7 @@ struct Dtypes {
   static constexpr Dtypes of(uint8_t) { return {7, 8}; }
 };
 
-// What is asked of torch's tensors, looked up once.
+// Attributes of torch and of its tensors, looked up once.
 struct TorchNames {
   const py::object data_ptr = py::str("data_ptr"), dtype = py::str("dtype");
   const py::object shape = py::str("shape"), stride = py::str("stride");
@@ -42,7 +42,7 @@ struct TorchNames {
   }
 };
 
-// The values of one call on their way into fields. It keeps alive what it had to copy.
+// Reads the values of one call into fields, and keeps the copies alive that it had to make.
 class Values {
 public:
   explicit Values(bool aligns) : aligns_(aligns) {}
@@ -102,7 +102,7 @@ public:
     }
   }
 
-  // Of a tensor's first element.
+  // The address of a tensor's first element.
   uintptr_t address(py::handle tensor) const {
     PyObject* const found = PyObject_CallMethodNoArgs(tensor.ptr(), names_.data_ptr.ptr());
     return found == nullptr ? throw py::error_already_set()
@@ -110,7 +110,7 @@ public:
   }
 
 private:
-  // The same, of a copy where kernels could not load 16 bytes at once.
+  // The same, or that of a copy if the tensor's address does not allow loads of 16 bytes.
   uintptr_t aligned(py::handle name, py::handle tensor, bool may_copy) {
     const uintptr_t found = address(tensor);
     if (!aligns_ || found % 16 == 0) {
@@ -162,8 +162,8 @@ Args fill(const char* op, const py::dict& keywords, Values& values) {
   return args;
 }
 
-// Defines op(keywords, num_threads) for a kernel of the CPU: `run` returns false without memory.
-// It returns the first index that is out of range, or -1.
+// Defines op(keywords, num_threads) for a CPU kernel; `run` returns false if memory ran out. The
+// operator returns the first index that is out of range, or -1.
 template <class Args, class Run>
 void define_cpu_operator(py::module_& module, const char* op, const Run& run) {
   module.def(op, [op, run](const py::dict& keywords, int num_threads) {

@@ -1,5 +1,4 @@
-// Where the tokens of an axis lie: what both kernels of axial_attention know of a call's head
-// groups.
+// The positions of the tokens of an axis, which both CPU kernels of axial_attention use.
 #pragma once
 
 #include "axial_attention/arguments.hpp"
@@ -28,8 +27,7 @@ struct AxialCall : AxialAttention {
   float kept_scale;
 };
 
-// One axis: which heads it has, where the tokens of its lines are, and which of a clip's tasks do
-// it.
+// One axis: its heads, the positions of the tokens of its lines, and its share of a clip's tasks.
 struct Axis {
   int id; // 0 T, 1 H, 2 W, 3 HW, 4 THW
   int64_t first_head, heads, lines, length, token_step, tasks, first_task;
@@ -40,7 +38,7 @@ struct Axis {
   }
 };
 
-// The axis of a group of heads, its tasks apart.
+// The axis of a group of heads; `tasks` and `first_task` are left 0.
 inline Axis axis_of_group(const AxialCall& a, int group) {
   const int id = a.axes[group];
   const int64_t T = a.grid[0], H = a.grid[1], W = a.grid[2], heads = a.N / a.num_axes;

@@ -1,10 +1,10 @@
-// Softmax of a block of queries against a line too long for one tile, its dropout and its gradient,
-// some keys at a time. Matrices are (keys, kBlock): row = key, lane = query, so that every
-// reduction is lane by lane. `lanes` of a row are worked on, whole vectors.
+// Softmax of a block of queries against a line that is too long for one tile, with its dropout and
+// its gradient, a part of the keys at a time. Matrices are (keys, kBlock): a row is a key, a lane
+// is a query, so every reduction is lane by lane. `lanes` lanes of a row are used; they are whole
+// vectors.
 //
-// Probabilities stay without their common factor, e = exp(scale * (s - top)), until their sum is
-// known. In the
-// backward the sign of e says whether dropout drops it, which spares a matrix of decisions.
+// Probabilities stay unnormalised, e = exp(scale * (s - row_max)), until their sum is known. In the
+// backward the sign of e marks what dropout drops, so no separate matrix of decisions is needed.
 #pragma once
 
 #include "axial_attention/line_softmax.hpp"
@@ -15,25 +15,25 @@ namespace {
 // Queries, a multiple of a vector: those of a register tile twelve keys high.
 constexpr int64_t kBlock = 48;
 
-// top = max(top, s) over the keys that are not hidden
-inline void raise_top(const float* s,        // (keys, kBlock)
-                      const uint8_t* hidden, // (keys,) or null
-                      int64_t keys,
-                      int64_t lanes,
-                      float* top) { // (lanes,)
+// row_max = max(row_max, s) over the keys that are not hidden
+inline void update_row_max(const float* s,        // (keys, kBlock)
+                           const uint8_t* hidden, // (keys,) or null
+                           int64_t keys,
+                           int64_t lanes,
+                           float* row_max) { // (lanes,)
   for (int64_t i = 0; i < lanes; i += kWidth) {
-    VecF highest = load(top + i);
+    VecF highest = load(row_max + i);
     for (int64_t j = 0; j < keys; ++j) {
       if (hidden == nullptr || !hidden[j]) {
         highest = max(highest, load(s + j * kBlock + i));
       }
     }
-    store(top + i, highest);
+    store(row_max + i, highest);
   }
 }
 
-// After term j of a sum: every kTerms terms the recent ones go to the total, as a long sum of terms
-// loses digits that gradients, differences of such sums, need.
+// Called after term j of a sum. Every kTerms terms the recent sum is added to the total: one long
+// sum would lose digits, which gradients need, as they are differences of such sums.
 VIMPAC_INLINE void carry(int64_t j, VecF& recent, VecF& total) {
   constexpr int64_t kTerms = 8;
   if (j % kTerms == kTerms - 1) {
@@ -48,10 +48,10 @@ inline void exponentiate(float* s,              // (keys, kBlock)
                          int64_t keys,
                          int64_t lanes,
                          float scale,
-                         const float* top, // (lanes,)
-                         float* sum) {     // (lanes,)
+                         const float* row_max, // (lanes,)
+                         float* sum) {         // (lanes,)
   for (int64_t i = 0; i < lanes; i += kWidth) {
-    const VecF highest = load(top + i);
+    const VecF highest = load(row_max + i);
     VecF total{}, recent{};
     for (int64_t j = 0; j < keys; ++j) {
       VecF e{};

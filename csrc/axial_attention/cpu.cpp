@@ -1,10 +1,11 @@
-// axial_attention on the CPU. A task owns kTaskLines consecutive lines of one axis of one clip,
-// with all heads of the axis inside, so that a token row is consumed together. Per line: gather
-// q, k, v (and dout) of a head into fp32 tiles, [CLS] being the last row; scores; softmax of
-// several heads at once, queries in lanes; products; scatter. What the next phase gathers is
-// fetched meanwhile. q, k, v, dout are read once and the result is written once: bound by memory.
-// A bias is added as q, k, v are read. Sums over lines, those of [CLS] and of the bias's gradient,
-// are kept per task and added in order, so that results repeat whatever the number of threads.
+// axial_attention on the CPU. A task owns kTaskLines consecutive lines of one axis of one clip, for
+// all heads of the axis, so that a token's row is used as a whole. For each line: gather q, k, v
+// (and dout) of a head into fp32 tiles, with [CLS] as the last row; compute scores; softmax of
+// several heads at once, with queries in lanes; multiply; scatter. Meanwhile the inputs of the next
+// phase are prefetched. q, k, v and dout are read once and the result is written once: bound by
+// memory. A bias is added as q, k, v are read. Sums over lines, for [CLS] and for the bias's
+// gradient, are kept per task and added in order, so results do not depend on the number of
+// threads.
 #include "axial_attention/arguments.hpp"
 #include "axial_attention/axis.hpp"
 #include "axial_attention/line_rows.hpp"
@@ -39,7 +40,8 @@ struct Problem {
   }
 };
 
-// Heads whose scores lie side by side: short lines alone would leave most lanes empty.
+// The number of heads whose scores are side by side: a short line alone would leave most lanes
+// empty.
 int64_t heads_together(int64_t heads, int64_t keys) {
   const int64_t packs = (heads * keys * keys + kScores - 1) / kScores;
   return (heads + packs - 1) / packs;
@@ -50,12 +52,12 @@ int64_t score_columns(int64_t heads, int64_t keys) {
   return round_up(heads * keys, kWidth);
 }
 
-// Per-thread tiles, zeroed once. The forward uses the first head's q and k for all.
+// Per-thread tiles, zeroed once. The forward uses the first head's q and k for all heads.
 struct Tiles {
   float *v, *dout;              // (capacity, width)
   float *q, *k;                 // (capacity, width) every 2 * size floats, one per head
   float *scores, *dropped, *dp; // (keys, score_columns)
-  float* turned;                // (width, kWidth)
+  float* transposed;            // (width, kWidth)
   uint8_t* hidden;              // (keys,)
   int64_t size;                 // capacity * width
 };
@@ -77,9 +79,10 @@ struct TileSizes {
   }
   Tiles carve(float* p) const {
     float *const q = p + 2 * tile(), *const m = q + 2 * heads * tile();
-    float* const turned = m + 3 * matrix;
-    uint8_t* const hidden = reinterpret_cast<uint8_t*>(turned + width * kWidth);
-    return {p, p + tile(), q, q + tile(), m, m + matrix, m + 2 * matrix, turned, hidden, tile()};
+    float* const transposed = m + 3 * matrix;
+    uint8_t* const hidden = reinterpret_cast<uint8_t*>(transposed + width * kWidth);
+    return {p,          p + tile(),     q,          q + tile(), m,
+            m + matrix, m + 2 * matrix, transposed, hidden,     tile()};
   }
 };
 
@@ -133,26 +136,27 @@ struct Line {
     }
   }
 
-  VIMPAC_INLINE void fetch_part(int part, int64_t head, int64_t from_row) const {
+  VIMPAC_INLINE void prefetch_part(int part, int64_t head, int64_t from_row) const {
     const int64_t row = p.a.qkv.strides[1];
-    fetch(part_of(part, head) + from_row * row, axis.token_step * row, length, p.a.Dh);
+    prefetch(part_of(part, head) + from_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
-  VIMPAC_INLINE void fetch_dout(int64_t head) const {
+  VIMPAC_INLINE void prefetch_dout(int64_t head) const {
     const int64_t row = p.a.N * p.a.Dh;
-    fetch(dout_of(head) + first_row * row, axis.token_step * row, length, p.a.Dh);
+    prefetch(dout_of(head) + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
-  // Rows to be written: a store that waits for its cache line holds up those behind it.
-  VIMPAC_INLINE void fetch_result(int part, int64_t head, int parts) const {
+  // Prefetches rows that will be written: a store that waits for its cache line delays the stores
+  // after it.
+  VIMPAC_INLINE void prefetch_result(int part, int64_t head, int parts) const {
     const int64_t row = parts * p.a.N * p.a.Dh;
     const T* const clip =
         p.result + b * p.rows() * row + (part * p.a.N + first_head + head) * p.a.Dh;
-    fetch(clip + first_row * row, axis.token_step * row, length, p.a.Dh);
+    prefetch(clip + first_row * row, axis.token_step * row, length, p.a.Dh);
   }
 
-  // The tile's tokens to part `part` of `parts` of the result; its [CLS] row is added to a partial,
-  // and the sum of all its rows to that of the bias.
+  // Writes the tile's tokens to part `part` of `parts` of the result. Adds its [CLS] row to the
+  // partial sum of [CLS], and the sum of all its rows to the partial sum of the bias.
   void scatter_part(
       const float* tile, int64_t head, int part, int parts, float scale, float* partial) const {
     const AxialCall& a = p.a;
@@ -202,15 +206,15 @@ void forward_line(const Line<T>& line, const Tiles& t, float* partial) {
   for (int64_t h = 0; h < line.heads; ++h) {
     line.gather_part(0, h, line.p.a.scale, t.q);
     line.gather_part(1, h, 1.0f, t.k);
-    line.fetch_part(2, h, line.first_row);
-    line.fetch_result(0, h, 1);
-    multiply_transposed(t.k, keys, t.q, keys, width, t.turned, t.scores + h * keys, ld);
+    line.prefetch_part(2, h, line.first_row);
+    line.prefetch_result(0, h, 1);
+    multiply_transposed(t.k, keys, t.q, keys, width, t.transposed, t.scores + h * keys, ld);
   }
   const float* const p = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
     line.gather_part(2, h, 1.0f, t.v);
-    line.fetch_part(0, h, line.next_row);
-    line.fetch_part(1, h, line.next_row);
+    line.prefetch_part(0, h, line.next_row);
+    line.prefetch_part(1, h, line.next_row);
     multiply(p + h * keys, 1, ld, keys, keys, t.v, width, t.q);
     line.scatter_part(t.q, h, 0, 1, 1.0f, partial);
   }
@@ -224,26 +228,26 @@ void backward_line(const Line<T>& line, const Tiles& t, float* partial) {
     float *const q = t.q + 2 * h * t.size, *const k = t.k + 2 * h * t.size;
     line.gather_part(0, h, scale, q);
     line.gather_part(1, h, 1.0f, k);
-    line.fetch_part(2, h, line.first_row);
-    line.fetch_dout(h);
-    line.fetch_result(2, h, 3);
-    multiply_transposed(k, keys, q, keys, width, t.turned, t.scores + h * keys, ld);
+    line.prefetch_part(2, h, line.first_row);
+    line.prefetch_dout(h);
+    line.prefetch_result(2, h, 3);
+    multiply_transposed(k, keys, q, keys, width, t.transposed, t.scores + h * keys, ld);
   }
   const float* const dropped = line.probabilities(t);
   for (int64_t h = 0; h < line.heads; ++h) {
     line.gather_part(2, h, 1.0f, t.v);
     line.gather_dout(h, t.dout);
-    line.fetch_result(1, h, 3);
-    line.fetch_result(0, h, 3);
-    multiply_transposed(t.v, keys, t.dout, keys, width, t.turned, t.dp + h * keys, ld);
+    line.prefetch_result(1, h, 3);
+    line.prefetch_result(0, h, 3);
+    multiply_transposed(t.v, keys, t.dout, keys, width, t.transposed, t.dp + h * keys, ld);
     multiply(dropped + h * keys, ld, 1, keys, keys, t.dout, width, t.v); // v was read
     line.scatter_part(t.v, h, 2, 3, 1.0f, partial);
   }
   softmax_keys_backward(t.scores, dropped, line.hidden(t), keys, ld, t.dp);
   for (int64_t h = 0; h < line.heads; ++h) {
     const float* const ds = t.dp + h * keys;
-    line.fetch_part(0, h, line.next_row);
-    line.fetch_part(1, h, line.next_row);
+    line.prefetch_part(0, h, line.next_row);
+    line.prefetch_part(1, h, line.next_row);
     multiply(ds, ld, 1, keys, keys, t.q + 2 * h * t.size, width, t.v); // q carries the scale
     line.scatter_part(t.v, h, 1, 3, 1.0f, partial);
     multiply(ds, 1, ld, keys, keys, t.k + 2 * h * t.size, width, t.v);
@@ -364,8 +368,8 @@ bool run(const AxialCall& a, int parts) {
   return true;
 }
 
-// Whether cpu_long.cpp has the faster kernel: longer lines overflow the tiles of this one, and only
-// the other multiplies pairs of bf16.
+// Whether cpu_long.cpp has the faster kernel: longer lines do not fit the tiles of this one, and
+// only the other one multiplies pairs of bf16.
 bool has_long_lines(const AxialCall& a) {
 #if defined(__AVX512BF16__)
   const bool pairs = a.qkv.type == ElementType::kBfloat16;

@@ -1,13 +1,14 @@
-// axial_attention on the CPU for long lines: joint axes, and single ones of more tokens than a tile
-// of cpu.cpp is good for. A task owns one head of one line. It copies k and v to rows
-// side by side once, [CLS] being the last, and takes kBlock queries at a time: scores against all
-// keys (keys * kBlock floats, the only memory that grows with the line beside the rows), their
-// maximum, exponentials and products kKeys keys at a time. The backward computes the probabilities
-// again and keeps the rows of dk and dv until all queries have added to them. Bound by arithmetic:
-// two products forward, five backward, of fp32 numbers or, where an instruction adds products of
-// bf16 pairs, of those, rounded as the reference rounds them; sums and softmax are fp32.
-// Sums over lines, those of [CLS] and of the bias's gradient, are kept per task and added in pairs,
-// so that results repeat whatever the number of threads.
+// axial_attention on the CPU for long lines: joint axes, and single axes of more tokens than suit a
+// tile of cpu.cpp. A task owns one head of one line. It copies k and v once to contiguous rows,
+// with [CLS] as the last row, and takes kBlock queries at a time: scores against all keys, their
+// maximum, then exponentials and products for kKeys keys at a time. The scores take keys * kBlock
+// floats; besides the rows they are the only memory that grows with the line. The backward computes
+// the probabilities again and keeps the rows of dk and dv until all queries have added to them.
+//
+// Bound by arithmetic: two products forward, five backward, in fp32 or, where the CPU has an
+// instruction for it, in pairs of bf16, rounded as the reference rounds them. Sums and softmax are
+// fp32. Sums over lines, for [CLS] and for the bias's gradient, are kept per task and added in
+// pairs, so results do not depend on the number of threads.
 #include "axial_attention/block_softmax.hpp"
 #include "axial_attention/long_line.hpp"
 #include "axial_attention/panel_product.hpp"
@@ -23,24 +24,24 @@ constexpr int64_t kKeys = 96;
 constexpr int64_t kWords = 64; // of a sum of products: sums of sums lose less than one long sum
 constexpr int64_t kLine = 64 / sizeof(float); // floats of a cache line
 
-// Per-thread tiles. Where Terms are single numbers, rows serve as either operand and are summed as
-// they lie; pairs of rows are laid out apart.
+// Per-thread tiles. If Terms are single numbers, rows serve as either operand and are summed in
+// place; pairs of rows need a copy in another layout.
 template <class Terms>
 struct Tiles {
   using Row = typename Terms::Row;
-  Row *k, *v;                    // (keys, width)
-  float* summed;                 // v forward, k backward, across its rows
-  float *dk, *dv;                // (keys, width)
-  float *scores, *dp;            // (keys, kBlock)
-  Row *q, *dout;                 // (kBlock, width)
-  float *q_across, *dout_across; // the same across their rows
-  float *turned_q, *turned_dout; // (words of width, kBlock)
-  float* result;                 // (kBlock, width)
-  float* packed;                 // (kKeys, kBlock)
-  float *top, *inverse, *delta;  // (kBlock,)
-  uint8_t* hidden;               // (keys,)
+  Row *k, *v;                            // (keys, width)
+  float* summed;                         // v forward, k backward, across its rows
+  float *dk, *dv;                        // (keys, width)
+  float *scores, *dp;                    // (keys, kBlock)
+  Row *q, *dout;                         // (kBlock, width)
+  float *q_across, *dout_across;         // the same across their rows
+  float *q_transposed, *dout_transposed; // (words of width, kBlock)
+  float* result;                         // (kBlock, width)
+  float* packed;                         // (kKeys, kBlock)
+  float *row_max, *inverse, *delta;      // (kBlock,)
+  uint8_t* hidden;                       // (keys,)
 
-  // Carves them from p, or, from null, gives their number of floats.
+  // Takes the tiles from p, or, if p is null, returns the number of floats that they need.
   int64_t carve(float* p, int64_t keys, int64_t width, bool backward) {
     int64_t used = 0;
     const auto take = [&](int64_t floats) {
@@ -54,19 +55,26 @@ struct Tiles {
     const auto across = [&](int64_t count) {
       return Terms::kPerWord == 1 ? nullptr : take(Terms::words(count) * width);
     };
-    k = rows(keys), v = rows(keys);
+    k = rows(keys);
+    v = rows(keys);
     summed = across(keys);
     scores = take(keys * kBlock);
     if (backward) {
-      dk = take(keys * width), dv = take(keys * width);
+      dk = take(keys * width);
+      dv = take(keys * width);
       dp = take(keys * kBlock);
     }
-    q = rows(kBlock), dout = rows(kBlock);
-    q_across = across(kBlock), dout_across = across(kBlock);
-    turned_q = take(kBlock * width), turned_dout = take(kBlock * width);
+    q = rows(kBlock);
+    dout = rows(kBlock);
+    q_across = across(kBlock);
+    dout_across = across(kBlock);
+    q_transposed = take(kBlock * width);
+    dout_transposed = take(kBlock * width);
     result = take(kBlock * width);
     packed = take(Terms::kPerWord == 1 ? 0 : kKeys * kBlock);
-    top = take(kBlock), inverse = take(kBlock), delta = take(kBlock);
+    row_max = take(kBlock);
+    inverse = take(kBlock);
+    delta = take(kBlock);
     hidden = reinterpret_cast<uint8_t*>(take(keys));
     return used;
   }
@@ -91,23 +99,25 @@ struct Block {
     }
   }
 
-  // Rows become columns; those of lanes without a query are 0.
-  void turn_rows(Row* rows, float* turned) const {
+  // Transposes rows; columns of lanes without a query are 0.
+  void transpose_queries(Row* rows, float* transposed) const {
     const int64_t width = line.p.width, words = width / Terms::kPerWord;
     memset(rows + count * width, 0, sizeof(Row) * (lanes - count) * width);
     for (int64_t i = 0; i < lanes; i += kWidth) {
-      turn(reinterpret_cast<const float*>(rows) + i * words, words, turned + i, kBlock);
+      transpose_rows(reinterpret_cast<const float*>(rows) + i * words, words, transposed + i,
+                     kBlock);
     }
   }
 
   // to[j][i] = the product of row j of `rows` and query i
-  void multiply_rows(const Row* rows, const float* turned, int64_t j, int64_t n, float* to) const {
+  void
+  multiply_rows(const Row* rows, const float* transposed, int64_t j, int64_t n, float* to) const {
     const int64_t step = line.p.width / Terms::kPerWord, words = Terms::words(line.p.a.Dh);
     const float* const left = reinterpret_cast<const float*>(rows) + j * step;
     for (int64_t d = 0; d < words; d += kWords) {
       const int64_t terms = d + kWords < words ? kWords : words - d;
       multiply_panels<Terms, kPanelVectors>({left + d, step, 1}, n, terms,
-                                            {turned + d * kBlock, kBlock}, lanes,
+                                            {transposed + d * kBlock, kBlock}, lanes,
                                             {to + j * kBlock, kBlock}, d > 0);
     }
   }
@@ -129,26 +139,26 @@ struct Block {
                                           width, {to + j * width, width}, first > 0);
   }
 
-  // Scores of all keys and their maximum. Of the scale they get the sign, their exponentials the
-  // rest, which rounds less.
+  // Scores of all keys, and their maximum. The scores are multiplied by the sign of the scale only,
+  // the exponents by its absolute value, which rounds less.
   void score() const {
     line.gather_part(0, first, count, line.p.a.scale < 0.0f ? -1.0f : 1.0f, t.q);
-    turn_rows(t.q, t.turned_q);
+    transpose_queries(t.q, t.q_transposed);
     for (int64_t i = 0; i < kBlock; ++i) {
-      t.top[i] = -__builtin_inff();
+      t.row_max[i] = -__builtin_inff();
       t.inverse[i] = t.delta[i] = 0.0f;
     }
     each_part([&](int64_t j, int64_t n) {
-      multiply_rows(t.k, t.turned_q, j, n, t.scores);
-      raise_top(t.scores + j * kBlock, hidden_from(j), n, lanes, t.top);
+      multiply_rows(t.k, t.q_transposed, j, n, t.scores);
+      update_row_max(t.scores + j * kBlock, hidden_from(j), n, lanes, t.row_max);
     });
   }
 
-  // Into their exponentials, which are added to t.inverse.
+  // Replaces scores by their exponentials, and adds those to t.inverse.
   void exponentials(int64_t j, int64_t n, float dropped_factor) const {
     const AxialCall& a = line.p.a;
     float* const scores = t.scores + j * kBlock;
-    exponentiate(scores, hidden_from(j), n, lanes, __builtin_fabsf(a.scale), t.top, t.inverse);
+    exponentiate(scores, hidden_from(j), n, lanes, __builtin_fabsf(a.scale), t.row_max, t.inverse);
     if (a.threshold > 0) {
       const Dropout dropout{static_cast<uint64_t>(*a.seed), static_cast<uint32_t>(a.threshold),
                             a.kept_scale};
@@ -160,8 +170,8 @@ struct Block {
     }
   }
 
-  // Sums into their inverses, delta into a mean. A query without any key has the sum 0 and gets
-  // nothing of anything.
+  // Replaces sums by their inverses and delta by a mean. A query without any key has the sum 0; its
+  // inverse and delta are 0.
   void invert() const {
     for (int64_t i = 0; i < lanes; i += kWidth) {
       const VecF sum = load(t.inverse + i);
@@ -189,14 +199,14 @@ struct Block {
     const float keep_scale = line.p.a.kept_scale;
     score();
     line.gather_dout(first, count, t.dout);
-    turn_rows(t.dout, t.turned_dout);
+    transpose_queries(t.dout, t.dout_transposed);
     const int64_t width = line.p.width;
     const float* const q_across = Terms::rows_across(t.q, count, width, t.q_across);
     const float* const dout_across = Terms::rows_across(t.dout, count, width, t.dout_across);
     each_part([&](int64_t j, int64_t n) {
       const int64_t at = j * kBlock;
       exponentials(j, n, -1.0f);
-      multiply_rows(t.v, t.turned_dout, j, n, t.dp);
+      multiply_rows(t.v, t.dout_transposed, j, n, t.dp);
       add_delta(t.scores + at, t.dp + at, hidden_from(j), n, lanes, keep_scale, t.delta);
     });
     invert();

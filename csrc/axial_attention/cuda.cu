@@ -1,14 +1,15 @@
-// Axial attention, fp16 and bf16: forward, and a backward that recomputes the probabilities.
+// Axial attention, fp16 and bf16, forward.
 //
-// One warp owns a unit (lines.cuh): tile by tile, a few whole lines of one head. q, k, v
-// (and dout) are read once from memory, out (or the packed dqkv) is written once, 16 bytes at a
-// time; products run on mma.m16n8k16 over the whole tile, the softmax keeps the lines apart. Bound
-// by memory bandwidth: 4 units of (B, S, N, Dh) forward, 7 backward.
+// One warp owns a unit (lines.cuh) and works through it tile by tile; a tile is a few whole lines
+// of one head. q, k and v are read once from memory and out is written once, 16 bytes at a time.
+// Products run on mma.m16n8k16 over the whole tile; the softmax keeps the lines separate. Bound by
+// memory bandwidth: 4 units of (B, S, N, Dh) forward, 7 in the backward (cuda_bwd.cu).
 //
-// [CLS] is a row of every line. What belongs to its row 0 (out; dq, dk, dv) is summed over a warp's
-// lines in registers, written as one fp32 row per unit, and added up over the units in order by a
-// second kernel, as is the gradient of the bias over all rows: results repeat bit for bit.
+// [CLS] is a row of every line. The contributions to its row 0 (out; dq, dk, dv) are summed over a
+// warp's lines in registers and written as one fp32 row per unit. A second kernel adds the units in
+// order; it adds the gradient of the bias over all rows, too. So results repeat bit for bit.
 #include "axial_attention/launch.cuh"
+#include "axial_attention/line_dropout.cuh"
 #include "axial_attention/line_operand.cuh"
 #include "axial_attention/line_softmax.cuh"
 
@@ -34,8 +35,9 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
   const unsigned warps = blockDim.x / 32, warp = threadIdx.x / 32;
   const unsigned unit = blockIdx.x * warps + warp;
   int* list = arena.take<int>(warps * 16 * kTiles) + warp * 16 * kTiles;
-  if (unit >= p.units)
+  if (unit >= p.units) {
     return;
+  }
   const AxialUnit u = find_unit(p, unit);
   const AxialAxis& axis = p.axes[u.axis];
 
@@ -52,18 +54,22 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
   const int end = p.end_tile(axis, u.chunk);
   for (int t = u.chunk * p.tiles_per_chunk; t < end; ++t) {
     const LineTile<kOctets> tile = index_tile<kOctets>(p, axis, u.clip, t, list);
-    q.fetch(rows), k.fetch(rows), v.fetch(rows);
+    q.prefetch(rows);
+    k.prefetch(rows);
+    v.prefetch(rows);
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = 0; m < kTiles; ++m) {
-      if constexpr (!kHeld)
-        __syncwarp(); // `rows` is read again: no load of k and v moves in front of the loop
+      if constexpr (!kHeld) {
+        __syncwarp(); // `rows` is read again, so no load of k and v moves before the loop
+      }
       float s[kOctets][4] = {};
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
         const Chunk low = q(2 * m, b), high = q(2 * m + 1, b);
 #pragma unroll
-        for (int n = 0; n < kOctets; ++n)
+        for (int n = 0; n < kOctets; ++n) {
           multiply_rows<T>(s[n], low, high, k(n, b));
+        }
       }
       softmax(s, tile, m, p.scale * kLog2e);
       if (p.threshold > 0) {
@@ -71,18 +77,21 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
         keep_bits(p, tile, u.head, m, keep);
         drop(s, keep, kept_scale);
       }
-      if (m == 0) // late, so that the scores hide the loads of v
-        v.turn();
+      if (m == 0) { // late, so that the scores hide the loads of v
+        v.transpose_in_place();
+      }
       Fragment weights[kTiles];
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j)
+      for (int j = 0; j < kTiles; ++j) {
         weights[j] = round_weights<T>(s, j);
+      }
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
         float o[4][4] = {};
 #pragma unroll
-        for (int j = 0; j < kTiles; ++j)
-          multiply_columns<T>(o, weights[j], v.turned(2 * j, b), v.turned(2 * j + 1, b));
+        for (int j = 0; j < kTiles; ++j) {
+          multiply_columns<T>(o, weights[j], v.transposed(2 * j, b), v.transposed(2 * j + 1, b));
+        }
         sink.store(o, rows, m, b);
         if (const ClsRows cls = sink.cls(rows, m); cls.any) {
           RowSums sum;
@@ -92,15 +101,17 @@ __global__ void __launch_bounds__(32 * kAxialWarps, kForwardBlocks<kOctets, kBlo
       }
     }
   }
-  if (p.has_cls)
+  if (p.has_cls) {
     cls_sums.write(p.cls_sums, unit);
+  }
 }
 
 } // namespace
 
 int64_t axial_attention_run_fwd(const AxialCall& call, const Stream* stream) {
-  if (call.qkv.type == ElementType::kFloat32)
+  if (call.qkv.type == ElementType::kFloat32) {
     return axial_attention_run_fwd_fp32(call, stream);
+  }
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
     const size_t shared = 16 * tiles_of_16(octets) * sizeof(int);

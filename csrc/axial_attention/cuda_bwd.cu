@@ -1,24 +1,25 @@
-// Axial attention, fp16 and bf16, backward: the packed dqkv from qkv and dout, the probabilities
-// being computed again. Units, tiles and [CLS] sums as in cuda.cu.
+// Axial attention, fp16 and bf16, backward: the packed dqkv from qkv and dout. The probabilities
+// are computed again. Units, tiles and [CLS] sums are as in cuda.cu.
 //
 //   p = softmax(scale q k^T)   dp = keep / (1 - dropout_p) (dout v^T)   delta = rowsum(p dp)
 //   ds = scale p (dp - delta)   dq = ds k   dk = ds^T q   dv = (keep p / (1 - dropout_p))^T dout
 //
-// A first pass over 16 query rows at a time writes dq and leaves p and ds, transposed as fragments,
-// in shared memory that each lane reads back itself; a second pass over 16 keys at a time sums dk
-// and dv over the queries. dout of row 0 counts 1 / lines in each line: the factor goes to the fp32
-// rows of p and ds.
+// A first pass over 16 query rows at a time writes dq. It stores p and ds, transposed as fragments,
+// in shared memory; each lane reads back what it stored. A second pass over 16 keys at a time sums
+// dk and dv over the queries. dout of row 0 counts 1 / lines in each line: the fp32 rows of p and
+// ds are multiplied by that factor.
 //
-// Where the stage of a tile would leave room for two warps, a block works on a unit: each of its
+// If the staged tiles would leave room for only two warps, a block works on one unit: each of its
 // warps has 16 rows of the tile, as queries in the first pass and as keys in the second.
 #include "axial_attention/launch.cuh"
+#include "axial_attention/line_dropout.cuh"
 #include "axial_attention/line_operand.cuh"
 #include "axial_attention/line_softmax.cuh"
 
 namespace vimpac {
 namespace {
 
-// Where a tile's q and dout, and its k and v, are kept.
+// Where the chunks of q and dout, and of k and v, of a tile are kept.
 template <int kOctets, int kBlocks>
 struct Kept {
   static constexpr int kChunks = kOctets * kBlocks;
@@ -29,7 +30,8 @@ struct Kept {
   static constexpr bool kHoldKeys =
       kQueries == Keep::kHeld || (!kTeam && kOctets <= 5 && kChunks <= kAxialHoldKeys);
   static constexpr Keep kKeys = kHoldKeys ? Keep::kHeld : kElse;
-  // Whether the next tile's q and dout are on their way, in registers, while this one's are used.
+  // Whether q and dout of the next tile are loaded into registers while those of this tile are
+  // used.
   static constexpr bool kAhead = !kTeam && kQueries == Keep::kStaged && kChunks <= kAxialAhead;
   static constexpr unsigned kUnitWarps = kTeam ? tiles_of_16(kOctets) : 1;
   static constexpr unsigned kMostWarps = kTeam ? kUnitWarps : kAxialWarps; // of a block
@@ -62,7 +64,7 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
                                               int m,
                                               float (&prob)[kOctets][4],
                                               float (&dp)[kOctets][4]) {
-  const int lane = int(threadIdx.x % 32);
+  const int lane = static_cast<int>(threadIdx.x % 32);
   softmax(prob, tile, m, p.scale * kLog2e);
   const float kept_scale = keep_scale(p.threshold);
   ColumnBits<kOctets> keep[2];
@@ -73,11 +75,13 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const LineRow at = find_row(tile, 16 * m + 8 * half + lane / 4);
-    const float share = at.query == tile.axis->length ? 1.0f / float(tile.axis->lines) : 1.0f;
+    const float share =
+        at.query == tile.axis->length ? 1.0f / static_cast<float>(tile.axis->lines) : 1.0f;
     float delta = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 2 * kOctets; ++i)
+    for (int i = 0; i < 2 * kOctets; ++i) {
       delta += prob[i / 2][2 * half + i % 2] * dp[i / 2][2 * half + i % 2];
+    }
     delta = row_sum(delta);
 #pragma unroll
     for (int i = 0; i < 2 * kOctets; ++i) {
@@ -86,8 +90,9 @@ __device__ __forceinline__ void differentiate(const AxialProblem& p,
       x *= share;
     }
   }
-  if (p.threshold > 0)
+  if (p.threshold > 0) {
     drop(prob, keep, kept_scale);
+  }
 }
 
 template <class T, int kOctets, int kBlocks>
@@ -101,9 +106,9 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
   constexpr int kTiles = tiles_of_16(kOctets), kDim = 32 * kBlocks;
   using Plan = Kept<kOctets, kBlocks>;
   constexpr Keep kQueries = Plan::kQueries, kKeys = Plan::kKeys;
-  // Loops over what lies in registers are unrolled, others are not.
+  // Loops over arrays in registers are unrolled, others are not.
   constexpr bool kHeld = kQueries == Keep::kHeld;
-  [[maybe_unused]] constexpr bool kKeysHeld = kKeys == Keep::kHeld; // in pragmas alone
+  [[maybe_unused]] constexpr bool kKeysHeld = kKeys == Keep::kHeld; // used in pragmas only
   constexpr bool kTeam = Plan::kTeam;
   using Queries = Operand<T, kOctets, kBlocks, kQueries, kTeam>;
   using Keys = Operand<T, kOctets, kBlocks, kKeys, kTeam>;
@@ -112,15 +117,17 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
   const unsigned place = kTeam ? 0 : threadIdx.x / 32; // of this warp's
   const unsigned unit = blockIdx.x * units + place;
   // Which tiles of 16 rows this warp works on.
-  const int first = kTeam ? int(threadIdx.x / 32) : 0, last = kTeam ? first + 1 : kTiles;
+  const int first = kTeam ? static_cast<int>(threadIdx.x / 32) : 0,
+            last = kTeam ? first + 1 : kTiles;
   const auto own = [&](int count) { return arena.take<uint4>(units * count) + place * count; };
   uint4* const weight_store = own(WeightStore<kTiles>::kSize);
   const WeightStore<kTiles> weights(weight_store);
   uint4 *const q_stage = own(Queries::kStage), *const dy_stage = own(Queries::kStage);
   uint4 *const k_stage = own(Keys::kStage), *const v_stage = own(Keys::kStage);
   int* list = arena.take<int>(units * 2 * 16 * kTiles) + place * 2 * 16 * kTiles; // of two tiles
-  if (unit >= p.units)
+  if (unit >= p.units) {
     return;
+  }
   const AxialUnit u = find_unit(p, unit);
   const AxialAxis& axis = p.axes[u.axis];
 
@@ -145,27 +152,39 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
     int* const to = list + t % 2 * 16 * kTiles;
     tile = index_tile<kOctets, kTeam>(p, axis, u.clip, t, to);
     rows = to + threadIdx.x % 32 / 4;
-    k.copy(rows), v.copy(rows);
-    if constexpr (Plan::kAhead)
-      q.fetch(rows), dy.fetch(rows);
+    k.copy(rows);
+    v.copy(rows);
+    if constexpr (Plan::kAhead) {
+      q.prefetch(rows);
+      dy.prefetch(rows);
+    }
   };
-  if constexpr (!kHeld)
+  if constexpr (!kHeld) {
     start_tile();
+  }
   for (;;) {
-    if constexpr (kHeld)
+    if constexpr (kHeld) {
       start_tile();
-    if constexpr (Plan::kAhead)
-      q.stage(), dy.stage();
-    else
-      q.copy(rows), dy.copy(rows);
-    if constexpr (kQueries == Keep::kStaged || kKeys == Keep::kStaged)
-      cp_async_commit(), cp_async_wait();
-    if constexpr (kTeam)
-      __syncthreads(); // k and v are there
+    }
+    if constexpr (Plan::kAhead) {
+      q.stage();
+      dy.stage();
+    } else {
+      q.copy(rows);
+      dy.copy(rows);
+    }
+    if constexpr (kQueries == Keep::kStaged || kKeys == Keep::kStaged) {
+      cp_async_commit();
+      cp_async_wait();
+    }
+    if constexpr (kTeam) {
+      __syncthreads(); // k and v have arrived
+    }
 #pragma unroll(kHeld ? kTiles : 1)
     for (int m = first; m < last; ++m) {
-      if constexpr (!kHeld)
-        __syncwarp(); // no load of k and v moves in front of the loop
+      if constexpr (!kHeld) {
+        __syncwarp(); // no load of k and v moves before the loop
+      }
       float s[kOctets][4] = {}, dp[kOctets][4] = {};
 #pragma unroll(kKeysHeld ? kBlocks : 1)
       for (int b = 0; b < kBlocks; ++b) {
@@ -190,8 +209,9 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
       for (int b = 0; b < kBlocks; ++b) {
         float d[4][4] = {};
 #pragma unroll
-        for (int j = 0; j < kTiles; ++j)
+        for (int j = 0; j < kTiles; ++j) {
           multiply_columns<T>(d, ds[j], k.columns(2 * j, b), k.columns(2 * j + 1, b));
+        }
         dq.store(d, rows, m, b);
         if (cls.any) {
           RowSums sum;
@@ -205,14 +225,18 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
         }
       }
     }
-    q.turn(), dy.turn();
-    if constexpr (kTeam)
-      __syncthreads(); // all weights and what was turned are there, k and v are done with
+    q.transpose_in_place();
+    dy.transpose_in_place();
+    if constexpr (kTeam) {
+      __syncthreads(); // weights and transposed chunks are written, k and v were read
+    }
     const int* const now = rows;
     const bool more = ++t < end;
-    if constexpr (!kHeld) // k and v are done with
-      if (more)
+    if constexpr (!kHeld) { // k and v are no longer needed
+      if (more) {
         start_tile();
+      }
+    }
 #pragma unroll(kHeld ? kBlocks : 1)
     for (int b = 0; b < kBlocks; ++b) {
       RowSums dk_cls, dv_cls, dv_all;
@@ -221,48 +245,61 @@ __global__ void __launch_bounds__(32 * Kept<kOctets, kBlocks>::kMostWarps,
         float dk_sum[4][4] = {}, dv_sum[4][4] = {};
 #pragma unroll(kHeld ? kTiles : 1)
         for (int m = 0; m < kTiles; ++m) {
-          if constexpr (!kHeld)
+          if constexpr (!kHeld) {
             __syncwarp();
-          multiply_columns<T>(dv_sum, weights.get(0, m, j), dy.turned(2 * m, b),
-                              dy.turned(2 * m + 1, b));
-          multiply_columns<T>(dk_sum, weights.get(1, m, j), q.turned(2 * m, b),
-                              q.turned(2 * m + 1, b));
+          }
+          multiply_columns<T>(dv_sum, weights.get(0, m, j), dy.transposed(2 * m, b),
+                              dy.transposed(2 * m + 1, b));
+          multiply_columns<T>(dk_sum, weights.get(1, m, j), q.transposed(2 * m, b),
+                              q.transposed(2 * m + 1, b));
         }
         dk.store(dk_sum, now, j, b);
         dv.store(dv_sum, now, j, b);
-        if (const ClsRows cls = dv.cls(now, j); cls.any)
-          dk_cls.add(dk_sum, cls), dv_cls.add(dv_sum, cls);
-        if (p.bias_sums != nullptr)
+        if (const ClsRows cls = dv.cls(now, j); cls.any) {
+          dk_cls.add(dk_sum, cls);
+          dv_cls.add(dv_sum, cls);
+        }
+        if (p.bias_sums != nullptr) {
           dv_all.add(dv_sum);
+        }
       }
-      if (p.has_cls)
-        cls_sums.add(1, b, dk_cls.total()), cls_sums.add(2, b, dv_cls.total());
-      if (p.bias_sums != nullptr)
+      if (p.has_cls) {
+        cls_sums.add(1, b, dk_cls.total());
+        cls_sums.add(2, b, dv_cls.total());
+      }
+      if (p.bias_sums != nullptr) {
         bias_sums.add(1, b, dv_all.total());
+      }
     }
-    if (!more)
+    if (!more) {
       break;
-    if constexpr (kTeam)
-      __syncthreads(); // weights, q and dout are done with
+    }
+    if constexpr (kTeam) {
+      __syncthreads(); // weights, q and dout are no longer needed
+    }
   }
   const auto write = [&](const auto& sums, float* to) {
     static_assert(!kTeam || kTiles * decltype(cls_sums)::kSize <= 4 * WeightStore<kTiles>::kSize);
-    if constexpr (kTeam)
+    if constexpr (kTeam) {
       sums.write_team(to, unit, reinterpret_cast<float*>(weight_store));
-    else
+    } else {
       sums.write(to, unit);
+    }
   };
-  if (p.has_cls)
+  if (p.has_cls) {
     write(cls_sums, p.cls_sums);
-  if (p.bias_sums != nullptr)
+  }
+  if (p.bias_sums != nullptr) {
     write(bias_sums, p.bias_sums);
+  }
 }
 
 } // namespace
 
 int64_t axial_attention_run_bwd(const AxialCall& call, const Stream* stream) {
-  if (call.qkv.type == ElementType::kFloat32)
+  if (call.qkv.type == ElementType::kFloat32) {
     return axial_attention_run_bwd_fp32(call, stream);
+  }
   return dispatch_tile(call, [&](auto type, auto octets, auto blocks) {
     using T = decltype(type);
     constexpr int kTiles = tiles_of_16(octets);

@@ -1,6 +1,6 @@
-// What only a measurement settles in the CUDA kernels of axial_attention. Chunks are octets of rows
-// times blocks of 32 elements: what a lane has of an operand of a tile, 16 bytes each. Blocks are
-// those of a multiprocessor, for which registers must suffice.
+// Tuning constants of the CUDA kernels of axial_attention, chosen by measurement. Chunks are octets
+// of rows times blocks of 32 elements: a lane's part of an operand of a tile, 16 bytes each. Blocks
+// are blocks on a multiprocessor, which must have registers for all of them.
 #pragma once
 
 namespace vimpac {

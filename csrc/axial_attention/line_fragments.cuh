@@ -1,15 +1,14 @@
 // Rows of a tile as matrix fragments, loaded (line_operand.cuh) and stored 16 bytes at a time.
 //
-// The rows of a tile come in octets, their elements in blocks of 32. A Chunk is what lane 4 g + c
-// holds of one octet and block: elements 8 c .. 8 c + 7 of row g. The order in which a product
-// contracts is free, so words 2 s and 2 s + 1 of a chunk serve as they are as the two halves of
-// step s of a 16-wide contraction over the elements, for both operands. Transposed in place
-// (word i becomes rows 2 c and 2 c + 1 of element 8 (g / 2) + 2 i + g % 2), a chunk is the operand
-// of a contraction over the rows, whose result, fp32 d[4][4], is again in the order of a chunk:
-// element 8 c + 2 i + e of row g is d[i][e], of row g + 8 d[i][2 + e].
+// The rows of a tile come in octets, their elements in blocks of 32. A Chunk is the part of one
+// octet and block that lane 4 g + c holds: elements 8 c .. 8 c + 7 of row g. A product may contract
+// in any order, so words 2 s and 2 s + 1 of a chunk can be used directly as the two halves of step
+// s of a 16-wide contraction over the elements, for both operands. Transposed in place (word i
+// becomes rows 2 c and 2 c + 1 of element 8 (g / 2) + 2 i + g % 2), a chunk is the operand of a
+// contraction over the rows. The result of that, fp32 d[4][4], is again in the order of a chunk:
+// element 8 c + 2 i + e of row g is d[i][e], of row g + 8 it is d[i][2 + e].
 #pragma once
-#include <axial_attention/cuda_tuning.cuh>
-
+#include "axial_attention/cuda_tuning.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/vector.cuh"
 
@@ -39,9 +38,10 @@ template <class T>
 __device__ __forceinline__ void
 multiply_rows(float (&d)[4], const Chunk& a0, const Chunk& a1, const Chunk& b) {
 #pragma unroll
-  for (int s = 0; s < 2; ++s)
+  for (int s = 0; s < 2; ++s) {
     mma_m16n8k16<T>(d, {a0.w[2 * s], a1.w[2 * s], a0.w[2 * s + 1], a1.w[2 * s + 1]},
                     {b.w[2 * s], b.w[2 * s + 1]}, d);
+  }
 }
 
 // d += weights (16 x 16) times 16 rows, given as the columns of their two octets.
@@ -49,8 +49,9 @@ template <class T>
 __device__ __forceinline__ void
 multiply_columns(float (&d)[4][4], const Fragment& weights, const Chunk& low, const Chunk& high) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     mma_m16n8k16<T>(d[i], weights.w, {low.w[i], high.w[i]}, d[i]);
+  }
 }
 
 // Columns 16 j .. 16 j + 15 of fp32 weights, rounded to T.
@@ -58,11 +59,12 @@ template <class T, int kOctets>
 __device__ __forceinline__ Fragment round_weights(const float (&x)[kOctets][4], int j) {
   Fragment f{};
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
+  for (int half = 0; half < 2; ++half) {
     if (2 * j + half < kOctets) {
       f.w[2 * half] = pack<T>(x[2 * j + half][0], x[2 * j + half][1]);
       f.w[2 * half + 1] = pack<T>(x[2 * j + half][2], x[2 * j + half][3]);
     }
+  }
   return f;
 }
 
@@ -88,12 +90,14 @@ public:
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = rows[8 * (2 * m + half)];
-      if (row < first_)
+      if (row < first_) {
         continue;
+      }
       uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int i = 0; i < 4; ++i) {
         words[i] = pack<T>(d[i][2 * half], d[i][2 * half + 1]);
+      }
       store16<kAxialStore>(reinterpret_cast<uint32_t*>(base_ + row * stride_ + 32 * block), words);
     }
   }
@@ -113,20 +117,22 @@ public:
   // Adds those of 16 rows that are [CLS].
   __device__ __forceinline__ void add(const float (&d)[4][4], const ClsRows& cls) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < 8; ++i) {
       x_[i] += (cls.own[0] ? d[i / 2][i % 2] : 0.0f) + (cls.own[1] ? d[i / 2][2 + i % 2] : 0.0f);
+    }
   }
   // Adds all rows.
   __device__ __forceinline__ void add(const float (&d)[4][4]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < 8; ++i) {
       x_[i] += d[i / 2][i % 2] + d[i / 2][2 + i % 2];
+    }
   }
   // The sum of element 8 c + g: each exchange halves the lanes that add to an element.
   __device__ __forceinline__ float total() {
 #pragma unroll
     for (int n = 4; n > 0; n /= 2) {
-      const bool upper = (threadIdx.x & (4u * unsigned(n))) != 0;
+      const bool upper = (threadIdx.x & (4u * static_cast<unsigned>(n))) != 0;
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         const float mine = upper ? x_[i + n] : x_[i], other = upper ? x_[i] : x_[i + n];
@@ -139,7 +145,7 @@ public:
 
 // The place of what total() returns in a block.
 __device__ __forceinline__ int sum_element() {
-  return int(threadIdx.x % 4 * 8 + threadIdx.x % 32 / 4);
+  return static_cast<int>(threadIdx.x % 4 * 8 + threadIdx.x % 32 / 4);
 }
 
 } // namespace vimpac

@@ -1,6 +1,6 @@
-// Rows of a line between memory, in the tensor's type and `step` elements apart, and a tile (of
-// fp32, but what is gathered may be rounded) whose rows lie `width` numbers apart: head_dim rounded
-// up to whole vectors.
+// Copies rows of a line between memory and a tile. In memory they have the tensor's type and are
+// `step` elements apart. A tile is fp32, but gathered values may be rounded; its rows are `width`
+// numbers apart: head_dim rounded up to whole vectors.
 #pragma once
 
 #include "cpu/vec_io.hpp"
@@ -54,10 +54,11 @@ void gather(const T* from,
   }
 }
 
-// Asks for what a later gather reads; the first-level cache is too small to hold it. Always
-// inlined, as is its caller: GCC sees no effect in a function of prefetches and drops calls of it.
+// Prefetches what a later gather reads, to the second-level cache: the first-level cache is too
+// small for it. This function and its callers are always inlined: GCC sees no effect in a function
+// of prefetches and drops calls of it.
 template <class T>
-VIMPAC_INLINE void fetch(const T* from, int64_t step, int64_t length, int64_t head_dim) {
+VIMPAC_INLINE void prefetch(const T* from, int64_t step, int64_t length, int64_t head_dim) {
   constexpr int kSecondLevel = 2;
   for (int64_t l = 0; l < length; ++l) {
     for (int64_t d = 0; d < head_dim; d += 64 / static_cast<int64_t>(sizeof(T))) {

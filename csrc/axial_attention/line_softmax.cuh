@@ -1,7 +1,6 @@
-// The rows, masks, dropout and softmax of a tile of whole lines.
+// The rows, masks and softmax of a tile of whole lines.
 #pragma once
 #include "axial_attention/lines.cuh"
-#include "common/philox.hpp"
 
 namespace vimpac {
 
@@ -13,8 +12,9 @@ struct ColumnBits {
 
   __device__ __forceinline__ bool any() const {
     uint32_t all = 0;
-    for (int w = 0; w < kWords; ++w)
+    for (int w = 0; w < kWords; ++w) {
       all |= word[w];
+    }
     return all != 0;
   }
   // Column 8 octet + column of the octet.
@@ -48,7 +48,9 @@ struct LineRow {
 
 template <int kOctets>
 __device__ __forceinline__ LineRow find_row(const LineTile<kOctets>& tile, int r) {
-  const int line = int(unsigned(r) / unsigned(tile.axis->keys)), start = line * tile.axis->keys;
+  const int line =
+                static_cast<int>(static_cast<unsigned>(r) / static_cast<unsigned>(tile.axis->keys)),
+            start = line * tile.axis->keys;
   return {line, r - start, start};
 }
 
@@ -62,10 +64,10 @@ index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_inde
   LineTile<kOctets> tile{&axis, tile_index * axis.lines_per_tile, 0, 0, {}};
   tile.count = min(axis.lines_per_tile, axis.lines - tile.first_line);
   tile.clip_lines = int64_t{clip} * axis.lines;
-  __syncwarp(); // the tile before is done with `rows`
+  __syncwarp(); // the previous tile no longer reads `rows`
 #pragma unroll
   for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w) {
-    const int r = 32 * w + int(threadIdx.x % 32);
+    const int r = 32 * w + static_cast<int>(threadIdx.x % 32);
     const LineRow at = find_row(tile, r);
     int row = -1;
     bool key = false;
@@ -75,8 +77,9 @@ index_tile(const AxialProblem& p, const AxialAxis& axis, int clip, int tile_inde
       row = is_cls ? 0 : token + p.has_cls;
       key = is_cls || p.padding == nullptr || p.padding[int64_t{clip} * p.tokens + token] == 0;
     }
-    if (r < kRows && (!kTeam || r / 16 == int(threadIdx.x / 32)))
+    if (r < kRows && (!kTeam || r / 16 == static_cast<int>(threadIdx.x / 32))) {
       rows[r] = row;
+    }
     tile.keys.word[w] = __ballot_sync(~0u, key);
   }
   __syncwarp();
@@ -90,57 +93,10 @@ __device__ __forceinline__ ColumnBits<kOctets> row_keys(const LineTile<kOctets>&
   const int end = at.line < tile.count ? at.start + tile.axis->keys : 0;
   ColumnBits<kOctets> bits;
 #pragma unroll
-  for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w)
+  for (int w = 0; w < ColumnBits<kOctets>::kWords; ++w) {
     bits.word[w] = tile.keys.word[w] & bits_below(end - 32 * w) & ~bits_below(at.start - 32 * w);
-  return bits;
-}
-
-// The decisions of one Philox call, bit e = keep key 8 group + e.
-__device__ __forceinline__ uint32_t keep_octet(
-    unsigned group, unsigned query, unsigned line, unsigned last, uint64_t seed, unsigned t) {
-  const Philox4<uint32_t> words = philox4x32_10(Philox4<uint32_t>{group, query, line, last}, seed);
-  const uint32_t all[4] = {words.x, words.y, words.z, words.w};
-  uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    bits |= uint32_t{(all[i] & 0xffff) >= t} << (2 * i) | uint32_t{(all[i] >> 16) >= t}
-                                                              << (2 * i + 1);
-  return bits;
-}
-
-// The columns that dropout keeps in rows 16 m + g and 16 m + 8 + g. The four lanes of a row share
-// the calls of its two rows.
-template <int kOctets>
-__device__ __forceinline__ void keep_bits(const AxialProblem& p,
-                                          const LineTile<kOctets>& tile,
-                                          int head,
-                                          int m,
-                                          ColumnBits<kOctets> (&keep)[2]) {
-  constexpr int kWords = ColumnBits<kOctets>::kWords;
-  const int lane = int(threadIdx.x % 32), groups = (tile.axis->keys + 7) / 8;
-  const uint64_t seed = static_cast<uint64_t>(*p.seed);
-  const unsigned last = unsigned(head) | unsigned(tile.axis->id) << 16;
-  for (int w = 0; w < kWords; ++w)
-    keep[0].word[w] = keep[1].word[w] = 0;
-  const LineRow at = find_row(tile, 16 * m + lane % 2 * 8 + lane / 4);
-  const unsigned line = unsigned(tile.clip_lines) + unsigned(tile.first_line + at.line);
-  for (int group = lane % 4 / 2; group < groups; group += 2) {
-    const uint32_t bits = keep_octet(group, at.query, line, last, seed, p.threshold);
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const uint32_t placed = shift_left(bits, at.start + 8 * group - 32 * w);
-      keep[0].word[w] |= lane % 2 == 0 ? placed : 0;
-      keep[1].word[w] |= lane % 2 == 1 ? placed : 0;
-    }
   }
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      uint32_t& word = keep[half].word[w];
-      word |= __shfl_xor_sync(~0u, word, 1);
-      word |= __shfl_xor_sync(~0u, word, 2);
-    }
+  return bits;
 }
 
 __device__ __forceinline__ float row_max(float x) { // over the four lanes of a row
@@ -158,7 +114,7 @@ __device__ __forceinline__ float row_sum(float x) {
 template <int kOctets>
 __device__ __forceinline__ void
 softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scale_log2) {
-  const int lane = int(threadIdx.x % 32), first = lane % 4 * 2;
+  const int lane = static_cast<int>(threadIdx.x % 32), first = lane % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const ColumnBits<kOctets> keys = row_keys(tile, 16 * m + 8 * half + lane / 4);
@@ -181,21 +137,10 @@ softmax(float (&s)[kOctets][4], const LineTile<kOctets>& tile, int m, float scal
     sum = row_sum(sum);
     const float inverse = any ? 1.0f / sum : 0.0f;
 #pragma unroll
-    for (int i = 0; i < 2 * kOctets; ++i)
+    for (int i = 0; i < 2 * kOctets; ++i) {
       s[i / 2][2 * half + i % 2] *= inverse;
+    }
   }
-}
-
-// Zeroes what dropout drops and scales the rest.
-template <int kOctets>
-__device__ __forceinline__ void
-drop(float (&s)[kOctets][4], const ColumnBits<kOctets> (&keep)[2], float keep_scale) {
-  const int first = int(threadIdx.x % 4) * 2;
-#pragma unroll
-  for (int n = 0; n < kOctets; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      s[n][i] *= keep[i / 2].test(n, first + i % 2) ? keep_scale : 0.0f; // 0 * NaN is NaN
 }
 
 } // namespace vimpac

@@ -1,7 +1,7 @@
-// Softmax of one line's scores, its dropout and its gradient, on transposed matrices: row = key,
-// lane = query, the queries of several heads side by side, so that every reduction over the keys is
-// lane by lane. Matrices are (keys, ld), ld being a multiple of kWidth; lanes beyond the queries of
-// the last head hold numbers that nobody uses.
+// Softmax of one line's scores, with its dropout and its gradient, on transposed matrices: a row is
+// a key, a lane is a query, and the queries of several heads are side by side, so every reduction
+// over the keys is lane by lane. Matrices are (keys, ld), ld being a multiple of kWidth; lanes
+// beyond the queries of the last head hold unused numbers.
 #pragma once
 
 #include "cpu/vec_io.hpp"
@@ -16,17 +16,17 @@ inline void softmax_keys(float* p,              // (keys, ld) scores
                          int64_t keys,
                          int64_t ld) {
   for (int64_t i = 0; i < ld; i += kWidth) {
-    VecF top = broadcast(-__builtin_inff());
+    VecF row_max = broadcast(-__builtin_inff());
     for (int64_t j = 0; j < keys; ++j) {
       if (hidden == nullptr || !hidden[j]) {
-        top = max(top, load(p + j * ld + i));
+        row_max = max(row_max, load(p + j * ld + i));
       }
     }
     VecF sum{};
     for (int64_t j = 0; j < keys; ++j) {
       VecF e{};
       if (hidden == nullptr || !hidden[j]) {
-        e = exp(load(p + j * ld + i) - top);
+        e = exp(load(p + j * ld + i) - row_max);
         sum += e;
       }
       store(p + j * ld + i, e);
@@ -83,8 +83,8 @@ inline void drop(const Dropout& dropout,
   }
 }
 
-// ds = dropped * dp - p * delta with delta = sum over the keys of dropped * dp, in the place of dp.
-// Those of hidden keys are 0.
+// Replaces dp by ds = dropped * dp - p * delta, with delta = sum over the keys of dropped * dp. ds
+// of hidden keys is 0.
 inline void softmax_keys_backward(const float* p,        // (keys, ld)
                                   const float* dropped,  // (keys, ld), p itself without dropout
                                   const uint8_t* hidden, // (keys,) or null

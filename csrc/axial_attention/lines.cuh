@@ -1,19 +1,18 @@
 // Which token is where in the lines of an axis, and which warp owns which lines.
 //
 // A line is its L tokens followed by [CLS] if there is one: `keys` rows, each a query and a key. A
-// tile is as many whole lines of one clip as fit its rows. A unit is what one warp works on, or a
-// team of warps: one head and a chunk of consecutive tiles of one axis; heads run fastest, so that
-// the warps of a block read whole token rows between them. All axes of a call share one range of
-// units. How many tiles a chunk has follows from the device, so sums over units repeat on one model
-// of it only.
+// tile is as many whole lines of one clip as fit its rows. A unit is the work of one warp, or of a
+// team of warps: one head and a chunk of consecutive tiles of one axis. Heads vary fastest, so that
+// the warps of a block together read whole token rows. All axes of a call share one range of units.
+// The number of tiles of a chunk follows from the device, so sums over units repeat on one model of
+// GPU only.
 #pragma once
+#include "axial_attention/arguments.hpp"
+#include "axial_attention/cuda_tuning.cuh"
+#include "cuda/platform.cuh"
+
 #include <algorithm>
 #include <stdexcept>
-
-#include <axial_attention/cuda_tuning.cuh>
-
-#include "axial_attention/arguments.hpp"
-#include "cuda/platform.cuh"
 
 namespace vimpac {
 
@@ -75,10 +74,11 @@ struct AxialProblem {
 // The arguments, and the sizes that follow from them.
 struct AxialCall : AxialAttention {
   explicit AxialCall(const AxialAttention& args)
-      : AxialAttention(args), T(int(grid[0])), H(int(grid[1])), W(int(grid[2])),
-        heads(int(qkv.sizes[3])), head_dim(int(qkv.sizes[4])), num_axes(axes[1] < 0   ? 1
-                                                                        : axes[2] < 0 ? 2
-                                                                                      : 3),
+      : AxialAttention(args), T(static_cast<int>(grid[0])), H(static_cast<int>(grid[1])),
+        W(static_cast<int>(grid[2])), heads(static_cast<int>(qkv.sizes[3])),
+        head_dim(static_cast<int>(qkv.sizes[4])), num_axes(axes[1] < 0   ? 1
+                                                           : axes[2] < 0 ? 2
+                                                                         : 3),
         has_cls(qkv.sizes[1] != int64_t{T} * H * W) {}
 
   int T, H, W, heads, head_dim;
@@ -94,19 +94,23 @@ struct AxialUnit {
 
 __host__ __device__ inline AxialUnit find_unit(const AxialProblem& p, unsigned unit) {
   int a = 0;
-  while (a + 1 < p.num_axes && unit >= p.axes[a + 1].first_unit)
+  while (a + 1 < p.num_axes && unit >= p.axes[a + 1].first_unit) {
     ++a;
-  const unsigned local = unit - p.axes[a].first_unit, heads = unsigned(p.group_heads);
-  const unsigned rest = local / heads, chunks = unsigned(p.axes[a].chunks);
-  return {a, int(rest / chunks), int(rest % chunks), p.axes[a].first_head + int(local % heads)};
+  }
+  const unsigned local = unit - p.axes[a].first_unit, heads = static_cast<unsigned>(p.group_heads);
+  const unsigned rest = local / heads, chunks = static_cast<unsigned>(p.axes[a].chunks);
+  return {a, static_cast<int>(rest / chunks), static_cast<int>(rest % chunks),
+          p.axes[a].first_head + static_cast<int>(local % heads)};
 }
 
 // The unit of chunk 0; chunk i of the same clip and head is i * group_heads further.
 __host__ __device__ inline unsigned
 first_unit(const AxialProblem& p, int axis, int clip, int head) {
   const AxialAxis& x = p.axes[axis];
-  return x.first_unit + unsigned(clip) * unsigned(x.chunks) * unsigned(p.group_heads) +
-         unsigned(head - x.first_head);
+  return x.first_unit +
+         static_cast<unsigned>(clip) * static_cast<unsigned>(x.chunks) *
+             static_cast<unsigned>(p.group_heads) +
+         static_cast<unsigned>(head - x.first_head);
 }
 
 inline int divide_up(int a, int b) {
@@ -130,29 +134,39 @@ inline uint64_t cut_chunks(AxialProblem& p, int tiles) {
   for (int a = 0; a < p.num_axes; ++a) {
     AxialAxis& axis = p.axes[a];
     axis.chunks = divide_up(axis.lines, axis.lines_per_tile * tiles);
-    axis.first_unit = unsigned(units);
-    units += uint64_t(p.clips) * uint64_t(axis.chunks) * uint64_t(p.group_heads);
+    axis.first_unit = static_cast<unsigned>(units);
+    units += static_cast<uint64_t>(p.clips) * static_cast<uint64_t>(axis.chunks) *
+             static_cast<uint64_t>(p.group_heads);
   }
   return units;
 }
 
-// `tile_rows` is the number of rows of a tile, `resident` the units that the device works on at a
-// time. Chunks are as long as makes for the least time: whole waves of units, each as long as its
-// tiles and what a unit costs beside them.
+// `tile_rows` is the number of rows of a tile, `resident` the number of units that the device works
+// on at a time. The length of the chunks is the one that takes the least time: whole waves of
+// units, each as long as its tiles and the fixed cost of a unit.
 inline AxialProblem plan_axes(const AxialCall& call, int tile_rows, unsigned resident) {
   AxialProblem p{};
   const int T = call.T, H = call.H, W = call.W;
-  p.clips = int(call.qkv.sizes[0]), p.tokens = T * H * W;
-  p.heads = call.heads, p.head_dim = call.head_dim;
-  p.num_axes = call.num_axes, p.group_heads = call.heads / p.num_axes;
-  p.has_cls = call.has_cls, p.scale = call.scale, p.threshold = unsigned(call.threshold);
-  p.clip_stride = call.qkv.strides[0], p.row_stride = call.qkv.strides[1];
-  p.part_stride = call.qkv.strides[2], p.head_stride = call.qkv.strides[3];
-  p.padding = call.key_padding_mask, p.seed = call.seed;
+  p.clips = static_cast<int>(call.qkv.sizes[0]);
+  p.tokens = T * H * W;
+  p.heads = call.heads;
+  p.head_dim = call.head_dim;
+  p.num_axes = call.num_axes;
+  p.group_heads = call.heads / p.num_axes;
+  p.has_cls = call.has_cls;
+  p.scale = call.scale;
+  p.threshold = static_cast<unsigned>(call.threshold);
+  p.clip_stride = call.qkv.strides[0];
+  p.row_stride = call.qkv.strides[1];
+  p.part_stride = call.qkv.strides[2];
+  p.head_stride = call.qkv.strides[3];
+  p.padding = call.key_padding_mask;
+  p.seed = call.seed;
   p.parts = call.dout.data == nullptr ? 1 : 3;
   for (int a = 0; a < p.num_axes; ++a) {
     AxialAxis& axis = p.axes[a];
-    axis.id = call.axes[a], axis.first_head = a * p.group_heads;
+    axis.id = call.axes[a];
+    axis.first_head = a * p.group_heads;
     axis.length = axis.id == 0 ? T : axis.id == 1 ? H : W;
     axis.inner = axis.id == 0 ? H * W : axis.id == 1 ? W : 1;
     axis.keys = axis.length + p.has_cls;
@@ -164,14 +178,17 @@ inline AxialProblem plan_axes(const AxialCall& call, int tile_rows, unsigned res
   uint64_t least = ~uint64_t{0};
   for (int tiles = 1; tiles <= kAxialMostTiles; ++tiles) {
     const uint64_t waves = (cut_chunks(p, tiles) + resident - 1) / resident;
-    const uint64_t time = waves * uint64_t(16 * tiles + kAxialUnitCost);
-    if (time <= least)
-      least = time, best = tiles;
+    const uint64_t time = waves * static_cast<uint64_t>(16 * tiles + kAxialUnitCost);
+    if (time <= least) {
+      least = time;
+      best = tiles;
+    }
   }
   const uint64_t units = cut_chunks(p, best);
-  if (units >= 1u << 31)
+  if (units >= 1u << 31) {
     throw std::invalid_argument("axial_attention: more lines than one launch takes");
-  p.units = unsigned(units);
+  }
+  p.units = static_cast<unsigned>(units);
   if (call.workspace != nullptr) {
     p.cls_sums = p.has_cls ? call.workspace : nullptr;
     p.bias_sums = call.dbias != nullptr ? call.workspace + cls_elements(p) : nullptr;

@@ -80,8 +80,8 @@ struct Line {
     gather_rows(clip, p.a.N * p.a.Dh, nullptr, first, count, 1.0f, 1.0f / axis.lines, tile);
   }
 
-  // A tile's tokens to a part of the result; its [CLS] row is added to the partial, and the sum of
-  // all its rows to that of the bias.
+  // Writes a tile's tokens to a part of the result. Adds its [CLS] row to the partial sum of [CLS],
+  // and the sum of all its rows to the partial sum of the bias.
   void scatter_part(const float* tile, int part, int64_t first, int64_t count, float scale) const {
     const AxialCall& a = p.a;
     const int64_t row = p.parts * a.N * a.Dh, step = axis.token_step * row;

@@ -1,9 +1,9 @@
 // The product of two panels in cache, register tile by register tile:
 //   multiply_panels<Terms, kPanelVectors>(a, rows, terms, b, columns, c, add)
 //       c[i][:] = [c[i][:] +] sum_t a(i, t) b[t][:] with a(i, t) = a[i*row_step + t*term_step]
-// Words of a and b are what `Terms` (panel_terms.hpp) says, c is fp32. A word of a is broadcast,
-// the columns of b and c are whole vectors. A tile is as wide as registers allow, since a row of b
-// is read once for all rows of a tile: with AVX-512 twenty-four of the thirty-two registers hold
+// `Terms` (panel_terms.hpp) says what the words of a and b hold; c is fp32. A word of a is
+// broadcast; the columns of b and c are whole vectors. A tile is as wide as the registers allow,
+// since a row of b is read once for all rows of a tile. With AVX-512, 24 of the 32 registers hold
 // sums, so that fused multiply-adds, not loads, are the bound.
 #pragma once
 

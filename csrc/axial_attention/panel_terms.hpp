@@ -1,14 +1,14 @@
-// What the 32-bit words of a panel hold. `Singles`: an fp32 number. `Pairs`: two bf16 numbers,
-// whose products an instruction adds to an fp32 sum, at twice the rate; it exists where that does.
-// Words are moved as floats and never calculated with.
-//   Row                              the type of a tile's numbers, rows of which can be left
-//   operands words(n)                         of n terms multiply_add(a, b, sum)          sum + the
-//   products of the words of a and b along(x, rows, lanes, step, to)  fp32 rows as a left operand
-//   whose terms lie along each row across(...)                      as one whose terms lie across
-//   the rows, a column being its row rows_across(tile, ...)           rows of a tile as a right
-//   operand whose terms are its rows
-// The last three give their argument back where nothing has to be moved. Half a pair without a term
-// is 0 in right operands, and any number in left ones that come from lanes without a query.
+// What the 32-bit words of a panel hold. `Singles`: one fp32 number. `Pairs`: two bf16 numbers,
+// whose products one instruction adds to an fp32 sum, at twice the rate; `Pairs` exists only where
+// the CPU has that instruction. Words are moved as floats and never calculated with.
+//   Row                              type of the numbers of a tile whose rows are left operands
+//   words(n)                         the number of words of n terms
+//   multiply_add(a, b, sum)          sum + the products of the words of a and b
+//   along(x, rows, lanes, step, to)  fp32 rows as a left operand, its terms along each row
+//   across(...)                      the same, its terms across the rows: a column is a row of it
+//   rows_across(tile, ...)           rows of a tile as a right operand, whose terms are these rows
+// The last three return their argument if nothing has to be moved. If a pair is half empty, the
+// other half is 0 in right operands, and any number in left operands of lanes without a query.
 #pragma once
 
 #include "cpu/vec_io.hpp"

@@ -1,6 +1,6 @@
 // Products of small fp32 matrices in cache. Rows of a, b and c lie `width` floats apart, a multiple
 // of kWidth, and are zero beyond their true length, so whole vectors are the only case.
-//   multiply_transposed(a, rows, b, columns, width, turned, c, ldc)
+//   multiply_transposed(a, rows, b, columns, width, transposed, c, ldc)
 //       c[i][j] = sum_d a[i][d] b[j][d]
 //   multiply(p, row_step, sum_step, rows, terms, b, width, c)
 //       c[i][:] = sum_j p(i, j) b[j][:] with p(i, j) = p[i*row_step + j*sum_step]
@@ -19,7 +19,7 @@ constexpr int kTileRows = 6;
 constexpr int kTileRows = 2;
 #endif
 // Rows of a tile whose other side is one vector: twice nine are a line of 16 tokens and [CLS].
-constexpr int kTurnedRows = 9;
+constexpr int kPretransposedRows = 9;
 
 template <int kRows>
 struct Rows {};
@@ -75,12 +75,12 @@ VIMPAC_INLINE void multiply_transposed_tile(Rows<kRows>,
 }
 
 template <int kRows>
-VIMPAC_INLINE void multiply_turned_tile(Rows<kRows>,
-                                        const float* a, // (kRows, width)
-                                        const float* b, // (width, kWidth)
-                                        int64_t width,
-                                        float* c, // (kRows, kWidth)
-                                        int64_t ldc) {
+VIMPAC_INLINE void multiply_pretransposed_tile(Rows<kRows>,
+                                               const float* a, // (kRows, width)
+                                               const float* b, // (width, kWidth)
+                                               int64_t width,
+                                               float* c, // (kRows, kWidth)
+                                               int64_t ldc) {
   VecF sum[kRows] = {};
   for (int64_t d = 0; d < width; ++d) {
     const VecF right = load(b + d * kWidth);
@@ -102,14 +102,14 @@ inline void multiply_transposed(const float* a, // (rows, width)
                                 const float* b, // (columns, width)
                                 int64_t columns,
                                 int64_t width,
-                                float* turned, // (width, kWidth) scratch
-                                float* c,      // (rows, columns)
+                                float* transposed, // (width, kWidth) scratch
+                                float* c,          // (rows, columns)
                                 int64_t ldc) {
   int64_t j = 0;
   for (; j + kWidth <= columns; j += kWidth) {
-    turn(b + j * width, width, turned, kWidth);
-    each_tile<kTurnedRows>(rows, [&](auto count, int64_t i) {
-      multiply_turned_tile(count, a + i * width, turned, width, c + i * ldc + j, ldc);
+    transpose_rows(b + j * width, width, transposed, kWidth);
+    each_tile<kPretransposedRows>(rows, [&](auto count, int64_t i) {
+      multiply_pretransposed_tile(count, a + i * width, transposed, width, c + i * ldc + j, ldc);
     });
   }
   for (; j + 4 <= columns; j += 4) {

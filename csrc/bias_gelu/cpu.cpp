@@ -1,6 +1,6 @@
-// y = GELU(x + bias) and its backward on the CPU. A thread owns chunks of rows; memory is read and
-// written once per direction, which is what the time goes to. dbias keeps one partial per chunk,
-// added in the order of the chunks.
+// y = GELU(x + bias) and its backward on the CPU. A thread owns chunks of rows. Bound by memory,
+// which is read and written once per direction. dbias has one partial sum per chunk; they are added
+// in the order of the chunks.
 #include "bias_gelu/arguments.hpp"
 #include "cpu/element_type.hpp"
 #include "cpu/parallel.hpp"
@@ -38,8 +38,9 @@ struct Normal {
 };
 
 // P(N > a) = exp(-a^2 / 2) t p(t) with t = 1 / (1 + 0.21 a) for a >= 0, the form of Abramowitz and
-// Stegun 26.2.17; p of degree 8 fitted over [0, 13.5] to 1.4e-8 of the value, so that tails keep
-// their digits. Polynomials are in Estrin's form: a chain of fmadds would have to be waited for.
+// Stegun 26.2.17. p has degree 8 and is fitted over [0, 13.5] to a relative error of 1.4e-8, so
+// tails keep their digits. Polynomials are in Estrin's form, which has a shorter chain of dependent
+// fmadds than Horner's.
 VIMPAC_INLINE Normal normal(VecF u) {
   const VecF a = max(u, -u);
   const VecF t = 1.0f / line(0.21f, a, 1.0f), t2 = t * t, t4 = t2 * t2;
@@ -53,8 +54,9 @@ VIMPAC_INLINE Normal normal(VecF u) {
   return {u < 0.0f ? above : 1.0f - above, 0.398942280f * e};
 }
 
-// Vectors in step: one is a chain of dependent instructions that leaves half of the units idle. The
-// compiler weaves unrolled iterations into each other as long as no store stands between them.
+// Vectors that are computed together. One alone is a chain of dependent instructions, which leaves
+// half of the units idle. The compiler interleaves unrolled iterations only if no store is between
+// them.
 constexpr int kInStep = 2;
 #define VIMPAC_IN_STEP _Pragma("GCC unroll 2") for (int k = 0; k < kInStep; ++k)
 
@@ -83,8 +85,8 @@ void forward_row(const Args& a, int64_t row) {
     VecF u[kInStep];
     VIMPAC_IN_STEP {
       const int64_t at = i + k * kWidth;
-      fetch(x + D + at);
-      fetch(y + D + at);
+      prefetch(x + D + at);
+      prefetch(y + D + at);
       u[k] = load_n(x + at, n(k)) + load_n(a.bias + at, n(k));
     }
     VIMPAC_IN_STEP {
@@ -107,9 +109,9 @@ void backward_row(const Args& a, int64_t row, float* sums) {
     VecF u[kInStep], d[kInStep], sum[kInStep];
     VIMPAC_IN_STEP {
       const int64_t at = i + k * kWidth;
-      fetch(dy + D + at);
-      fetch(x + D + at);
-      fetch(dx + D + at);
+      prefetch(dy + D + at);
+      prefetch(x + D + at);
+      prefetch(dx + D + at);
       u[k] = load_n(x + at, n(k)) + load_n(a.bias + at, n(k));
       d[k] = load_n(dy + at, n(k));
       sum[k] = load_n(sums + at, n(k));

@@ -1,18 +1,18 @@
 // y = GELU(x + bias), forward and backward in one pass each.
 //
-// A thread owns a chunk of eight neighbouring columns, 16 bytes of a 16-bit type: it keeps their
-// bias in registers and walks rows, two loads in flight at a time. The grid is what the device
-// holds at a time. dbias: a thread adds up dx of its rows in registers, a block its rows in order,
-// and a second kernel the blocks in order, so that sums repeat bit for bit on one device. Bound by
-// memory: forward one read and one write of (M, D), backward two and one. In the time of a bf16
-// element's 4 bytes an H200 issues about 24 instructions; the forward takes 23.
+// A thread owns a chunk of eight neighbouring columns, 16 bytes of a 16-bit type. It keeps their
+// bias in registers and walks over rows, with two loads in flight at a time. The grid has as many
+// blocks as the device holds at a time. For dbias a thread adds dx of its rows in registers, a
+// block adds its rows in order, and a second kernel adds the blocks in order, so sums repeat bit
+// for bit on one device. Bound by memory: forward one read and one write of (M, D), backward two
+// reads and one write. In the time of a bf16 element's 4 bytes an H200 issues about 24
+// instructions; the forward takes 23.
 #include "bias_gelu/arguments.hpp"
+#include "bias_gelu/cuda_tuning.cuh"
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
 #include "cuda/platform.cuh"
 #include "cuda/vector.cuh"
-
-#include <bias_gelu/cuda_tuning.cuh>
 
 namespace vimpac {
 namespace {
@@ -26,8 +26,8 @@ struct Normal {
   float density; // exp(-u^2 / 2) / sqrt(2 pi)
 };
 
-// P(N > a) = exp(-a^2 / 2) t p(t) with t = 1 / (1 + 0.21 a) for a >= 0, as csrc/bias_gelu/cpu.cpp
-// has it: tails keep their digits, and it takes half the instructions of erfcf.
+// P(N > a) = exp(-a^2 / 2) t p(t) with t = 1 / (1 + 0.21 a) for a >= 0, as in
+// csrc/bias_gelu/cpu.cpp: tails keep their digits, and it takes half the instructions of erfcf.
 __device__ __forceinline__ Normal normal(float u) {
   const float a = fabsf(u);
   const float t = approximate_reciprocal(fmaf(0.21f, a, 1.0f));
@@ -45,7 +45,8 @@ __device__ __forceinline__ Normal normal(float u) {
   return {u < 0.0f ? above : 1.0f - above, 0.398942280f * e};
 }
 
-// The chunks of a thread, in elements: its column, its first row's and how far the next one is.
+// Offsets of a thread's chunks, in elements: its column, its first row, and the step to the next
+// row.
 struct Place {
   int column;
   int64_t begin, step;
@@ -64,22 +65,26 @@ __global__ void __launch_bounds__(kLanes* kRows, kGeluForward)
                          int64_t M,
                          int D) {
   const Place place(D);
-  if (place.column >= D)
+  if (place.column >= D) {
     return;
+  }
   const int64_t end = M * D;
   float b[kChunk];
   load_chunk(b, bias + place.column);
   for (int64_t first = place.begin; first < end; first += kGeluForwardLoads * place.step) {
     float u[kGeluForwardLoads][kChunk];
 #pragma unroll
-    for (int r = 0; r < kGeluForwardLoads; ++r)
-      if (const int64_t at = first + r * place.step; at < end)
+    for (int r = 0; r < kGeluForwardLoads; ++r) {
+      if (const int64_t at = first + r * place.step; at < end) {
         load_chunk(u[r], x + at);
+      }
+    }
 #pragma unroll
     for (int r = 0; r < kGeluForwardLoads; ++r) {
       const int64_t at = first + r * place.step;
-      if (at >= end)
+      if (at >= end) {
         break;
+      }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         u[r][i] += b[i];
@@ -106,21 +111,24 @@ __global__ void __launch_bounds__(kLanes* kRows, kGeluBackward)
   const bool live = place.column < D;
   const int64_t end = live ? M * D : 0;
   float b[kChunk] = {}, sums[kChunk] = {};
-  if (live)
+  if (live) {
     load_chunk(b, bias + place.column);
+  }
   for (int64_t first = place.begin; first < end; first += kGeluBackwardLoads * place.step) {
     float u[kGeluBackwardLoads][kChunk], d[kGeluBackwardLoads][kChunk];
 #pragma unroll
-    for (int r = 0; r < kGeluBackwardLoads; ++r)
+    for (int r = 0; r < kGeluBackwardLoads; ++r) {
       if (const int64_t at = first + r * place.step; at < end) {
         load_chunk(u[r], x + at);
         load_chunk(d[r], dy + at);
       }
+    }
 #pragma unroll
     for (int r = 0; r < kGeluBackwardLoads; ++r) {
       const int64_t at = first + r * place.step;
-      if (at >= end)
+      if (at >= end) {
         break;
+      }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         u[r][i] += b[i];
@@ -131,20 +139,23 @@ __global__ void __launch_bounds__(kLanes* kRows, kGeluBackward)
       store_chunk(dx + at, d[r]);
     }
   }
-  if (partial == nullptr)
+  if (partial == nullptr) {
     return;
+  }
   const int thread = static_cast<int>(threadIdx.y * kLanes + threadIdx.x);
   store_chunk_shared(shared + thread * kChunk, sums);
   __syncthreads();
 #pragma unroll
   for (int in_block = thread; in_block < kColumns; in_block += kLanes * kRows) {
     const int column = static_cast<int>(blockIdx.x) * kColumns + in_block;
-    if (column >= D)
+    if (column >= D) {
       return;
+    }
     float sum = 0.0f;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r) {
       sum += shared[r * kColumns + in_block];
+    }
     partial[static_cast<int64_t>(blockIdx.y) * D + column] = sum;
   }
 }
@@ -177,8 +188,9 @@ void launch_bwd(const BiasGelu& a, Stream stream) {
   launch(bias_gelu_bwd_kernel<T>, blocks, dim3(kLanes, kRows), kBackwardShared, stream,
          static_cast<const T*>(a.dy.data), static_cast<const T*>(a.x.data), a.bias,
          static_cast<T*>(a.dx.data), a.workspace, a.x.rows, D);
-  if (a.dbias != nullptr)
+  if (a.dbias != nullptr) {
     add_blocks<false>(a.workspace, {a.dbias}, static_cast<int>(blocks.y), D, D, stream);
+  }
 }
 
 } // namespace

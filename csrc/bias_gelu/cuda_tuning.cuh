@@ -1,4 +1,5 @@
-// What only a measurement can settle about bias_gelu; build_support/tuning.py changes values.
+// Tuning constants of bias_gelu, chosen by measurement. build_support/tuning.py builds with other
+// values.
 #pragma once
 
 namespace vimpac {

@@ -1,9 +1,8 @@
-// What the arguments of every op are made of, for the CPU and for CUDA. csrc/bind.hpp fills them
+// Types of the fields of every op's arguments, for the CPU and for CUDA. csrc/bind.hpp fills them
 // from the keywords of a call in Python.
 #pragma once
 
-#include <stdint.h>
-
+#include <cstdint>
 #include <tuple>
 
 // In an argument struct: its fields by the names that Python gives them.
@@ -39,7 +38,7 @@ struct ConstStridedArray {
   int64_t sizes[5] = {}, strides[5] = {}; // of its first dimensions
 };
 
-// What a call has besides its own arguments.
+// The part of a call that is not an argument of the op.
 struct Call {
   int num_threads = 1;        // CPU
   int64_t* invalid = nullptr; // CPU: becomes the first index that is out of range, if any

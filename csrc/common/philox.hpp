@@ -10,7 +10,7 @@
 // then every lane is a generator of its own and the key is broadcast).
 #pragma once
 
-#include <stdint.h>
+#include <cstdint>
 
 #ifdef __CUDACC__
 #define VIMPAC_HOST_DEVICE __host__ __device__ __forceinline__

@@ -1,7 +1,9 @@
-// Rows into lanes.
-//   turn(rows, width, to, step)   kWidth rows become the lanes of `width` vectors, `step` apart
-//   sum_lanes(x)                  the sums over the lanes of four vectors
-// Both turn 4 x 4 matrices within quarters of a vector, which needs no shuffle across them.
+// Moves rows into lanes.
+//   transpose_rows(rows, width, to, step)   makes kWidth rows the lanes of `width` vectors, which
+//   are
+//                                           `step` floats apart
+//   sum_lanes(x)                            the sums over the lanes of four vectors
+// Both transpose 4 x 4 matrices within quarters of a vector, without shuffles across quarters.
 #pragma once
 
 #include "cpu/vec_io.hpp"
@@ -11,26 +13,26 @@ namespace {
 
 using Vec4 = float __attribute__((vector_size(16)));
 
-// The four vectors as a 4 x 4 matrix in every quarter (128 bits), turned.
-VIMPAC_INLINE void turn_quarters(VecF (&x)[4]) {
+// The four vectors as a 4 x 4 matrix in every quarter (128 bits), transposed.
+VIMPAC_INLINE void transpose_quarters(VecF (&x)[4]) {
 #if defined(__AVX512F__)
-  const __m512d a = (__m512d)_mm512_unpacklo_ps(x[0], x[1]);
-  const __m512d b = (__m512d)_mm512_unpackhi_ps(x[0], x[1]);
-  const __m512d c = (__m512d)_mm512_unpacklo_ps(x[2], x[3]);
-  const __m512d d = (__m512d)_mm512_unpackhi_ps(x[2], x[3]);
-  x[0] = (VecF)_mm512_unpacklo_pd(a, c);
-  x[1] = (VecF)_mm512_unpackhi_pd(a, c);
-  x[2] = (VecF)_mm512_unpacklo_pd(b, d);
-  x[3] = (VecF)_mm512_unpackhi_pd(b, d);
+  const __m512d a = reinterpret_cast<__m512d>(_mm512_unpacklo_ps(x[0], x[1]));
+  const __m512d b = reinterpret_cast<__m512d>(_mm512_unpackhi_ps(x[0], x[1]));
+  const __m512d c = reinterpret_cast<__m512d>(_mm512_unpacklo_ps(x[2], x[3]));
+  const __m512d d = reinterpret_cast<__m512d>(_mm512_unpackhi_ps(x[2], x[3]));
+  x[0] = reinterpret_cast<VecF>(_mm512_unpacklo_pd(a, c));
+  x[1] = reinterpret_cast<VecF>(_mm512_unpackhi_pd(a, c));
+  x[2] = reinterpret_cast<VecF>(_mm512_unpacklo_pd(b, d));
+  x[3] = reinterpret_cast<VecF>(_mm512_unpackhi_pd(b, d));
 #elif defined(__AVX2__)
-  const __m256d a = (__m256d)_mm256_unpacklo_ps(x[0], x[1]);
-  const __m256d b = (__m256d)_mm256_unpackhi_ps(x[0], x[1]);
-  const __m256d c = (__m256d)_mm256_unpacklo_ps(x[2], x[3]);
-  const __m256d d = (__m256d)_mm256_unpackhi_ps(x[2], x[3]);
-  x[0] = (VecF)_mm256_unpacklo_pd(a, c);
-  x[1] = (VecF)_mm256_unpackhi_pd(a, c);
-  x[2] = (VecF)_mm256_unpacklo_pd(b, d);
-  x[3] = (VecF)_mm256_unpackhi_pd(b, d);
+  const __m256d a = reinterpret_cast<__m256d>(_mm256_unpacklo_ps(x[0], x[1]));
+  const __m256d b = reinterpret_cast<__m256d>(_mm256_unpackhi_ps(x[0], x[1]));
+  const __m256d c = reinterpret_cast<__m256d>(_mm256_unpacklo_ps(x[2], x[3]));
+  const __m256d d = reinterpret_cast<__m256d>(_mm256_unpackhi_ps(x[2], x[3]));
+  x[0] = reinterpret_cast<VecF>(_mm256_unpacklo_pd(a, c));
+  x[1] = reinterpret_cast<VecF>(_mm256_unpackhi_pd(a, c));
+  x[2] = reinterpret_cast<VecF>(_mm256_unpacklo_pd(b, d));
+  x[3] = reinterpret_cast<VecF>(_mm256_unpackhi_pd(b, d));
 #else
   for (int q = 0; q < kWidth; q += 4) {
     for (int i = 0; i < 4; ++i) {
@@ -63,7 +65,7 @@ VIMPAC_INLINE VecF load_quarters(const float* p, int64_t step) {
 
 // Four horizontal sums at once: element j is the sum over the lanes of x[j].
 VIMPAC_INLINE Vec4 sum_lanes(VecF (&x)[4]) {
-  turn_quarters(x);
+  transpose_quarters(x);
   const VecF sum = (x[0] + x[1]) + (x[2] + x[3]);
 #if defined(__AVX512F__)
   const __m256 half = _mm512_castps512_ps256(sum) + _mm512_extractf32x8_ps(sum, 1);
@@ -77,17 +79,17 @@ VIMPAC_INLINE Vec4 sum_lanes(VecF (&x)[4]) {
 }
 
 // to[d][j] = rows[j][d]
-inline void turn(const float* rows, // (kWidth, width)
-                 int64_t width,     // a multiple of 4
-                 float* to,         // (width, kWidth)
-                 int64_t step) {
+inline void transpose_rows(const float* rows, // (kWidth, width)
+                           int64_t width,     // a multiple of 4
+                           float* to,         // (width, kWidth)
+                           int64_t step) {
   for (int64_t d = 0; d < width; d += 4) {
     VecF quarter[4]; // of rows k, k + 4, k + 8, ...
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
       quarter[k] = load_quarters(rows + k * width + d, 4 * width);
     }
-    turn_quarters(quarter);
+    transpose_quarters(quarter);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
       store(to + (d + k) * step, quarter[k]);

@@ -6,9 +6,9 @@
 // An exception must not leave a body; allocate before the region.
 #pragma once
 
+#include <cstdint>
+#include <cstdlib>
 #include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
 
 namespace vimpac {
 namespace {

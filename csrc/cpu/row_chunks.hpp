@@ -1,4 +1,4 @@
-// For kernels that walk rows: chunks of rows that threads take, sums over all rows by way of one
+// For kernels that walk over rows: chunks of rows for the threads, sums over all rows from one
 // partial per chunk, and prefetches of the next row.
 #pragma once
 
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kMaxChunks = 64, kMinChunkRows = 16;
 
-// Chunks of rows; their number does not depend on the threads'.
+// Chunks of rows; their number does not depend on the number of threads.
 struct RowChunks {
   explicit RowChunks(int64_t rows)
       : rows(rows),
@@ -37,11 +37,11 @@ inline void add_partials(const float* partials, // (count, stride)
   });
 }
 
-// Asks for an element of the next row, to be read or written: a row is too short for the processor
-// to see where it goes, and a store that waits for its line holds up those behind it. Inlined,
-// since GCC sees no effect in a function that only fetches and drops calls of it.
+// Prefetches an element of the next row, to be read or written: a row is too short for the hardware
+// prefetcher, and a store that waits for its cache line delays the stores after it. Always inlined:
+// GCC sees no effect in a function that only prefetches and drops calls of it.
 template <class T>
-VIMPAC_INLINE void fetch(const T* next) {
+VIMPAC_INLINE void prefetch(const T* next) {
   constexpr int kSecondLevel = 2;
   __builtin_prefetch(next, 0, kSecondLevel);
 }

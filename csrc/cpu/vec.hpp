@@ -18,8 +18,8 @@
 // time. For the same reason a CPU kernel uses no std:: templates and no static initialisers.
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
+#include <cstdint>
+#include <cstring>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -98,7 +98,7 @@ VIMPAC_INLINE VecF min(VecF a, VecF b) {
 #endif
 }
 
-// Halving trees: lane i meets lane i + n/2, then n/4, ...
+// Reduces in halves: lane i with lane i + n/2, then with i + n/4, ...
 VIMPAC_INLINE float reduce_add(VecF x) {
   float lanes[kWidth];
   memcpy(lanes, &x, sizeof x);

@@ -31,9 +31,9 @@ VIMPAC_INLINE VecBits narrow(VecF x, Bf16) {
 
 VIMPAC_INLINE VecF widen(VecBits bits, Half) {
 #if defined(__AVX512F__)
-  return _mm512_cvtph_ps((__m256i)bits);
+  return _mm512_cvtph_ps(reinterpret_cast<__m256i>(bits));
 #elif defined(__AVX2__)
-  return _mm256_cvtph_ps((__m128i)bits);
+  return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits));
 #else
   // Multiplying by 2^112 re-biases the exponent and normalises subnormals, exactly.
   const VecU u = __builtin_convertvector(bits, VecU);

@@ -1,5 +1,5 @@
-// Column sums in two stages, so that they repeat bit for bit: the second stage. In the first, each
-// block of a grid that follows from the shape and the device leaves the sums over its rows.
+// The second stage of column sums in two stages, which repeat bit for bit. In the first stage each
+// block writes the sums over its rows; the grid follows from the shape and the device.
 #pragma once
 #include "cuda/platform.cuh"
 
@@ -7,7 +7,7 @@ namespace vimpac {
 
 constexpr int kSumColumns = 32, kSumRows = 16; // of a block: lanes and warps
 
-// Where the sums go, (D,) each; at the end null: not wanted.
+// The outputs, (D,) each; null at the end: not wanted.
 struct ColumnSums {
   float* first;
   float* second = nullptr;
@@ -30,16 +30,20 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   const int column = static_cast<int>(blockIdx.x) * kSumColumns + lane;
   const int output = static_cast<int>(blockIdx.y);
   float sum = 0.0f;
-  if (column < D)
-    for (int block = warp; block < blocks; block += kSumRows)
+  if (column < D) {
+    for (int block = warp; block < blocks; block += kSumRows) {
       sum += partial[static_cast<int64_t>(block) * stride + output * D + column];
+    }
+  }
   shared[threadIdx.x] = sum;
   __syncthreads();
-  if (warp != 0 || column >= D)
+  if (warp != 0 || column >= D) {
     return;
+  }
   sum = 0.0f;
-  for (int i = 0; i < kSumRows; ++i)
+  for (int i = 0; i < kSumRows; ++i) {
     sum += shared[i * kSumColumns + lane];
+  }
   float* const out = output == 0 ? sums.first : output == 1 ? sums.second : sums.third;
   out[column] = kAccumulate ? out[column] + sum : sum;
 }

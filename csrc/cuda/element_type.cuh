@@ -1,4 +1,4 @@
-// From the type that a call names to the type that a template takes.
+// Calls a template with the C++ type of an element type.
 #pragma once
 #include "common/arguments.hpp"
 #include "cuda/platform.cuh"

@@ -1,10 +1,9 @@
-// How the host starts kernels: whose error is whose, and what is asked of the device. platform.cuh
-// includes it behind the CUDA runtime, or behind what the emulator has of it.
+// Launches of kernels, their errors, and properties of the device. platform.cuh includes it after
+// the CUDA runtime, or after the emulator's part of it.
 #pragma once
 
-#include <cxxabi.h>
-
 #include <cstdlib>
+#include <cxxabi.h>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,14 +18,16 @@ using Stream = cudaStream_t;
 
 inline std::string kernel_name(const void* kernel) {
   const char* mangled = nullptr;
-  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr)
+  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess || mangled == nullptr) {
     return "a CUDA kernel";
+  }
   const std::unique_ptr<char, void (*)(void*)> readable(
       abi::__cxa_demangle(mangled, nullptr, nullptr, nullptr), std::free);
   return readable ? readable.get() : mangled;
 }
 
-// Whether running kernels fail with it, which later calls report, in place of their own result.
+// Whether it is an error of a running kernel, which later calls report in place of their own
+// result.
 inline bool is_asynchronous(cudaError_t error) {
   switch (error) {
   case cudaErrorECCUncorrectable:
@@ -45,7 +46,7 @@ inline bool is_asynchronous(cudaError_t error) {
   }
 }
 
-// Raises, and clears the error where it can be cleared, so that the next call starts clean.
+// Raises, and clears the error if it can be cleared, so that the next call starts without it.
 [[noreturn]] inline void fail_earlier(cudaError_t error, const std::string& call) {
   cudaGetLastError();
   throw std::runtime_error("an earlier CUDA error was pending before " + call + ": " +
@@ -53,22 +54,26 @@ inline bool is_asynchronous(cudaError_t error) {
                            " (CUDA_LAUNCH_BLOCKING=1 shows which kernel failed)");
 }
 
-// `name()` is what is about to be called: an error that is there already is not of its making.
+// Raises an error that is pending before `name()` is called, and says that it is not from that
+// call.
 template <class Name>
 void check_before(Name name) {
   const cudaError_t error = cudaPeekAtLastError();
-  if (error != cudaSuccess)
+  if (error != cudaSuccess) {
     fail_earlier(error, name());
+  }
 }
 
-// `name()` is what returned `error`.
+// Raises if `name()` returned an error.
 template <class Name>
 void check_after(cudaError_t error, Name name) {
-  if (error == cudaSuccess)
+  if (error == cudaSuccess) {
     return;
+  }
   const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING"); // then a launch waits for its kernel
-  if (is_asynchronous(error) && (blocking == nullptr || *blocking == '0' || *blocking == '\0'))
+  if (is_asynchronous(error) && (blocking == nullptr || *blocking == '0' || *blocking == '\0')) {
     fail_earlier(error, name());
+  }
   cudaGetLastError();
   throw std::runtime_error(name() + ": " + cudaGetErrorString(error));
 }
@@ -81,11 +86,12 @@ inline void clear(void* p, size_t bytes, Stream stream) {
 }
 
 // Lets blocks of `kernel` have `bytes` of shared memory on the current device. More than 48 KiB
-// are an attribute of the kernel there, set once. Not an operation of a stream, so a capture may
-// hold the launch that comes first.
+// need an attribute of the kernel, which is set once. That is no operation of a stream, so the
+// first launch may be within a capture.
 inline void allow_shared_bytes(const void* kernel, size_t bytes) {
-  if (bytes <= 48 * 1024)
+  if (bytes <= 48 * 1024) {
     return;
+  }
   const auto name = [&] { return kernel_name(kernel); };
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, size_t> allowed;
@@ -93,8 +99,9 @@ inline void allow_shared_bytes(const void* kernel, size_t bytes) {
   check_after(cudaGetDevice(&device), name);
   const std::lock_guard<std::mutex> lock(mutex);
   size_t& most = allowed[{kernel, device}];
-  if (bytes <= most)
+  if (bytes <= most) {
     return;
+  }
   check_after(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(bytes)),
               name);
@@ -109,8 +116,8 @@ inline int device_attribute(cudaDeviceAttr which) {
   return value;
 }
 
-// Blocks that the current device holds at a time, all multiprocessors together: `most` on one, or
-// as many as its shared memory has room for.
+// The blocks that the current device holds at a time on all multiprocessors: `most` on each, or as
+// many as have room in its shared memory.
 inline int wave_blocks(int most, size_t shared_bytes) {
   const size_t block = shared_bytes + device_attribute(cudaDevAttrReservedSharedMemoryPerBlock);
   const size_t held = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / block;
@@ -118,7 +125,8 @@ inline int wave_blocks(int most, size_t shared_bytes) {
   return device_attribute(cudaDevAttrMultiProcessorCount) * (fit > 1 ? fit : 1);
 }
 
-// The same for a kernel, registers included. Asked once for every device, kernel and launch.
+// The same for a kernel, registers included. Queried once for every device, kernel and launch
+// shape.
 inline unsigned resident_blocks(const void* kernel, int threads, size_t shared_bytes) {
   static std::mutex mutex;
   static std::map<std::tuple<int, const void*, int, size_t>, unsigned> known;

@@ -6,9 +6,9 @@
 //   d[i]  row g + 8 (i / 2), column 2 t + i % 2                    16 x 8, fp32
 // The emulated counterparts are in tests/emulator/matrix.hpp.
 #pragma once
-#include <cstring>
-
 #include "cuda/platform.cuh"
+
+#include <cstring>
 
 #ifdef __CUDACC__
 namespace vimpac {
@@ -49,36 +49,37 @@ template <bool Transpose = false, int N>
 __device__ __forceinline__ void ldmatrix(uint32_t (&out)[N], const void* row) {
   static_assert(N == 1 || N == 2 || N == 4);
   const auto p = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  if constexpr (N == 1 && Transpose)
+  if constexpr (N == 1 && Transpose) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
                  : "=r"(out[0])
                  : "r"(p)
                  : "memory");
-  else if constexpr (N == 1)
+  } else if constexpr (N == 1) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
                  : "=r"(out[0])
                  : "r"(p)
                  : "memory");
-  else if constexpr (N == 2 && Transpose)
+  } else if constexpr (N == 2 && Transpose) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
                  : "=r"(out[0]), "=r"(out[1])
                  : "r"(p)
                  : "memory");
-  else if constexpr (N == 2)
+  } else if constexpr (N == 2) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
                  : "=r"(out[0]), "=r"(out[1])
                  : "r"(p)
                  : "memory");
-  else if constexpr (Transpose)
+  } else if constexpr (Transpose) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(p)
                  : "memory");
-  else
+  } else {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(p)
                  : "memory");
+  }
 }
 
 // Transposes a matrix of 8 x 8 16-bit elements held by a warp: lane 4 g + t passes row g, columns 2
@@ -96,13 +97,14 @@ __device__ __forceinline__ void cp_async(void* dst, const void* src, bool valid 
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   const auto p = static_cast<uint32_t>(__cvta_generic_to_shared(dst));
   const int filled = valid ? Bytes : 0;
-  if constexpr (Bytes == 16) // past L1: the line is used once
+  if constexpr (Bytes == 16) { // past L1: the line is used once
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(p), "l"(src), "r"(filled)
                  : "memory");
-  else
+  } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(p), "l"(src), "n"(Bytes),
                  "r"(filled)
                  : "memory");
+  }
 }
 
 __device__ __forceinline__ void cp_async_commit() {

@@ -1,13 +1,12 @@
-// What every kernel includes: the CUDA toolkit under nvcc, the CPU emulator of the tests under g++.
-// Kernel sources hold plain CUDA C++; what differs between the two lives here and in mma.cuh.
+// Included by every kernel: the CUDA toolkit under nvcc, the CPU emulator of the tests under g++.
+// Kernel sources are plain CUDA C++; the differences between the two are here and in mma.cuh.
 #pragma once
 #ifdef __CUDACC__
 
+#include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-
-#include <cstdint>
 
 namespace vimpac {
 
@@ -26,8 +25,8 @@ public:
   }
 };
 
-// 1 / x and 2^x in one instruction each, to 1 and 2 ulp. Subnormal numbers count as 0: to scale
-// them takes three more.
+// 1 / x and 2^x in one instruction each, to 1 and 2 ulp. Subnormal numbers count as 0: scaling them
+// would take three more instructions.
 __device__ __forceinline__ float approximate_reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -44,8 +43,8 @@ __device__ __forceinline__ void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p)));
 }
 
-// x, of which the compiler knows nothing: what follows from it is computed where it is used, and
-// holds no registers throughout a loop.
+// Returns x, hidden from the optimiser: values that follow from it are computed where they are
+// used, and hold no registers throughout a loop.
 __device__ __forceinline__ uint32_t opaque(uint32_t x) {
   asm volatile("" : "+r"(x));
   return x;

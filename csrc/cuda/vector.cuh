@@ -1,8 +1,8 @@
 // 16-byte loads and stores of short rows, and conversions that need no implicit operators.
 #pragma once
-#include <cstring>
-
 #include "cuda/platform.cuh"
+
+#include <cstring>
 
 namespace vimpac {
 
@@ -23,21 +23,22 @@ __device__ __forceinline__ void load16_readonly(T (&out)[kVector<T>], const T* p
   memcpy(static_cast<void*>(out), &bits, sizeof(bits));
 }
 
-// Stores kVector<T> elements to global memory; p is 16-byte aligned. By an intrinsic: where nvcc
-// sees how the words of a vector came about, it splits a plain store of it into four. kPolicy: 0
-// write back, 1 past L1, 2 evict first.
+// Stores kVector<T> elements to global memory; p is 16-byte aligned. It is an intrinsic because
+// nvcc splits a plain store into four if it can see how the words were computed. kPolicy: 0 write
+// back, 1 past L1, 2 evict first.
 template <int kPolicy = 1, class T>
 __device__ __forceinline__ void store16(T* p, const T (&values)[kVector<T>]) {
   static_assert(kPolicy >= 0 && kPolicy <= 2);
   uint4 bits;
   memcpy(&bits, values, sizeof(bits));
   uint4* const to = reinterpret_cast<uint4*>(p);
-  if constexpr (kPolicy == 0)
+  if constexpr (kPolicy == 0) {
     __stwb(to, bits);
-  else if constexpr (kPolicy == 1)
+  } else if constexpr (kPolicy == 1) {
     __stcg(to, bits);
-  else
+  } else {
     __stcs(to, bits);
+  }
 }
 
 __device__ __forceinline__ float to_float(float x) {
@@ -76,8 +77,9 @@ __device__ __forceinline__ void load_chunk(float (&out)[kChunk], const T* p) {
     T values[kVector<T>];
     load16(values, p + part * kVector<T>);
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i)
+    for (int i = 0; i < kVector<T>; ++i) {
       out[part * kVector<T> + i] = to_float(values[i]);
+    }
   }
 }
 
@@ -88,8 +90,9 @@ __device__ __forceinline__ void store_chunk(T* p, const float (&in)[kChunk]) {
   for (int part = 0; part < kChunk / kVector<T>; ++part) {
     T values[kVector<T>];
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i)
+    for (int i = 0; i < kVector<T>; ++i) {
       values[i] = from_float<T>(in[part * kVector<T> + i]);
+    }
     store16(p + part * kVector<T>, values);
   }
 }

@@ -5,7 +5,7 @@ namespace vimpac {
 //   total = residual + dropout(x + linear_bias),  y = (total - mean) * rstd * weight + bias
 //   h = (total - mean) * rstd,  g = (dy + dy_other) * weight
 //   dresidual = dtotal + rstd * (g - mean(g) - h * mean(g * h)),  dx = dropout(dresidual)
-// Matrices are (..., D), of the type of x or of residual, which may be fp32 where x is not.
+// Matrices are (..., D), with the dtype of x or of residual, which may be fp32 if that of x is not.
 struct DropoutAddLayerNorm : Call {
   const float* weight = nullptr; // (D,)
   const int64_t* seed = nullptr; // 0-d

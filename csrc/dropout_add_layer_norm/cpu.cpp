@@ -1,7 +1,8 @@
-// dropout_add_layer_norm on the CPU. A thread owns chunks of rows. A row of the sum is kept in fp32
-// in the core's own cache while it is walked twice more (variance, then y), so main memory is read
-// and written once per direction. Bound by bandwidth, with dropout by Philox. The sums over rows
-// (dweight, dbias, dlinear_bias) keep one partial per chunk, added in the order of the chunks.
+// dropout_add_layer_norm on the CPU. A thread owns chunks of rows. The sum of a row stays in fp32
+// in the core's own cache for two more passes (variance, then y), so main memory is read and
+// written once per direction. Bound by bandwidth, and with dropout by Philox. The sums over rows
+// (dweight, dbias, dlinear_bias) have one partial per chunk; they are added in the order of the
+// chunks.
 #include "cpu/element_type.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
@@ -10,7 +11,7 @@
 #include "cpu/vec_io.hpp"
 #include "dropout_add_layer_norm/arguments.hpp"
 
-#include <math.h>
+#include <cmath>
 
 namespace vimpac::VIMPAC_ISA {
 namespace {
@@ -34,8 +35,8 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   }
   VecF sum{};
   for_each_vector(D, [&](int64_t i, int n) {
-    fetch(x + D + i);
-    fetch(residual + D + i);
+    prefetch(x + D + i);
+    prefetch(residual + D + i);
     VecF branch = load_n(x + i, n);
     if (a.linear_bias != nullptr) {
       branch = branch + load_n(a.linear_bias + i, n);
@@ -47,7 +48,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
     store_n(total + i, t, n);
     sum = sum + t;
     if (kept != nullptr) {
-      fetch(kept + D + i);
+      prefetch(kept + D + i);
       store_n(kept + i, t, n);
     }
   });
@@ -61,7 +62,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   X* const y = static_cast<X*>(a.y.data) + at;
   for_each_vector(D, [&](int64_t i, int n) {
     const VecF h = (load_n(total + i, n) - mean) * rstd;
-    fetch(y + D + i);
+    prefetch(y + D + i);
     store_n(y + i, fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n)), n);
   });
   if (a.mean != nullptr) {
@@ -77,8 +78,8 @@ struct Partials {
   float* dlinear_bias;
 };
 
-// One row backward; `g`, `h` and `factors` are scratch rows. kTwo: y has two gradients, a template,
-// as a condition slows the loop down that most calls run.
+// One row backward; `g`, `h` and `factors` are scratch rows. kTwo: y has two gradients. It is a
+// template parameter because a condition would slow down the loop of the usual case.
 template <bool kTwo, class X, class R>
 void backward_row(const Args& a,
                   int64_t row,
@@ -96,11 +97,11 @@ void backward_row(const Args& a,
   const float mean = a.mean[row], rstd = a.rstd[row];
   VecF sum_g{}, sum_gh{};
   for_each_vector(D, [&](int64_t i, int n) {
-    fetch(dy + D + i);
-    fetch(total + D + i);
+    prefetch(dy + D + i);
+    prefetch(total + D + i);
     VecF d = load_n(dy + i, n);
     if constexpr (kTwo) {
-      fetch(dy_other + D + i);
+      prefetch(dy_other + D + i);
       d = d + load_n(dy_other + i, n);
     }
     const VecF hi = (load_n(total + i, n) - mean) * rstd;
@@ -124,13 +125,13 @@ void backward_row(const Args& a,
     if (dtotal != nullptr) {
       d = d + load_n(dtotal + i, n);
     }
-    fetch(dresidual + D + i);
+    prefetch(dresidual + D + i);
     store_n(dresidual + i, d, n);
     if (a.threshold > 0) {
       d = d * load_n(factors + i, n);
     }
     if (dx != nullptr) {
-      fetch(dx + D + i);
+      prefetch(dx + D + i);
       store_n(dx + i, d, n);
     }
     if (sums.dlinear_bias != nullptr) {

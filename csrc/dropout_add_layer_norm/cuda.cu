@@ -1,37 +1,26 @@
 // y = LN(residual + dropout(x + linear_bias)), forward and backward in one pass each.
 //
-// One to sixteen warps own a row: a lane holds chunks of eight neighbouring columns from the load
-// to the store, and walks rows with the parameters of its columns in registers. The grid is what
-// the device holds at a time. Rows come through shared memory by asynchronous copies, the next ones
-// while this one is worked on, without registers to wait in. Statistics are fp32, the variance is
-// taken around the mean. Dropout is drawn again in the backward; eight columns share one Philox
-// call. Parameter gradients: a warp adds up its rows in registers, a block its warps in order, and
-// a second kernel the blocks in order, so that results repeat bit for bit on one device.
-// Bound by memory: forward 2 reads and 2 writes of (M, D), backward the same and a read of each
+// One to sixteen warps own a row. A lane holds chunks of eight neighbouring columns from the load
+// to the store, and walks over rows with the parameters of its columns in registers. The grid has
+// as many blocks as the device holds at a time. Asynchronous copies bring the next rows to shared
+// memory while this row is computed, so they take no registers. Statistics are fp32; the variance
+// is taken around the mean. The backward draws dropout again; eight columns share one Philox call.
+// Parameter gradients: a warp adds its rows in registers, a block adds its warps in order, and a
+// second kernel adds the blocks in order, so results repeat bit for bit on one device. Bound by
+// memory: the forward has 2 reads and 2 writes of (M, D), the backward the same and a read of each
 // further gradient.
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
 #include "cuda/platform.cuh"
 #include "cuda/vector.cuh"
 #include "dropout_add_layer_norm/arguments.hpp"
+#include "dropout_add_layer_norm/blocks.cuh"
 #include "dropout_add_layer_norm/rows.cuh"
 
 #include <type_traits>
 
 namespace vimpac {
 namespace {
-
-// Threads of a block and how many blocks registers must leave room for on a multiprocessor. Rows of
-// several warps may need a larger block, of which there is one then.
-template <bool kOneWarp>
-constexpr int kThreads = 32 * (kOneWarp ? kNormWarps : kMaxWarps);
-template <bool kOneWarp, int kWanted>
-constexpr int kBlocks = kOneWarp ? kWanted : 1;
-
-// Bytes of the memory in which the warps of a block add up `values` sums of a row: two in turn.
-constexpr size_t sums_bytes(int warps, int values) {
-  return (static_cast<size_t>(2 * warps * values) * sizeof(float) + 15) / 16 * 16;
-}
 
 template <class T, class R, bool kOneWarp>
 __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormForward>)
@@ -65,22 +54,24 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
 
   const int stride = static_cast<int>(gridDim.x) * place.rows_at_once;
   int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows_at_once + place.row;
-  const auto fetch = [&](int64_t which, unsigned char* slot) {
+  const auto prefetch_row = [&](int64_t which, unsigned char* slot) {
     const int64_t at = which * rows.D + place.first;
     copy_columns(slot, x + at, which < rows.M, place);
     copy_columns(slot + kColumnBytes<T>, residual + at, which < rows.M, place);
     cp_async_commit();
   };
-  for (int stage = 0; stage < rows.stages; ++stage)
-    fetch(row + stage * stride, ring + stage * kSlot);
-  // The warps of a block go on together.
+  for (int stage = 0; stage < rows.stages; ++stage) {
+    prefetch_row(row + stage * stride, ring + stage * kSlot);
+  }
+  // The warps of a block stay together: rows beyond the last are computed, but not stored.
   for (int stage = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * kSlot;
     const int64_t at = row * rows.D + place.first;
     float sum[kNormChunks][kChunk], statistic[1] = {0.0f};
     Decisions decisions;
-    if (rows.threshold > 0)
+    if (rows.threshold > 0) {
       decisions.draw(seed, row, place);
+    }
     wait_for_row(rows);
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
@@ -88,26 +79,31 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
       load_copied<T>(branch, slot, c, place);
       load_copied<R>(sum[c], slot + kColumnBytes<T>, c, place);
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         branch[i] += add[c][i];
+      }
       if (rows.threshold > 0) {
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           sum[c][i] = fmaf(branch[i], decisions.keep(c, i, rows.limit()) ? rows.keep_scale : 0.0f,
                            sum[c][i]);
+        }
       } else {
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           sum[c][i] += branch[i];
+        }
       }
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         statistic[0] += sum[c][i];
-      if (total != nullptr && row < rows.M && place.column(c) < place.width)
+      }
+      if (total != nullptr && row < rows.M && place.column(c) < place.width) {
         store_chunk(total + at + place.column(c), sum[c]);
+      }
     }
     __syncwarp(); // all lanes have read
-    fetch(row + rows.stages * stride, slot);
+    prefetch_row(row + rows.stages * stride, slot);
     stage = stage + 1 == rows.stages ? 0 : stage + 1;
 
     sum_row<kOneWarp>(statistic, sums, place, rows.warps_per_row);
@@ -128,10 +124,12 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         sum[c][i] = fmaf(sum[c][i] * inverse, w[c][i], b[c][i]);
-      if (row < rows.M && place.column(c) < place.width)
+      }
+      if (row < rows.M && place.column(c) < place.width) {
         store_chunk(y + at + place.column(c), sum[c]);
+      }
     }
     if (total != nullptr && row < rows.M && place.first == 0 && place.lane == 0) {
       mean[row] = mu;
@@ -139,23 +137,6 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
     }
   }
 }
-
-// Bytes of the weight in shared memory: no registers are left to hold it, and to read it again for
-// each row takes more instructions. Of wide rows it would take room from the rows themselves.
-template <bool kOneWarp>
-constexpr int kWeightBytes = kOneWarp ? kColumnBytes<float> : 0;
-
-// Where a warp's columns of a row stand in shared memory, in bytes: mean and rstd, total, dy and
-// then what there is of dy_other and dtotal.
-template <class T, class R>
-struct Slot {
-  static constexpr int kTotal = 16, kDy = kTotal + kColumnBytes<R>, kOther = kDy + kColumnBytes<T>;
-  int dtotal, size;
-
-  __host__ __device__ Slot(bool has_other, bool has_dtotal)
-      : dtotal(kOther + (has_other ? kColumnBytes<T> : 0)),
-        size(dtotal + (has_dtotal ? kColumnBytes<R> : 0)) {}
-};
 
 // With xhat = (total - mean) * rstd, dy the sum of both gradients of y, and g = dy * weight:
 //   dtotal' = rstd * (g - mean(g) - xhat * mean(g * xhat)) + dtotal
@@ -194,28 +175,33 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   const int stride = static_cast<int>(gridDim.x) * place.rows_at_once;
   int64_t row = static_cast<int64_t>(blockIdx.x) * place.rows_at_once + place.row;
   unsigned char* const ring = bytes + warp * rows.stages * layout.size;
-  const auto fetch = [&](int64_t which, unsigned char* slot) {
+  const auto prefetch_row = [&](int64_t which, unsigned char* slot) {
     const bool live = which < rows.M;
     const int64_t at = which * rows.D + place.first;
-    if (place.lane < 2)
+    if (place.lane < 2) {
       cp_async<4>(slot + place.lane * 4, (place.lane == 0 ? mean : rstd) + which, live);
+    }
     copy_columns(slot + At::kTotal, total + at, live, place);
     copy_columns(slot + At::kDy, dy + at, live, place);
-    if (has_other)
+    if (has_other) {
       copy_columns(slot + At::kOther, dy_other + at, live, place);
-    if (has_dtotal)
+    }
+    if (has_dtotal) {
       copy_columns(slot + layout.dtotal, dtotal + at, live, place);
+    }
     cp_async_commit();
   };
-  if (kOneWarp && place.row == 0)
-    copy_columns(weights, weight, true, place); // on its way with the first row
-  for (int stage = 0; stage < rows.stages; ++stage)
-    fetch(row + stage * stride, ring + stage * layout.size);
+  if (kOneWarp && place.row == 0) {
+    copy_columns(weights, weight, true, place); // copied with the first row
+  }
+  for (int stage = 0; stage < rows.stages; ++stage) {
+    prefetch_row(row + stage * stride, ring + stage * layout.size);
+  }
   if constexpr (kOneWarp) {
     wait_for_row(rows);
-    __syncthreads(); // the weight is there
+    __syncthreads(); // the weight has arrived
   }
-  for (int stage = 0, turn = 0; row - place.row < rows.M; row += stride) {
+  for (int stage = 0, buffer = 0; row - place.row < rows.M; row += stride) {
     unsigned char* const slot = ring + stage * layout.size;
     wait_for_row(rows);
     const float mu = reinterpret_cast<const float*>(slot)[0];
@@ -230,14 +216,16 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
         float more[kChunk];
         load_copied<T>(more, slot + At::kOther, c, place);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           g[c][i] += more[i];
+        }
       }
       float w[kChunk];
-      if constexpr (kOneWarp)
+      if constexpr (kOneWarp) {
         load_copied<float>(w, weights, c, place);
-      else
+      } else {
         load_column(w, weight, c, place);
+      }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         xhat[i] = (xhat[i] - mu) * inverse;
@@ -248,8 +236,8 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
         means[1] = fmaf(g[c][i], xhat[i], means[1]);
       }
     }
-    sum_row<kOneWarp>(means, sums + turn, place, rows.warps_per_row);
-    turn = 2 * warps - turn;
+    sum_row<kOneWarp>(means, sums + buffer, place, rows.warps_per_row);
+    buffer = 2 * warps - buffer;
     const float g_mean = inverse * (means[0] * rows.inverse_D);
     const float gx_mean = inverse * inverse * (means[1] * rows.inverse_D);
     const int64_t at = row * rows.D + place.first;
@@ -258,46 +246,54 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
       float centred[kChunk];
       load_copied<R>(centred, slot + At::kTotal, c, place);
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         g[c][i] = fmaf(-gx_mean, centred[i] - mu, fmaf(inverse, g[c][i], -g_mean));
+      }
       if (has_dtotal) {
         float more[kChunk];
         load_copied<R>(more, slot + layout.dtotal, c, place);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           g[c][i] += more[i];
+        }
       }
-      if (row < rows.M && place.column(c) < place.width)
+      if (row < rows.M && place.column(c) < place.width) {
         store_chunk(dresidual + at + place.column(c), g[c]);
+      }
     }
     if (rows.threshold > 0) {
       Decisions decisions;
       decisions.draw(seed, row, place);
 #pragma unroll
-      for (int c = 0; c < kNormChunks; ++c)
+      for (int c = 0; c < kNormChunks; ++c) {
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           g[c][i] *= decisions.keep(c, i, rows.limit()) ? rows.keep_scale : 0.0f;
+        }
+      }
     }
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
-      if (dx != nullptr && row < rows.M && place.column(c) < place.width)
+      if (dx != nullptr && row < rows.M && place.column(c) < place.width) {
         store_chunk(dx + at + place.column(c), g[c]);
+      }
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         dlinear[c][i] += g[c][i];
+      }
     }
     __syncwarp(); // all lanes have read
-    fetch(row + rows.stages * stride, slot);
+    prefetch_row(row + rows.stages * stride, slot);
     stage = stage + 1 == rows.stages ? 0 : stage + 1;
   }
   cp_async_wait();
-  __syncthreads(); // nothing is on its way to where the sums go now
+  __syncthreads(); // no copy into the memory of the sums is in flight
   float* const columns = reinterpret_cast<float*>(bytes); // (rows, 3, D)
 #pragma unroll
   for (int c = 0; c < kNormChunks; ++c) {
-    if (place.column(c) >= place.width)
+    if (place.column(c) >= place.width) {
       continue;
+    }
     float* const at = columns + place.row * 3 * rows.D + place.first + place.column(c);
     store_chunk_shared(at, dweight[c]);
     store_chunk_shared(at + rows.D, dbias[c]);
@@ -306,8 +302,9 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormBac
   __syncthreads();
   for (int j = static_cast<int>(threadIdx.x); j < 3 * rows.D; j += static_cast<int>(blockDim.x)) {
     float sum = 0.0f;
-    for (int r = 0; r < place.rows_at_once; ++r)
+    for (int r = 0; r < place.rows_at_once; ++r) {
       sum += columns[r * 3 * rows.D + j];
+    }
     partial[static_cast<int64_t>(blockIdx.x) * 3 * rows.D + j] = sum;
   }
 }

@@ -1,5 +1,5 @@
-// What only a measurement can settle about dropout_add_layer_norm; build_support/tuning.py changes
-// values.
+// Tuning constants of dropout_add_layer_norm, chosen by measurement. build_support/tuning.py builds
+// with other values.
 #pragma once
 
 namespace vimpac {

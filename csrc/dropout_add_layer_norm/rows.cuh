@@ -1,12 +1,11 @@
-// Rows of (M, D) in the warps of a block, for kernels that normalise them: who holds which columns,
+// Rows of (M, D) in the warps of a block, for kernels that normalise them: the columns of a thread,
 // copies to shared memory, sums over a row, dropout.
 #pragma once
 #include "common/philox.hpp"
 #include "cuda/mma.cuh"
 #include "cuda/platform.cuh"
 #include "cuda/vector.cuh"
-
-#include <dropout_add_layer_norm/cuda_tuning.cuh>
+#include "dropout_add_layer_norm/cuda_tuning.cuh"
 
 namespace vimpac {
 namespace {
@@ -16,7 +15,7 @@ constexpr int kWarpColumns = kNormChunks * 32 * kChunk; // of a row, that a warp
 constexpr int kMaxWarps = (8192 + kWarpColumns - 1) / kWarpColumns;
 static_assert(kNormWarps <= kMaxWarps && kMaxWarps <= 32, "a block holds the widest row");
 
-// What a launch knows of its rows, ready where instructions read constants.
+// The rows of a launch, computed on the host, so that kernels read constants.
 struct Rows {
   int64_t M;
   int D, warps_per_row;
@@ -24,11 +23,11 @@ struct Rows {
   int threshold; // 16-bit decisions below it drop
   float inverse_D, keep_scale; // keep_scale: the inverse of the fraction that dropout keeps
 
-  // The threshold where the upper decision of a word is.
+  // The threshold, shifted to the upper decision of a word.
   __device__ uint32_t limit() const { return static_cast<uint32_t>(threshold) << 16; }
 };
 
-// Where a thread stands: which row of the block, which columns.
+// The position of a thread: its row in the block, its columns.
 struct Place {
   int rows_at_once; // of the block
   int row;          // this warp's among them
@@ -36,7 +35,7 @@ struct Place {
   int width;        // columns from there on
   int lane;
 
-  // one_warp: what the compiler knows of warps_per_row.
+  // one_warp: whether warps_per_row is 1, as a compile-time constant.
   __device__ explicit Place(const Rows& rows, bool one_warp = false) {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const int warps_per_row = one_warp ? 1 : rows.warps_per_row;
@@ -54,17 +53,18 @@ struct Place {
 struct Decisions {
   Philox4<uint32_t> words[kNormChunks];
 
-  // All at once, for they share the rounds' keys.
+  // Draws all of them at once: they share the keys of the rounds.
   __device__ __forceinline__ void draw(uint64_t seed, int64_t row, const Place& place) {
     const uint32_t first = opaque(static_cast<uint32_t>(place.first / kChunk + place.lane));
     const uint64_t key = static_cast<uint64_t>(opaque(static_cast<uint32_t>(seed >> 32))) << 32 |
                          opaque(static_cast<uint32_t>(seed));
 #pragma unroll
-    for (int c = 0; c < kNormChunks; ++c)
+    for (int c = 0; c < kNormChunks; ++c) {
       words[c] = philox4x32_10<uint32_t>({first + 32 * c, static_cast<uint32_t>(row),
                                           static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32),
                                           kStreamResidual},
                                          key);
+    }
   }
   // Whether element i of chunk c is kept. limit: as of Rows.
   __device__ __forceinline__ bool keep(int c, int i, uint32_t limit) const {
@@ -78,12 +78,14 @@ __device__ __forceinline__ void load_column(float (&out)[kChunk],
                                             const float* vector, // (D,) or null
                                             int c,
                                             const Place& place) {
-  if (vector != nullptr && place.column(c) < place.width)
+  if (vector != nullptr && place.column(c) < place.width) {
     load_chunk(out, vector + place.first + place.column(c));
-  else
+  } else {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i)
+    for (int i = 0; i < kChunk; ++i) {
       out[i] = 0.0f;
+    }
+  }
 }
 
 // Bytes of a warp's columns of T in shared memory.
@@ -107,82 +109,59 @@ __device__ __forceinline__ void copy_columns(unsigned char* to, // (kColumnBytes
   }
 }
 
-// A chunk of what copy_columns has brought.
+// A chunk that copy_columns has copied.
 template <class T>
 __device__ __forceinline__ void
 load_copied(float (&out)[kChunk], const unsigned char* from, int c, const Place& place) {
   load_chunk(out, reinterpret_cast<const T*>(from) + place.column(c));
 }
 
-// Until the oldest stage is there, for all lanes.
+// Waits until the oldest stage has arrived, for all lanes.
 __device__ __forceinline__ void wait_for_row(const Rows& rows) {
-  if (rows.stages == 1)
+  if (rows.stages == 1) {
     cp_async_wait<0>();
-  else
+  } else {
     cp_async_wait<kNormStages - 1>();
+  }
   __syncwarp();
 }
 
-// Adds over the lanes of a row and gives each of them the sums; where a row takes several warps,
-// every thread of the block takes part, and two uses in a row need different memory: one barrier
-// then keeps them apart.
+// Adds over the lanes of a row and gives each lane the sums. If a row takes several warps, every
+// thread of the block takes part, and two consecutive uses need different memory: then one barrier
+// is enough to separate them.
 template <bool kOneWarp, int N>
 __device__ __forceinline__ void sum_row(float (&values)[N],
                                         float* shared, // (warps, N)
                                         const Place& place,
                                         int warps_per_row) {
 #pragma unroll
-  for (int n = 0; n < N; ++n)
+  for (int n = 0; n < N; ++n) {
 #pragma unroll
-    for (int bit = 16; bit > 0; bit /= 2)
+    for (int bit = 16; bit > 0; bit /= 2) {
       values[n] += __shfl_xor_sync(kAll, values[n], bit);
+    }
+  }
   if constexpr (!kOneWarp) {
-    if (place.lane == 0)
+    if (place.lane == 0) {
 #pragma unroll
-      for (int n = 0; n < N; ++n)
+      for (int n = 0; n < N; ++n) {
         shared[threadIdx.x / 32 * N + n] = values[n];
+      }
+    }
     __syncthreads();
     shared += place.row * warps_per_row * N;
 #pragma unroll
-    for (int n = 0; n < N; ++n)
+    for (int n = 0; n < N; ++n) {
       values[n] = shared[n];
-    for (int i = 1; i < warps_per_row; ++i)
+    }
+    for (int i = 1; i < warps_per_row; ++i) {
 #pragma unroll
-      for (int n = 0; n < N; ++n)
+      for (int n = 0; n < N; ++n) {
         values[n] += shared[i * N + n];
+      }
+    }
   }
 }
-
-// Warps, rows and shared memory of a block.
-struct Split {
-  int warps_per_row;
-
-  explicit Split(int D) : warps_per_row((D + kWarpColumns - 1) / kWarpColumns) {}
-
-  int rows() const { return warps_per_row > kNormWarps ? 1 : kNormWarps / warps_per_row; }
-  int warps() const { return rows() * warps_per_row; }
-
-  // A block for each of M rows, or as many as the device holds at a time: `most` of usual blocks on
-  // a multiprocessor, unless their shared memory allows less.
-  int64_t blocks(int64_t M, int most, size_t shared = 0) const {
-    const int64_t wanted = (M + rows() - 1) / rows();
-    const int larger = most * kNormWarps / warps(); // of those that may be
-    const int resident = wave_blocks(larger > 1 ? larger : 1, shared);
-    return wanted < resident ? wanted : resident;
-  }
-  // With as many stages as every GPU has room for.
-  Rows rows_of(int64_t M, int D, int threshold, int slot_bytes) const {
-    constexpr int kSmallest = 96 << 10; // bytes of a block, without the sums
-    const int stages = warps() * kNormStages * slot_bytes <= kSmallest ? kNormStages : 1;
-    return {M,
-            D,
-            warps_per_row,
-            stages,
-            threshold,
-            1.0f / static_cast<float>(D),
-            keep_scale(threshold)};
-  }
-};
 
 } // namespace
 } // namespace vimpac

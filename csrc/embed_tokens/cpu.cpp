@@ -1,10 +1,10 @@
-// embed_tokens on the CPU. Forward: a thread owns chunks of rows; a row is summed from the tables,
-// which caches hold, and kept in fp32 in the core's own cache while it is walked twice more.
-// Backward: blocks of rows in order. Threads first share a block's rows and leave their dx in
-// scratch memory that caches hold, then share its columns and add the rows, in order, to the
-// gradients of the tables. So every sum has one order, whatever the number of threads; those of
-// weight and bias keep one partial for each place of a block. Bound by bandwidth and, with dropout,
-// by Philox.
+// embed_tokens on the CPU. Forward: a thread owns chunks of rows. A row is summed from the tables,
+// which caches hold, and stays in fp32 in the core's own cache for two more passes. Backward:
+// blocks of rows in order. The threads first share the rows of a block and write their dx to
+// scratch memory that caches hold. Then they share its columns and add the rows, in order, to the
+// gradients of the tables. So every sum has one order, whatever the number of threads. The sums of
+// weight and bias have one partial for each position of a row in its block. Bound by bandwidth and,
+// with dropout, by Philox.
 #include "cpu/element_type.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
@@ -13,7 +13,7 @@
 #include "cpu/vec_io.hpp"
 #include "embed_tokens/arguments.hpp"
 
-#include <math.h>
+#include <cmath>
 
 namespace vimpac::VIMPAC_ISA {
 namespace {
@@ -30,8 +30,8 @@ struct Args : EmbedTokens {
 };
 
 constexpr int64_t kParts = 64, kPartRows = 32; // of a block of the backward
-// Rows between two additions of the tables' recent sums to their gradients: so many that these
-// additions are an eighth of the others at most.
+// Rows between two additions of the tables' recent sums to their gradients: chosen so that these
+// additions are at most an eighth of all.
 constexpr int64_t kTermsRows = 8, kShortestInterval = 256;
 
 int64_t cells(const Args& a) {
@@ -47,7 +47,7 @@ int64_t token_at(const Args& a, int64_t i) {
                                               : static_cast<const int32_t*>(a.tokens.data)[i];
 }
 
-// What a row holds: the token's number and its place in the grid, or [CLS].
+// The content of a row: the number of its token and its position in the grid, or [CLS].
 struct Place {
   Place(const Args& a, int64_t row) {
     const int64_t S = rows_of_clip(a), clip = row / S;
@@ -117,7 +117,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   }
   if (a.weight == nullptr) {
     for_each_vector(D, [&](int64_t i, int n) {
-      fetch(y + D + i);
+      prefetch(y + D + i);
       store_n(y + i, drop ? x(i, n) * load_n(factors + i, n) : x(i, n), n);
     });
     return;
@@ -138,7 +138,7 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
   for_each_vector(D, [&](int64_t i, int n) {
     const VecF h = (load_n(total + i, n) - mean) * rstd;
     const VecF normalised = fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n));
-    fetch(y + D + i);
+    prefetch(y + D + i);
     store_n(y + i, drop ? normalised * load_n(factors + i, n) : normalised, n);
   });
   if (a.mean != nullptr) {
@@ -163,7 +163,7 @@ void backward_row(const Args& a,
     draw_factors(a, row, factors);
   }
   const auto dropped = [&](int64_t i, int n) {
-    fetch(dy + D + i);
+    prefetch(dy + D + i);
     const VecF d = load_n(dy + i, n);
     return drop ? d * load_n(factors + i, n) : d;
   };
@@ -203,7 +203,8 @@ int64_t table_rows(const Args& a) {
   return a.grid[0] + a.grid[1] + a.grid[2] + 1;
 }
 
-// Sums of the tables' gradients as far as they go: a long sum loses less by way of shorter ones.
+// Recent sums of the tables' gradients: a long sum loses fewer digits if it is made of shorter
+// ones.
 struct TableSums {
   float* recent; // (table_rows, D): of rows since the last multiple of `interval`
   float* line;   // (D,): of rows of one line along W, which time and height take as a whole
@@ -256,8 +257,8 @@ void add_rows(const Args& a,
   }
 }
 
-// Whether all ids are rows of the embedding; says which is not. The backward looks again: it is an
-// operator of its own, whose ids need not be those of a forward.
+// Whether all ids are rows of the embedding; reports the first that is not. The backward checks
+// again: it is an operator of its own, whose ids need not be those of a forward.
 bool are_inside(const Args& a) {
   for (int64_t i = 0; i < a.B * cells(a); ++i) {
     if (token_at(a, i) < 0 || token_at(a, i) >= a.V) {

@@ -1,10 +1,10 @@
 // y = dropout(LN(embedding[token] + position)), rounded to the compute dtype; [CLS] in row 0.
 //
-// One to eight warps own a place, a row of each clip: what clips share, its position and the
-// LayerNorm's parameters, is read once for several of them. A row comes from the embedding, which
-// the second-level cache holds, and stays in registers until y is stored. Statistics are fp32, the
-// variance is taken around the mean. Bound by memory: one write of (B, S, D) to it, and as many
-// reads of fp32 from the second-level cache.
+// One to eight warps own a place, which is one row of each clip. What the clips share, the position
+// and the LayerNorm's parameters, is read once for several of them. A row is read from the
+// embedding, which the second-level cache holds, and stays in registers until y is stored.
+// Statistics are fp32; the variance is taken around the mean. Bound by memory: one write of (B, S,
+// D), and as many reads of fp32 from the second-level cache.
 #include "cuda/element_type.cuh"
 #include "embed_tokens/rows.cuh"
 
@@ -37,27 +37,32 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
   for (; clip < a.B; clip += step) {
     const int64_t row = static_cast<int64_t>(clip) * a.S + s;
     const int token = next;
-    if (is_token && clip + step < a.B) // in time for the next row
+    if (is_token && clip + step < a.B) { // early, for the next row
       next = token_at(a, static_cast<int64_t>(clip + step) * cells + cell);
+    }
     const E* const embedded = static_cast<const E*>(a.embedding) + static_cast<int64_t>(token) * D;
     float x[kChunks][kChunk] = {}, statistic[1] = {0.0f};
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int column = place.column + c * place.step;
-      if (!live || column >= D)
+      if (!live || column >= D) {
         continue;
+      }
       base.read(x[c], c, column);
       if (is_token) {
         float e[kChunk];
-        if (token >= 0)
+        if (token >= 0) {
           load_chunk(e, embedded + column);
+        }
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           x[c][i] += token >= 0 ? e[i] : __uint_as_float(0x7fc00000u); // NaN
+        }
       }
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         statistic[0] += x[c][i];
+      }
     }
     float mu = 0.0f, inverse = 1.0f;
     if (norm) {
@@ -65,31 +70,38 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
       mu = statistic[0] / static_cast<float>(D);
       statistic[0] = 0.0f;
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-        if (place.column + c * place.step < D)
+      for (int c = 0; c < kChunks; ++c) {
+        if (place.column + c * place.step < D) {
 #pragma unroll
-          for (int i = 0; i < kChunk; ++i)
+          for (int i = 0; i < kChunk; ++i) {
             statistic[0] += (x[c][i] - mu) * (x[c][i] - mu);
+          }
+        }
+      }
       sum_row(statistic, shared, place);
       inverse = 1.0f / sqrtf(statistic[0] / static_cast<float>(D) + a.eps);
     }
-    if (!live)
+    if (!live) {
       continue;
+    }
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int column = place.column + c * place.step;
-      if (column >= D)
+      if (column >= D) {
         continue;
+      }
       if (norm) {
         float w[kChunk], b[kChunk];
         weight.read(w, c, column);
         bias.read(b, c, column);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i)
+        for (int i = 0; i < kChunk; ++i) {
           x[c][i] = (x[c][i] - mu) * inverse * w[i] + b[i];
+        }
       }
-      if (a.threshold > 0)
+      if (a.threshold > 0) {
         drop_chunk(x[c], seed, a.threshold, row, column, kStreamEmbedding);
+      }
       store_chunk(static_cast<Y*>(a.y) + row * D + column, x[c]);
     }
     if (a.mean != nullptr && place.column == 0) {

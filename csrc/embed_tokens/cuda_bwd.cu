@@ -1,79 +1,27 @@
-// The gradients of embed_tokens. Rows of dx never lie in memory: both kernels compute them again,
-// from dy and the tables, each in the order in which it adds them up.
+// The gradients of embed_tokens. Rows of dx are never stored: both kernels compute them again from
+// dy and the tables, each in the order in which it adds them.
 //
-// By places: one to eight warps own a place and some of the clips; they add up dx, and what weight
-// and bias get, in registers. The sums of a place over its clips lie in scratch memory, (parts, S,
-// D), which a second kernel adds up along the grid's axes; those of weight and bias, a pair for
-// each block, are added by column_sums.cuh.
+// By places: one to eight warps own a place and some of the clips. They add dx, and the gradients
+// of weight and bias, in registers. The sums of a place over its clips are written to scratch
+// memory, (parts, S, D), which a second kernel adds along the axes of the grid. The sums of weight
+// and bias, one pair for each block, are added by column_sums.cuh.
+//
 // By ids: the tokens were sorted by id, and warps own runs of equal length of the sorted rows. A
-// warp adds rows up until the id changes. What lies within the run it writes to the gradient of the
-// embedding; where an id goes on from the run before, its sum becomes that run's carry, and a last
-// kernel adds the carries of an id in order. So every sum has a fixed order, without atomics,
-// however often an id occurs ([MASK] is every seventh).
+// warp adds rows until the id changes. A sum that begins within the run is written to the gradient
+// of the embedding. If an id continues from the previous run, its sum becomes the carry of this
+// run, and a last kernel adds the carries of an id in order. So every sum has a fixed order,
+// without atomics, however often an id occurs ([MASK] is every seventh token).
+//
 // Bound by memory: dy is read twice, by places and by ids.
 #include "cuda/column_sums.cuh"
 #include "cuda/element_type.cuh"
+#include "embed_tokens/row_gradient.cuh"
 #include "embed_tokens/rows.cuh"
 
 #include <type_traits>
 
 namespace vimpac {
 namespace {
-
-// dx of a row from x and dy, with h = (x - mean) * rstd and g = dropout(dy) * weight:
-//   dx = rstd * (g - mean(g) - h * mean(g * h))
-// dweight and dbias, if kSums, take dropout(dy) * h and dropout(dy). On return x is h. Every thread
-// of the block takes part.
-template <bool kSums, class Y, int kChunks, class Weight>
-__device__ __forceinline__ void row_gradient(const EmbedProblem& a,
-                                             const RowPlace& place,
-                                             const Weight& weight,
-                                             uint64_t seed,
-                                             int64_t row,
-                                             bool live,
-                                             float* shared,
-                                             float (&x)[kChunks][kChunk],
-                                             float (&dx)[kChunks][kChunk],
-                                             float (*dweight)[kChunk],
-                                             float (*dbias)[kChunk]) {
-  const bool norm = a.weight != nullptr;
-  const float mu = norm && live ? a.mean[row] : 0.0f, inverse = norm && live ? a.rstd[row] : 0.0f;
-  float sums[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int column = place.column + c * place.step;
-    if (!live || column >= a.D)
-      continue;
-    load_chunk(dx[c], static_cast<const Y*>(a.dy) + row * a.D + column);
-    if (a.threshold > 0)
-      drop_chunk(dx[c], seed, a.threshold, row, column, kStreamEmbedding);
-    if (!norm)
-      continue;
-    float w[kChunk];
-    weight.read(w, c, column);
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      x[c][i] = (x[c][i] - mu) * inverse;
-      if constexpr (kSums) {
-        dweight[c][i] += dx[c][i] * x[c][i];
-        dbias[c][i] += dx[c][i];
-      }
-      dx[c][i] *= w[i];
-      sums[0] += dx[c][i];
-      sums[1] += dx[c][i] * x[c][i];
-    }
-  }
-  if (!norm)
-    return;
-  sum_row(sums, shared, place);
-  const float mean = sums[0] / static_cast<float>(a.D), mean_h = sums[1] / static_cast<float>(a.D);
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c)
-    if (place.column + c * place.step < a.D)
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i)
-        dx[c][i] = inverse * (dx[c][i] - mean - x[c][i] * mean_h);
-}
 
 template <class E, class Y, int kChunks>
 __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedPlacesResident : 1)
@@ -103,57 +51,67 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedP
   for (; clip < a.B; clip += step) {
     const int64_t row = static_cast<int64_t>(clip) * a.S + s;
     const int token = next;
-    if (is_token && clip + step < a.B) // in time for the next row
+    if (is_token && clip + step < a.B) { // early, for the next row
       next = token_at(a, static_cast<int64_t>(clip + step) * cells + cell);
+    }
     float x[kChunks][kChunk] = {}, dx[kChunks][kChunk] = {};
     if (a.weight != nullptr) {
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int column = place.column + c * place.step;
-        if (!live || column >= D)
+        if (!live || column >= D) {
           continue;
-        if (is_token && token >= 0)
+        }
+        if (is_token && token >= 0) {
           load_chunk(x[c],
                      static_cast<const E*>(a.embedding) + static_cast<int64_t>(token) * D + column);
+        }
         float at[kChunk];
         base.read(at, c, column);
 #pragma unroll
-        for (int i = 0; i < kChunk; ++i) // a token outside has a mean of NaN
+        for (int i = 0; i < kChunk; ++i) { // the mean is NaN for a token outside
           x[c][i] += at[i];
+        }
       }
     }
     row_gradient<true, Y>(a, place, weight, seed, row, live, shared, x, dx, dweight, dbias);
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
+    for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         sum[c][i] += dx[c][i];
+      }
+    }
   }
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int column = place.column + c * place.step;
-    if (column >= D)
+    if (column >= D) {
       continue;
-    if (live)
+    }
+    if (live) {
       store_chunk(sums + (static_cast<int64_t>(blockIdx.y) * a.S + s) * D + column, sum[c]);
+    }
     float* const at = columns + static_cast<size_t>(place.row) * 2 * D + column;
     store_chunk_shared(at, dweight[c]);
     store_chunk_shared(at + D, dbias[c]);
   }
-  if (a.weight == nullptr)
+  if (a.weight == nullptr) {
     return;
+  }
   __syncthreads();
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
   for (int j = static_cast<int>(threadIdx.x); j < 2 * D; j += static_cast<int>(blockDim.x)) {
     float total = 0.0f;
-    for (int r = 0; r < place.rows; ++r)
+    for (int r = 0; r < place.rows; ++r) {
       total += columns[static_cast<size_t>(r) * 2 * D + j];
+    }
     partial[block * 2 * D + j] = total;
   }
 }
 
-// Adds the places' sums along the axes: a row of dvectors (time, height, width, cls) in each
-// blockIdx.y. Warps take every kSumRows-th of its terms, and are added in order.
+// Adds the sums of the places along the axes: each blockIdx.y makes a row of dvectors (time,
+// height, width, cls). Each warp takes every kSumRows-th term; then the warps are added in order.
 __global__ void __launch_bounds__(kSumColumns* kSumRows)
     embed_tokens_axes_kernel(const EmbedProblem a,
                              const float* __restrict__ sums, // (parts, S, D)
@@ -170,7 +128,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   const int terms = is_cls ? a.has_cls : is_time ? H * W : is_height ? T * W : T * H;
   const int at = vector - (is_time ? 0 : is_height ? T : T + H); // on its axis
   float sum = 0.0f;
-  if (column < a.D)
+  if (column < a.D) {
     for (int i = warp; i < parts * terms; i += kSumRows) {
       const int part = i / terms, j = i % terms;
       const int cell = is_time     ? at * H * W + j
@@ -179,13 +137,16 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
       const int s = is_cls ? 0 : a.has_cls + cell;
       sum += sums[(static_cast<int64_t>(part) * a.S + s) * a.D + column];
     }
+  }
   shared[threadIdx.x] = sum;
   __syncthreads();
-  if (warp != 0 || column >= a.D)
+  if (warp != 0 || column >= a.D) {
     return;
+  }
   sum = 0.0f;
-  for (int i = 0; i < kSumRows; ++i)
+  for (int i = 0; i < kSumRows; ++i) {
     sum += shared[i * kSumColumns + lane];
+  }
   a.dvectors[static_cast<int64_t>(vector) * a.D + column] = sum;
 }
 
@@ -207,15 +168,18 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
       common<kChunks>(place, a.weight != nullptr, D,
                       [&a](float (&w)[kChunk], int column) { load_chunk(w, a.weight + column); });
   float sum[kChunks][kChunk] = {};
-  int id = -1; // of the rows in `sum`; outside the embedding: of none
+  int id = -1; // of the rows in `sum`; an id outside the embedding stands for none
   float* to = carry + static_cast<int64_t>(number) * D;
   const auto write = [&] {
-    if (id < 0 || id >= a.V)
+    if (id < 0 || id >= a.V) {
       return;
+    }
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-      if (place.column + c * place.step < D)
+    for (int c = 0; c < kChunks; ++c) {
+      if (place.column + c * place.step < D) {
         store_chunk(to + place.column + c * place.step, sum[c]);
+      }
+    }
   };
   for (int i = 0; i < run; ++i) {
     const int64_t sorted = first + i;
@@ -228,10 +192,12 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
                    : a.dembedding + static_cast<int64_t>(now) * D;
       id = now;
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
+      for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-        for (int k = 0; k < kChunk; ++k)
+        for (int k = 0; k < kChunk; ++k) {
           sum[c][k] = 0.0f;
+        }
+      }
     }
     const bool live = here && now >= 0 && now < a.V;
     const int64_t token = live ? a.order[sorted] : 0;
@@ -242,31 +208,35 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedI
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
         const int column = place.column + c * place.step;
-        if (!live || column >= D)
+        if (!live || column >= D) {
           continue;
+        }
         float at[kChunk];
         load_chunk(x[c],
                    static_cast<const E*>(a.embedding) + static_cast<int64_t>(now) * D + column);
         load_place(at, a, cell, column);
 #pragma unroll
-        for (int k = 0; k < kChunk; ++k)
+        for (int k = 0; k < kChunk; ++k) {
           x[c][k] += at[k];
+        }
       }
     }
     row_gradient<false, Y>(a, place, weight, seed, row, live, shared, x, dx, nullptr, nullptr);
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
+    for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-      for (int k = 0; k < kChunk; ++k)
+      for (int k = 0; k < kChunk; ++k) {
         sum[c][k] += dx[c][k];
+      }
+    }
   }
   write();
 }
 
 constexpr int kCarryColumns = 512; // of a block, 16 a lane
 
-// Adds the carries of each id to its gradient: a block for the first run that carries one, if a run
-// does. Warps take every kSumRows-th of them, and are added in order.
+// Adds the carries of each id to its gradient. One block for each run that may be the first to
+// carry its id. Each warp takes every kSumRows-th carry; then the warps are added in order.
 __global__ void __launch_bounds__(32 * kSumRows)
     embed_tokens_carry_kernel(const EmbedProblem a,
                               const float* __restrict__ carry, // (runs, D)
@@ -279,35 +249,42 @@ __global__ void __launch_bounds__(32 * kSumRows)
   const int64_t begin = static_cast<int64_t>(first) * run;
   const int id = id_at(begin);
   const bool carries = id >= 0 && id < a.V && id_at(begin - 1) == id;
-  if (!carries || (first > 1 && id_at(begin - run - 1) == id))
+  if (!carries || (first > 1 && id_at(begin - run - 1) == id)) {
     return;
+  }
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int left = static_cast<int>(blockIdx.y) * kCarryColumns;
   float sum[2][kChunk] = {};
-  for (int r = first + warp; r < runs && id_at(static_cast<int64_t>(r) * run) == id; r += kSumRows)
+  for (int r = first + warp; r < runs && id_at(static_cast<int64_t>(r) * run) == id;
+       r += kSumRows) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int column = left + (c * 32 + lane) * kChunk;
-      if (column < a.D)
+      if (column < a.D) {
         add_chunk(sum[c], carry + static_cast<int64_t>(r) * a.D + column);
+      }
     }
+  }
 #pragma unroll
-  for (int c = 0; c < 2; ++c)
+  for (int c = 0; c < 2; ++c) {
     store_chunk_shared(shared + warp * kCarryColumns + (c * 32 + lane) * kChunk, sum[c]);
+  }
   __syncthreads();
   const int column = static_cast<int>(threadIdx.x);
   static_assert(kCarryColumns == 32 * kSumRows); // a thread for each column
-  if (left + column >= a.D)
+  if (left + column >= a.D) {
     return;
+  }
   float* const to = a.dembedding + static_cast<int64_t>(id) * a.D + left + column;
   float total = *to;
-  for (int i = 0; i < kSumRows; ++i)
+  for (int i = 0; i < kSumRows; ++i) {
     total += shared[i * kCarryColumns + column];
+  }
   *to = total;
 }
 
-// How the work is cut, which follows from the shape alone, and where the scratch memory's parts
-// lie.
+// How the work is split, which follows from the shape alone, and the offsets of the parts of the
+// scratch memory.
 struct Plan {
   RowSplit split;
   int parts, groups, run, runs;
@@ -345,21 +322,24 @@ void launch_bwd(const EmbedProblem& a, float* scratch, Stream stream) {
            dim3(kSumColumns * kSumRows), kSumColumns * kSumRows * sizeof(float), stream, a, scratch,
            plan.parts);
     float* const dweight = a.dvectors + static_cast<int64_t>(vectors) * a.D;
-    if (a.weight != nullptr)
+    if (a.weight != nullptr) {
       add_blocks<false>(scratch + plan.partial, {dweight, dweight + a.D}, plan.parts * plan.groups,
                         2 * a.D, a.D, stream);
+    }
   }
-  if (a.dembedding == nullptr)
+  if (a.dembedding == nullptr) {
     return;
+  }
   clear(a.dembedding, static_cast<size_t>(a.V) * a.D * sizeof(float), stream);
   const unsigned blocks = static_cast<unsigned>((plan.runs + split.rows() - 1) / split.rows());
   launch(embed_tokens_ids_kernel<E, Y, kChunks>, dim3(blocks), split.threads(), sums, stream, a,
          scratch + plan.carry, plan.run, split.warps_per_row);
   const unsigned tiles = static_cast<unsigned>((a.D + kCarryColumns - 1) / kCarryColumns);
-  if (plan.runs > 1)
+  if (plan.runs > 1) {
     launch(embed_tokens_carry_kernel, dim3(static_cast<unsigned>(plan.runs - 1), tiles),
            dim3(32 * kSumRows), kSumRows * kCarryColumns * sizeof(float), stream, a,
            scratch + plan.carry, plan.run, plan.runs);
+  }
 }
 
 } // namespace

@@ -1,4 +1,5 @@
-// What only a measurement can settle about embed_tokens; build_support/tuning.py changes values.
+// Tuning constants of embed_tokens, chosen by measurement. build_support/tuning.py builds with
+// other values.
 #pragma once
 
 namespace vimpac {

@@ -1,5 +1,5 @@
-// Rows that one or more warps own: a lane holds chunks of eight neighbouring columns, 16 bytes of a
-// 16-bit type, so that a row is read once and kept in registers.
+// Rows that one or more warps own. A lane holds chunks of eight neighbouring columns, 16 bytes of a
+// 16-bit type; a row is read once and stays in registers.
 #pragma once
 #include "common/philox.hpp"
 #include "cuda/platform.cuh"
@@ -7,12 +7,12 @@
 
 namespace vimpac {
 
-// How many chunks a lane holds, and what a block is made of.
+// The chunks of a lane, and the warps of a row and of a block.
 struct RowSplit {
   int chunks, warps_per_row, warps;
 
-  // Rows of up to `narrow` columns take two chunks a lane, wider ones four; `usual` warps make a
-  // block where a row takes no more.
+  // Rows of up to `narrow` columns take two chunks per lane, wider ones four. A block has `usual`
+  // warps, or more if a row needs them.
   RowSplit(int D, int narrow, int usual) : chunks(D <= narrow ? 2 : 4) {
     warps_per_row = (D + chunks * 32 * kChunk - 1) / (chunks * 32 * kChunk);
     warps = warps_per_row > usual ? warps_per_row : usual / warps_per_row * warps_per_row;
@@ -21,7 +21,7 @@ struct RowSplit {
   dim3 threads() const { return dim3(static_cast<unsigned>(warps) * 32); }
 };
 
-// Where a thread stands: which of the block's rows, and its first column.
+// The position of a thread: its row in the block and its first column.
 struct RowPlace {
   int rows;   // of the block at a time
   int row;    // this warp's
@@ -43,24 +43,30 @@ struct RowPlace {
 template <int N>
 __device__ __forceinline__ void sum_row(float (&values)[N], float* shared, const RowPlace& place) {
 #pragma unroll
-  for (int n = 0; n < N; ++n)
+  for (int n = 0; n < N; ++n) {
 #pragma unroll
-    for (int bit = 16; bit > 0; bit /= 2)
+    for (int bit = 16; bit > 0; bit /= 2) {
       values[n] += __shfl_xor_sync(0xffffffffu, values[n], bit);
-  if (place.warps_per_row == 1)
+    }
+  }
+  if (place.warps_per_row == 1) {
     return;
+  }
   const int warp = static_cast<int>(threadIdx.x) / 32, first = place.row * place.warps_per_row;
   __syncthreads(); // the previous sums have been read
-  if (threadIdx.x % 32 == 0)
+  if (threadIdx.x % 32 == 0) {
 #pragma unroll
-    for (int n = 0; n < N; ++n)
+    for (int n = 0; n < N; ++n) {
       shared[warp * N + n] = values[n];
+    }
+  }
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     values[n] = 0.0f;
-    for (int i = 0; i < place.warps_per_row; ++i)
+    for (int i = 0; i < place.warps_per_row; ++i) {
       values[n] += shared[(first + i) * N + n];
+    }
   }
 }
 

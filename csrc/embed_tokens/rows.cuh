@@ -1,14 +1,13 @@
-// What the kernels of embed_tokens share: where a row stands, and its sum from the tables.
+// Shared by the kernels of embed_tokens: the arguments, and the sum of a row from the tables.
 #pragma once
 #include "embed_tokens/arguments.hpp"
+#include "embed_tokens/cuda_tuning.cuh"
 #include "embed_tokens/row_warps.cuh"
-
-#include <embed_tokens/cuda_tuning.cuh>
 
 namespace vimpac {
 
-// Registers are for the rows of a block of so many threads; narrow rows never take more warps than
-// a block usually has.
+// The threads of the largest block, which registers must suffice for; narrow rows never take more
+// warps than a usual block has.
 template <int kChunks>
 constexpr int kEmbedThreads = kChunks == 2 ? 32 * kEmbedWarps : 256;
 static_assert(kEmbedNarrow % 512 == 0 && kEmbedNarrow <= 512 * kEmbedWarps && kEmbedWarps <= 8);
@@ -17,14 +16,14 @@ inline RowSplit embed_split(int D) {
   return RowSplit(D, kEmbedNarrow, kEmbedWarps);
 }
 
-// Parts of a batch, each a blockIdx.y, so that a warp has about so many clips.
+// Parts of a batch, one for each blockIdx.y, so that a warp has about that many clips.
 inline int embed_parts(int B, int clips) {
   const int parts = (B + clips - 1) / clips;
   return parts < 65535 ? parts : 65535; // the most that a grid can have
 }
 
-// The arguments as kernels have them. Row s of a clip is [CLS] if has_cls and s = 0, else the token
-// of cell s - has_cls of the grid.
+// The arguments of the kernels. Row s of a clip is [CLS] if has_cls and s = 0, else the token of
+// cell s - has_cls of the grid.
 struct EmbedProblem {
   const void* tokens;
   const void* embedding;
@@ -57,7 +56,7 @@ struct EmbedProblem {
         D(static_cast<int>(a.embedding.sizes[1])), threshold(a.threshold), eps(a.eps) {}
 };
 
-// Number of a token in the embedding, or -1: it is outside.
+// The row of a token in the embedding, or -1 if it is outside.
 __device__ __forceinline__ int token_at(const EmbedProblem& a, int64_t i) {
   const int64_t token = a.wide_tokens ? static_cast<const int64_t*>(a.tokens)[i]
                                       : static_cast<const int32_t*>(a.tokens)[i];
@@ -69,43 +68,50 @@ __device__ __forceinline__ void add_chunk(float (&x)[kChunk], const float* row) 
   float added[kChunk];
   load_chunk(added, row);
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i)
+  for (int i = 0; i < kChunk; ++i) {
     x[i] += added[i];
+  }
 }
 
-// The position of a cell, or [CLS], of which no clip differs: eight columns from `column` on.
+// The position of a cell, or [CLS], both the same in all clips: eight columns from `column` on.
 __device__ __forceinline__ void
 load_place(float (&x)[kChunk], const EmbedProblem& a, int cell, int column) {
-  if (cell < 0)
+  if (cell < 0) {
     return load_chunk(x, a.cls + column);
+  }
   const int at[3] = {cell / a.grid[2] / a.grid[1], cell / a.grid[2] % a.grid[1],
                      cell % a.grid[2]}; // t, h, w
   load_chunk(x, a.positions[2] + static_cast<int64_t>(at[2]) * a.D + column);
 #pragma unroll
-  for (int axis = 1; axis >= 0; --axis)
-    if (a.positions[axis] != nullptr)
+  for (int axis = 1; axis >= 0; --axis) {
+    if (a.positions[axis] != nullptr) {
       add_chunk(x, a.positions[axis] + static_cast<int64_t>(at[axis]) * a.D + column);
+    }
+  }
 }
 
-// What all rows of a warp have in common: a chunk of it by its number and its column, out of
-// registers or, where they are too few, through the cache again each time.
+// A vector that all rows of a warp share: its chunk by number and column, from registers or, if
+// there are too few, read through the cache again each time.
 template <int kChunks, bool kHold, class Load>
 class Common {
 public:
   __device__ Common(const RowPlace& place, bool live, int D, const Load& load) : load_(load) {
     if constexpr (kHold) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-        if (live && place.column + c * place.step < D)
+      for (int c = 0; c < kChunks; ++c) {
+        if (live && place.column + c * place.step < D) {
           load_(values_[c], place.column + c * place.step);
+        }
+      }
     }
   }
 
   __device__ __forceinline__ void read(float (&out)[kChunk], int c, int column) const {
     if constexpr (kHold) {
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i)
+      for (int i = 0; i < kChunk; ++i) {
         out[i] = values_[c][i];
+      }
     } else {
       load_(out, column);
     }

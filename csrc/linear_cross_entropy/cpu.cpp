@@ -1,16 +1,16 @@
-// The row pass of linear_cross_entropy on the CPU: logits become the loss and their own gradient.
-// A thread owns blocks of kBlockRows rows; a row of V logits is walked three times while it stays
-// in the core's own cache: + bias, maximum and sum of z; exp and its sum; dz and the bias gradient.
-// So main memory is read and written once. Bound by exp. The first walk widens 16-bit logits to a
-// row of fp32, and the last one rounds dz, once. The column sums of dz (dbias) keep one partial per
-// block of rows, added in the order of the blocks.
+// The row pass of linear_cross_entropy on the CPU: logits become the loss and their own gradient. A
+// thread owns blocks of kBlockRows rows. It walks over a row of V logits three times while the row
+// stays in the core's own cache: bias, maximum and sum of z; exp and its sum; dz and the bias
+// gradient. So main memory is read and written once. Bound by exp. The first pass widens 16-bit
+// logits to a row of fp32, and the last pass rounds dz once. The column sums of dz (dbias) have one
+// partial per block of rows; they are added in the order of the blocks.
 #include "cpu/element_type.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
 #include "linear_cross_entropy/arguments.hpp"
 
-#include <math.h>
+#include <cmath>
 #include <type_traits>
 
 namespace vimpac::VIMPAC_ISA {
@@ -22,7 +22,7 @@ struct RowSums {
   float max, sum_z;
 };
 
-// logits + bias -> z; both may be the same row, which stays as it is without a bias.
+// logits + bias -> z; both may be the same row, which is unchanged without a bias.
 template <class T>
 RowSums add_bias(const T* logits, const float* bias, float* z, int64_t V) {
   VecF highest = broadcast(-INFINITY), sum{};
@@ -94,13 +94,13 @@ bool is_first_maximum(const float* z, int64_t target, float max) {
   return true;
 }
 
-// What a block of rows adds up.
+// The sums of a block of rows.
 struct Block {
   int64_t invalid; // its first row whose target or position is out of range, or -1
   int32_t hits, targets;
 };
 
-// Loss of a row that counts; its logits become dz.
+// The loss of a row that counts; its logits become dz.
 template <class T>
 float counted_row(const LinearCrossEntropy& a,
                   T* logits, // (V,)

@@ -1,5 +1,5 @@
-// What only a measurement can settle about linear_cross_entropy; build_support/tuning.py changes
-// values.
+// Tuning constants of linear_cross_entropy, chosen by measurement. build_support/tuning.py builds
+// with other values.
 #pragma once
 
 namespace vimpac {

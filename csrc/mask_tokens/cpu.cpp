@@ -1,7 +1,7 @@
 // mask_tokens on the CPU. A thread owns whole clips: it draws the clip's mask, then reads the
-// tokens once and writes inputs and mask once. After a prefix sum over the clips' counts a second
-// pass over the mask writes every clip's positions. Bound by memory traffic and, for iid and noise,
-// by Philox.
+// tokens once and writes inputs and mask once. After a prefix sum over the counts of the clips, a
+// second pass over the mask writes the positions of every clip. Bound by memory traffic and, for
+// iid and noise, by Philox.
 #include "cpu/parallel.hpp"
 #include "cpu/vec_philox.hpp"
 #include "mask_tokens/arguments.hpp"
@@ -28,7 +28,8 @@ void draw_words(uint64_t seed,
   }
 }
 
-// Two overlapping stores instead of a call: rows are short, and of one length within a box.
+// Two overlapping stores instead of a call to memset: rows are short, and all rows of a box have
+// one length.
 void set_ones(uint8_t* mask, uint32_t count) {
   constexpr uint64_t kOnes = 0x0101010101010101u;
   if (count > 16) {
@@ -44,7 +45,7 @@ void set_ones(uint8_t* mask, uint32_t count) {
   }
 }
 
-// Unions the boxes into `mask`; the last box on a token leaves its decision word, if asked for.
+// Adds the boxes to `mask`. Each token gets the decision word of the last box on it, if wanted.
 void draw_boxes(const MaskTokens& a,
                 uint64_t seed,
                 uint32_t clip,
@@ -99,7 +100,7 @@ void mark_smallest(const uint32_t* keys, int64_t cells, int64_t wanted, uint8_t*
   }
 }
 
-// The clip's mask before padding is taken out.
+// The clip's mask, padding included.
 void draw_mask(const MaskTokens& a,
                uint64_t seed,
                uint32_t clip,
@@ -123,7 +124,7 @@ void draw_mask(const MaskTokens& a,
   }
 }
 
-// Takes padding out of the mask, replaces tokens, and returns how many are masked.
+// Removes padding from the mask, replaces tokens, and returns the number of masked tokens.
 template <class T>
 int64_t replace(const MaskTokens& a,
                 int64_t cells,
@@ -180,7 +181,8 @@ VIMPAC_INLINE int store_masked(const uint8_t* mask, // (kWidth,)
 #if defined(__AVX512F__)
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(mask));
   const __mmask16 masked = _mm_test_epi8_mask(bytes, bytes);
-  _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(masked, (__m512i)(iota() + row)));
+  _mm512_storeu_si512(out,
+                      _mm512_maskz_compress_epi32(masked, reinterpret_cast<__m512i>(iota() + row)));
   return __builtin_popcount(masked);
 #else
   static_assert(kWidth == sizeof(uint64_t));

@@ -1,39 +1,16 @@
 // mask_tokens on CUDA, in one launch. A block owns one clip: it draws the clip's mask, reads the
-// tokens once, writes inputs and mask once, and learns from the clips before it (decoupled
-// look-back) where its positions begin. Bound by memory traffic and, for iid and noise, by Philox.
-// The order of blocks decides nothing: the result is a function of the arguments alone.
-
-#include <mask_tokens/cuda_tuning.cuh>
-
+// tokens once, and writes inputs and mask once. The offset of its positions follows from the counts
+// of the clips before it (decoupled look-back). Bound by memory traffic and, for iid and noise, by
+// Philox. The result does not depend on the order of the blocks.
 #include "common/philox.hpp"
 #include "cuda/platform.cuh"
 #include "mask_tokens/arguments.hpp"
+#include "mask_tokens/groups.cuh"
 
 namespace vimpac {
 namespace {
 
-constexpr int kThreads = kMaskThreads, kWarps = kThreads / 32;
-constexpr int kGroup = 4; // consecutive tokens of one thread: one Philox call of iid
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr size_t kMaxSharedBytes = 227 << 10;
-static_assert(kThreads % 32 == 0 && kThreads <= 1024, "a block is whole warps");
-
-// Division of n < 2^31 by a constant of the launch, by multiply-high.
-class Divider {
-  uint32_t multiplier_, shift_ = 0;
-
-public:
-  explicit Divider(uint32_t divisor) {
-    while (shift_ < 32 && (uint64_t{1} << shift_) < divisor)
-      ++shift_;
-    multiplier_ = static_cast<uint32_t>(
-                      ((uint64_t{1} << 32) * ((uint64_t{1} << shift_) - divisor)) / divisor) +
-                  1;
-  }
-  __device__ __forceinline__ uint32_t quotient(uint32_t n) const {
-    return (__umulhi(n, multiplier_) + n) >> shift_;
-  }
-};
 
 struct Plan {
   MaskTokens args;
@@ -47,40 +24,10 @@ struct Box {
   uint32_t t, t_end, h, h_end, w, w_end, decision;
 };
 
-// What a clip tells the clips after it: how many tokens are masked in it alone, then how many in it
-// and before it. Both travel with their kind in one word, so that no other memory needs ordering.
+// The status of a clip for the clips after it: first the number of masked tokens in this clip, then
+// the number in it and all clips before it. The kind of a count and the count are in one word, so
+// no other memory needs ordering.
 constexpr unsigned long long kOwnCount = 1ull << 32, kRunningCount = 2ull << 32;
-
-template <class T>
-struct alignas(kGroup * sizeof(T)) Group {
-  T x[kGroup];
-};
-
-// Element i of p[0, 4), or of its first `count` elements where the group is cut or not aligned.
-template <class T>
-__device__ __forceinline__ Group<T> load_group(const T* p, uint32_t count, bool vectors) {
-  Group<T> group{};
-  if (vectors)
-    return *reinterpret_cast<const Group<T>*>(p);
-#pragma unroll
-  for (uint32_t i = 0; i < kGroup; ++i)
-    if (i < count)
-      group.x[i] = p[i];
-  return group;
-}
-
-template <class T>
-__device__ __forceinline__ void
-store_group(T* p, const Group<T>& group, uint32_t count, bool vectors) {
-  if (vectors) {
-    *reinterpret_cast<Group<T>*>(p) = group;
-    return;
-  }
-#pragma unroll
-  for (uint32_t i = 0; i < kGroup; ++i)
-    if (i < count)
-      p[i] = group.x[i];
-}
 
 __device__ __forceinline__ uint32_t word(const Philox4<uint32_t>& x, int i) {
   return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
@@ -98,49 +45,7 @@ __device__ __forceinline__ Box draw_box(const MaskTokens& a,
   return {t0, t0 + t, h0, h0 + h, w0, w0 + w, size.w};
 }
 
-// Sum of `value` over the threads before this one, and over the block. scratch: (kWarps,).
-__device__ __forceinline__ uint32_t exclusive_sum(uint32_t value,
-                                                  uint32_t* scratch,
-                                                  uint32_t& total) {
-  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t inclusive = value;
-#pragma unroll
-  for (unsigned delta = 1; delta < 32; delta *= 2) {
-    const uint32_t before = __shfl_up_sync(kAllLanes, inclusive, delta);
-    inclusive += lane >= delta ? before : 0;
-  }
-  if (lane == 31)
-    scratch[warp] = inclusive;
-  __syncthreads();
-  uint32_t sum = inclusive - value;
-  total = 0;
-#pragma unroll
-  for (unsigned w = 0; w < kWarps; ++w) {
-    sum += w < warp ? scratch[w] : 0;
-    total += scratch[w];
-  }
-  __syncthreads(); // the next call overwrites scratch
-  return sum;
-}
-
-// The `wanted`-th smallest key << index_bits | index, from the highest bit down. All threads call.
-__device__ uint64_t select_smallest(const uint32_t* keys, uint32_t count, uint32_t wanted) {
-  const int index_bits = 32 - __clz(static_cast<int>(count));
-  uint64_t smallest = 0;
-  for (int bit = 31 + index_bits; bit >= 0; --bit) {
-    const uint64_t candidate = smallest | uint64_t{1} << bit;
-    uint32_t below = 0;
-    for (uint32_t first = 0; first < count; first += kThreads) {
-      const uint32_t i = first + threadIdx.x;
-      const uint64_t key = i < count ? uint64_t{keys[i]} << index_bits | i : ~uint64_t{0};
-      below += static_cast<uint32_t>(__syncthreads_count(key < candidate));
-    }
-    smallest = below < wanted ? candidate : smallest;
-  }
-  return smallest;
-}
-
-// A clip's mask before padding is taken out; what it needs lies in shared memory.
+// A clip's mask, padding included. Its tables are in shared memory.
 struct Sampler {
   const Plan& plan;
   uint64_t seed;
@@ -153,23 +58,27 @@ struct Sampler {
     const MaskTokens& a = plan.args;
     const uint32_t plane = static_cast<uint32_t>(a.H) * a.W;
     if (a.strategy == MaskTokens::kBlock) {
-      for (uint32_t k = threadIdx.x; k < static_cast<uint32_t>(a.num_blocks); k += kThreads)
+      for (uint32_t k = threadIdx.x; k < static_cast<uint32_t>(a.num_blocks); k += kThreads) {
         boxes[k] = draw_box(a, seed, clip, k);
+      }
     } else if (a.strategy == MaskTokens::kTube) {
-      for (uint32_t i = threadIdx.x; i < plane; i += kThreads)
+      for (uint32_t i = threadIdx.x; i < plane; i += kThreads) {
         keys[i] = word(philox4x32_10<uint32_t>({clip, i / 4, 0, kStreamMask}, seed), i % 4);
+      }
     }
     __syncthreads();
-    if (a.strategy == MaskTokens::kTube && a.amount != 0)
+    if (a.strategy == MaskTokens::kTube && a.amount != 0) {
       last = select_smallest(keys, plane, static_cast<uint32_t>(a.amount));
+    }
   }
 
   // Bit i: whether token first + i is masked. decision[i]: that of the last box on the token.
   __device__ __forceinline__ uint32_t masked(uint32_t first, uint32_t (&decision)[kGroup]) const {
     const MaskTokens& a = plan.args;
     Philox4<uint32_t> words{};
-    if (a.strategy == MaskTokens::kIid)
+    if (a.strategy == MaskTokens::kIid) {
       words = philox4x32_10<uint32_t>({clip, first / 4, 0, kStreamMask}, seed);
+    }
     const int index_bits = 32 - __clz(a.H * a.W);
     uint32_t bits = 0;
 #pragma unroll
@@ -209,48 +118,55 @@ __device__ __forceinline__ Group<T> replace(const Sampler& s,
 #pragma unroll
   for (int pair = 0; pair < kGroup / 2; ++pair) {
     Philox4<uint32_t> words{};
-    if (a.noise != MaskTokens::kNone && (bits >> 2 * pair & 3) != 0)
+    if (a.noise != MaskTokens::kNone && (bits >> 2 * pair & 3) != 0) {
       words = philox4x32_10<uint32_t>({s.clip, first / 2 + pair, 0, kStreamNoise}, s.seed);
+    }
 #pragma unroll
     for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
-      if ((bits >> i & 1) == 0)
+      if ((bits >> i & 1) == 0) {
         continue;
+      }
       const uint32_t decision =
           a.noise == MaskTokens::kPerBlock ? block_decision[i] : word(words, 2 * (i % 2));
-      if (a.noise == MaskTokens::kNone || decision < a.noise_below[0])
+      if (a.noise == MaskTokens::kNone || decision < a.noise_below[0]) {
         tokens.x[i] = static_cast<T>(a.mask_token);
-      else if (decision < a.noise_below[1])
+      } else if (decision < a.noise_below[1]) {
         tokens.x[i] = static_cast<T>(bounded(word(words, 2 * (i % 2) + 1), a.vocab_size));
+      }
     }
   }
   return tokens;
 }
 
-// Masked tokens in the clips before `clip`; publishes `own` and the running count for those after.
-// One warp calls; each lane watches one of the 32 clips before `end`.
+// The number of masked tokens in the clips before `clip`. Publishes `own` and the running count for
+// the clips after it. One warp calls; each lane reads one of the 32 clips before `end`.
 __device__ uint32_t look_back(unsigned long long* status, uint32_t clip, uint32_t own) {
   const uint32_t lane = threadIdx.x % 32;
-  if (lane == 0)
+  if (lane == 0) {
     atomicExch(status + clip, (clip == 0 ? kRunningCount : kOwnCount) | own);
+  }
   uint32_t before = 0;
   for (uint32_t end = clip; end != 0;) {
     unsigned long long seen = kRunningCount; // before the first clip: nothing
-    if (lane < end)
-      while ((seen = atomicAdd(status + end - 1 - lane, 0ull)) == 0)
+    if (lane < end) {
+      while ((seen = atomicAdd(status + end - 1 - lane, 0ull)) == 0) {
         __nanosleep(kMaskNanoseconds);
+      }
+    }
     // Own counts up to the nearest running count complete the sum.
     const unsigned running = __ballot_sync(kAllLanes, seen >= kRunningCount);
     const uint32_t nearest = running == 0 ? 32 : static_cast<uint32_t>(__ffs(running)) - 1;
     before += __reduce_add_sync(kAllLanes, lane <= nearest ? static_cast<uint32_t>(seen) : 0u);
     end = running == 0 ? end - 32 : 0;
   }
-  if (lane == 0 && clip != 0)
+  if (lane == 0 && clip != 0) {
     atomicExch(status + clip, kRunningCount | (before + own));
+  }
   return before;
 }
 
-// Rows of the clip's masked tokens from `before` on. The unmasked ones each put a -1 at the far
-// end, which together fill what the masked ones of all clips leave.
+// Writes the rows of the clip's masked tokens from `before` on. Each unmasked token writes a -1 at
+// the far end; together they fill the rest that the masked tokens of all clips leave.
 __device__ __forceinline__ void write_positions(const Plan& plan,
                                                 uint32_t clip,
                                                 uint32_t before,
@@ -270,10 +186,11 @@ __device__ __forceinline__ void write_positions(const Plan& plan,
 #pragma unroll
     for (uint32_t i = 0; i < kGroup; ++i) {
       const uint32_t cell = group * kGroup + i;
-      if ((mine >> i & 1) != 0)
+      if ((mine >> i & 1) != 0) {
         a.positions[before + rank++] = static_cast<int32_t>(first_row + cell);
-      else if (cell < plan.cells)
+      } else if (cell < plan.cells) {
         *(end - 1 - (cell - rank)) = -1;
+      }
     }
   }
 }
@@ -291,8 +208,9 @@ __global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kerne
 
   // Clips are taken in the order in which blocks start, so that a clip waits for running blocks
   // only.
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     shared[0] = static_cast<uint32_t>(atomicAdd(plan.state, 1ull));
+  }
   __syncthreads();
   const uint32_t clip = shared[0];
   const size_t base = static_cast<size_t>(clip) * plan.cells;
@@ -328,8 +246,9 @@ __global__ void __launch_bounds__(kThreads, kMaskResident) mask_tokens_fwd_kerne
     const uint32_t before = look_back(plan.state + 1, clip, total);
     if (threadIdx.x == 0) {
       shared[1] = before;
-      if (clip == gridDim.x - 1)
+      if (clip == gridDim.x - 1) {
         *a.count = static_cast<int32_t>(before + total);
+      }
     }
   }
   __syncthreads();
@@ -353,11 +272,12 @@ void launch_mask_tokens_fwd(const MaskTokens& args) {
   const size_t shared = kClipBytes + round_up(groups) +
                         round_up(boxed ? args.num_blocks * sizeof(Box) : 0) +
                         (tube ? size_t{4} * args.H * args.W : 0);
-  if (shared > kMaxSharedBytes)
+  if (shared > kMaxSharedBytes) {
     throw std::runtime_error("mask_tokens: clips of " + std::to_string(cells) + " tokens with " +
                              std::to_string(args.num_blocks) + " blocks need " +
                              std::to_string(shared) + " bytes of shared memory, at most " +
                              std::to_string(kMaxSharedBytes) + ": use impl='triton'");
+  }
   const auto stream = static_cast<Stream>(args.stream);
   clear(args.workspace, (1 + args.B) * sizeof(unsigned long long), stream);
   const Plan plan{args,

@@ -1,13 +1,12 @@
 // The state of one running block and its threads, and the way to report what a kernel did wrong.
 #pragma once
-#include <cuda_runtime.h>
+#include "fiber.hpp"
 
+#include <cuda_runtime.h>
 #include <functional>
 #include <source_location>
 #include <string>
 #include <vector>
-
-#include "fiber.hpp"
 
 namespace emulator {
 
@@ -45,7 +44,7 @@ struct Block {
   std::vector<Thread> threads;          // whole warps
   std::vector<unsigned> arrived, alive; // by warp: lanes at a collective, lanes not yet exited
   // Barriers passed so far, by warp and then by the block, and what the race detector synchronizes
-  // on: two addresses for each counter, used in turn.
+  // on: two addresses for each counter, used alternately.
   std::vector<unsigned> phase;
   std::vector<char> tags;
   unsigned waiting = 0, live = 0; // threads at a block barrier, threads not yet exited
@@ -76,8 +75,9 @@ inline void park() {
 fail(const std::string& what, const char* operation, const Location& location) {
   Unchecked scope;
   current->block->error = what + ": " + describe(*current, operation, location);
-  for (;;)
+  for (;;) {
     park();
+  }
 }
 
 } // namespace emulator

@@ -1,14 +1,14 @@
 // Deliberately broken kernels, each of which the emulator must notice, and correct twins, which it
 // must accept. Usage: broken CASE SEED; without arguments lists the cases.
 // Exit status: 0 accepted, 2 the emulator raised, 3 a wrong result; sanitizers exit with their own.
+#include "cuda/mma.cuh"
+
 #include <cstdio>
 #include <map>
 #include <string>
-
-#include "cuda/mma.cuh"
+#include <vector>
 
 using namespace vimpac;
-
 namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
@@ -19,15 +19,14 @@ __device__ unsigned global_thread() {
   return blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// --- order of shared-memory accesses ---
-
 template <bool Barrier>
 __global__ void read_after_write(float* out) {
   SharedArena arena;
   float* x = arena.take<float>(kThreads);
   x[threadIdx.x] = static_cast<float>(threadIdx.x);
-  if (Barrier)
+  if (Barrier) {
     __syncthreads();
+  }
   out[global_thread()] = x[(threadIdx.x + 33) % kThreads];
 }
 
@@ -38,8 +37,9 @@ __global__ void write_after_read(float* out) {
   x[threadIdx.x] = static_cast<float>(threadIdx.x);
   __syncthreads();
   const float y = x[(threadIdx.x + 33) % kThreads];
-  if (Barrier)
+  if (Barrier) {
     __syncthreads();
+  }
   x[threadIdx.x] = -1;
   out[global_thread()] = y;
 }
@@ -49,8 +49,9 @@ __global__ void warp_exchange(float* out) {
   SharedArena arena;
   float* x = arena.take<float>(kThreads);
   x[threadIdx.x] = static_cast<float>(threadIdx.x);
-  if (Sync)
+  if (Sync) {
     __syncwarp();
+  }
   out[global_thread()] = x[threadIdx.x ^ 1];
 }
 
@@ -60,13 +61,16 @@ __global__ void reused_scratch(float* out) {
   float* x = arena.take<float>(4);
   float total = 0;
   for (int i = 0; i < 3; ++i) {
-    if (threadIdx.x % 32 == 0)
+    if (threadIdx.x % 32 == 0) {
       x[threadIdx.x / 32] = static_cast<float>(static_cast<int>(threadIdx.x) + i);
+    }
     __syncthreads();
-    for (int w = 0; w < 4; ++w)
+    for (int w = 0; w < 4; ++w) {
       total += x[w];
-    if (Barrier)
+    }
+    if (Barrier) {
       __syncthreads();
+    }
   }
   out[global_thread()] = total;
 }
@@ -75,23 +79,26 @@ template <bool Atomic>
 __global__ void block_count(float* out) {
   SharedArena arena;
   int* n = arena.take<int>(1);
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
     *n = 0;
+  }
   __syncthreads();
-  if (Atomic)
+  if (Atomic) {
     atomicAdd(n, 1);
-  else
+  } else {
     *n += 1;
+  }
   __syncthreads();
   out[global_thread()] = static_cast<float>(*n);
 }
 
 template <bool Atomic>
 __global__ void grid_sum(float* out) {
-  if (Atomic)
+  if (Atomic) {
     atomicAdd(out, 1.0f);
-  else
+  } else {
     *out += 1.0f;
+  }
 }
 
 // A block waits for the one before it: by a ticket drawn on arrival, or by its index, although
@@ -99,37 +106,40 @@ __global__ void grid_sum(float* out) {
 // on.
 template <bool Ticket>
 __global__ void chained_blocks(float* out) {
-  if (threadIdx.x != 0)
+  if (threadIdx.x != 0) {
     return;
+  }
   auto* words = reinterpret_cast<unsigned*>(out + kThreads);
-  const unsigned turn = Ticket ? atomicAdd(words, 1u) : blockIdx.x;
-  while (atomicAdd(words + 1, 0u) != turn)
+  const unsigned ticket = Ticket ? atomicAdd(words, 1u) : blockIdx.x;
+  while (atomicAdd(words + 1, 0u) != ticket) {
     __nanosleep(20);
-  atomicExch(words + 1, turn + 1);
+  }
+  atomicExch(words + 1, ticket + 1);
 }
 
-// --- barriers and collectives ---
-
 __global__ void two_barrier_sites(float* out) {
-  if (threadIdx.x < 64)
+  if (threadIdx.x < 64) {
     __syncthreads();
-  else
+  } else {
     __syncthreads();
+  }
   out[global_thread()] = 0;
 }
 
 __global__ void half_a_barrier(float* out) {
-  if (threadIdx.x < 64)
+  if (threadIdx.x < 64) {
     __syncthreads();
-  else if (threadIdx.x % 2 == 0)
+  } else if (threadIdx.x % 2 == 0) {
     __syncwarp();
+  }
   out[global_thread()] = 0;
 }
 
 __global__ void divergent_shuffle(float* out) {
   float x = 0;
-  if (threadIdx.x % 32 < 16)
+  if (threadIdx.x % 32 < 16) {
     x = __shfl_xor_sync(kAll, 1.0f, 1);
+  }
   __syncthreads();
   out[global_thread()] = x;
 }
@@ -144,8 +154,9 @@ __global__ void foreign_mask(float* out) {
 }
 
 __global__ void exited_lane(float* out) {
-  if (threadIdx.x == 5)
+  if (threadIdx.x == 5) {
     return;
+  }
   out[global_thread()] = __shfl_sync(kAll, 1.0f, 0);
 }
 
@@ -155,13 +166,12 @@ __global__ void source_outside_mask(float* out) {
 }
 
 __global__ void early_exit(float* out) {
-  if (threadIdx.x >= 64)
+  if (threadIdx.x >= 64) {
     return;
+  }
   __syncthreads();
   out[global_thread()] = 0;
 }
-
-// --- bounds, alignment, initialization ---
 
 template <int Offset>
 __global__ void shared_neighbour(float* out) {
@@ -210,18 +220,18 @@ __global__ void integer_overflow(float* out) {
   out[global_thread()] = x + 200 == 0 ? 1.0f : 0.0f;
 }
 
-// --- asynchronous copies, ldmatrix ---
-
 template <bool Wait, bool Barrier>
 __global__ void async_copy(float* out) {
   SharedArena arena;
   float* x = arena.take<float>(kThreads);
   cp_async<4>(x + threadIdx.x, out + threadIdx.x);
   cp_async_commit();
-  if (Wait)
+  if (Wait) {
     cp_async_wait<0>();
-  if (Barrier)
+  }
+  if (Barrier) {
     __syncthreads();
+  }
   out[kThreads + threadIdx.x] = x[(threadIdx.x + 33) % kThreads];
 }
 
@@ -360,31 +370,31 @@ const std::map<std::string, Case> kCases = {
 };
 
 int run(const Case& c, unsigned seed) {
-  constexpr unsigned count = 2 * kThreads;
-  auto* out = static_cast<float*>(std::calloc(count, sizeof(float)));
+  std::vector<float> out(2 * kThreads);
   emulator::schedule = {seed, 1};
   try {
-    launch(c.kernel, dim3(c.blocks), dim3(c.threads), c.shared_bytes, nullptr, out);
+    launch(c.kernel, dim3(c.blocks), dim3(c.threads), c.shared_bytes, nullptr, out.data());
   } catch (const std::runtime_error& error) {
     std::printf("error: %s\n", error.what());
     return 2;
   }
-  int status = 0;
-  for (unsigned i = 0; i < count && status == 0; ++i)
-    if (!(out[i] == c.expected(i))) {
+  for (unsigned i = 0; i < out.size(); ++i) {
+    if (out[i] != c.expected(i)) {
       std::printf("wrong: out[%u] = %g\n", i, static_cast<double>(out[i]));
-      status = 3;
+      return 3;
     }
-  std::free(out);
-  return status;
+  }
+  return 0;
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
-  if (argc == 3)
+  if (argc == 3) {
     return run(kCases.at(argv[1]), static_cast<unsigned>(std::stoul(argv[2])));
-  for (const auto& entry : kCases)
+  }
+  for (const auto& entry : kCases) {
     std::puts(entry.first.c_str());
+  }
   return 0;
 }

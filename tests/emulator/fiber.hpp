@@ -1,15 +1,14 @@
 // Fibers: stacks that one OS thread changes between in a few nanoseconds (ucontext takes a system
 // call for the signal mask and is 50 times slower).
 #pragma once
-#include <sys/mman.h>
+#include "sanitizers.hpp"
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-
-#include "sanitizers.hpp"
+#include <sys/mman.h>
 
 namespace emulator {
 
@@ -49,12 +48,14 @@ public:
   explicit Stacks(size_t count) : count_(count) {
     void* p = mmap(nullptr, count * kStride, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
+    if (p == MAP_FAILED) {
       throw std::runtime_error("emulator: cannot map the stacks of " + std::to_string(count) +
                                " threads");
+    }
     base_ = static_cast<char*>(p);
-    for (size_t i = 0; i < count; ++i)
+    for (size_t i = 0; i < count; ++i) {
       mprotect(base_ + i * kStride, kPage, PROT_NONE);
+    }
   }
   ~Stacks() { munmap(base_, count_ * kStride); }
   Stacks(const Stacks&) = delete;

@@ -1,14 +1,14 @@
 // The CUDA device functions that kernels call, under CUDA's own names.
 #pragma once
+#include "shared_arena.hpp"
+#include "sync.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-
-#include "shared_arena.hpp"
-#include "sync.hpp"
 
 namespace emulator {
 
@@ -24,10 +24,12 @@ T shuffle(const char* operation, unsigned mask, T value, int source, const Locat
   Exchange<T> mine{value, source, {}};
   const auto combine = [&](Exchange<T>** lanes) {
     for (unsigned i = 0; i < kWarp; ++i) {
-      if (lanes[i] == nullptr)
+      if (lanes[i] == nullptr) {
         continue;
-      if (lanes[lanes[i]->source] == nullptr)
+      }
+      if (lanes[lanes[i]->source] == nullptr) {
         fail("the source lane is outside the mask", operation, location);
+      }
       lanes[i]->out = lanes[lanes[i]->source]->in;
     }
   };
@@ -41,12 +43,16 @@ T reduce(const char* operation, unsigned mask, T value, Reduce f, const Location
   const auto combine = [&](Exchange<T>** lanes) {
     const unsigned first = static_cast<unsigned>(std::countr_zero(mask));
     T total = lanes[first]->in;
-    for (unsigned i = first + 1; i < kWarp; ++i)
-      if (lanes[i] != nullptr)
+    for (unsigned i = first + 1; i < kWarp; ++i) {
+      if (lanes[i] != nullptr) {
         total = f(total, lanes[i]->in);
-    for (unsigned i = first; i < kWarp; ++i)
-      if (lanes[i] != nullptr)
+      }
+    }
+    for (unsigned i = first; i < kWarp; ++i) {
+      if (lanes[i] != nullptr) {
         lanes[i]->out = total;
+      }
+    }
   };
   collective(operation, mask, mine, combine, location);
   return mine.out;
@@ -77,8 +83,9 @@ inline float flush(float x) {
 // last place off as its documentation allows, up or down by a hash of the bits, so that it repeats.
 // 1, which 2^0 is on every GPU, stays.
 inline float approximate(float exact, unsigned ulps) {
-  if (!std::isnormal(exact) || exact == 1.0f)
+  if (!std::isnormal(exact) || exact == 1.0f) {
     return flush(exact);
+  }
   const unsigned bits = std::bit_cast<unsigned>(exact);
   return flush(std::bit_cast<float>(bits * 2654435761u >> 31 != 0 ? bits + ulps : bits - ulps));
 }
@@ -203,8 +210,9 @@ inline void __nanosleep(unsigned /*ns*/, EMULATOR_HERE) {
 namespace emulator {
 template <class T>
 T* expect_global(const char* operation, T* p, const Location& location) {
-  if (in_shared(p, sizeof(T)))
+  if (in_shared(p, sizeof(T))) {
     fail("the address is in shared memory", operation, location);
+  }
   return p;
 }
 } // namespace emulator

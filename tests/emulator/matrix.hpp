@@ -1,9 +1,9 @@
 // The emulated counterparts of the wrappers in csrc/cuda/mma.cuh; fragments as described there.
 #pragma once
-#include <type_traits>
-
 #include "shared_arena.hpp"
 #include "sync.hpp"
+
+#include <type_traits>
 
 namespace emulator {
 
@@ -34,24 +34,32 @@ void multiply_fragments(MmaOperand** lanes) {
     uint16_t av[8], bv[4];
     std::memcpy(av, lanes[lane]->a, sizeof(av));
     std::memcpy(bv, lanes[lane]->b, sizeof(bv));
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < 8; ++i) {
       a[group + i / 2 % 2 * 8][column + i / 4 * 8 + i % 2] = widen(av[i], kType);
-    for (int i = 0; i < 4; ++i)
+    }
+    for (int i = 0; i < 4; ++i) {
       b[column + i / 2 * 8 + i % 2][group] = widen(bv[i], kType);
-    for (int i = 0; i < 4; ++i)
+    }
+    for (int i = 0; i < 4; ++i) {
       d[group + i / 2 * 8][column + i % 2] = lanes[lane]->c[i];
+    }
   }
   for (int m = 0; m < 16; ++m) {
     float sum[8] = {};
-    for (int k = 0; k < 16; ++k)
-      for (int n = 0; n < 8; ++n)
+    for (int k = 0; k < 16; ++k) {
+      for (int n = 0; n < 8; ++n) {
         sum[n] += a[m][k] * b[k][n];
-    for (int n = 0; n < 8; ++n)
+      }
+    }
+    for (int n = 0; n < 8; ++n) {
       d[m][n] += sum[n];
+    }
   }
-  for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < 4; ++i)
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
       lanes[lane]->d[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+    }
+  }
 }
 
 } // namespace emulator
@@ -77,15 +85,18 @@ void ldmatrix(uint32_t (&out)[N], const void* row, EMULATOR_HERE) {
     uint32_t* out;
   } mine{{}, out};
   if (emulator::current->lane < 8 * N) {
-    if (!emulator::in_shared(row, 16))
+    if (!emulator::in_shared(row, 16)) {
       emulator::fail("the row is not in shared memory", "ldmatrix", here);
-    if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    }
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
       emulator::fail("the row is not aligned to 16 bytes", "ldmatrix", here);
-    for (int i = 0; i < 8; ++i) // visible to the sanitizers, as memcpy may not be
+    }
+    for (int i = 0; i < 8; ++i) { // visible to the sanitizers, as memcpy may not be
       mine.row[i] = static_cast<const uint16_t*>(row)[i];
+    }
   }
   const auto combine = [](Operand** lanes) {
-    for (int lane = 0; lane < 32; ++lane)
+    for (int lane = 0; lane < 32; ++lane) {
       for (int i = 0; i < N; ++i) {
         uint32_t pair[2];
         for (int e = 0; e < 2; ++e) {
@@ -94,6 +105,7 @@ void ldmatrix(uint32_t (&out)[N], const void* row, EMULATOR_HERE) {
         }
         lanes[lane]->out[i] = pair[0] | pair[1] << 16;
       }
+    }
   };
   emulator::collective("ldmatrix", ~0u, mine, combine, here);
 }
@@ -120,14 +132,17 @@ inline uint32_t transpose_8x8(uint32_t x, EMULATOR_HERE) {
 template <int Bytes>
 void cp_async(void* dst, const void* src, bool valid = true, EMULATOR_HERE) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
-  if (!emulator::in_shared(dst, Bytes))
+  if (!emulator::in_shared(dst, Bytes)) {
     emulator::fail("the destination is not in shared memory", "cp_async", here);
+  }
   if (reinterpret_cast<uintptr_t>(dst) % Bytes != 0 ||
-      (valid && reinterpret_cast<uintptr_t>(src) % Bytes != 0))
+      (valid && reinterpret_cast<uintptr_t>(src) % Bytes != 0)) {
     emulator::fail("an address is not aligned to " + std::to_string(Bytes) + " bytes", "cp_async",
                    here);
-  for (int i = 0; i < Bytes / 4; ++i)
+  }
+  for (int i = 0; i < Bytes / 4; ++i) {
     static_cast<uint32_t*>(dst)[i] = ~0u;
+  }
   emulator::Unchecked scope;
   emulator::current->copies.back().push_back({static_cast<uint32_t*>(dst),
                                               valid ? static_cast<const uint32_t*>(src) : nullptr,
@@ -143,9 +158,11 @@ template <int Pending = 0>
 void cp_async_wait() {
   auto& groups = emulator::current->copies;
   while (groups.size() > Pending + 1) { // the open group does not count
-    for (const emulator::AsyncCopy& copy : groups.front())
-      for (int i = 0; i < copy.words; ++i)
+    for (const emulator::AsyncCopy& copy : groups.front()) {
+      for (int i = 0; i < copy.words; ++i) {
         copy.dst[i] = copy.src != nullptr ? copy.src[i] : 0;
+      }
+    }
     emulator::Unchecked scope;
     groups.erase(groups.begin());
   }

@@ -1,13 +1,13 @@
 // The part of the CUDA runtime's interface that launch.cuh calls, with errors on demand. What a
 // test sets or counts is in `host`.
 #pragma once
+#include "scheduler.hpp"
+
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
 #include <utility>
-
-#include "scheduler.hpp"
 
 namespace emulator {
 
@@ -91,12 +91,14 @@ cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), 
   check_launch(config->gridDim, config->blockDim, config->dynamicSmemBytes);
   {
     const std::lock_guard<std::mutex> lock(host.mutex);
-    if (host.failure != cudaSuccess)
+    if (host.failure != cudaSuccess) {
       return host.pending = std::exchange(host.failure, cudaSuccess);
+    }
     const auto allowed = host.shared.find({entry, host.device});
     const int most = allowed == host.shared.end() ? 48 << 10 : allowed->second;
-    if (config->dynamicSmemBytes > static_cast<size_t>(most))
+    if (config->dynamicSmemBytes > static_cast<size_t>(most)) {
       return host.pending = cudaErrorInvalidValue;
+    }
     host.launched.insert(entry);
     ++host.launches;
   }

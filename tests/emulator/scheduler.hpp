@@ -1,13 +1,13 @@
 // Runs the blocks of a launch. What a GPU leaves open follows a seeded schedule.
 #pragma once
+#include "shared_arena.hpp"
+#include "sync.hpp"
+
 #include <atomic>
 #include <exception>
 #include <numeric>
 #include <random>
 #include <thread>
-
-#include "shared_arena.hpp"
-#include "sync.hpp"
 
 namespace emulator {
 
@@ -28,11 +28,13 @@ inline void thread_main() {
     Unchecked scope;
     t.state = State::kDone;
     block.alive[t.warp] &= ~(1u << t.lane);
-    if (--block.live != 0 && block.waiting == block.live) // exited threads count as arrived
+    if (--block.live != 0 && block.waiting == block.live) { // exited threads count as arrived
       release_barrier(block);
+    }
   }
-  for (;;)
+  for (;;) {
     park();
+  }
 }
 
 // One OS thread's place for a block: fibers, their stacks, shared memory.
@@ -65,14 +67,16 @@ class Worker {
       stacks_.prepare(i, t.context, &thread_main);
       order_.push_back(&t);
     }
-    if (schedule.seed == 1)
+    if (schedule.seed == 1) {
       std::reverse(order_.begin(), order_.end());
+    }
   }
 
   void finish() {
     for (const Thread* t : order_) {
-      if (t->state == State::kWaiting && block_.error.empty())
+      if (t->state == State::kWaiting && block_.error.empty()) {
         block_.error = "deadlock: " + describe(*t, t->operation, t->location);
+      }
       EMULATOR_TSAN(if (block_.live == 0) __tsan_destroy_fiber(t->context.tsan);)
     }
     stacks_.unpoison();
@@ -106,20 +110,23 @@ public:
   void run(uint3 index, size_t flat_index) {
     start(index, flat_index);
     for (bool progress = true; progress && block_.live != 0 && block_.error.empty();) {
-      if (schedule.seed > 1)
+      if (schedule.seed > 1) {
         std::shuffle(order_.begin(), order_.end(), random_);
+      }
       progress = false;
       for (Thread* t : order_) {
-        if (t->state != State::kReady || !block_.error.empty())
+        if (t->state != State::kReady || !block_.error.empty()) {
           continue;
+        }
         progress = true;
         current = t;
         switch_context(block_.scheduler, t->context);
       }
     }
     finish();
-    if (!block_.error.empty())
+    if (!block_.error.empty()) {
       throw std::runtime_error(block_.error);
+    }
   }
 };
 
@@ -127,24 +134,28 @@ public:
 inline std::vector<size_t> block_order(size_t blocks) {
   std::vector<size_t> order(blocks);
   std::iota(order.begin(), order.end(), size_t{0});
-  if (schedule.seed == 1)
+  if (schedule.seed == 1) {
     std::reverse(order.begin(), order.end());
-  if (schedule.seed > 1)
+  } else if (schedule.seed > 1) {
     std::shuffle(order.begin(), order.end(), std::mt19937(schedule.seed));
+  }
   return order;
 }
 
 inline void check_launch(dim3 grid, dim3 shape, size_t shared_bytes) {
   const size_t threads = size_t{shape.x} * shape.y * shape.z;
-  if (threads == 0 || threads > 1024)
+  if (threads == 0 || threads > 1024) {
     throw std::runtime_error("invalid launch: " + std::to_string(threads) + " threads in a block");
+  }
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
-      grid.z > 65535)
+      grid.z > 65535) {
     throw std::runtime_error("invalid launch: a grid of (" + std::to_string(grid.x) + ", " +
                              std::to_string(grid.y) + ", " + std::to_string(grid.z) + ") blocks");
-  if (shared_bytes > kMaxShared)
+  }
+  if (shared_bytes > kMaxShared) {
     throw std::runtime_error("invalid launch: " + std::to_string(shared_bytes) +
                              " bytes of shared memory, at most " + std::to_string(kMaxShared));
+  }
 }
 
 // Runs body() in every thread of the grid; the first block that fails ends the launch.
@@ -165,21 +176,25 @@ inline void launch(dim3 grid, dim3 shape, size_t shared_bytes, const std::functi
                    flat);
       }
     } catch (...) {
-      if (!failed.exchange(true))
+      if (!failed.exchange(true)) {
         error = std::current_exception();
+      }
     }
   };
   // The race detector gets an OS thread per block: nothing then orders one block after another.
   EMULATOR_TSAN(for (size_t i = 0; i < order.size() && !failed; ++i) std::thread(work, 1).join();)
   std::vector<std::thread> helpers;
-  for (size_t i = 1; i < std::min<size_t>(schedule.workers, order.size()); ++i)
+  for (size_t i = 1; i < std::min<size_t>(schedule.workers, order.size()); ++i) {
     helpers.emplace_back(work, order.size());
+  }
   work(order.size());
-  for (std::thread& helper : helpers)
+  for (std::thread& helper : helpers) {
     helper.join();
+  }
   EMULATOR_TSAN(__tsan_acquire(&stream_tag);)
-  if (error)
+  if (error) {
     std::rethrow_exception(error);
+  }
 }
 
 } // namespace emulator

@@ -22,10 +22,11 @@ public:
     placed_ = (placed_ + kRedZone + align - 1) / align * align;
     char* p = block.shared + placed_;
     placed_ += bytes;
-    if (used_ > block.shared_bytes || placed_ + kRedZone > block.shared_reserved)
+    if (used_ > block.shared_bytes || placed_ + kRedZone > block.shared_reserved) {
       fail(std::to_string(used_) + " bytes of dynamic shared memory taken, launched with " +
                std::to_string(block.shared_bytes),
            "SharedArena::take", location);
+    }
     EMULATOR_ASAN(__asan_unpoison_memory_region(p, bytes);)
     return reinterpret_cast<T*>(p);
   }

@@ -1,28 +1,31 @@
 // Barriers of a block and collectives of a warp.
 #pragma once
+#include "block.hpp"
+
 #include <cstring>
 #include <thread>
-
-#include "block.hpp"
 
 namespace emulator {
 
 inline void expect_same_place(const Thread& a, const Thread& b) {
   if (a.mask != b.mask || a.location.line() != b.location.line() ||
-      std::strcmp(a.operation, b.operation) != 0)
+      std::strcmp(a.operation, b.operation) != 0) {
     fail("divergent " + describe(a, a.operation, a.location) + " and", b.operation, b.location);
+  }
 }
 
 // Lets the block go on once every live thread waits at the barrier.
 inline void release_barrier(Block& block) {
   const Thread* first = nullptr;
   for (Thread& t : block.threads) {
-    if (t.state != State::kWaiting || t.mask != 0)
+    if (t.state != State::kWaiting || t.mask != 0) {
       continue;
-    if (first != nullptr)
+    }
+    if (first != nullptr) {
       expect_same_place(*first, t);
-    else
+    } else {
       first = &t;
+    }
     t.state = State::kReady;
   }
   block.waiting = 0;
@@ -43,10 +46,11 @@ inline int barrier(const char* operation, int vote, const Location& location) {
     t.mask = 0;
     t.state = State::kWaiting;
     block.votes += vote;
-    if (++block.waiting == block.live)
+    if (++block.waiting == block.live) {
       release_barrier(block);
-    else
+    } else {
       park();
+    }
   }
   EMULATOR_TSAN(__tsan_acquire(tag);)
   return block.result;
@@ -63,22 +67,26 @@ void collective(const char* operation,
   Unchecked scope;
   Thread& t = *current;
   unsigned& arrived = t.block->arrived[t.warp];
-  if ((mask >> t.lane & 1) == 0)
+  if ((mask >> t.lane & 1) == 0) {
     fail("a lane that is not in its own mask", operation, location);
-  if ((mask & ~t.block->alive[t.warp]) != 0)
+  }
+  if ((mask & ~t.block->alive[t.warp]) != 0) {
     fail("the mask names lanes that have exited", operation, location);
+  }
   t.operation = operation;
   t.location = location;
   t.mask = mask;
   t.operand = &operand;
   t.state = State::kWaiting;
   arrived |= 1u << t.lane;
-  if ((arrived & mask) != mask)
+  if ((arrived & mask) != mask) {
     return park();
+  }
   Operand* operands[kWarp] = {};
   for (unsigned lane = 0; lane < kWarp; ++lane) {
-    if ((mask >> lane & 1) == 0)
+    if ((mask >> lane & 1) == 0) {
       continue;
+    }
     Thread& other = t.block->threads[t.warp * kWarp + lane];
     expect_same_place(other, t);
     operands[lane] = static_cast<Operand*>(other.operand);
@@ -94,10 +102,12 @@ inline void sleep(const Location& location) {
   constexpr unsigned kMostSleeps = 1u << 22;
   Unchecked scope;
   Thread& t = *current;
-  if (++t.block->sleeps > kMostSleeps)
+  if (++t.block->sleeps > kMostSleeps) {
     fail("no progress", "__nanosleep", location);
-  if (t.block->sleeps % 1024 == 0)
+  }
+  if (t.block->sleeps % 1024 == 0) {
     std::this_thread::yield();
+  }
   park();
 }
 

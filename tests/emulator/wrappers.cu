@@ -1,7 +1,7 @@
 // Calls each wrapper of mma.cuh from one warp, on a device or emulated. Operands lie by lane.
-#include <string>
-
 #include "cuda/mma.cuh"
+
+#include <string>
 
 namespace vimpac {
 namespace {
@@ -12,15 +12,19 @@ __global__ void mma_kernel(const uint32_t* __restrict__ in, uint32_t* __restrict
   const int lane = static_cast<int>(threadIdx.x);
   uint32_t a[4], b[2];
   float c[4], d[4];
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     a[i] = in[4 * lane + i];
-  for (int i = 0; i < 2; ++i)
+  }
+  for (int i = 0; i < 2; ++i) {
     b[i] = in[128 + 2 * lane + i];
-  for (int i = 0; i < 4; ++i)
+  }
+  for (int i = 0; i < 4; ++i) {
     c[i] = __uint_as_float(in[192 + 4 * lane + i]);
+  }
   mma_m16n8k16<T>(d, a, b, c);
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     out[4 * lane + i] = __float_as_uint(d[i]);
+  }
 }
 
 // in: 32 rows of 4 words, row 8 i + r being row r of matrix i; out: (32, N) words.
@@ -29,13 +33,15 @@ __global__ void ldmatrix_kernel(const uint32_t* __restrict__ in, uint32_t* __res
   SharedArena arena;
   uint32_t* rows = arena.take<uint32_t>(128);
   const int lane = static_cast<int>(threadIdx.x);
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < 4; ++i) {
     rows[4 * lane + i] = in[4 * lane + i];
+  }
   __syncwarp();
   uint32_t r[N];
   ldmatrix<Transpose>(r, rows + 4 * lane);
-  for (int i = 0; i < N; ++i)
+  for (int i = 0; i < N; ++i) {
     out[N * lane + i] = r[i];
+  }
 }
 
 // in and out: (32,) words.
@@ -57,11 +63,13 @@ __global__ void cp_async_kernel(const uint32_t* __restrict__ in, uint32_t* __res
     cp_async_commit();
   }
   cp_async_wait<1>();
-  for (int i = 0; i < kWords; ++i)
+  for (int i = 0; i < kWords; ++i) {
     out[lane * kWords + i] = copy[lane * kWords + i];
+  }
   cp_async_wait<0>();
-  for (int i = 0; i < kWords; ++i)
+  for (int i = 0; i < kWords; ++i) {
     out[(32 + lane) * kWords + i] = copy[(32 + lane) * kWords + i];
+  }
 }
 
 // in: (32, 2) floats; out: (32,) words.
@@ -100,8 +108,9 @@ const Wrapper kWrappers[] = {
 extern "C" __attribute__((visibility("default"))) int
 run_wrapper(const char* name, const uint32_t* in, uint32_t* out) {
   for (const vimpac::Wrapper& w : vimpac::kWrappers) {
-    if (std::string(name) != w.name)
+    if (std::string(name) != w.name) {
       continue;
+    }
     vimpac::launch(w.kernel, dim3(1), dim3(32), 2048, nullptr, in, out);
     return 0;
   }

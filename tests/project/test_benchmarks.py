@@ -15,12 +15,12 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import common
+import interleaved
 import learning
 import phases
 import plain_step
 import released_step
 import report
-import turns
 
 from vimpac import Vimpac, preset
 from vimpac_kernels import OPS
@@ -39,14 +39,14 @@ def bench(monkeypatch):
     return module.Bench(inner, only=".", device="cpu")
 
 
-def _candidate(error: Exception | None = None) -> turns.Candidate:
+def _candidate(error: Exception | None = None) -> interleaved.Candidate:
     x = torch.ones(8, requires_grad=True)
 
     def check() -> None:
         if error is not None:
             raise error
 
-    return turns.Candidate(lambda: x * 2, check, inputs=(x,), moved_bytes=64)
+    return interleaved.Candidate(lambda: x * 2, check, inputs=(x,), moved_bytes=64)
 
 
 def test_peer_that_cannot_run_is_left_out_in_its_own_words_and_the_others_are_timed(bench):
@@ -69,7 +69,7 @@ def test_peer_that_cannot_run_is_left_out_in_its_own_words_and_the_others_are_ti
 def test_ours_that_cannot_run_and_whoever_is_wrong_fail_after_the_others_are_timed(
     bench, name, error
 ):
-    def make(candidate: str) -> turns.Candidate:
+    def make(candidate: str) -> interleaved.Candidate:
         return _candidate(error if candidate == name else None)
 
     with pytest.raises(type(error), match=str(error)):
@@ -78,9 +78,9 @@ def test_ours_that_cannot_run_and_whoever_is_wrong_fail_after_the_others_are_tim
 
 
 def test_bf16_is_measured_against_a_product_in_bf16(bench):
-    def make(name: str) -> turns.Candidate:
+    def make(name: str) -> interleaved.Candidate:
         x = torch.ones(8)
-        return turns.Candidate(lambda: x * 2, lambda: None, flops=8, bf16=name == "half")
+        return interleaved.Candidate(lambda: x * 2, lambda: None, flops=8, bf16=name == "half")
 
     timed = bench("linear_cross_entropy", "shape", ["half", "single"], make)
     half, single = timed.rows
@@ -92,27 +92,27 @@ def test_bf16_is_measured_against_a_product_in_bf16(bench):
     )
 
 
-def test_rounds_call_every_turn_in_order_until_the_budget_is_spent():
+def test_rounds_call_every_candidate_in_order_until_the_budget_is_spent():
     calls = []
 
-    def turn(name: str) -> turns.Turn:
+    def timed(name: str) -> interleaved.TimedCall:
         def call() -> tuple[float, ...]:
             calls.append(name)
             return (1.0,)
 
         return call
 
-    each = [turn("ours"), turn("eager"), turn("copy")]
-    assert len(turns.by_turns(each, least=3, most=9, budget_s=0.0)) == 3
+    each = [timed("ours"), timed("eager"), timed("copy")]
+    assert len(interleaved.run_rounds(each, least=3, most=9, budget_s=0.0)) == 3
     assert calls == 3 * ["ours", "eager", "copy"]
-    assert len(turns.by_turns(each, least=3, most=9, budget_s=60.0)) == 9
+    assert len(interleaved.run_rounds(each, least=3, most=9, budget_s=60.0)) == 9
 
 
 def test_ratios_outlast_a_machine_that_slows_down_half_way():
     fast = [(1.0, 2.0), (3.0,), (4.0,)]  # forward and backward of one, forwards of two
     slow = [(1.8, 3.6), (5.4,), (7.2,)]
     between = [(1.0, 2.0), (5.4,), (7.2,)]  # the medians of each alone are 1.0, 2.0, 5.4 and 7.2
-    (fwd, bwd), (second,), (third,) = turns.typical([fast, between, slow])
+    (fwd, bwd), (second,), (third,) = interleaved.typical([fast, between, slow])
     assert (bwd / fwd, second / fwd, third / fwd) == pytest.approx((2, 3, 4))
 
 
@@ -124,8 +124,8 @@ def test_backward_is_timed_on_the_graph_of_the_timed_forward():
         returned.append(run())
         return float(len(returned)), returned[-1]
 
-    candidate = turns.Candidate(lambda: (x * x, None), lambda: None, inputs=(x,))
-    assert candidate.turn(clock) == (1.0, 2.0)
+    candidate = interleaved.Candidate(lambda: (x * x, None), lambda: None, inputs=(x,))
+    assert candidate.measure(clock) == (1.0, 2.0)
     (gradient,) = returned[1]
     assert torch.equal(gradient, 2 * x)
 
@@ -145,7 +145,7 @@ def test_results_of_a_shape_replace_that_shape_alone(monkeypatch, tmp_path):
     assert found == [("one", "ours"), ("one", "liger"), ("two", "ours")]
 
 
-def test_memory_is_compared_with_the_leanest_other_and_time_with_the_fastest():
+def test_memory_is_compared_with_the_best_peer_and_time_with_the_fastest():
     def row(impl: str, ms: float, mib: float | None) -> dict:
         return {"shape": "s", "impl": impl, "fwd_ms": ms, "bwd_ms": None, "peak_mib": mib}
 

@@ -91,7 +91,7 @@ class AxialAttention(nn.Module):
     ) -> AxialAttention:
         """A layer with a copy of the weights of `mha`, on its device and in its dtype.
 
-        What is frozen stays frozen: each copy has the `requires_grad` of its original.
+        Each copy has the `requires_grad` of its original.
 
         Args:
             mha: Self-attention with one width for q, k and v. The layer takes (B, S, D) whatever
@@ -100,7 +100,7 @@ class AxialAttention(nn.Module):
             impl: As in `axial_attention`.
 
         Raises:
-            TypeError: If `mha` is no nn.MultiheadAttention.
+            TypeError: If `mha` is not an nn.MultiheadAttention.
             ValueError: If `mha` has kdim or vdim of its own, add_bias_kv or add_zero_attn.
         """
         if not isinstance(mha, nn.MultiheadAttention):
@@ -140,8 +140,8 @@ class AxialAttention(nn.Module):
             x: (B, 1 + T*H*W, D) with [CLS] as row 0, (B, T*H*W, D), or (B, T, H, W, D).
             grid: (T, H, W); needed with the first two, taken from the shape of the third.
             key_padding_mask: (B, T, H, W) bool, True = never a key.
-            need_weights: Also return the probabilities, for pictures: eager PyTorch computes them
-                anew, which needs memory for all of them.
+            need_weights: Also return the probabilities, for plots: eager PyTorch computes them
+                again, which needs memory for all of them.
             seed: As in `attend`.
 
         Returns:
@@ -177,9 +177,9 @@ class AxialAttention(nn.Module):
         *,
         seed: int | Tensor | None = None,
     ) -> Tensor:
-        """Everything before the output projection, which a model may fuse with what follows.
+        """Everything before the output projection, which a model may fuse with its next op.
 
-        As by `dropout_add_layer_norm(F.linear(rows, out_proj.weight), ..., linear_bias=
+        For example `dropout_add_layer_norm(F.linear(rows, out_proj.weight), ..., linear_bias=
         out_proj.bias)` for some rows of the result. Forward hooks do not run here: a layer that is
         itself a unit of `fully_shard` needs `register_fsdp_forward_method(layer, "attend")`.
 

@@ -1,4 +1,4 @@
-"""What autograd is told, and what it must be kept from."""
+"""Whether a call needs autograd, and errors for derivatives that kernels do not have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vimpac_kernels.runtime import transforms
 
 
 def needs_autograd(op: str, *tensors: Tensor | None) -> bool:
-    """Whether a call goes through its autograd.Function; else it keeps nothing for a backward.
+    """Whether a call goes through its autograd.Function; otherwise nothing is saved for backward.
 
     Args:
         op: Name of the op, for messages.
@@ -41,14 +41,14 @@ def needs_autograd(op: str, *tensors: Tensor | None) -> bool:
 def kept(tensor: Tensor | None) -> Tensor | None:
     """An input without a gradient, as a backward may keep it.
 
-    On a CPU that is a copy: its memory may be NumPy's, which a loader fills anew, unseen by
-    autograd. What changes in place otherwise is refused by autograd.
+    On a CPU it is a copy: the memory may be a NumPy array that a data loader overwrites, which
+    autograd does not see. Other in-place changes make autograd raise.
     """
     return tensor.clone() if tensor is not None and tensor.is_cpu else tensor
 
 
 def refuse_second_order(op: str) -> None:
-    """Raises in a backward under create_graph=True, which would leave terms out without a word."""
+    """Raises in a backward under create_graph=True, which would silently leave terms out."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
             f"{op}: kernels have no second derivative (create_graph=True): use impl='reference'"

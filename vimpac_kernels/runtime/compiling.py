@@ -1,4 +1,4 @@
-"""What torch.compile is told of plain Python functions."""
+"""Marks plain Python functions for torch.compile."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_in_graphs(function: F) -> F:
-    """A graph takes what `function` returns while it is traced for a constant.
+    """Makes a graph treat the result of `function` at trace time as a constant.
 
-    It sets what `torch.compiler.assume_constant_result` sets, which would import the compiler.
+    Same mark as `torch.compiler.assume_constant_result`, which would import the compiler.
     """
     vars(function)["_dynamo_marked_constant"] = True
     return function

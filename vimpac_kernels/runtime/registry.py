@@ -1,4 +1,4 @@
-"""The ops and their implementations: which there are, and which can run a call.
+"""The ops and their implementations, and which of them can run a call.
 
 An op has the implementations of `IMPLS`. `reference` is eager PyTorch and runs everywhere; `cpu`
 and `cuda` are C++ behind the compiled modules `_C_cpu` and `_C_cuda`; `triton` compiles itself.
@@ -237,7 +237,7 @@ def select(op: str, impl: str, candidates: Sequence[tuple[str, Callable[[], str 
 def check_impl(op: str, impl: object) -> None:
     """Raises ValueError unless `impl` is "auto" or names an implementation that `op` may have.
 
-    Whether it can run on this machine shows in a call, which knows its tensors.
+    Whether it can run on this machine is checked in a call, because it depends on the tensors.
     """
     known = [name for name in IMPLS if name != "sdpa" or op == "axial_attention"]
     if not isinstance(impl, str) or impl not in ("auto", *known):

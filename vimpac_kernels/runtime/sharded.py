@@ -1,8 +1,8 @@
 """Ops of DTensors: batches sharded over ranks, parameters that every rank has.
 
 Clips and rows do not depend on each other, so each rank runs the op on its own ones. The gradient
-of a parameter is then a sum over ranks: DTensor's Partial, as of DTensor's own products. Refused is
-what numbers rows over all ranks, and what is sharded along another dimension than the first.
+of a parameter is then a sum over ranks: DTensor's Partial, as of DTensor's own products. Calls that
+number rows over all ranks raise, as do tensors sharded along another dimension than the first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))  # types of almost every argum
 
 
 def has_dtensors(*values: object) -> bool:
-    """Whether one of them is a DTensor; imports nothing, as there is none before its module."""
+    """Whether one of them is a DTensor. Imports nothing: without its module there is no DTensor."""
     for value in values:  # any() of a generator would take longer than all the checks
         if type(value) not in _PLAIN and _is_dtensor(value):
             return True
@@ -36,7 +36,7 @@ def _is_dtensor(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank has of a call's tensors.
+    """The part of a call's tensors on one rank.
 
     Attributes:
         tensors: The local tensors by name.

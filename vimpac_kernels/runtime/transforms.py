@@ -1,9 +1,9 @@
-"""What kernels cannot do inside PyTorch's transforms, refused before it goes wrong.
+"""Errors for the transforms of PyTorch that kernels do not support.
 
 A kernel's operator has a derivative by its autograd.Function only, in reverse and of first order.
-Inside torch.func.grad or jvp the Function fails without naming the op; where a transform hides that
-a tensor is differentiated, as torch.vmap and torch.compile do, the bare operator would be taken,
-whose derivative is a silent zero.
+Inside torch.func.grad or jvp the Function fails without naming the op. torch.vmap and torch.compile
+hide that a tensor is differentiated: the bare operator would run, and its derivative would silently
+be zero.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from vimpac_kernels.runtime.compiling import constant_in_graphs
 
 
 def check_export(op: str) -> None:
-    """Raises RuntimeError in an export to ONNX, which knows no operator of ours."""
+    """Raises RuntimeError in an export to ONNX, which does not support these operators."""
     if torch.compiler.is_exporting() and _is_onnx_export():
         raise RuntimeError(f"{op}: kernels cannot be exported to ONNX: use impl='reference'")
 
 
 def check_forward_mode(op: str, *tensors: Tensor | None) -> None:
-    """Raises RuntimeError if there is a dual tensor, whose tangent a kernel would lose."""
+    """Raises RuntimeError for a dual tensor: a kernel would lose its tangent."""
     for tensor in tensors:
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
             raise RuntimeError(
@@ -32,7 +32,7 @@ def check_forward_mode(op: str, *tensors: Tensor | None) -> None:
 
 
 def hides_values() -> bool:
-    """Whether tensors have no values that Python could look at: in torch.compile and vmap."""
+    """Whether Python cannot read the values of tensors: in torch.compile and vmap."""
     return torch.compiler.is_compiling() or "Vmap" in transforms()
 
 
@@ -47,7 +47,7 @@ def transforms() -> str:
 def check_transforms(op: str, around: str, *tensors: Tensor | None) -> None:
     """Raises RuntimeError if a transform differentiates one of the tensors.
 
-    A compiled call is refused wherever it might: vmap alone runs under torch.no_grad().
+    In torch.compile it raises if a transform might: vmap alone runs under torch.no_grad().
 
     Args:
         op: Name of the op, for the message.

@@ -1,7 +1,7 @@
-"""What the Triton kernels of several ops share: sums over programs, dropout decisions.
+"""Shared by the Triton kernels of several ops: sums over programs, dropout decisions.
 
 Column sums have two stages, so that they repeat bit for bit on one device: each program of a grid
-that follows from the shape and the device leaves the sums over its rows; here they are added in
+that follows from the shape and the device writes the sums over its rows; here they are added in
 order. Dropout decisions are, bit for bit, those of `vimpac_kernels.runtime.philox.keep_mask`.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def most_programs(tensor: Tensor, per_multiprocessor: int) -> int:
-    """So many on each multiprocessor of the tensor's device; the interpreter has one."""
+    """Programs for the tensor's device; the interpreter counts as one multiprocessor."""
     if not tensor.is_cuda:
         return per_multiprocessor
     return (

@@ -32,7 +32,7 @@ from vimpac_kernels.ops.axial_attention.triton_tiles import (
 )
 from vimpac_kernels.runtime import philox
 
-# What only a measurement can settle, read at each launch. "16x2": of a tile of 16 rows of elements
+# Tuning constants, read at each launch. "16x2": of a tile of 16 rows of elements
 # of 2 bytes; a softmax row never leaves its warp if a warp has 16 rows. See benchmarks/NOTES.md.
 TUNING = {
     "ROWS": 16,  # of a tile at least, the fewest of a tensor-core product

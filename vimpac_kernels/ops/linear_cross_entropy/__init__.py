@@ -4,9 +4,9 @@
 
 Three matrix products by torch's BLAS (z, dX, dW: 6 * M * D * V FLOP, nothing recomputed) and ONE
 fused pass over the rows of z between them: bias, maximum, sum, arg-max, loss, dz in place, db.
-That pass is all a backend brings (C++ on the CPU, Triton and CUDA C++ on the GPU). Gradients are
-made in the forward, which knows everything but a scalar factor; the backward multiplies by it.
-Only reduction="none", whose factor differs by row, runs the products again in its backward.
+A backend implements only that pass (C++ on the CPU, Triton and CUDA C++ on the GPU). The forward
+computes the gradients but for a scalar factor, by which the backward multiplies them. Only with
+reduction="none", where the factor differs by row, does the backward run the products again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def linear_cross_entropy(
             them, as it does not wait for the count: pass positions[:bound] where you know one.
         count: 0-d int32 on the device, read there: how many positions count, or, without
             positions, how many rows, the first ones. None: every row, or as many as positions
-            are not -1. Those that are stand last. A GPU multiplies the other rows by zero: what
+            are not -1; all -1 must be last. A GPU multiplies the other rows by zero: what
             they hold must be finite.
         reduction: "mean" over the targets that count, "sum", or "none": one loss per row.
         ignore_index: Targets equal to it do not count.

@@ -1,6 +1,6 @@
-"""Clocks: what is compared is timed by turns, with cold caches, beside the machine's own ceilings.
+"""Clocks: calls to be compared are interleaved, with cold caches, beside the machine's ceilings.
 
-The speed of a machine wanders, that of a shared one by half within a minute. So a round calls every
+The speed of a machine changes, that of a shared one by half within a minute. So a round calls every
 candidate once and the ceilings with them; a time is the median, over rounds, of a call's share of
 its round, times the median round. A ratio of two times then compares them in the same rounds. A
 GPU's times are of its own work, without the host's.
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 HEAD_START = 2_000_000  # cycles of a GPU, about a millisecond
-Turn = Callable[[], tuple[float, ...]]  # calls once, gives the milliseconds of each of its parts
-Rounds = list[list[tuple[float, ...]]]  # of each round and turn
+TimedCall = Callable[[], tuple[float, ...]]  # one call: milliseconds of each of its parts
+Rounds = list[list[tuple[float, ...]]]  # of each round and call
 
 
-def by_turns(
-    turns: Sequence[Turn], *, least: int = 3, most: int = 200, budget_s: float = 0.0
+def run_rounds(
+    calls: Sequence[TimedCall], *, least: int = 3, most: int = 200, budget_s: float = 0.0
 ) -> Rounds:
-    """Takes `turns` round after round.
+    """Runs `calls` round after round.
 
     Args:
-        turns: What is timed, in this order.
+        calls: What is timed, in this order.
         least: Rounds that are taken whatever their time.
         most: Rounds after which it ends.
         budget_s: Seconds after which no round starts that is not needed.
@@ -36,12 +36,12 @@ def by_turns(
     rounds: Rounds = []
     end = time.perf_counter() + budget_s
     while len(rounds) < least or (len(rounds) < most and time.perf_counter() < end):
-        rounds.append([turn() for turn in turns])
+        rounds.append([call() for call in calls])
     return rounds
 
 
 def typical(rounds: Rounds) -> list[tuple[float, ...]]:
-    """Milliseconds of each turn's parts: the median share of a round, times the median round."""
+    """Milliseconds of each call's parts: the median share of a round, times the median round."""
     lengths = [sum(map(sum, times)) for times in rounds]
     middle = statistics.median(lengths)
 
@@ -49,8 +49,8 @@ def typical(rounds: Rounds) -> list[tuple[float, ...]]:
         shares = (ms / length for ms, length in zip(times, lengths, strict=True))
         return middle * statistics.median(shares)
 
-    turns = zip(*rounds, strict=True)
-    return [tuple(part(times) for times in zip(*turn, strict=True)) for turn in turns]
+    calls = zip(*rounds, strict=True)
+    return [tuple(part(times) for times in zip(*call, strict=True)) for call in calls]
 
 
 def wall_ms(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -121,9 +121,9 @@ class Candidate:
 
     def step(self) -> None:
         """Forward and backward."""
-        self.turn(wall_ms)
+        self.measure(wall_ms)
 
-    def turn(self, clock: Callable[[Callable[[], Any]], tuple[float, Any]]) -> tuple[float, ...]:
+    def measure(self, clock: Callable[[Callable[[], Any]], tuple[float, Any]]) -> tuple[float, ...]:
         """Milliseconds of a forward and, where it has inputs, of the backward of that graph."""
         forward_ms, out = clock(self.forward)
         if not self.inputs:
@@ -141,7 +141,7 @@ class Ceiling:
     run: Callable[[], Any]
     work: float
 
-    def turn(self, clock: Clock) -> tuple[float, ...]:
+    def measure(self, clock: Clock) -> tuple[float, ...]:
         """Milliseconds of one call."""
         return clock(self.run)[:1]
 
@@ -177,9 +177,9 @@ def ceilings(device: str) -> dict[str, float]:
     """Every one of `CEILINGS`, measured apart from any candidate."""
     clock = Clock(device)
     found = {name: make(device) for name, make in CEILINGS.items()}
-    turns = [lambda ceiling=ceiling: ceiling.turn(clock) for ceiling in found.values()]
-    by_turns(turns)
-    times = typical(by_turns(turns, budget_s=1.0))
+    calls = [lambda ceiling=ceiling: ceiling.measure(clock) for ceiling in found.values()]
+    run_rounds(calls)
+    times = typical(run_rounds(calls, budget_s=1.0))
     return {name: found[name].work / ms for name, (ms,) in zip(found, times, strict=True)}
 
 
