@@ -35,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings, keys dotted; labels= is a CSV file with the columns video,class,split",
+        help="settings, keys dotted, as --show prints them; labels= is a CSV file with the columns "
+        "video,class,split",
     )
 
 

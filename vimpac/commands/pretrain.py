@@ -28,7 +28,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--show", action="store_true", help="print the resolved configuration and stop"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, keys dotted")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings, keys dotted, as --show prints them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
