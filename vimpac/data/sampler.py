@@ -89,9 +89,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         for key in ("seed", "num_videos"):
             if state[key] != getattr(self, key):
                 now = getattr(self, key)
-                raise ValueError(
-                    f"its order is of {key}={state[key]}, that of this run of {key}={now}"
-                )
+                raise ValueError(f"its order is that of {key}={state[key]}, not of {key}={now}")
         self.position = state["position"]
 
 
