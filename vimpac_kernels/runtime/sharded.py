@@ -1,4 +1,4 @@
-"""Ops of DTensors: batches sharded over ranks, parameters that every rank has.
+"""Ops of DTensors: batches that are sharded over ranks, parameters that are replicated.
 
 Clips and rows do not depend on each other, so each rank runs the op on its own ones. The gradient
 of a parameter is then a sum over ranks: DTensor's Partial, as of DTensor's own products. Calls that

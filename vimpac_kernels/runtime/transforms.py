@@ -67,7 +67,7 @@ def check_transforms(op: str, around: str, *tensors: Tensor | None) -> None:
 
 
 def _is_differentiated(tensor: Tensor, levels: list[str]) -> bool:
-    """Whether it is, by any of the transforms, each of which has wrapped the tensor anew."""
+    """Whether any of the transforms differentiates it; each of them has wrapped the tensor."""
     while _functorch.is_functorch_wrapped_tensor(tensor):
         level = _functorch.maybe_get_level(tensor)
         if levels[level - 1] == "Jvp" and tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""Attention along the axes of a T x H x W token grid, one [CLS] token being shared by all lines.
+"""Attention along the axes of a T x H x W token grid; all lines share one [CLS] token.
 
 Per line x_1..x_L: keys and queries are [x_1..x_L, CLS]; out = softmax(scale * q k^T) v; the [CLS]
 row of the output is the mean over the lines. A line fits on chip, so every kernel reads q, k, v
@@ -68,9 +68,9 @@ def axial_attention(
         axes: "T", "H" or "W"; distinct axes joined by "|", such as "H|W", split the heads into
             equal consecutive groups of one axis each; "HW" (one frame) and "THW" are joint lines.
         bias: (3, N, Dh), any floating dtype, the bias of the projection, added to qkv. Kernels sum
-            its gradient in fp32 as they write that of qkv. On a CPU the kernel adds it, too, as it
-            reads; other backends add it before, which is a pass over qkv.
-        bias_in_qkv: Whether qkv contains the bias already, which then only gets its gradient. On a
+            its gradient in fp32 while they write that of qkv. The CPU kernel adds the bias while it
+            reads; the other backends add it beforehand, in a pass over qkv.
+        bias_in_qkv: Whether qkv already contains the bias; then only its gradient is computed. On a
             GPU the product adds it for free: qkv = F.linear(x, weight, bias.detach()).
         key_padding_mask: (B, T, H, W) bool, True = never a key. [CLS] is never masked.
         dropout_p: Dropout on the probabilities, [CLS] included, in [0, 1), in steps of 2^-16.
@@ -81,8 +81,8 @@ def axial_attention(
 
     Returns:
         (B, S, N, Dh) contiguous, dtype of qkv. Row 0 is the mean over all lines of the axis of the
-        outputs of [CLS]. A line without any key (no [CLS], all padding) gives zeros. What a value
-        that is not finite reaches is not finite; on a GPU more of its clip may be.
+        outputs of [CLS]. A line without any key (no [CLS], all padding) gives zeros. NaN and inf
+        propagate to every output that depends on them, on a GPU to others of the same clip, too.
 
     Raises:
         TypeError: If an argument has a wrong type or dtype, naming it.
@@ -108,7 +108,7 @@ def axial_attention(
     plan = _check(qkv, grid, axes, bias, key_padding_mask, dropout_p, scale)
     check_flag("bias_in_qkv", bias_in_qkv)
     if bias_in_qkv and bias is None:
-        raise ValueError("bias_in_qkv needs the bias, whose gradient it is about")
+        raise ValueError("bias_in_qkv=True needs the bias, to compute its gradient")
     device = qkv.device
     if qkv.dtype == torch.float32 and device.type != "meta":  # which knows no autocast
         if torch.is_autocast_enabled(device.type):

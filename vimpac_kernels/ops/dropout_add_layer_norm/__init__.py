@@ -1,8 +1,8 @@
 """y = LayerNorm(residual + dropout(x + linear_bias)), each direction in one pass over memory.
 
-The forward reads x and residual, writes y (and the sum, which it otherwise keeps for the backward);
-the backward reads dy and the sum and writes dx and dresidual: 4 units of (rows, D) each instead of
-7.5. Without dropout one tensor is both. Where two read y (post-LN), the backward reads both
+The forward reads x and residual and writes y and the sum, which the backward needs; the backward
+reads dy and the sum and writes dx and dresidual: 4 units of (rows, D) each instead of 7.5. Without
+dropout dx and dresidual are one tensor. If y has two readers (post-LN), the backward reads both
 gradients: 5 units instead of 7 with autograd's addition. Statistics are fp32, dropout bits are
 drawn again, sums over rows have two ordered stages. CPU (C++), CUDA, Triton; bound by bandwidth.
 """
@@ -50,7 +50,7 @@ def dropout_add_layer_norm(
         prenorm: Also return the sum, for blocks that normalise before the branch.
         readers: 2 returns y twice, for blocks that normalise after the branch: for the next branch
             and the next residual sum. The backward adds both gradients in fp32 as it reads them.
-            It is one memory, which neither reader may change in place. Not with `prenorm`.
+            Both share memory, so neither may be changed in place. Not with `prenorm`.
         seed: int, or 0-d int64 tensor on the device of `x`; None draws one from PyTorch's
             generator if there is dropout.
         impl: "auto", "cuda", "triton", "cpu" or "reference".

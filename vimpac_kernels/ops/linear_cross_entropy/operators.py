@@ -64,7 +64,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         reduction: str,
         impl: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Computes the loss and, unless the reduction is "none", the gradients but a factor."""
+        """Computes the loss and, unless the reduction is "none", the gradients up to a factor."""
         tensors = (input, weight, target, bias, positions, count)
         needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3))
         by_row = reduction == "none"

@@ -65,7 +65,7 @@ def kernel_options(
     noise: Sequence[float],
     noise_unit: str,
 ) -> dict[str, Any]:
-    """What kernels take in other words: decisions are words of 32 bits."""
+    """The options as kernels take them: thresholds for random words of 32 bits."""
     B, T, H, W = shape
     low, high = (noise[0], noise[0] + noise[1]) if noise else (0.0, 0.0)
     return {
