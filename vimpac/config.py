@@ -49,23 +49,60 @@ class MaskConfig:
     noise_unit: Literal["block", "token"] = "token"
 
 
+class GroupedBatch:
+    """A batch of groups of samples, which ranks and micro-batches divide."""
+
+    micro: int
+
+    @property
+    def group(self) -> int:
+        """Samples of a group, all ranks together."""
+        raise NotImplementedError
+
+    def on_rank(self, world_size: int) -> tuple[int, int]:
+        """Samples of a group, and of a micro-batch, on each of so many processes."""
+        part = self.group // world_size
+        return part, min(self.micro, part)
+
+    def check(self, key: str, world_size: int) -> None:
+        """Raises UsageError unless a group, the setting `key`, divides among them evenly."""
+        part, micro = self.on_rank(world_size)
+        if self.group % world_size:
+            raise UsageError(f"{key}={self.group} does not divide among {world_size} processes")
+        if part % micro:
+            raise UsageError(
+                f"batch.micro={self.micro} must divide the {part} videos of {key}={self.group} on "
+                "each process"
+            )
+
+
 @dataclasses.dataclass
-class PairBatchConfig:
+class PairBatchConfig(GroupedBatch):
     """How many videos meet where; each gives two clips."""
 
     videos: int = setting(1024, POSITIVE)  # per optimiser update, all ranks together
     contrastive: int = setting(128, POSITIVE)  # told apart: 2 * contrastive - 1 candidates per clip
     micro: int = setting(32, POSITIVE)  # largest part of a rank that is held in memory at once
 
+    @property
+    def group(self) -> int:
+        """The videos that are told apart."""
+        return self.contrastive
+
 
 @dataclasses.dataclass
-class BatchConfig:
+class BatchConfig(GroupedBatch):
     """How many clips, each of another video, make an update; `batch=64` sets `batch.videos`."""
 
     shorthand: ClassVar[str] = "videos"
 
     videos: int = setting(128, POSITIVE)  # per optimiser update, all ranks together
     micro: int = setting(128, POSITIVE)  # largest part of a rank that is held in memory at once
+
+    @property
+    def group(self) -> int:
+        """All of them."""
+        return self.videos
 
 
 @dataclasses.dataclass
@@ -158,7 +195,7 @@ class PretrainConfig(TrainConfig):
             )
         if self.graph:
             self._check_graph(world_size, device_type)
-        _check_division("batch.contrastive", batch.contrastive, batch.micro, world_size)
+        batch.check("batch.contrastive", world_size)
 
     def _check_graph(self, world_size: int, device_type: str) -> None:
         reason = None
@@ -194,20 +231,9 @@ class FinetuneConfig(TrainConfig):
     def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
         """As `TrainConfig.check`."""
         super().check(world_size, device_type)
-        _check_division("batch.videos", self.batch.videos, self.batch.micro, world_size)
+        self.batch.check("batch.videos", world_size)
 
 
 def clip_span(frames: int, stride: int) -> int:
     """Stored frames from the first of a clip to its last, both counted."""
     return (frames - 1) * stride + 1
-
-
-def _check_division(key: str, videos: int, micro: int, world_size: int) -> None:
-    """Raises unless the videos divide among processes, and a process's among micro-batches."""
-    part = videos // world_size
-    if videos % world_size:
-        raise UsageError(f"{key}={videos} does not divide among {world_size} processes")
-    if part % min(micro, part):
-        raise UsageError(
-            f"batch.micro={micro} must divide the {part} videos of {key}={videos} on each process"
-        )

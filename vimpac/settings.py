@@ -70,7 +70,7 @@ def range_problem(config: Any, prefix: str = "") -> str | None:
                 if legal is not None and x is not None:
                     return f"{key}={x!r} must be a number"
                 continue
-            if not math.isfinite(x) if isinstance(x, float) else False:
+            if isinstance(x, float) and not math.isfinite(x):
                 return f"{key}={x} must be finite"
             if legal is not SEED and abs(x) > _LARGEST:
                 return f"{key}={x} must be within {_LARGEST:,} of 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import FinetuneConfig
 from vimpac.settings import load_config, to_yaml
 
@@ -22,22 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--linear-probe", action="store_true", help="train the classifier only, on frozen features"
     )
-    parser.add_argument(
-        "--resume",
-        default="none",
-        metavar="auto|DIR",
-        help="continue from the run's newest checkpoint, or from a given one",
-    )
-    parser.add_argument(
-        "--show", action="store_true", help="print the resolved configuration and stop"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings, keys dotted, as --show prints them; labels= is a CSV file with the columns "
-        "video,class,split",
-    )
+    add_run_arguments(parser, "; labels= is a CSV file with the columns video,class,split")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import PretrainConfig
 from vimpac.settings import config_names, load_config, to_yaml
 
@@ -19,21 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--config", metavar="NAME|FILE", help=f"{', '.join(config_names())}, or a YAML file"
     )
-    parser.add_argument(
-        "--resume",
-        default="none",
-        metavar="auto|DIR",
-        help="continue from the run's newest checkpoint, or from a given one",
-    )
-    parser.add_argument(
-        "--show", action="store_true", help="print the resolved configuration and stop"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings, keys dotted, as --show prints them",
-    )
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,8 +9,10 @@ from typing import Any, Literal
 from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SIZE, range_problem, setting
 
 Layout = Literal["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
+Norm = Literal["post", "pre"]
+Cls = Literal["released", "paper"]  # see vimpac/model/cls_per_line.py
 LAYOUTS: tuple[str, ...] = typing.get_args(Layout)
-_CHOICES = {"layout": LAYOUTS, "norm": ("post", "pre"), "cls": ("released", "paper")}
+_CHOICES = {"layout": LAYOUTS, "norm": typing.get_args(Norm), "cls": typing.get_args(Cls)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,8 @@ class ModelConfig:
     mlp_width: int = setting(2048, SIZE)
     layout: Layout = "T,H|W"
     grid: tuple[int, int, int] = setting((5, 16, 16), POSITIVE, of_a_run=False)
-    norm: Literal["post", "pre"] = "post"
-    cls: Literal["released", "paper"] = "released"  # see vimpac/model/cls_per_line.py
+    norm: Norm = "post"
+    cls: Cls = "released"
     dropout: float = setting(0.1, BELOW_ONE)
     contrastive_layers: int = setting(2, SIZE)
     contrastive_width: int = setting(2048, SIZE)

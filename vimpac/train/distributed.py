@@ -10,7 +10,7 @@ import datetime
 import gc
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,10 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and lines."""
         return self.rank == 0
+
+    def autocast(self, precision: str) -> AbstractContextManager:
+        """Autocast to bf16 on the device, for the precision "bf16"."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""

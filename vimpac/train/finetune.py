@@ -20,7 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vimpac.checkpoints.model_dir import DataFacts, ModelDescription, load_encoder
+from vimpac.checkpoints.model_dir import (
+    DataFacts,
+    ModelDescription,
+    load_encoder,
+    read_description,
+)
 from vimpac.checkpoints.training_state import (
     Checkpoint,
     find_checkpoint,
@@ -110,7 +115,11 @@ def _train(
     quiet: bool,
 ) -> tuple[Path, dict[str, float]]:  # the checkpoint, and what the last evaluation found
     """All that holds the model, which must be gone when the process leaves the others."""
-    encoder, description = load_encoder(path or start)
+    if path is None:
+        encoder, description = load_encoder(start)
+    else:  # the loop loads its weights
+        description = read_description(path)
+        encoder = VideoTokenEncoder(description.config)
     run = Finetuning(config, encoder, world)
     check_data(path or start, description.data, run.describe().data)
     if probe:
@@ -169,7 +178,7 @@ class Finetuning:
         every = config.run.evaluate_every
         self.evaluate_every = 0 if every is None else max(1, round(every * epoch_steps))
         clips = RandomClips(self.store, config, train)
-        micro = min(config.batch.micro, config.batch.videos // world.size)
+        _, micro = config.batch.on_rank(world.size)
         self.loader = make_loader(clips, self.sampler, micro, config.clips, world.device)
         self._step: FinetuneStep | None = None
 
@@ -233,8 +242,7 @@ class Finetuning:
 
     def _features(self, clips: Tensor) -> Tensor:
         """(B, T, H, W) -> (B, D) fp32."""
-        enabled, device = self.config.precision == "bf16", self.world.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            clips = clips.to(device, non_blocking=True)
+        clips = clips.to(self.world.device, non_blocking=True)
+        with self.world.autocast(self.config.precision):
             cls = self.model.encoder.cls(clips, has_padding=self.has_padding)
         return cls.float()

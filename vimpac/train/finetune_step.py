@@ -33,8 +33,7 @@ class FinetuneStep:
         self, model: VideoClassifier, config: FinetuneConfig, world: World, *, has_padding: bool
     ) -> None:
         self.model, self.config, self.world = model, config, world
-        self.group_part = config.batch.videos // world.size
-        self.micro = min(config.batch.micro, self.group_part)
+        self.group_part, self.micro = config.batch.on_rank(world.size)
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
         self._forward = parallelise(model, config, world, layers=[*model.encoder.layers])
@@ -64,7 +63,6 @@ class FinetuneStep:
         seed: Tensor | None = None,  # 0-d int64, of the dropout
     ) -> Tensor:  # (B, classes) fp32
         """The logits of clips, in the run's precision."""
-        enabled, device = self.config.precision == "bf16", self.world.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            clips = clips.to(device, non_blocking=True)
+        clips = clips.to(self.world.device, non_blocking=True)
+        with self.world.autocast(self.config.precision):
             return self._forward(clips, has_padding=self._has_padding, seed=seed)

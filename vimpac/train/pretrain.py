@@ -90,7 +90,7 @@ class Pretraining:
         )
         epoch_steps = len(store) / batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
-        pairs, micro = clip_pairs(store, config), min(batch.micro, batch.contrastive // world.size)
+        pairs, (_, micro) = clip_pairs(store, config), batch.on_rank(world.size)
         self.loader = make_loader(pairs, self.sampler, micro, config.clips, world.device)
 
     def describe(self) -> ModelDescription:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +93,7 @@ class PretrainStep:
     ) -> None:
         self.model, self.config, self.world = model, config, world
         self.groups = config.batch.videos // config.batch.contrastive
-        self.group_part = config.batch.contrastive // world.size  # videos of a group on a rank
-        self.micro = min(config.batch.micro, self.group_part)
+        self.group_part, self.micro = config.batch.on_rank(world.size)  # videos
         self._weight = model.loss_config.alpha / self.groups  # of a group's contrastive loss
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
@@ -198,7 +196,7 @@ class PretrainStep:
         seed: Tensor,  # 0-d int64
     ) -> Tensor:
         """[CLS] of one micro-batch, (B, D), at least fp32."""
-        with self._autocast():
+        with self.world.autocast(self.config.precision):
             cls = self._module.encode(inputs, self._has_padding, seed)
         return cls.to(torch.promote_types(cls.dtype, torch.float32))
 
@@ -225,7 +223,7 @@ class PretrainStep:
     ) -> Tensor:
         """Adds the gradients of one micro-batch; returns `METRICS`, (3,)."""
         bound = None if self._read_count else max_masked(self.config.mask, tuple(tokens.shape))
-        with self._autocast():
+        with self.world.autocast(self.config.precision):
             loss, accuracy, cls = self._forward(
                 masked.inputs,
                 tokens,
@@ -252,12 +250,8 @@ class PretrainStep:
     ) -> Tensor:
         """The loss of this rank's clips against the group's clips of all ranks."""
         views = cls.unflatten(0, (-1, 2)).transpose(0, 1)  # (2, videos, D)
-        with self._autocast():
+        with self.world.autocast(self.config.precision):
             return self.model.contrastive_loss(views.flatten(0, 1))
-
-    def _autocast(self) -> AbstractContextManager:
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=enabled)
 
 
 def max_masked(mask: MaskConfig, shape: tuple[int, ...]) -> int:
