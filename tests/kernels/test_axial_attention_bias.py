@@ -233,5 +233,5 @@ def test_rejects_what_does_not_fit(bias, error, message):
 
 
 def test_rejects_a_bias_in_qkv_that_is_not_given():
-    with pytest.raises(ValueError, match="bias_in_qkv needs the bias"):
+    with pytest.raises(ValueError, match="bias_in_qkv=True needs the bias"):
         axial_attention(torch.zeros(1, 2, 3, 2, 32), (2, 1, 1), bias_in_qkv=True)
