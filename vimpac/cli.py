@@ -12,10 +12,14 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from vimpac.errors import VimpacError
+from vimpac.paths import on_one_line
 
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --help` shows)
     "tokenize": ("vimpac.commands.tokenize", "make a token store of video files"),
@@ -48,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [_file_word(word) for word in (sys.argv[1:] if argv is None else argv)]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have what the terminal has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         name = next((a for a in argv if not a.startswith("-")), None)
         args = _parse(_parser(name), argv)
@@ -70,6 +77,12 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except SystemExit as stop:  # argparse: --help or a wrong argument
         return stop.code if isinstance(stop.code, int) else 1
+
+
+def _file_word(word: str) -> str:
+    """A word that would be read as an option, though it is the name of a file: -clip.mp4."""
+    is_file = word.startswith("-") and Path(word).suffix and os.path.lexists(word)
+    return f"./{word}" if is_file else word
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -121,5 +134,5 @@ def _describe(error: OSError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vimpac: {message}", file=sys.stderr)
+    print(on_one_line(f"vimpac: {message}"), file=sys.stderr)
     return code

@@ -23,10 +23,10 @@ from vimpac.checkpoints.model_dir import load_model
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sample_videos import sample_videos
+from vimpac.data.sources import find_videos
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import partial_path
 from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
-from vimpac.data.video import find_videos
 from vimpac.errors import UsageError, VimpacError
 from vimpac.settings import load_config
 from vimpac.tokenizers import get_tokenizer

@@ -9,7 +9,7 @@ import pytest
 from tests.vimpac.videos import frame_numbers, write_video
 from vimpac.data.sample_videos import sample_videos
 from vimpac.data.variants import Variant, make_variants, parse_variants
-from vimpac.data.video import UnreadableVideo, find_videos, frames_at, resample
+from vimpac.data.video import UnreadableVideo, frames_at, resample
 from vimpac.errors import UsageError, VimpacError
 
 
@@ -138,21 +138,6 @@ def test_variant_lists():
 def test_unknown_variant_is_a_usage_error(text):
     with pytest.raises(UsageError, match="unknown variant"):
         parse_variants(text)
-
-
-def test_videos_are_found_in_order_with_unique_names(tmp_path):
-    for name in ("b/2.mp4", "b/1.MKV", "a.avi", "notes.txt", "c/1.MKV"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = [name for name, _ in find_videos([str(tmp_path)])]
-    assert names == ["a.avi", "b/1.MKV", "b/2.mp4", "c/1.MKV"]
-    with pytest.raises(VimpacError, match=r"b/1\.MKV and .*c/1\.MKV would both be named '1\.MKV'"):
-        find_videos([str(tmp_path / "b"), str(tmp_path / "c")])
-    with pytest.raises(VimpacError, match="does not exist"):
-        find_videos([str(tmp_path / "none.mp4")])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(VimpacError, match="holds no video file"):
-        find_videos([str(tmp_path / "empty")])
 
 
 def test_absent_sample_package_says_what_to_install(monkeypatch):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_file
+from vimpac.paths import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: vimpac convert released.pt out/",
     )
     parser.add_argument(
-        "source", type=Path, help="a released .pt file; with --back a model directory"
+        "source", type=local_path, help="a released .pt file; with --back a model directory"
     )
-    parser.add_argument("out", type=Path, help="the new directory; with --back the new .pt file")
+    parser.add_argument(
+        "out", type=local_path, help="the new directory; with --back the new .pt file"
+    )
     parser.add_argument("--back", action="store_true", help="write the released names instead")
     parser.add_argument("--layout", default="T,H|W", help="as trained (default: %(default)s)")
     parser.add_argument(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from vimpac.paths import local_path
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,7 +18,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("videos", nargs="*", help="video files instead of the two samples")
-    parser.add_argument("--out", default="vimpac-demo", type=Path, help="directory of the results")
+    parser.add_argument(
+        "--out", default="vimpac-demo", type=local_path, help="directory of the results"
+    )
     parser.add_argument("--seconds", default=60.0, type=float, help="time for the training")
 
 

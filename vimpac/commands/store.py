@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from vimpac.paths import local_path, on_one_line
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declares the command."""
@@ -14,10 +16,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     info = actions.add_parser("info", help="print what a store holds")
     verify = actions.add_parser("verify", help="read every frame and check its checksum")
     for action in (info, verify):
-        action.add_argument("store", type=Path)
+        action.add_argument("store", type=local_path)
     convert = actions.add_parser("convert", help="make a store of the released LMDB databases")
-    convert.add_argument("lmdb", nargs="+", type=Path, help="one directory per variant")
-    convert.add_argument("--out", required=True, type=Path, help="where the store is to be")
+    convert.add_argument("lmdb", nargs="+", type=local_path, help="one directory per variant")
+    convert.add_argument("--out", required=True, type=local_path, help="where the store is to be")
     convert.add_argument("--fps", type=float, help="needed where the LMDB has no args.json")
 
 
@@ -45,7 +47,7 @@ def _info(path: Path) -> int:
     print(f"frames     {frames} at {meta.fps:g} per second, {frames / meta.fps:.0f} s")
     print(f"size       {sum(f.stat().st_size for f in path.iterdir()) / 1e6:.1f} MB")
     for name, reason in store.skipped:
-        print(f"skipped    {name}: {reason}")
+        print(on_one_line(f"skipped    {name}: {reason}"))
     return 0
 
 
@@ -55,6 +57,6 @@ def _verify(path: Path) -> int:
     store = TokenStore(path)
     problems = [problem for problem in store.verify() if problem]
     for problem in problems:
-        print(f"vimpac: {problem}", file=sys.stderr)
+        print(on_one_line(f"vimpac: {problem}"), file=sys.stderr)
     print(f"{path}: {len(store) - len(problems)} of {len(store)} videos are intact")
     return 1 if problems else 0

@@ -10,10 +10,10 @@ import argparse
 import os
 import sys
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vimpac.errors import UsageError
+from vimpac.paths import local_path, on_one_line
 
 if TYPE_CHECKING:  # optional at run time
     from rich.console import Console
@@ -31,12 +31,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "again continues. Videos that cannot be read are listed and recorded in the store.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, or directories of them")
-    parser.add_argument("--out", required=True, type=Path, help="where the store is to be")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, or directories of them")
+    parser.add_argument(
+        "--list",
+        metavar="FILE",
+        help="a file with one path on each line, which names the video; - reads standard input",
+    )
+    parser.add_argument("--out", required=True, type=local_path, help="where the store is to be")
     parser.add_argument("--fps", default="2", help="frames per second of video time")
     parser.add_argument("--size", default=128, type=int, help="side of the square crop in pixels")
     parser.add_argument("--tokenizer", default="patch", help="patch (built in) or dalle")
-    parser.add_argument("--weights", type=Path, help="the tokenizer's weights")
+    parser.add_argument("--weights", type=local_path, help="the tokenizer's weights")
     parser.add_argument("--device", default="cpu", help="where the tokenizer computes")
     parser.add_argument(
         "--variants",
@@ -57,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     """Makes the store and prints what is in it."""
     from rich.console import Console
 
+    from vimpac.data.sources import find_videos
     from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
     from vimpac.data.variants import parse_variants
-    from vimpac.data.video import find_videos
 
     try:
         fps = Fraction(args.fps)
@@ -73,14 +78,20 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         device=args.device,
     )
-    videos = find_videos(args.videos)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(on_one_line(line), markup=False)
+
+    if not args.videos and args.list is None:
+        raise UsageError("no video is given: name files or directories, or give --list FILE")
+    videos = find_videos(args.videos, args.list, report=say)
     with _progress(console) as progress:
         task = progress.add_task("tokenizing", total=len(videos))
 
         def report(done: int, problem: str) -> None:
             if problem:
-                console.print(f"skipped {problem}", markup=False)
+                say(f"skipped {problem}")
             progress.update(task, completed=done)
 
         workers = min(_workers(args), len(videos))
@@ -90,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if store.skipped:
         print(f"{len(store.skipped)} of {len(videos)} videos could not be read:", file=sys.stderr)
         for name, reason in store.skipped:
-            print(f"  {name}: {reason}", file=sys.stderr)
+            print(on_one_line(f"  {name}: {reason}"), file=sys.stderr)
     return 0
 
 

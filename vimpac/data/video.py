@@ -14,10 +14,6 @@ from vimpac.errors import VimpacError
 
 Frame = TypeVar("Frame")
 
-SUFFIXES = frozenset(
-    ".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
-)
-
 
 class UnreadableVideo(VimpacError):
     """A video that cannot be decoded to its end; the message is the reason alone."""
@@ -38,7 +34,7 @@ def frames_at(path: Path, fps: Fraction, *, threads: int = 0) -> Iterator[av.Vid
         UnreadableVideo: It is no video, has no frame, is damaged or truncated.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:
             if not container.streams.video:
                 raise UnreadableVideo("has no video stream")
             stream = container.streams.video[0]
@@ -100,37 +96,3 @@ def _timed(
                 f"is truncated: frames end at {float(end):.2f} s of {float(declared):.2f} s"
             )
     yield end, None
-
-
-def find_videos(arguments: list[str]) -> list[tuple[str, Path]]:
-    """Lists the videos a command line names.
-
-    Args:
-        arguments: Files, and directories that are searched for video files.
-
-    Returns:
-        (name, path) in a fixed order; the name is the path below the given directory, or the
-        file's name.
-
-    Raises:
-        VimpacError: Something does not exist, holds no video, or two videos have one name.
-    """
-    found: dict[str, Path] = {}
-    for argument in map(Path, arguments):
-        if argument.is_dir():
-            files = sorted(f for f in argument.rglob("*") if f.suffix.lower() in SUFFIXES)
-            if not files:
-                raise VimpacError(f"{argument} holds no video file ({' '.join(sorted(SUFFIXES))})")
-            named = [(file.relative_to(argument).as_posix(), file) for file in files]
-        elif argument.exists():
-            named = [(argument.name, argument)]
-        else:
-            raise VimpacError(f"{argument} does not exist")
-        for name, file in named:
-            if name in found:
-                raise VimpacError(
-                    f"{found[name]} and {file} would both be named '{name}': give the directory "
-                    "above both instead"
-                )
-            found[name] = file
-    return list(found.items())
