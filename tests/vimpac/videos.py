@@ -15,6 +15,7 @@ def write_video(
     size: tuple[int, int] = (64, 48),
     codec: str = "mpeg4",
     options: dict[str, str] | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Writes a video whose frame i is the grey level 10 i modulo 250.
 
@@ -24,11 +25,13 @@ def write_video(
         size: Width and height.
         codec: The encoder.
         options: Of the container.
+        metadata: Of the container.
 
     Returns:
         `path`.
     """
     with av.open(str(path), "w", options=options or {}) as container:
+        container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=1000)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
@@ -40,6 +43,33 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_moving(path: Path, codec: str, *, frames: int, gop: int = 25, b_frames: int = 0) -> Path:
+    """Writes 160 x 120 pixels of noise that moves, at 25 frames per second.
+
+    Args:
+        path: Where; the suffix chooses the container.
+        codec: The encoder.
+        frames: How many.
+        gop: Frames from one key frame to the next.
+        b_frames: Frames in a row that may be stored after one that is shown later.
+
+    Returns:
+        `path`.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.bit_rate, stream.gop_size = 400_000, gop
+        stream.codec_context.max_b_frames = b_frames
+        for i in range(frames):
+            y, x = i // 4 % 60, i // 2 % 80
+            image = noise[y : y + 30, x : x + 40].repeat(4, 0).repeat(4, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode())
     return path
 

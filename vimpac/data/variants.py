@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -83,7 +84,8 @@ def make_variants(frame: av.VideoFrame, size: int, variants: Sequence[Variant]) 
     """Makes the variants of one frame.
 
     Args:
-        frame: A decoded frame; its display rotation is applied.
+        frame: A decoded frame with square pixels; it is turned and mirrored as its display matrix
+            says.
         size: Side S of a variant in pixels.
         variants: Which ones.
 
@@ -107,4 +109,23 @@ def _resize(frame: av.VideoFrame, shorter: int) -> np.ndarray:
     short = min(frame.width, frame.height)
     width, height = (side * shorter // short for side in (frame.width, frame.height))
     image = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
-    return np.rot90(image, frame.rotation // 90)
+    return _upright(image, frame)
+
+
+def _upright(
+    image: np.ndarray,  # (H, W, 3)
+    frame: av.VideoFrame,
+) -> np.ndarray:
+    """The image, turned and mirrored as the frame's display matrix says, to the nearest 90 degrees.
+
+    The matrix (a, b, _, c, d, ...) brings a pixel (x, y) to (a x + c y, b x + d y).
+    """
+    side_data: Any = frame.side_data  # declared without this key
+    try:
+        matrix = bytes(side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return image
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    if abs(b) > abs(a):  # columns become rows
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

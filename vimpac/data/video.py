@@ -1,61 +1,113 @@
-"""Video files to frames at even times, by PyAV; the input's frame rate may vary."""
+"""Video files to frames at even times, by PyAV: the picture that a player shows, when it shows it.
+
+A damaged packet is skipped and counted, a clock that jumps is bridged, and both are told. A video
+that is cut short, or of which too much is damaged, is refused with its reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
 import av
 from av.error import FFmpegError
+from av.stream import Disposition
 
+from vimpac.data.clock import BestStamp, Clock
 from vimpac.errors import VimpacError
 
-Frame = TypeVar("Frame")
+Item = TypeVar("Item")
+
+MOST_DAMAGED = 0.1  # share of the pictures of a video that may be damaged
+MOST_PIXELS = 1 << 27  # of a picture; a damaged header may say anything
+NARROWEST = 64  # longer side of a picture over its shorter one, and of a pixel
+# Formats with a header that states the duration; of others FFmpeg guesses it from the file's end.
+STATE_DURATION = frozenset("mov matroska avi flv asf rm mxf".split())
+_NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_ERRORS_IN_A_ROW = 100  # of the container's reader, until it is given up
 
 
 class UnreadableVideo(VimpacError):
-    """A video that cannot be decoded to its end; the message is the reason alone."""
+    """A video that cannot be used; the message is the reason alone."""
 
 
-def frames_at(path: Path, fps: Fraction, *, threads: int = 0) -> Iterator[av.VideoFrame]:
+def frames_at(
+    path: Path,
+    fps: Fraction,
+    *,
+    threads: int = 0,
+    note: Callable[[str], object] = lambda text: None,
+    alive: Callable[[], object] = lambda: None,
+) -> Iterator[av.VideoFrame]:
     """Decodes a video and samples it by time.
 
     Args:
-        path: The video.
+        path: The video, a local file.
         fps: Output frames per second of video time.
         threads: Decoder threads; 0 lets the decoder choose.
+        note: Called at the end with what is wrong with a video that is used all the same.
+        alive: Called whenever the decoder has made progress.
 
     Yields:
-        For k = 0, 1, ... the frame that is on screen k / fps seconds after the first frame.
+        For k = 0, 1, ... the frame that is on screen k / fps seconds after the first frame, with
+        square pixels; `vimpac.data.variants` turns and mirrors it as its display matrix says.
 
     Raises:
-        UnreadableVideo: It is no video, has no frame, is damaged or truncated.
+        UnreadableVideo: It is no video, has no frame, is cut short, or too damaged.
     """
     try:
-        with av.open(f"file:{path}") as container:
-            if not container.streams.video:
-                raise UnreadableVideo("has no video stream")
-            stream = container.streams.video[0]
+        # "file:" keeps FFmpeg from reading a name as an address, and the white list what is in
+        # the file: a playlist may name any other file or host.
+        with av.open(
+            f"file:{path}",
+            metadata_errors="replace",
+            container_options={"protocol_whitelist": "file"},
+        ) as container:
+            stream = best_stream(container)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = threads
-            yield from resample(_timed(container, stream), fps)
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+            video = _Video(container, stream, alive)
+            for frame in resample(video.timed_frames(), fps):
+                yield _with_square_pixels(frame, stream.sample_aspect_ratio)
+            for text in video.notes():
+                note(text)
     except FFmpegError as error:
         raise UnreadableVideo(error.strerror or type(error).__name__) from error
 
 
-def resample(timed: Iterable[tuple[Fraction, Frame | None]], fps: Fraction) -> Iterator[Frame]:
+def best_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The stream that a player shows: the default one, else the largest.
+
+    Raises:
+        UnreadableVideo: There is none, or its codec is not known.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & _NO_VIDEO]
+    known = [s for s in streams if s.codec_context is not None]
+    if known:
+        return max(known, key=lambda s: (s.disposition & Disposition.default, s.width * s.height))
+    if streams:
+        raise UnreadableVideo("its codec is not known")
+    if container.streams.video:
+        raise UnreadableVideo("has no video stream, only a still picture")
+    if container.streams.audio:
+        raise UnreadableVideo("has no video stream, only sound")
+    raise UnreadableVideo("has no video stream")
+
+
+def resample(timed: Iterable[tuple[Fraction, Item | None]], fps: Fraction) -> Iterator[Item]:
     """Samples frames at even times.
 
     Args:
-        timed: (time, frame) with rising times; last (end of the last frame, None).
+        timed: (time, frame) with times that do not fall; last (end of the last frame, None).
         fps: Output frames per second.
 
     Yields:
         For k = 0, 1, ... the last frame whose time is at most `first time + k / fps`.
     """
-    shown: Frame | None = None
+    shown: Item | None = None
     start, count = Fraction(0), 0
     for time, frame in timed:
         if shown is None:
@@ -67,32 +119,146 @@ def resample(timed: Iterable[tuple[Fraction, Frame | None]], fps: Fraction) -> I
         shown = frame
 
 
-def _timed(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[tuple[Fraction, av.VideoFrame | None]]:
-    """Frames with their times in seconds, then the end; raises if the end comes too early."""
-    base = stream.time_base or Fraction(1, 1000)
-    step = 1 / stream.average_rate if stream.average_rate else Fraction(1, 25)
-    last: Fraction | None = None
-    length = step
-    for frame in container.decode(stream):
-        if frame.pts is not None:
-            time = frame.pts * (frame.time_base or base)
+class _Video:
+    """One stream of an open container, decoded to its end whatever is damaged in it."""
+
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        alive: Callable[[], object],
+    ) -> None:
+        self.container, self.stream, self.alive = container, stream, alive
+        self.base = stream.time_base or Fraction(1, 1000)
+        self.states_duration = bool(STATE_DURATION & set(container.format.name.split(",")))
+        stated = container.duration if self.states_duration else None
+        rate = stream.guessed_rate or stream.average_rate
+        self.clock = Clock(rate, Fraction(stated, av.time_base) if stated else None)
+        self.good = self.damaged = 0  # pictures
+        self.lost = 0  # packets that cannot be decoded
+        self.leading = 0  # pictures and packets that were damaged or lost before the first good one
+        self.error = "it has no frame"  # the decoder's last
+        self.late_streams = False
+        self.packets = 0  # of the stream
+        self.ends: dict[int, Fraction] = {}  # of every stream: the latest time of its packets
+
+    def timed_frames(self) -> Iterator[tuple[Fraction, av.VideoFrame | None]]:
+        """Frames with their times in seconds, then the end.
+
+        Raises:
+            UnreadableVideo: There is no frame, too many are damaged, or the end comes too early.
+        """
+        best = BestStamp()
+        for frame in self._decoded():
+            stamp = best.choose(frame.pts, frame.dts)
+            if frame.is_corrupt and not self.good:
+                self.leading += 1  # it refers to pictures that the file does not have
+                continue
+            self.good += not frame.is_corrupt
+            self.damaged += frame.is_corrupt
+            base = frame.time_base or self.base
+            duration = frame.duration * base if frame.duration else None
+            yield self.clock.time(None if stamp is None else stamp * base, duration), frame
+        self._check_damage()
+        self._check_length()
+        yield self.clock.end, None
+
+    def notes(self) -> Iterator[str]:
+        """What is wrong with the video, although it is used."""
+        if self.leading:
+            yield f"damaged pictures left out at its beginning: {self.leading}"
+        if self.damaged or self.lost:
+            damaged = self.damaged + self.lost
+            yield f"{damaged} of {self.good + damaged} pictures are damaged"
+        if self.clock.jumps:
+            yield f"jumps of its clock: {self.clock.jumps}"
+        if self.late_streams:
+            yield "streams that begin in the middle of the file are left out"
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        """The frames of the stream; packets that cannot be decoded are counted."""
+        for packet in self._packets():
+            self.alive()
+            if packet.stream_index != self.stream.index:
+                continue
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                self.error = error.strerror or type(error).__name__
+                self.lost += self.good > 0
+                self.leading += not self.good
+            else:
+                yield from frames
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """The packets of all streams: where the last of them ends, the file ends."""
+        errors = 0  # in a row
+        while True:
+            try:
+                for packet in self.container.demux():
+                    errors = 0
+                    stamp = packet.dts if packet.pts is None else packet.pts
+                    index = packet.stream_index
+                    if stamp is not None:
+                        end = (stamp + (packet.duration or 0)) * packet.time_base
+                        self.ends[index] = max(end, self.ends.get(index, end))
+                        self.packets += index == self.stream.index
+                    yield packet
+                return
+            except IndexError:  # PyAV's, at the end, over streams that it did not see at the begin
+                self.late_streams = True
+                return
+            except FFmpegError as error:
+                self.error = error.strerror or type(error).__name__
+                errors += 1
+                if errors == _ERRORS_IN_A_ROW:
+                    return
+
+    def _check_damage(self) -> None:
+        if not self.good:
+            raise UnreadableVideo(f"no picture of it can be decoded: {self.error}")
+        damaged = self.damaged + self.lost
+        if damaged > MOST_DAMAGED * (self.good + damaged):
+            raise UnreadableVideo(f"{damaged} of its {self.good + damaged} pictures are damaged")
+
+    def _check_length(self) -> None:
+        """Compares what came with what the header states; guesses prove nothing."""
+        if not self.states_duration:
+            return
+        stream, container = self.stream, self.container
+        if stream.duration:
+            declared = ((stream.start_time or 0) + stream.duration) * self.base
+            length, end = stream.duration * self.base, self.ends[stream.index]
+        elif container.duration:
+            length = Fraction(container.duration, av.time_base)
+            declared = Fraction(container.start_time or 0, av.time_base) + length
+            end = max(self.ends.values())
         else:
-            time = Fraction(0) if last is None else last + step
-        if last is not None and time <= last:
-            continue  # a stale or repeated timestamp: never on screen
-        length = frame.duration * base if frame.duration else step
-        last = time
-        yield time, frame
-    if last is None:
-        raise UnreadableVideo("has no frame")
-    end = last + length
-    if stream.duration is not None:
-        declared = ((stream.start_time or 0) + stream.duration) * base
+            return
         # Edit lists and rounded durations differ by a few frames; a cut file by far more.
-        if declared - end > max(Fraction(1, 2), 5 * step, stream.duration * base / 50):
+        if declared - end > max(Fraction(1, 2), length / 50):
             raise UnreadableVideo(
-                f"is truncated: frames end at {float(end):.2f} s of {float(declared):.2f} s"
+                f"is cut short: it ends at {float(end):.2f} s of {float(declared):.2f} s"
             )
-    yield end, None
+        # FFmpeg shortens the duration of an AVI file that was cut, but not its number of pictures.
+        # Those that repeat the last one have no packet; their time has passed all the same.
+        missing = stream.frames - max(12, stream.frames // 50) - self.packets
+        if missing > 0 and stream.average_rate:
+            if stream.frames / stream.average_rate - end > Fraction(1, 2):
+                raise UnreadableVideo(
+                    f"is cut short: it has {self.packets} of {stream.frames} pictures"
+                )
+
+
+def _with_square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> av.VideoFrame:
+    """The frame, enlarged along one side if a pixel is not as wide as high."""
+    width, height = Fraction(frame.width), Fraction(frame.height)
+    if aspect is not None and aspect > 1:
+        width *= aspect
+    elif aspect is not None and aspect > 0:
+        height /= aspect
+    if not Fraction(1, NARROWEST) <= width / height <= NARROWEST:
+        raise UnreadableVideo(f"its pictures are {round(width)} x {round(height)}, too narrow")
+    if (width, height) == (frame.width, frame.height):
+        return frame
+    return frame.reformat(round(width), round(height), interpolation="BICUBIC")
