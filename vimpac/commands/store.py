@@ -46,6 +46,8 @@ def _info(path: Path) -> int:
     print(f"videos     {len(store)}, {len(store.skipped)} skipped")
     print(f"frames     {frames} at {meta.fps:g} per second, {frames / meta.fps:.0f} s")
     print(f"size       {sum(f.stat().st_size for f in path.iterdir()) / 1e6:.1f} MB")
+    for name, note in store.notes:
+        print(on_one_line(f"note       {name}: {note}"))
     for name, reason in store.skipped:
         print(on_one_line(f"skipped    {name}: {reason}"))
     return 0

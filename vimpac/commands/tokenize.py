@@ -1,24 +1,28 @@
 """`vimpac tokenize VIDEOS... --out STORE`: video files to a token store.
 
 Exit codes: 0 the store is whole (videos that could not be read are listed and recorded in it),
-1 failure or no readable video, 2 usage.
+1 failure, or more than --max-skipped of the videos could not be read, 2 usage.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from vimpac.errors import UsageError
+from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path, on_one_line
 
 if TYPE_CHECKING:  # optional at run time
     from rich.console import Console
     from rich.progress import Progress
 
+MAX_SKIPPED = 5.0  # percent
 GPU_WORKERS = 2  # one decodes while the other encodes; each holds the weights once more
 
 
@@ -53,8 +57,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--workers",
         default=argparse.SUPPRESS,  # depends on the device
         type=int,
-        help="processes, each with a tokenizer of its own (default: one per CPU, "
+        help="processes, each with a tokenizer of its own; 0 works in this one, which a video that "
+        "crashes or hangs then ends (default: one per CPU, "
         f"but at most {GPU_WORKERS} where the tokenizer computes on a GPU)",
+    )
+    parser.add_argument(
+        "--max-skipped",
+        default=argparse.SUPPRESS,
+        type=float,
+        metavar="PERCENT",
+        help="exit with 1 if more of the videos could not be read "
+        f"(default: {MAX_SKIPPED:g}, but one video at least)",
+    )
+    parser.add_argument(
+        "--video-timeout",
+        default=300.0,
+        type=float,
+        metavar="SECONDS",
+        help="end a worker whose video makes no progress for so long; with --workers 0 there is no "
+        "such limit",
     )
 
 
@@ -86,23 +107,62 @@ def run(args: argparse.Namespace) -> int:
     if not args.videos and args.list is None:
         raise UsageError("no video is given: name files or directories, or give --list FILE")
     videos = find_videos(args.videos, args.list, report=say)
+    allowed = _allowed(args, len(videos))
+    if not args.video_timeout > 0:
+        raise UsageError(f"--video-timeout {args.video_timeout:g} must be positive")
     with _progress(console) as progress:
         task = progress.add_task("tokenizing", total=len(videos))
 
-        def report(done: int, problem: str) -> None:
-            if problem:
-                say(f"skipped {problem}")
+        def report(done: int, line: str) -> None:
+            if line:
+                say(line)
             progress.update(task, completed=done)
 
-        workers = min(_workers(args), len(videos))
-        store = tokenize_videos(videos, args.out, settings, workers=workers, report=report)
+        with _terminated_as_interrupted():
+            store = tokenize_videos(
+                videos,
+                args.out,
+                settings,
+                workers=min(_workers(args), len(videos)),
+                timeout=args.video_timeout,
+                report=report,
+            )
     frames = int(store.frames.sum())
     print(f"{args.out}: {len(store)} videos, {frames} frames, {frames / store.meta.fps:.0f} s")
+    if store.notes:
+        print(f"{len(store.notes)} videos are damaged in part:", file=sys.stderr)
+    for name, note in store.notes:
+        print(on_one_line(f"  {name}: {note}"), file=sys.stderr)
     if store.skipped:
         print(f"{len(store.skipped)} of {len(videos)} videos could not be read:", file=sys.stderr)
-        for name, reason in store.skipped:
-            print(on_one_line(f"  {name}: {reason}"), file=sys.stderr)
+    for name, reason in store.skipped:
+        print(on_one_line(f"  {name}: {reason}"), file=sys.stderr)
+    if len(store.skipped) > allowed:
+        raise VimpacError(
+            f"{len(store.skipped)} of {len(videos)} videos could not be read: {args.out} holds the "
+            "others; if they are enough, raise --max-skipped"
+        )
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, as at the end of a job's time, blames no video for what it ends."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _allowed(args: argparse.Namespace, videos: int) -> float:
+    """How many videos may be skipped."""
+    share = getattr(args, "max_skipped", None)
+    if share is None:
+        return max(1.0, MAX_SKIPPED / 100 * videos)
+    if not 0 <= share <= 100:
+        raise UsageError(f"--max-skipped {share:g} must lie in [0, 100] percent")
+    return share / 100 * videos
 
 
 def _workers(args: argparse.Namespace) -> int:
@@ -110,8 +170,8 @@ def _workers(args: argparse.Namespace) -> int:
     cpus = os.cpu_count() or 1
     default = cpus if args.device == "cpu" else min(cpus, GPU_WORKERS)
     workers = getattr(args, "workers", default)
-    if workers < 1:
-        raise UsageError(f"--workers {workers} must be positive")
+    if workers < 0:
+        raise UsageError(f"--workers {workers} must not be negative")
     return workers
 
 

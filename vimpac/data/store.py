@@ -30,6 +30,7 @@ class TokenStore:
     Attributes:
         meta: The settings all videos share.
         skipped: (name, reason) of every video that could not be tokenised.
+        notes: (name, note) of every video that is damaged but was tokenised.
 
     Raises:
         VimpacError: The store is absent, unfinished, of another version or damaged.
@@ -41,6 +42,7 @@ class TokenStore:
         try:
             self.meta = StoreMeta.from_dict(values)
             self.skipped = [(name, reason) for name, reason in values["skipped"]]
+            self.notes = [(name, note) for name, note in values.get("notes", [])]
             self._shard_frames = [int(frames) for frames in values["shard_frames"]]
             videos, index_crc32 = int(values["videos"]), int(values["index_crc32"])
             names_crc32 = int(values["names_crc32"])

@@ -4,7 +4,8 @@ A store is a directory; all numbers are little-endian. With H x W the token map,
 of variants and `dtype` the token's type (uint16, or uint32 above 65,536 ids):
 
     meta.json        StoreMeta as JSON, then "shard_frames" (frame records per shard file),
-                     "videos", "skipped" ([[name, reason], ...]), "index_crc32", "names_crc32"
+                     "videos", "skipped" ([[name, reason], ...]), "notes" ([[name, note], ...],
+                     since version 0.2), "index_crc32", "names_crc32"
     index.bin        one 32-byte record per video:
                      u4 shard | u4 frames | u8 first | u8 name_start | u4 name_bytes | i4 label
     names.bin        the videos' names in UTF-8, one after the other, no separator
@@ -14,10 +15,9 @@ Frame t of variant v of a video is record `first + v * frames + t` of its shard,
 one contiguous read of a memory-mapped file, and each frame carries its own checksum, so every
 read is checked. A video never spans two shards. Labels are -1 where there is none.
 
-While it is written a store lives in `<path>.partial` together with journal.jsonl: one line of
-settings, then one line per video that is completely in its shard. Finishing writes index.bin,
-names.bin and last meta.json, removes the journal and renames the directory, so a store either
-exists whole or not at all.
+While it is written a store lives in `<path>.partial` together with journal.jsonl (see
+`vimpac.data.writer`). Finishing writes index.bin, names.bin and last meta.json, removes the journal
+and renames the directory, so a store either exists whole or not at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Videos to a token store: decode, resample, crop and encode in worker processes.
+"""Videos to a token store: decode, resample, crop and encode, in worker processes or here.
 
 Results are consumed in the order of the videos, whatever the workers' speed, and the writer
 journals each, so a killed run continues and ends in the same bytes as one that was not.
@@ -7,16 +7,10 @@ journals each, so a killed run continues and ends in the same bytes as one that 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from fractions import Fraction
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +18,16 @@ import torch
 
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
+from vimpac.data.tokenize_workers import Work, outcomes
 from vimpac.data.variants import Variant, make_variants
-from vimpac.data.video import UnreadableVideo, frames_at
+from vimpac.data.video import frames_at
 from vimpac.data.writer import is_complete
-from vimpac.errors import UsageError, VimpacError
+from vimpac.errors import UsageError
 from vimpac.tokenizers import Tokenizer, get_tokenizer
 
 BATCH = 32  # frames per call of the tokenizer
 
 Video = tuple[str, Path]  # its name in the store, its file
-Result = tuple[np.ndarray | None, str]  # tokens, or why there are none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +75,13 @@ class TokenizeSettings:
 
 
 def tokenize_video(
-    path: Path, settings: TokenizeSettings, tokenizer: Tokenizer, *, threads: int = 0
+    path: Path,
+    settings: TokenizeSettings,
+    tokenizer: Tokenizer,
+    *,
+    threads: int = 0,
+    note: Callable[[str], object] = lambda text: None,
+    alive: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
     """Tokenises one video, holding one batch of its frames at a time.
 
@@ -90,12 +90,14 @@ def tokenize_video(
         settings: How.
         tokenizer: From `settings`.
         threads: Decoder threads; 0 lets the decoder choose.
+        note: Called at the end with what is wrong with a video that is used all the same.
+        alive: Called whenever there is progress.
 
     Returns:
-        Ids (variants, frames, H, W), int64.
+        Ids (variants, frames, H, W), int32.
 
     Raises:
-        UnreadableVideo: It cannot be decoded to its end.
+        UnreadableVideo: See `vimpac.data.video.frames_at`.
     """
     encoded: list[np.ndarray] = []
     batch: list[np.ndarray] = []
@@ -103,10 +105,11 @@ def tokenize_video(
     def encode() -> None:
         frames = torch.from_numpy(np.stack(batch, axis=1))  # (variants, F, 3, S, S)
         ids = tokenizer.encode(frames.flatten(0, 1))
-        encoded.append(ids.view(*frames.shape[:2], *ids.shape[1:]).numpy())
+        encoded.append(ids.view(*frames.shape[:2], *ids.shape[1:]).numpy().astype(np.int32))
         batch.clear()
+        alive()
 
-    for frame in frames_at(path, settings.fps, threads=threads):
+    for frame in frames_at(path, settings.fps, threads=threads, note=note, alive=alive):
         batch.append(make_variants(frame, settings.size, settings.variants))
         if len(batch) * len(settings.variants) >= BATCH:
             encode()
@@ -120,8 +123,9 @@ def tokenize_videos(
     out: Path,
     settings: TokenizeSettings,
     *,
-    workers: int = 1,
-    report: Callable[[int, str], None] = lambda done, problem: None,
+    workers: int = 0,
+    timeout: float = 300.0,
+    report: Callable[[int, str], None] = lambda done, line: None,
 ) -> TokenStore:
     """Makes a store of videos, or continues the unfinished one at `out`.
 
@@ -129,15 +133,18 @@ def tokenize_videos(
         videos: (name, path) in the order of the store.
         out: Where the store is to be.
         settings: How.
-        workers: Processes; 1 works in this one.
-        report: Called with the number of videos done and a problem or "" after every video.
+        workers: Processes; 0 works in this one, which a video that crashes or hangs can end.
+        timeout: Seconds without progress after which a worker is ended.
+        report: Called after every video with the number of videos done, and a line about what is
+            wrong with this one or "".
 
     Returns:
-        The finished store; its `skipped` are the videos that could not be read.
+        The finished store; its `skipped` are the videos that could not be read, its `notes` what
+        is wrong with others.
 
     Raises:
         UsageError: `out` holds something else, or was begun otherwise.
-        VimpacError: No video could be read, or a worker died.
+        VimpacError: No video could be read, or the device failed.
     """
     tokenizer = settings.make_tokenizer()
     meta, names = settings.meta(tokenizer), [name for name, _ in videos]
@@ -155,79 +162,29 @@ def tokenize_videos(
                 f"{out}.partial was begun with other videos: give the same, or remove it"
             )
         report(len(begun), "")
-        rest = videos[len(begun) :]
-        results = (
-            _here(rest, settings, tokenizer) if workers <= 1 else _pool(rest, settings, workers)
+        results = outcomes(
+            videos[len(begun) :],
+            functools.partial(_make_work, settings, None if workers else tokenizer),
+            workers=workers,
+            timeout=timeout,
+            tries=lambda name: writer.tries[name],
+            begin=writer.begin,
         )
-        for name, (tokens, reason) in zip(names[len(begun) :], results, strict=True):
-            if tokens is None:
-                writer.skip(name, reason)
-            else:
-                writer.add(name, tokens)
-            report(len(writer.entries), f"{name}: {reason}" if reason else "")
+        with closing(results):
+            for name, (tokens, text) in zip(names[len(begun) :], results, strict=True):
+                if tokens is None:
+                    writer.skip(name, text)
+                    line = f"skipped {name}: {text}"
+                else:
+                    writer.add(name, tokens, note=text)
+                    line = f"{name}: {text}" if text else ""
+                report(len(writer.entries), line)
         writer.finish()
     return TokenStore(out)
 
 
-def _result(path: Path, settings: TokenizeSettings, tokenizer: Tokenizer, threads: int) -> Result:
-    try:
-        return tokenize_video(path, settings, tokenizer, threads=threads), ""
-    except UnreadableVideo as error:
-        return None, str(error)
-
-
-def _here(
-    videos: Sequence[Video], settings: TokenizeSettings, tokenizer: Tokenizer
-) -> Iterator[Result]:
-    for _, path in videos:
-        yield _result(path, settings, tokenizer, 0)
-
-
-def _pool(videos: Sequence[Video], settings: TokenizeSettings, workers: int) -> Iterator[Result]:
-    """Results in order, with at most two videos per worker under way."""
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (settings,)
-    )
-    pending: deque[Future[Result]] = deque()
-    done = 0
-    try:
-        for _, path in videos:
-            if len(pending) == 2 * workers:
-                yield pending.popleft().result()
-                done += 1
-            pending.append(pool.submit(_work, path))
-        while pending:
-            yield pending.popleft().result()
-            done += 1
-    except BrokenProcessPool as error:
-        suspects = ", ".join(f"'{name}'" for name, _ in videos[done : done + 2 * workers])
-        raise VimpacError(
-            "a worker process died (out of memory, or a crash of the decoder) on one of "
-            f"{suspects}: run the same command again, with fewer --workers or without that video"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_worker: tuple[TokenizeSettings, Tokenizer]
-
-
-def _start_worker(settings: TokenizeSettings) -> None:
-    """Prepares a worker process: one thread, no Ctrl-C of its own, gone when its parent is."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    _worker = settings, settings.make_tokenizer()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(path: Path) -> Result:
-    settings, tokenizer = _worker
-    return _result(path, settings, tokenizer, 1)
+def _make_work(settings: TokenizeSettings, tokenizer: Tokenizer | None) -> Work:
+    """Work with this tokenizer, or, in a worker process, with a new one and one decoder thread."""
+    made = settings.make_tokenizer() if tokenizer is None else tokenizer
+    threads = 1 if tokenizer is None else 0
+    return functools.partial(tokenize_video, settings=settings, tokenizer=made, threads=threads)

@@ -3,6 +3,9 @@
 `vimpac.data.store_format` says what is where. A video counts once its journal line is whole; what a
 shard holds beyond the journaled videos is cut off on resume. Power loss may leave a journal
 ahead of its shard, so the open shard's checksums are read again before it is continued.
+
+The journal's first line holds the settings. Then a line is an `Entry`, the name of a video that
+was begun, or null where the writer was closed in good order, so that no video is to blame.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import fcntl
 import json
 import os
 import zlib
+from collections import Counter
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -32,18 +37,20 @@ from vimpac.files import whole_file
 
 
 class Entry(NamedTuple):
-    """One journaled video: its number of frames, or why it was skipped."""
+    """One journaled video: its number of frames, or why it was skipped, or a note on it."""
 
     name: str
     frames: int
-    label: int
-    skipped: str
+    label: int = -1
+    skipped: str = ""
+    note: str = ""
 
 
 class TokenStoreWriter:
     """Writes a new store at `path`, or continues the unfinished one there.
 
-    The caller adds or skips videos in a fixed order; `entries` are those already done.
+    The caller adds or skips videos in a fixed order; `entries` are those already done, and `tries`
+    counts, for others, how often they were begun and the process ended before they were done.
 
         with TokenStoreWriter(path, meta) as writer:
             for name in names[len(writer.entries):]:
@@ -77,6 +84,7 @@ class TokenStoreWriter:
         self._shard_file: FileIO | None = None
         self._shard_frames = [0]
         self.entries: list[Entry] = []
+        self.tries = Counter[str]()
         try:
             self._resume()
         except BaseException:
@@ -91,17 +99,26 @@ class TokenStoreWriter:
 
     def close(self) -> None:
         """Closes the files; an unfinished store stays for a later writer to continue."""
+        if self.tries and not self._journal.closed:
+            with suppress(OSError):  # a full disk
+                _write(self._journal, b"null\n")
         for file in (self._shard_file, self._journal):
             if file is not None and not file.closed:
                 file.close()
 
-    def add(self, name: str, tokens: np.ndarray, label: int = -1) -> None:
+    def begin(self, name: str) -> None:
+        """Records that work on a video begins, which may be the end of this process."""
+        _write(self._journal, json.dumps(name).encode() + b"\n")
+        self.tries[name] += 1
+
+    def add(self, name: str, tokens: np.ndarray, label: int = -1, note: str = "") -> None:
         """Appends a video.
 
         Args:
             name: Its name.
             tokens: Ids (variants, frames, H, W), integer, in [0, vocab_size).
             label: Its class, or -1.
+            note: What is wrong with it, although it is used.
 
         Raises:
             ValueError: A wrong shape or an id out of range.
@@ -126,11 +143,11 @@ class TokenStoreWriter:
         records = frame_records(tokens.reshape(-1, meta.height, meta.width), meta)
         shard = self._open_shard()
         _write(shard, records)
-        self._log(Entry(name, tokens.shape[1], label, ""))
+        self._log(Entry(name, tokens.shape[1], label, note=note))
 
     def skip(self, name: str, reason: str) -> None:
         """Records a video that cannot be tokenised, and why."""
-        self._log(Entry(name, 0, -1, reason or "unknown reason"))
+        self._log(Entry(name, 0, skipped=reason or "unknown reason"))
 
     def finish(self) -> None:
         """Completes the store and moves it to its path."""
@@ -142,6 +159,7 @@ class TokenStoreWriter:
             "shard_frames": self._shard_frames,
             "videos": len(index),
             "skipped": [[entry.name, entry.skipped] for entry in self.entries if entry.skipped],
+            "notes": [[entry.name, entry.note] for entry in self.entries if entry.note],
             "index_crc32": zlib.crc32(index.tobytes()),
             "names_crc32": zlib.crc32(names),
         }
@@ -164,6 +182,7 @@ class TokenStoreWriter:
             self._shard_frames.append(0)
         self._shard_frames[-1] += entry.frames * len(self.meta.variants)
         self.entries.append(entry)
+        del self.tries[entry.name]
 
     def _is_full(self) -> bool:
         return self._shard_frames[-1] >= self._shard_limit
@@ -189,17 +208,27 @@ class TokenStoreWriter:
             lines = [json.dumps(settings).encode()]
             _write(self._journal, lines[0] + b"\n")
         try:
-            begun, entries = json.loads(lines[0]), [Entry(*json.loads(line)) for line in lines[1:]]
+            begun, *records = map(json.loads, lines)
+            for record in records:
+                if isinstance(record, str):
+                    self.tries[record] += 1
+                elif record is None:
+                    self.tries.clear()
+                else:
+                    self._account(Entry(*record))
         except (ValueError, TypeError) as error:
             raise VimpacError(f"{journal} is damaged: remove {self._partial}") from error
         if begun != settings:
             raise UsageError(
                 f"{self._partial} was begun with other settings: give the same, or remove it"
             )
-        for entry in entries:
-            self._account(entry)
+        before = len(self.entries)
         self._check_open_shard()
-        os.truncate(journal, sum(len(line) + 1 for line in lines[: 1 + len(self.entries)]))
+        kept = lines
+        if len(self.entries) < before:
+            ends = [i for i, record in enumerate(records, 1) if isinstance(record, list)]
+            kept = lines[: ends[len(self.entries)]]
+        os.truncate(journal, sum(len(line) + 1 for line in kept))
 
     def _check_open_shard(self) -> None:
         """Cuts the last shard to its journaled, intact videos and removes later shards."""

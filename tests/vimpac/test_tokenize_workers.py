@@ -1,0 +1,217 @@
+"""Whatever a video does to the process that reads it, it is listed and the others go on."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.vimpac.videos import write_video
+from vimpac.data.store import TokenStore
+from vimpac.data.store_format import StoreMeta
+from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
+from vimpac.data.tokenize_workers import MOST_TRIES, outcomes
+from vimpac.data.video import UnreadableVideo
+from vimpac.data.writer import TokenStoreWriter
+from vimpac.errors import VimpacError
+
+ROOT = Path(__file__).parents[2]
+
+
+def _work(path, *, note, alive):
+    """Does what the name of the video says."""
+    kind = path.name.partition("-")[0]
+    tries = path.with_suffix(".tries")
+    with tries.open("a") as file:
+        file.write("x")
+    if kind == "crash" or (kind == "flaky" and tries.stat().st_size == 1):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == "hang":
+        time.sleep(600)
+    if kind == "slow":
+        for _ in range(12):
+            time.sleep(0.25)
+            alive()
+    if kind == "refused":
+        raise UnreadableVideo("is no video")
+    if kind == "error":
+        raise ValueError("two\nlines")
+    if kind == "memory":
+        raise MemoryError
+    if kind == "device":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    note(f"note of {path.name}")
+    return np.full((1, 1, 2, 2), len(path.name))
+
+
+def _make_work():
+    return _work
+
+
+class _Journal:
+    """What the writer would know."""
+
+    def __init__(self, tries: dict[str, int] | None = None) -> None:
+        self.tries = Counter(tries)
+        self.begun: list[str] = []
+
+    def begin(self, name: str) -> None:
+        self.tries[name] += 1
+        self.begun.append(name)
+
+
+def _outcomes(folder, names, journal, *, workers, timeout=60.0, make_work=_make_work):
+    return outcomes(
+        [(name, folder / name) for name in names],
+        make_work,
+        workers=workers,
+        timeout=timeout,
+        tries=lambda name: journal.tries[name],
+        begin=journal.begin,
+    )
+
+
+def _run(folder, names, *, workers, timeout=60.0):
+    journal = _Journal()
+    found = _outcomes(folder, names, journal, workers=workers, timeout=timeout)
+    return dict(zip(names, found, strict=True)), journal
+
+
+NAMES = ["a", "refused-1", "b", "error-1", "memory-1", "c"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_of_a_video_are_its_reason(tmp_path, workers):
+    found, _ = _run(tmp_path, NAMES, workers=workers)
+    assert [name for name in NAMES if found[name].tokens is not None] == ["a", "b", "c"]
+    assert [found[name].text for name in "abc"] == [f"note of {name}" for name in "abc"]
+    assert found["refused-1"].text == "is no video"
+    assert found["error-1"].text == "ValueError: two lines"
+    assert found["memory-1"].text.startswith("ended its process: out of memory")
+    assert (tmp_path / "memory-1.tries").stat().st_size == MOST_TRIES
+
+
+def test_video_that_ends_its_process_or_hangs_is_listed_after_three_tries(tmp_path):
+    names = ["crash-1", "flaky-1", "hang-1", "slow-1", "a"]
+    found, journal = _run(tmp_path, names, workers=2, timeout=2.0)
+    assert found["crash-1"] == (
+        None,
+        "ended its process: out of memory, or a crash of the decoder (3 times)",
+    )
+    assert found["hang-1"] == (None, "made no progress for 2 s (3 times)")
+    assert found["slow-1"].tokens is not None  # two seconds in all, but it goes on
+    assert found["flaky-1"].tokens is not None and found["a"].tokens is not None
+    assert Counter(journal.begun) == {"crash-1": 3, "flaky-1": 2, "hang-1": 3, "slow-1": 1, "a": 1}
+
+
+def test_video_under_way_in_killed_runs_is_tried_alone_and_then_listed(tmp_path):
+    journal = _Journal({"b": 1, "c": MOST_TRIES})
+    events = journal.begun
+    found = {}
+    for name, outcome in zip(
+        "abcde", _outcomes(tmp_path, "abcde", journal, workers=2), strict=True
+    ):
+        events.append(f"{name} done")
+        found[name] = outcome
+    assert events[:4] == ["a", "a done", "b", "b done"]  # with nothing else under way
+    assert found["c"] == (None, "was under way when the process was killed (3 times)")
+    assert not (tmp_path / "c.tries").exists()
+    assert [name for name in "abde" if found[name].tokens is None] == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_device_that_fails_ends_the_run(tmp_path, workers):
+    """It is not the video's fault, and the journal lets the run go on."""
+    with pytest.raises(VimpacError, match=r"the device failed at .*device-1 \(CUDA out of memory"):
+        _run(tmp_path, ["a", "device-1"], workers=workers)
+
+
+def test_journal_counts_tries_of_killed_processes_only(tmp_path):
+    meta = StoreMeta("patch", 16, 2, 2, 1.0)
+    tokens = np.zeros((1, 1, 2, 2), np.int64)
+    writer = TokenStoreWriter(tmp_path / "store", meta)
+    writer.begin("a")
+    writer.add("a", tokens, note="of a")
+    writer.begin("b")
+    writer._journal.close()  # as the end of a process leaves it
+    for tries in (1, 2):
+        writer = TokenStoreWriter(tmp_path / "store", meta)
+        assert [entry.note for entry in writer.entries] == ["of a"]
+        assert dict(writer.tries) == {"b": tries}
+        writer.begin("b")
+        writer._journal.close()
+    with TokenStoreWriter(tmp_path / "store", meta) as writer:
+        assert writer.tries["b"] == 3
+    with TokenStoreWriter(tmp_path / "store", meta) as writer:
+        assert not writer.tries  # closed in good order
+        writer.begin("b")
+        writer.add("b", tokens)
+        writer.finish()
+    assert TokenStore(tmp_path / "store").notes == [("a", "of a")]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_command_and_blames_no_video(tmp_path, how):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(4):
+        write_video(videos / f"{i}.mp4", range(0, 60_000, 100))
+    out = tmp_path / "store"
+    command = [sys.executable, "-m", "vimpac", "tokenize", str(videos), "--out", str(out)]
+    command += ["--fps", "60", "--size", "64", "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    journal = tmp_path / "store.partial" / "journal.jsonl"
+    while process.poll() is None and not (journal.is_file() and '["0.mp4"' in journal.read_text()):
+        time.sleep(0.01)  # until the first is done and the second under way
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error and "Traceback" not in error
+    assert journal.read_text().endswith("null\n")
+    settings = TokenizeSettings(size=64, fps=60)
+    store = tokenize_videos([(f"{i}.mp4", videos / f"{i}.mp4") for i in range(4)], out, settings)
+    assert len(store) == 4
+
+
+def test_orphaned_workers_leave(tmp_path):
+    """A worker whose parent was killed does not stay behind."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, sys, time, multiprocessing as m\n"
+        "from vimpac.data.tokenize_workers import _start_worker\n"
+        "def idle(conn):\n"
+        "    _start_worker(int, 60.0); conn.send(os.getpid()); time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    a, b = m.Pipe()\n"
+        "    m.get_context('spawn').Process(target=idle, args=(b,)).start()\n"
+        "    print(a.recv(), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)
+    worker = int(run.stdout)
+    for _ in range(200):
+        if not Path(f"/proc/{worker}").exists() or "Z" in _state(worker):
+            return
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent")
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def test_worker_that_cannot_start_is_one_line(tmp_path):
+    make_work = functools.partial(int, "no number")
+    with pytest.raises(VimpacError, match="a worker process ended before it had work"):
+        list(_outcomes(tmp_path, ["a"], _Journal(), workers=1, make_work=make_work))
