@@ -1,9 +1,11 @@
 """The token store gives back what was written, or says which file is damaged."""
 
+import dataclasses
 import errno
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +152,21 @@ def test_kill_before_the_last_rename_is_repaired(tmp_path):
     assert len(TokenStore(tmp_path / "store")) == len(FRAMES)
 
 
-def test_other_settings_do_not_continue_a_store(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(fps=4.0), "fps is 2.0, not 4.0"),
+        (dict(height=8), "height is 2, not 8"),
+        (dict(tokenizer="dalle"), "tokenizer is 'patch', not 'dalle'"),
+        (dict(digest="ab"), "digest is '', not 'ab'"),
+        (dict(variants=("a",)), "variants is ['a', 'b'], not ['a']"),
+    ],
+)
+def test_setting_that_differs_from_the_unfinished_store_is_named(tmp_path, change, said):
     with TokenStoreWriter(tmp_path / "store", META):
         pass
-    with pytest.raises(UsageError, match="other settings"):
-        TokenStoreWriter(tmp_path / "store", StoreMeta("patch", 8192, 2, 3, fps=4.0))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        TokenStoreWriter(tmp_path / "store", dataclasses.replace(META, **change))
 
 
 def test_finished_store_is_not_overwritten(tmp_path):

@@ -21,7 +21,7 @@ from vimpac.data.sample_videos import sample_videos
 from vimpac.data.store import TokenStore
 from vimpac.data.tokenize import TokenizeSettings, tokenize_video, tokenize_videos
 from vimpac.data.variants import parse_variants
-from vimpac.errors import VimpacError
+from vimpac.errors import UsageError, VimpacError
 
 SETTINGS = TokenizeSettings(size=32)
 
@@ -65,6 +65,36 @@ def test_store_holds_the_readable_videos_and_the_reasons(folder, tmp_path, capsy
     assert _content(out) == before
     assert main(["tokenize", str(folder), "--out", str(out), "--size", "64"]) == 2
     assert "name another output" in capsys.readouterr().err
+
+
+def test_refused_store_says_what_differs(folder, tmp_path):
+    videos = [(file.name, file) for file in sorted(folder.iterdir())]
+    out = tmp_path / "store"
+    tokenize_videos(videos, out, SETTINGS)
+    for others, settings, words in (
+        (videos, TokenizeSettings(size=64), "height is 4, not 8"),
+        (videos, TokenizeSettings(Fraction(3), 32), "fps is 2.0, not 3.0"),
+        (videos[:2], SETTINGS, "it has 'good0.mp4'"),
+        ([*videos, ("new.mp4", videos[0][1])], SETTINGS, "it lacks 'new.mp4'"),
+    ):
+        with pytest.raises(UsageError, match=rf"store is another store \({words}\): name another"):
+            tokenize_videos(others, out, settings)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, _):
+        if done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tokenize_videos(videos, tmp_path / "begun", SETTINGS, report=stop)
+    for others, words in (
+        (videos[1:], "where it has 'cut.mp4' there is 'empty.mp4'"),
+        (videos[:2], "where it has 'good0.mp4' there is the end"),
+    ):
+        with pytest.raises(UsageError, match=rf"begun\.partial was begun with other .*{words}"):
+            tokenize_videos(others, tmp_path / "begun", SETTINGS)
 
 
 def test_workers_do_not_change_the_store(folder, tmp_path):
@@ -156,10 +186,12 @@ def test_wrong_arguments_are_one_line(folder, tmp_path, capsys, flags, code, wor
 
 def test_only_unreadable_videos_make_no_store(tmp_path, capsys):
     (tmp_path / "v.mp4").touch()
-    code = main(["tokenize", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "store")])
-    assert code == 1
+    command = ["tokenize", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "store")]
+    assert main(command) == 1
     assert "no video: no input could be read" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+    write_video(tmp_path / "v.mp4", range(0, 1000, 100))  # such as a disk that is mounted now
+    assert main(command) == 0
 
 
 def test_full_disk_is_one_line(folder, tmp_path, capsys):

@@ -95,6 +95,14 @@ class StoreMeta:
         return cls(**{**known, "variants": tuple(values["variants"])})
 
 
+def difference(was: dict, now: dict) -> str | None:
+    """The first setting in which two stores differ, such as "fps is 2.0, not 4.0"."""
+    for name in now:
+        if was.get(name) != now[name]:
+            return f"{name} is {was.get(name)!r}, not {now[name]!r}"
+    return None
+
+
 def shard_name(shard: int) -> str:
     """File name of a shard."""
     return f"shard-{shard:05d}.bin"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vimpac.data.store import TokenStore, TokenStoreWriter
-from vimpac.data.store_format import StoreMeta
+from vimpac.data.store_format import StoreMeta, difference, partial_path
 from vimpac.data.tokenize_workers import Work, outcomes
 from vimpac.data.variants import Variant, make_variants
 from vimpac.data.video import frames_at
@@ -151,15 +151,19 @@ def tokenize_videos(
     if is_complete(out):
         store = TokenStore(out)
         held = [store.name(i) for i in range(len(store))] + [name for name, _ in store.skipped]
-        if store.meta != meta or sorted(held) != sorted(names):
-            raise UsageError(f"{out} is a store of other videos or settings: name another output")
+        problem = difference(store.meta.to_dict(), meta.to_dict()) or _other_video(held, names)
+        if problem:
+            raise UsageError(f"{out} is another store ({problem}): name another output")
         report(len(names), "")
         return store
     with TokenStoreWriter(out, meta) as writer:
         begun = [entry.name for entry in writer.entries]
         if names[: len(begun)] != begun:
+            first = next(i for i, name in enumerate(begun) if names[i : i + 1] != [name])
+            here = f"'{names[first]}'" if first < len(names) else "the end"
             raise UsageError(
-                f"{out}.partial was begun with other videos: give the same, or remove it"
+                f"{partial_path(out)} was begun with other videos (where it has '{begun[first]}' "
+                f"there is {here}): give the same, or remove it"
             )
         report(len(begun), "")
         results = outcomes(
@@ -181,6 +185,15 @@ def tokenize_videos(
                 report(len(writer.entries), line)
         writer.finish()
     return TokenStore(out)
+
+
+def _other_video(held: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first video of a store that was not given, or that was given and is not there."""
+    for whose, some, others in (("it has", held, {*names}), ("it lacks", names, {*held})):
+        for name in some:
+            if name not in others:
+                return f"{whose} '{name}'"
+    return None
 
 
 def _make_work(settings: TokenizeSettings, tokenizer: Tokenizer | None) -> Work:

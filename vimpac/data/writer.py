@@ -29,6 +29,7 @@ from vimpac.data.store_format import (
     NAMES,
     VIDEO_RECORD,
     StoreMeta,
+    difference,
     partial_path,
     shard_name,
 )
@@ -218,9 +219,11 @@ class TokenStoreWriter:
                     self._account(Entry(*record))
         except (ValueError, TypeError) as error:
             raise VimpacError(f"{journal} is damaged: remove {self._partial}") from error
-        if begun != settings:
+        problem = difference(begun, settings)
+        if problem:
             raise UsageError(
-                f"{self._partial} was begun with other settings: give the same, or remove it"
+                f"{self._partial} was begun with other settings ({problem}): give the same, or "
+                "remove it"
             )
         before = len(self.entries)
         self._check_open_shard()
