@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# How file systems say that fsync does not take a directory.
+_NO_DIRECTORIES = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
@@ -28,11 +31,11 @@ def whole_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for written in (*temporary.iterdir(), temporary):
-            _sync(written)
+            sync(written)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -57,7 +60,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise FileNotFoundError(errno.ENOENT, "No such directory", str(path.parent))
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         error.filename = str(path)
@@ -71,13 +74,18 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".tmp-{path.name}")
 
 
-def _sync(path: Path) -> None:
-    """Brings a file, or the entries of a directory, to the disk."""
+def sync(path: Path) -> None:
+    """Brings a file, or the entries of a directory, to the disk.
+
+    Raises:
+        OSError: The disk is full or fails; not if the file system cannot do it for a directory.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # some file systems cannot do it for a directory
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_DIRECTORIES:
+            error.filename = str(path)
             raise
     finally:
         os.close(descriptor)

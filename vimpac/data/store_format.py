@@ -24,11 +24,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
-from vimpac.errors import VimpacError
+from vimpac.errors import UsageError, VimpacError
 
 VERSION = 1
 META, INDEX, NAMES, JOURNAL = "meta.json", "index.bin", "names.bin", "journal.jsonl"
@@ -109,8 +110,24 @@ def shard_name(shard: int) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """Where the store at `path` lives until it is finished."""
-    return path.with_name(path.name + ".partial")
+    """Where the store at `path` lives until it is finished: beside it, on the same disk."""
+    real = path.resolve()  # of `.`, of a link
+    return real.parent / f"{real.name}.partial"
+
+
+def check_free(path: Path) -> None:
+    """Raises UsageError, before any work, unless a finished store can be moved to `path`."""
+    if not path.exists():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise UsageError(f"{path} exists: remove it or name another output")
+    mount = os.path.ismount(path)
+    if mount or path.samefile(os.curdir):
+        what = "a mount point" if mount else "the current directory"
+        raise UsageError(
+            f"{path} is {what}, whose place no store can take: name a directory inside, such as "
+            f"{path / 'store'}"
+        )
 
 
 def read_meta(path: Path) -> dict:
@@ -127,7 +144,7 @@ def read_meta(path: Path) -> dict:
     """
     file = path / META
     if not file.is_file():
-        if partial_path(path).is_dir():
+        if partial_path(path).is_dir() or (path / JOURNAL).is_file():
             raise VimpacError(f"{path} is unfinished: run the command that makes it again")
         raise VimpacError(f"{path} is no token store: make one with `vimpac tokenize`")
     try:

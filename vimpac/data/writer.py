@@ -10,9 +10,9 @@ was begun, or null where the writer was closed in good order, so that no video i
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import shutil
 import zlib
 from collections import Counter
 from contextlib import suppress
@@ -29,12 +29,15 @@ from vimpac.data.store_format import (
     NAMES,
     VIDEO_RECORD,
     StoreMeta,
+    check_free,
     difference,
     partial_path,
     shard_name,
 )
 from vimpac.errors import UsageError, VimpacError
-from vimpac.files import whole_file
+from vimpac.files import sync, whole_file
+from vimpac.lock import lock
+from vimpac.paths import local_path
 
 
 class Entry(NamedTuple):
@@ -69,19 +72,14 @@ class TokenStoreWriter:
     """
 
     def __init__(self, path: str | Path, meta: StoreMeta, *, shard_bytes: int = 1 << 30) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         self.meta = meta
         self._shard_limit = max(1, shard_bytes // meta.frame_record.itemsize)
         self._partial = partial_path(self.path)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UsageError(f"{self.path} exists: remove it or name another output")
+        check_free(self.path)
         self._partial.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self._partial / JOURNAL, str(self.path))
         self._journal = (self._partial / JOURNAL).open("ab", buffering=0)
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._journal.close()
-            raise VimpacError(f"another process is writing {self.path}: wait for it") from None
         self._shard_file: FileIO | None = None
         self._shard_frames = [0]
         self.entries: list[Entry] = []
@@ -106,6 +104,7 @@ class TokenStoreWriter:
         for file in (self._shard_file, self._journal):
             if file is not None and not file.closed:
                 file.close()
+        self._lock.close()
 
     def begin(self, name: str) -> None:
         """Records that work on a video begins, which may be the end of this process."""
@@ -153,6 +152,8 @@ class TokenStoreWriter:
     def finish(self) -> None:
         """Completes the store and moves it to its path."""
         if not any(not entry.skipped for entry in self.entries):
+            self.close()
+            shutil.rmtree(self._partial)  # else the same command would not try them again
             raise VimpacError(f"{self.path} would hold no video: no input could be read")
         index, names = self._index()
         values = {
@@ -165,13 +166,13 @@ class TokenStoreWriter:
             "names_crc32": zlib.crc32(names),
         }
         if self._shard_file is not None:
-            os.fsync(self._shard_file.fileno())
+            sync(Path(self._shard_file.name))
         replace_file(self._partial / INDEX, index.tobytes())
         replace_file(self._partial / NAMES, names)
         replace_file(self._partial / META, json.dumps(values, indent=1).encode() + b"\n")
         self.close()
         (self._partial / JOURNAL).unlink()
-        os.replace(self._partial, self.path)
+        _complete(self.path)
 
     def _log(self, entry: Entry) -> None:
         """Journals a video whose frames, if any, are in the shard's file."""
@@ -191,7 +192,7 @@ class TokenStoreWriter:
     def _open_shard(self) -> FileIO:
         """The file that the next video goes to."""
         if self._is_full() and self._shard_file is not None:
-            os.fsync(self._shard_file.fileno())
+            sync(Path(self._shard_file.name))
             self._shard_file.close()
             self._shard_file = None
         if self._shard_file is None:
@@ -278,8 +279,16 @@ def is_complete(path: Path) -> bool:
     """Whether a store is at `path`; one killed just before its last rename is moved there."""
     partial = partial_path(path)
     if (partial / META).is_file() and not (partial / JOURNAL).exists():
-        os.replace(partial, path)
+        _complete(path)
     return (path / META).is_file()
+
+
+def _complete(path: Path) -> None:
+    """Moves a store that is whole to its path."""
+    partial, real = partial_path(path), path.resolve()
+    sync(partial)
+    os.replace(partial, real)
+    sync(real.parent)
 
 
 def frame_records(
