@@ -1,4 +1,4 @@
-"""Every setting of a run, once, with its default and its legal numbers.
+"""Every setting of a run, once, with its default, its legal values and what it means.
 
 The key of a setting on the command line and in YAML is its place in here: `optim.lr=3e-4` sets
 `OptimConfig.lr` of the run. Those of the network stand in vimpac/model/config.py.
@@ -12,18 +12,28 @@ from typing import ClassVar, Literal
 
 from vimpac.errors import UsageError
 from vimpac.model.config import LossConfig, ModelConfig, preset
-from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, range_problem, setting
+from vimpac.settings import (
+    BELOW_ONE,
+    FOLDER,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    SEED,
+    SHARE,
+    range_problem,
+    setting,
+)
 
 
 @dataclasses.dataclass
 class ClipConfig:
     """What is read from the token store."""
 
-    frames: int = setting(5, POSITIVE)  # T
-    frame_stride: int = setting(1, POSITIVE)  # stored frames from one of a clip to the next
-    variant: int | None = setting(None, NOT_NEGATIVE)  # which stored one; null: drawn per sample
-    workers: int = setting(2, NOT_NEGATIVE)  # data-loading processes per rank; 0: none
-    prefetch: int = setting(4, POSITIVE)  # micro-batches that each worker keeps ready
+    frames: int = setting(5, POSITIVE, "of a clip, T")
+    frame_stride: int = setting(1, POSITIVE, "stored frames from one of a clip to the next")
+    variant: int | None = setting(None, NOT_NEGATIVE, "of the stored ones; null: drawn per sample")
+    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
+    prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
 
     @property
     def span(self) -> int:
@@ -35,18 +45,26 @@ class ClipConfig:
 class PairConfig(ClipConfig):
     """What is read where two clips of a video meet."""
 
-    max_distance: float | None = setting(None, NOT_NEGATIVE)  # seconds between the two starts
+    max_distance: float | None = setting(
+        None, NOT_NEGATIVE, "seconds between the two starts; null: any"
+    )
 
 
 @dataclasses.dataclass
 class MaskConfig:
     """What is hidden from the model (Sec. B.1)."""
 
-    strategy: Literal["block", "iid", "tube"] = "block"
-    blocks: int = setting(5, NOT_NEGATIVE)  # boxes per clip (block)
-    ratio: float = setting(0.15, SHARE)  # share of tokens (iid, tube)
-    noise: tuple[float, float, float] | None = setting(None, SHARE)  # [MASK] / random / unchanged
-    noise_unit: Literal["block", "token"] = "token"
+    strategy: Literal["block", "iid", "tube"] = setting(
+        "block", doc="boxes, single tokens, or the same tokens of every frame"
+    )
+    blocks: int = setting(5, NOT_NEGATIVE, "boxes per clip (block)")
+    ratio: float = setting(0.15, SHARE, "share of tokens (iid, tube)")
+    noise: tuple[float, float, float] | None = setting(
+        None, SHARE, "shares of [MASK], random, kept; null: [MASK]"
+    )
+    noise_unit: Literal["block", "token"] = setting(
+        "token", doc="noise is drawn once per box, or per token"
+    )
 
 
 class GroupedBatch:
@@ -80,9 +98,9 @@ class GroupedBatch:
 class PairBatchConfig(GroupedBatch):
     """How many videos meet where; each gives two clips."""
 
-    videos: int = setting(1024, POSITIVE)  # per optimiser update, all ranks together
-    contrastive: int = setting(128, POSITIVE)  # told apart: 2 * contrastive - 1 candidates per clip
-    micro: int = setting(32, POSITIVE)  # largest part of a rank that is held in memory at once
+    videos: int = setting(1024, POSITIVE, "per optimiser update, all ranks together")
+    contrastive: int = setting(128, POSITIVE, "of them told apart: 2 * this - 1 candidates")
+    micro: int = setting(32, POSITIVE, "largest part of a rank that is held in memory at once")
 
     @property
     def group(self) -> int:
@@ -96,8 +114,8 @@ class BatchConfig(GroupedBatch):
 
     shorthand: ClassVar[str] = "videos"
 
-    videos: int = setting(128, POSITIVE)  # per optimiser update, all ranks together
-    micro: int = setting(128, POSITIVE)  # largest part of a rank that is held in memory at once
+    videos: int = setting(128, POSITIVE, "per optimiser update, all ranks together")
+    micro: int = setting(128, POSITIVE, "largest part of a rank that is held in memory at once")
 
     @property
     def group(self) -> int:
@@ -109,46 +127,54 @@ class BatchConfig(GroupedBatch):
 class OptimConfig:
     """AdamW with a linear warm-up and a linear decay to zero (Table 4)."""
 
-    lr: float = setting(1e-3, POSITIVE)
-    betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE)
-    eps: float = setting(1e-8, NOT_NEGATIVE)
-    weight_decay: float = setting(0.05, NOT_NEGATIVE)
-    max_grad_norm: float = setting(1.0, NOT_NEGATIVE)  # the gradient is clipped to it; 0: not
-    warmup: float = setting(0.1, SHARE)  # share of the updates
-    epochs: float = setting(10.0, POSITIVE)
-    steps: int | None = setting(None, POSITIVE)  # updates; null: from the epochs
+    lr: float = setting(1e-3, POSITIVE, "learning rate after the warm-up")
+    betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE, "decay of the two moments")
+    eps: float = setting(1e-8, NOT_NEGATIVE, "added to the root of the second moment")
+    weight_decay: float = setting(0.05, NOT_NEGATIVE, "of Linear and token embedding weights")
+    max_grad_norm: float = setting(1.0, NOT_NEGATIVE, "the gradient is clipped to it; 0: not")
+    warmup: float = setting(0.1, SHARE, "share of the updates in which the rate rises")
+    epochs: float = setting(10.0, POSITIVE, "passes over the videos")
+    steps: int | None = setting(None, POSITIVE, "updates; null: from the epochs")
 
 
 @dataclasses.dataclass
 class RunConfig:
     """Bookkeeping of a run that can be continued; its last step is always saved."""
 
-    log_every: int = setting(10, POSITIVE)  # steps between records; the only host synchronisation
-    tensorboard: bool = True
-    save_every: int = setting(500, POSITIVE)  # steps between checkpoints
-    keep: int = setting(3, POSITIVE)  # newest checkpoints that are kept
-    timeout: float = setting(300.0, POSITIVE)  # seconds until a silent process counts as dead
+    log_every: int = setting(10, POSITIVE, "steps between records; the only host synchronisation")
+    tensorboard: bool = setting(True, doc="write TensorBoard events, too")
+    save_every: int = setting(500, POSITIVE, "steps between checkpoints")
+    keep: int = setting(3, POSITIVE, "newest checkpoints that are kept")
+    timeout: float = setting(300.0, POSITIVE, "seconds until a silent process counts as dead")
 
 
 @dataclasses.dataclass
 class TestedRunConfig(RunConfig):
     """Bookkeeping of a run that is tested while it trains; it is always tested at its end."""
 
-    evaluate_every: float | None = setting(None, POSITIVE)  # epochs; null: at the end only
+    evaluate_every: float | None = setting(
+        None, POSITIVE, "epochs from test to test; null: at the end only"
+    )
 
 
 @dataclasses.dataclass
 class TrainConfig:
-    """What every training has; `device=auto` is cuda if there is one, else cpu."""
+    """What every training has."""
 
-    data: str = ""  # a token store: see `vimpac tokenize`
-    out: str = ""
-    seed: int = setting(0, SEED)
-    device: str = "auto"
-    precision: Literal["bf16", "fp32"] = "bf16"
-    compile: Literal["none", "default", "max-autotune"] = "none"
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds all parameters, or a share
-    activation_checkpointing: bool = False  # keep a layer's input only, run it again in backward
+    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
+    out: str = setting("", FOLDER, "directory of the run")
+    seed: int = setting(0, SEED, "of initial weights, order, clips, masks and dropout")
+    device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
+    precision: Literal["bf16", "fp32"] = setting("bf16", doc="bf16 is autocast; weights stay fp32")
+    compile: Literal["none", "default", "max-autotune"] = setting(
+        "none", doc="mode of torch.compile"
+    )
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp", doc="each process holds all parameters, or a share"
+    )
+    activation_checkpointing: bool = setting(
+        False, doc="keep a layer's input only, run it again in backward"
+    )
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
@@ -171,8 +197,12 @@ class TrainConfig:
 class PretrainConfig(TrainConfig):
     """A pre-training run."""
 
-    out: str = "runs/pretrain"
-    graph: bool = False  # one CUDA graph of the step: pays where launching outlasts computing
+    command: ClassVar[str] = "pretrain"
+
+    out: str = setting("runs/pretrain", FOLDER, "directory of the run")
+    graph: bool = setting(
+        False, doc="one CUDA graph of the step: pays where launching outlasts computing"
+    )
     model: ModelConfig = dataclasses.field(default_factory=lambda: preset("small"))
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     clips: PairConfig = dataclasses.field(default_factory=PairConfig)
@@ -216,9 +246,13 @@ class PretrainConfig(TrainConfig):
 class FinetuneConfig(TrainConfig):
     """A classifier on a pre-trained encoder; the defaults are Table 4's for UCF101."""
 
-    out: str = "runs/finetune"
-    labels: str = ""  # a CSV file with the columns video, class, split (train or test)
-    test_clips: int = setting(10, POSITIVE)  # of every video and crop, evenly spaced
+    command: ClassVar[str] = "finetune"
+
+    out: str = setting("runs/finetune", FOLDER, "directory of the run")
+    labels: str = setting(
+        "", PATH, "a CSV file with the columns video, class, split (train or test)"
+    )
+    test_clips: int = setting(10, POSITIVE, "evenly spaced, of every video and crop")
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: OptimConfig = dataclasses.field(

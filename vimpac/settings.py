@@ -2,8 +2,8 @@
 
 A configuration is a dataclass whose fields are settings, or sections: dataclasses of settings. The
 type of a field says how its text is read, so a text stays as it stands (`out=007`), and `setting`
-says which numbers are legal. An unknown key is an error that names the nearest legal one, a wrong
-value an error that names the right ones.
+says which values are legal and what they mean. An unknown key is an error that names the nearest
+legal one, a wrong value an error that names the right ones.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
 from vimpac.errors import UsageError
+from vimpac.paths import is_url
+from vimpac.presets import read_config
+from vimpac.yaml_text import NULLS, parse, read_entries, write
 
-CONFIGS = Path(__file__).with_name("configs")
 RENAMED = {"optim.clip": "optim.max_grad_norm"}  # since version 0.1
 
 Config = TypeVar("Config")
@@ -29,10 +30,11 @@ Config = TypeVar("Config")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The legal numbers of a setting."""
+    """The legal numbers, or texts, of a setting."""
 
     must: str  # as in "lr=-1 must be positive"
-    legal: Callable[[float], bool]
+    legal: Callable[[Any], bool]
+    of: type = float
 
 
 POSITIVE = Range("be positive", lambda x: x > 0)
@@ -41,22 +43,28 @@ SHARE = Range("lie in [0, 1]", lambda x: 0 <= x <= 1)
 BELOW_ONE = Range("lie in [0, 1)", lambda x: 0 <= x < 1)
 SIZE = Range("lie in [1, 65,536]", lambda x: 1 <= x <= 65_536)  # of a network
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)
+PATH = Range("be a path on this machine, no URL", lambda x: not is_url(x), str)
+FOLDER = Range("name a directory on this machine", lambda x: x.strip() and not is_url(x), str)
 _LARGEST = 10**9  # no setting but the seed needs more, and everything can compute with it
 
 
-def setting(default: Any, legal: Range | None = None, *, of_a_run: bool = True) -> Any:
+def setting(
+    default: Any, legal: Range | None = None, doc: str = "", *, of_a_run: bool = True
+) -> Any:
     """A field of a configuration.
 
     Args:
         default: Its value where nothing else is said.
-        legal: The numbers that it takes; of a tuple, each of them.
+        legal: The values that it takes, if not all of its type; of a tuple, each of them.
+        doc: What it means, as `--show` prints it.
         of_a_run: Whether a user can set it; else the program does.
     """
-    return dataclasses.field(default=default, metadata={"legal": legal, "of_a_run": of_a_run})
+    metadata = {"legal": legal, "doc": doc, "of_a_run": of_a_run}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def range_problem(config: Any, prefix: str = "") -> str | None:
-    """What is wrong with the first number that is out of range, such as "optim.lr=-1 must ..."."""
+    """What is wrong with the first value that is not legal, such as "optim.lr=-1 must ..."."""
     for field in dataclasses.fields(config):
         key, value = prefix + field.name, getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -65,6 +73,10 @@ def range_problem(config: Any, prefix: str = "") -> str | None:
                 return problem
             continue
         legal: Range | None = field.metadata.get("legal")
+        if legal is not None and legal.of is str:
+            if not legal.legal(str(value)):
+                return f"{key}={value} must {legal.must}"
+            continue
         for x in value if isinstance(value, tuple | list) else (value,):
             if isinstance(x, bool) or not isinstance(x, int | float):
                 if legal is not None and x is not None:
@@ -84,7 +96,7 @@ def load_config(kind: type[Config], source: str | None, overrides: Sequence[str]
 
     Args:
         kind: The dataclass of the command.
-        source: One of `config_names()` or a YAML file; None for the defaults.
+        source: One of `config_names(command)` or a YAML file; None for the defaults.
         overrides: Words `key=value`, keys dotted: `optim.lr=3e-4`.
 
     Returns:
@@ -95,7 +107,10 @@ def load_config(kind: type[Config], source: str | None, overrides: Sequence[str]
     """
     config = kind()
     if source is not None:
-        _fill(config, [(key, text, source) for key, text in _leaves(_read_yaml(source))])
+        name = f"--config {source}"
+        command: str = kind.command  # type: ignore[attr-defined]  # as every command's has
+        entries = read_entries(read_config(command, source), name)
+        _fill(config, [(key, text, f"{name}, line {line}") for key, text, line in entries])
     words = []
     for word in overrides:
         key, equals, text = word.partition("=")
@@ -109,50 +124,36 @@ def load_config(kind: type[Config], source: str | None, overrides: Sequence[str]
     return config
 
 
-def to_yaml(config: object) -> str:
-    """The whole configuration as YAML that `load_config` reads back."""
-    values = dataclasses.asdict(config)  # type: ignore[call-overload]  # a dataclass
-    plain: dict[str, Any] = {}
-    for key, _ in _keys(type(config)):
-        *sections, name = key.split(".")
-        into, value = plain, values
-        for section in sections:
-            into, value = into.setdefault(section, {}), value[section]
-        into[name] = list(value[name]) if isinstance(value[name], tuple) else value[name]
-    return yaml.safe_dump(plain, sort_keys=False)
+def to_yaml(config: Any, *, comments: bool = False) -> str:
+    """The whole configuration as YAML that `load_config` reads back.
+
+    Args:
+        config: A configuration.
+        comments: Whether to add what each setting means and which values are legal.
+    """
+    lines = [*_lines(config, "")]
+    width = max(len(line) for line, _ in lines if len(line) < 40)
+    if not comments:
+        width, lines = 0, [(line, "") for line, _ in lines]
+    return "".join(
+        f"{line:{width}}  # {comment}\n" if comment else f"{line}\n" for line, comment in lines
+    )
 
 
-def config_names() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(file.stem for file in CONFIGS.glob("*.yaml"))
-
-
-def _read_yaml(source: str) -> dict:
-    names = config_names()
-    file = CONFIGS / f"{source}.yaml" if source in names else Path(source)
-    if not file.is_file():
-        raise UsageError(f"--config {source}: no such file; there are also {', '.join(names)}")
-    try:
-        values = yaml_texts(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        line = str(error).replace("\n", " ")
-        raise UsageError(f"--config {source} is no YAML: {line}") from error
-    if not isinstance(values or {}, dict):
-        raise UsageError(f"--config {source} must hold keys and values")
-    return values or {}
-
-
-def yaml_texts(text: str) -> Any:
-    """YAML whose scalars all stay texts; the type of a field says what a text means."""
-    return yaml.load(text, Loader=yaml.BaseLoader)
-
-
-def _leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _lines(config: Any, indent: str) -> Iterator[tuple[str, str]]:
+    """(YAML, comment) of every setting and section."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, data = getattr(config, field.name), field.metadata
+        if dataclasses.is_dataclass(value):
+            yield f"{indent}{field.name}:", (type(value).__doc__ or "").partition("\n")[0]
+            yield from _lines(value, f"{indent}  ")
+        elif data.get("of_a_run", True):
+            legal = [_type_name(hints[field.name])]
+            if data.get("legal"):
+                legal = [*legal, f"must {data['legal'].must}"][data["legal"].of is str :]
+            comment = f"{data.get('doc', '')} ({', '.join(legal)})"
+            yield f"{indent}{field.name}: {write(value)}", comment
 
 
 def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -174,13 +175,15 @@ def _fill(config: Any, words: list[tuple[str, Any, str]]) -> None:
         section = getattr(config, key, None)
         if dataclasses.is_dataclass(section) and hasattr(section, "shorthand"):
             key = f"{key}.{section.shorthand}"
+        elif dataclasses.is_dataclass(section) and text is None:
+            continue  # nothing stands below its name
         if key not in legal:
             raise UsageError(f"unknown key '{key}' in {where}{_nearest(key, list(legal))}")
         try:
             value = _convert(text, legal[key])
         except (TypeError, ValueError, OverflowError, RecursionError, yaml.YAMLError):
-            name = _type_name(legal[key])
-            raise UsageError(f"{where}: {key} must be {name}, not {text!r}") from None
+            name, given = _type_name(legal[key]), "null" if text is None else repr(text)
+            raise UsageError(f"{where}: {key} must be {name}, not {given}") from None
         name, _, inner = key.partition(".")
         if inner:
             sections.setdefault(name, {})[inner] = value
@@ -213,9 +216,9 @@ def _convert(text: Any, hint: Any) -> Any:
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = next(choice for choice in choices if choice is not type(None))
-        return None if text in ("null", "Null", "NULL", "~", "") else _convert(text, inner)
+        return None if text is None or text in NULLS else _convert(text, inner)
     if origin is tuple:
-        values = yaml_texts(text) if isinstance(text, str) else text
+        values = parse(text) if isinstance(text, str) else text
         if not isinstance(values, list) or len(values) != len(choices):
             raise TypeError
         return tuple(_convert(v, h) for v, h in zip(values, choices, strict=True))

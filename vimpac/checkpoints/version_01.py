@@ -19,7 +19,8 @@ from torch import Tensor
 from vimpac.checkpoints.state_file import load_state
 from vimpac.config import PretrainConfig
 from vimpac.model.config import LossConfig, ModelConfig
-from vimpac.settings import load_config, yaml_texts
+from vimpac.settings import load_config
+from vimpac.yaml_text import parse
 
 STATE, CONFIG, WEIGHTS = "state.pt", "config.yaml", "model.safetensors"
 
@@ -51,7 +52,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if "classes" in state:
         config, _ = read_settings(state["encoder"])
         return {"kind": "classifier", "config": config, "classes": state["classes"]}
-    sections = yaml_texts((folder / CONFIG).read_text(encoding="utf-8"))
+    sections = parse((folder / CONFIG).read_text(encoding="utf-8"))
     words = (
         f"{section}.{key}={text}"
         for section in ("model", "loss")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import FinetuneConfig
+from vimpac.errors import UsageError
+from vimpac.presets import config_help
 from vimpac.settings import load_config, to_yaml
 
 
@@ -18,8 +21,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "torchrun for several devices.",
         epilog="example: vimpac finetune runs/a/checkpoints/step-00012000 data=ucf labels=ucf.csv",
     )
-    parser.add_argument("checkpoint", help="of `vimpac pretrain`, this or `vimpac convert`")
-    parser.add_argument("--config", metavar="FILE", help="a YAML file")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="of `vimpac pretrain`, this or `vimpac convert`"
+    )
+    parser.add_argument("--config", metavar="NAME|FILE", help=config_help("finetune"))
     parser.add_argument(
         "--linear-probe", action="store_true", help="train the classifier only, on frozen features"
     )
@@ -28,10 +33,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    if args.checkpoint and "=" in args.checkpoint and not os.path.exists(args.checkpoint):
+        args.overrides.insert(0, args.checkpoint)
+        args.checkpoint = None
     config = load_config(FinetuneConfig, args.config, args.overrides)
     if args.show:
-        print(to_yaml(config), end="")
+        print(to_yaml(config, comments=True), end="")
         return 0
+    if args.checkpoint is None:
+        raise UsageError("the checkpoint is missing: name it before the settings")
     from vimpac.train.distributed import is_main_process
     from vimpac.train.finetune import finetune  # torch: seconds that --show need not wait
 

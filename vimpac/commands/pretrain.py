@@ -6,7 +6,8 @@ import argparse
 
 from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import PretrainConfig
-from vimpac.settings import config_names, load_config, to_yaml
+from vimpac.presets import config_help
+from vimpac.settings import load_config, to_yaml
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,9 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Pre-trains on a token store; start it with torchrun for several devices.",
         epilog="example: vimpac pretrain --config small data=store out=runs/a optim.lr=5e-4",
     )
-    parser.add_argument(
-        "--config", metavar="NAME|FILE", help=f"{', '.join(config_names())}, or a YAML file"
-    )
+    parser.add_argument("--config", metavar="NAME|FILE", help=config_help("pretrain"))
     add_run_arguments(parser)
 
 
@@ -27,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     config = load_config(PretrainConfig, args.config, args.overrides)
     if args.show:
-        print(to_yaml(config), end="")
+        print(to_yaml(config, comments=True), end="")
         return 0
     from vimpac.train.distributed import is_main_process
     from vimpac.train.pretrain import pretrain  # torch: seconds that --show need not wait

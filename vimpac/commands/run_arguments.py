@@ -19,7 +19,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, about_settings: str = "")
         help="continue from the run's newest checkpoint, or from a given one",
     )
     parser.add_argument(
-        "--show", action="store_true", help="print the resolved configuration and stop"
+        "--show",
+        action="store_true",
+        help="print every setting, what it means and what is legal, and stop",
     )
     parser.add_argument(
         "overrides",

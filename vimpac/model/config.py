@@ -10,7 +10,7 @@ from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SIZE, range_probl
 
 Layout = Literal["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
 Norm = Literal["post", "pre"]
-Cls = Literal["released", "paper"]  # see vimpac/model/cls_per_line.py
+Cls = Literal["released", "paper"]
 LAYOUTS: tuple[str, ...] = typing.get_args(Layout)
 _CHOICES = {"layout": LAYOUTS, "norm": typing.get_args(Norm), "cls": typing.get_args(Cls)}
 
@@ -19,6 +19,7 @@ _CHOICES = {"layout": LAYOUTS, "norm": typing.get_args(Norm), "cls": typing.get_
 class ModelConfig:
     """The network (the paper's Tables 3, 6 and 13); `name` sets the sizes of a preset.
 
+    `name` becomes that of the preset that has these sizes, whatever was given.
     In `layout`, `,` separates attention blocks in sequence and `|` the axes that share the heads
     of one block. `grid` is (T, H, W) in tokens; a token covers 8 x 8 pixels.
 
@@ -26,20 +27,26 @@ class ModelConfig:
         ValueError: A value is not legal, or two do not fit together.
     """
 
-    name: str = "custom"  # of the preset that has these sizes, whatever was given
-    layers: int = setting(6, SIZE)
-    width: int = setting(512, SIZE)
-    heads: int = setting(8, SIZE)
-    head_dim: int = setting(64, SIZE)  # heads * head_dim may differ from width (large_half)
-    mlp_width: int = setting(2048, SIZE)
-    layout: Layout = "T,H|W"
+    name: str = setting(
+        "custom", doc="sizes: tiny, small, base, large_half, 6x768, 12x512 or custom"
+    )
+    layers: int = setting(6, SIZE, "transformer layers")
+    width: int = setting(512, SIZE, "of a token between layers, D")
+    heads: int = setting(8, SIZE, "attention heads of a block")
+    head_dim: int = setting(64, SIZE, "heads * head_dim may differ from width")
+    mlp_width: int = setting(2048, SIZE, "hidden units of the MLP")
+    layout: Layout = setting(
+        "T,H|W", doc="axes of attention: `,` in sequence, `|` sharing the heads"
+    )
     grid: tuple[int, int, int] = setting((5, 16, 16), POSITIVE, of_a_run=False)
-    norm: Norm = "post"
-    cls: Cls = "released"
-    dropout: float = setting(0.1, BELOW_ONE)
-    contrastive_layers: int = setting(2, SIZE)
-    contrastive_width: int = setting(2048, SIZE)
-    contrastive_dim: int = setting(256, SIZE)
+    norm: Norm = setting("post", doc="LayerNorm after the residual sum, or before the branch")
+    cls: Cls = setting(
+        "released", doc="how [CLS] joins the lines: see vimpac/model/cls_per_line.py"
+    )
+    dropout: float = setting(0.1, BELOW_ONE, "share of values that are dropped in training")
+    contrastive_layers: int = setting(2, SIZE, "Linear layers of the contrastive head")
+    contrastive_width: int = setting(2048, SIZE, "hidden units of the contrastive head")
+    contrastive_dim: int = setting(256, SIZE, "of the vectors that are compared")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -141,10 +148,10 @@ def check_same_network(was: ModelConfig, now: ModelConfig) -> None:
 class LossConfig:
     """Loss = mask * token loss + alpha * contrastive loss (Sec. 3)."""
 
-    mask: float = setting(1.0, NOT_NEGATIVE)
-    alpha: float = setting(1.0, NOT_NEGATIVE)  # 0: no contrastive loss
-    gamma: float = setting(0.2, NOT_NEGATIVE)  # scale inside the contrastive loss
-    temperature: float = setting(0.2, POSITIVE)
+    mask: float = setting(1.0, NOT_NEGATIVE, "weight of the token loss")
+    alpha: float = setting(1.0, NOT_NEGATIVE, "weight of the contrastive loss; 0: none")
+    gamma: float = setting(0.2, NOT_NEGATIVE, "scale inside the contrastive loss")
+    temperature: float = setting(0.2, POSITIVE, "divides the similarities")
 
     def __post_init__(self) -> None:
         problem = range_problem(self)
