@@ -6,8 +6,10 @@ import re
 import pytest
 import yaml
 
-from vimpac import PRESETS, cli
+from tests.vimpac.runs import make_store
+from vimpac import PRESETS, cli, load_classifier, load_model
 from vimpac.config import FinetuneConfig, PretrainConfig
+from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.presets import config_names
 from vimpac.settings import load_config, to_yaml
@@ -129,6 +131,48 @@ def test_url_is_no_value_of_a_path(url, load, capsys):
             kind(**{key: url}).check()
     assert cli.main(["pretrain", "--config", url]) == 2
     assert f"{url} is a URL" in capsys.readouterr().err
+
+
+URL = "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tokenize", URL, "--out", "store"],
+        ["tokenize", "--list", URL, "--out", "store"],
+        ["tokenize", "v.mp4", "--out", URL],
+        ["tokenize", "v.mp4", "--out", "store", "--tokenizer", "dalle", "--weights", URL],
+        ["store", "info", URL],
+        ["store", "verify", URL],
+        ["store", "convert", URL, "--out", "store"],
+        ["store", "convert", "lmdb", "--out", URL],
+        ["pretrain", "--config", URL],
+        ["pretrain", f"data={URL}"],
+        ["pretrain", "data=store", f"out={URL}"],
+        ["pretrain", "data=store", "device=cpu", "--resume", URL],
+        ["finetune", URL, "data=store", "labels=labels.csv", "device=cpu"],
+        ["finetune", "model", "data=store", f"labels={URL}"],
+        ["convert", URL, "out"],
+        ["convert", "released.pt", URL],
+        ["demo", "--out", URL],
+        ["demo", URL],
+    ],
+)
+def test_command_refuses_a_url_and_writes_nothing(words, tmp_path, monkeypatch, capsys):
+    make_store(tmp_path / "store")
+    (tmp_path / "v.mp4").touch()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    assert "s3:/" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("call", [load_model, load_classifier, TokenStore])
+def test_function_refuses_a_url(call):
+    with pytest.raises(UsageError, match=f"{URL} is a URL"):
+        call(URL)
 
 
 @pytest.mark.parametrize("text", ["", " "])

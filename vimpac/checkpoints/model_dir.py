@@ -29,6 +29,7 @@ from vimpac.model.config import LossConfig, ModelConfig
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
 from vimpac.model.pretraining import Vimpac
+from vimpac.paths import local_path
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT = 2
@@ -155,7 +156,7 @@ def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]
         UsageError: The directory is no model directory.
         VimpacError: A file is damaged.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     description = read_description(folder)
     (folder / WEIGHTS).open("rb").close()  # raises with the reason, which safetensors does not say
     try:
@@ -211,7 +212,7 @@ def save_model(
         ValueError: If a classifier has another number of classes.
         UsageError: If `folder` exists.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     if not isinstance(model, Vimpac | VideoClassifier):
         raise TypeError(f"model must be a Vimpac or a VideoClassifier, got {type(model).__name__}")
     outputs = model.classifier.out_features if isinstance(model, VideoClassifier) else 0

@@ -24,6 +24,7 @@ from vimpac.checkpoints.model_dir import ModelDescription, read_model, write_mod
 from vimpac.checkpoints.state_file import load_state
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
+from vimpac.paths import local_path
 
 STATE, CONFIG = "training_state.pt", "config.yaml"
 
@@ -101,7 +102,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
         return None
     if resume == "auto":
         return found[-1] if found else None
-    path = Path(resume)
+    path = local_path(resume)
     if not any((path / name).is_file() for name in (STATE, version_01.STATE)):
         raise UsageError(f"--resume {path} is no checkpoint of a run: it has no {STATE}")
     if found and path.resolve() not in [one.resolve() for one in found]:

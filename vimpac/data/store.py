@@ -15,6 +15,7 @@ import numpy as np
 from vimpac.data.store_format import INDEX, NAMES, VIDEO_RECORD, StoreMeta, read_meta, shard_name
 from vimpac.data.writer import TokenStoreWriter
 from vimpac.errors import VimpacError
+from vimpac.paths import local_path
 
 __all__ = ["TokenStore", "TokenStoreWriter"]
 
@@ -33,11 +34,12 @@ class TokenStore:
         notes: (name, note) of every video that is damaged but was tokenised.
 
     Raises:
+        UsageError: The path is a URL.
         VimpacError: The store is absent, unfinished, of another version or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         values = read_meta(self.path)
         try:
             self.meta = StoreMeta.from_dict(values)

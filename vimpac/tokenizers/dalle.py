@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vimpac.errors import UsageError, VimpacError
+from vimpac.paths import local_path
 from vimpac.tokenizers import check_frames, check_ids
 from vimpac.tokenizers.weights import digest, load_state
 
@@ -52,7 +53,7 @@ class DalleTokenizer:
     ) -> None:
         if weights is None:
             raise UsageError(f"the tokenizer 'dalle' needs weights: {DOWNLOAD}")
-        path = Path(weights)
+        path = local_path(weights)
         directory = path if path.is_dir() else path.parent
         encoder = _find(path, "encoder") if path.is_dir() else path
         if encoder is None or not encoder.is_file():
