@@ -137,7 +137,7 @@ class _Video:
         self.good = self.damaged = 0  # pictures
         self.lost = 0  # packets that cannot be decoded
         self.leading = 0  # pictures and packets that were damaged or lost before the first good one
-        self.error = "it has no frame"  # the decoder's last
+        self.error = ""  # the last one
         self.late_streams = False
         self.packets = 0  # of the stream
         self.ends: dict[int, Fraction] = {}  # of every stream: the latest time of its packets
@@ -182,7 +182,7 @@ class _Video:
             if packet.stream_index != self.stream.index:
                 continue
             try:
-                frames = packet.decode()
+                frames = self.stream.decode(packet)
             except FFmpegError as error:
                 self.error = error.strerror or type(error).__name__
                 self.lost += self.good > 0
@@ -216,16 +216,16 @@ class _Video:
 
     def _check_damage(self) -> None:
         if not self.good:
-            raise UnreadableVideo(f"no picture of it can be decoded: {self.error}")
+            raise UnreadableVideo("has no whole picture" + (self.error and f": {self.error}"))
         damaged = self.damaged + self.lost
         if damaged > MOST_DAMAGED * (self.good + damaged):
             raise UnreadableVideo(f"{damaged} of its {self.good + damaged} pictures are damaged")
 
     def _check_length(self) -> None:
         """Compares what came with what the header states; guesses prove nothing."""
-        if not self.states_duration:
-            return
         stream, container = self.stream, self.container
+        if not self.states_duration or stream.index not in self.ends:
+            return
         if stream.duration:
             declared = ((stream.start_time or 0) + stream.duration) * self.base
             length, end = stream.duration * self.base, self.ends[stream.index]
