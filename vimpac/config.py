@@ -250,7 +250,7 @@ class FinetuneConfig(TrainConfig):
 
     out: str = setting("runs/finetune", FOLDER, "directory of the run")
     labels: str = setting(
-        "", PATH, "a CSV file with the columns video, class, split (train or test)"
+        "", PATH, "a CSV file with the columns video, class, split (train, val, test)"
     )
     test_clips: int = setting(10, POSITIVE, "evenly spaced, of every video and crop")
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
+from vimpac.paths import local_path
 
-COLUMNS, SPLITS = ("video", "class", "split"), ("train", "test")
+COLUMNS, SPLITS = ("video", "class", "split"), ("train", "val", "test")
+_QUOTE = "is a quote there that is not closed?"
+_OTHER_NAMES = {"validation": "val"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,57 +26,125 @@ class Split:
     classes: list[int]
 
 
+class _Line(NamedTuple):
+    number: int
+    label: str
+    split: str
+
+
 def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Split]]:
-    """Reads the class of every video of a store.
+    """Reads the classes of the videos of a store.
 
     Args:
         path: The file; lines of videos that are not in the store are passed over.
-        store: The videos.
+        store: The videos; those without a line, or whose split has another name than `SPLITS`,
+            are in no split.
 
     Returns:
-        The names of the classes, sorted, and the videos of each of `SPLITS`.
+        The names of the classes, sorted, and the videos of train, of test and, if there are any,
+        of val.
 
     Raises:
-        UsageError: There is no such file, it is no such table, a video has no line or two, or a
+        UsageError: There is no such file, it is no such table, says two things of a video, or a
             class or a split has too few.
     """
-    lines = _read(path)
-    names = [store.name(i) for i in range(len(store))]
-    missing = [name for name in names if name not in lines]
-    if missing:
-        raise UsageError(f"{path}: no line for '{missing[0]}' ({len(missing)} videos have none)")
-    classes = sorted({lines[name][0] for name in names if lines[name][1] == "train"})
+    numbers = {store.name(i): i for i in range(len(store))}
+    lines = _read(path, numbers)
     splits = {split: Split([], []) for split in SPLITS}
-    for video, (label, split) in enumerate(lines[name] for name in names):
-        if label not in classes:
-            raise UsageError(f"{path}: class '{label}' of '{names[video]}' is in no training video")
-        splits[split].videos.append(video)
-        splits[split].classes.append(classes.index(label))
-    for split, content in splits.items():
-        if not content.videos:
-            raise UsageError(f"{path}: no video of {store.path} has the split '{split}'")
-    return classes, splits
+    classes = sorted({line.label for line in lines.values() if line.split == "train"})
+    for name, line in sorted(lines.items(), key=lambda item: numbers[item[0]]):
+        if line.split not in SPLITS:
+            continue
+        if not line.label:
+            raise UsageError(f"{path}, line {line.number}: '{name}' has no class")
+        if line.label not in classes:
+            raise UsageError(
+                f"{path}, line {line.number}: class '{line.label}' of '{name}' is in no training "
+                "video"
+            )
+        splits[line.split].videos.append(numbers[name])
+        splits[line.split].classes.append(classes.index(line.label))
+    for split in ("train", "test"):
+        if not splits[split].videos:
+            others = ", ".join(sorted({f"'{line.split}'" for line in lines.values()}))
+            raise UsageError(
+                f"{path}: no video of {store.path} has the split '{split}', only {others}"
+            )
+    return classes, {name: split for name, split in splits.items() if split.videos}
 
 
-def _read(path: str) -> dict[str, tuple[str, str]]:
-    """(class, split) of every video in the file."""
+def _read(path: str, names: dict[str, int]) -> dict[str, _Line]:
+    """The line of every video of the store that has one."""
+    text, first = _text(path), ""
+    lines: dict[str, _Line] = {}
+    for number, (name, label, split) in _rows(path, text, names):
+        first = first or name
+        if name not in names:
+            continue
+        line = _Line(number, label, _OTHER_NAMES.get(split.lower(), split.lower()))
+        other = lines.setdefault(name, line)
+        if other[1:] != line[1:]:
+            raise UsageError(
+                f"{path}, line {number}: '{name}' is of {line.split} and class '{label}', in line "
+                f"{other.number} of {other.split} and class '{other.label}'"
+            )
+    if not lines:
+        held = next(iter(names), "")
+        raise UsageError(
+            f"{path} names no video of the store: it has '{first}', the store '{held}'"
+        )
+    return lines
+
+
+def _text(path: str) -> str:
     columns = ",".join(COLUMNS)
     if not path:
         raise UsageError(f"labels= is missing: give a CSV file with the columns {columns}")
-    if not Path(path).is_file():
+    file: Path = local_path(path)
+    if not file.is_file():
         raise UsageError(f"labels={path}: no such file; its columns are {columns}")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # Excel begins it with a mark
+        text = file.read_text(encoding="utf-8-sig")  # Excel begins it with a mark
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: save it as 'CSV UTF-8' ({error})") from None
-    reader = csv.DictReader(io.StringIO(text))
-    if not set(COLUMNS) <= set(reader.fieldnames or ()):
-        raise UsageError(f"{path} must begin with the line {columns}")
-    lines: dict[str, tuple[str, str]] = {}
-    for line in reader:
-        video, label, split = (line[column] for column in COLUMNS)
-        if split not in SPLITS or video in lines:
-            wrong = f"a second '{video}'" if video in lines else f"no split '{split}'"
-            raise UsageError(f"{path}, line {reader.line_num}: {wrong}")
-        lines[video] = (label, split)
-    return lines
+    if "\0" in text:
+        raise UsageError(f"{path} holds NUL bytes: save it as 'CSV UTF-8'")
+    return text
+
+
+def _rows(path: str, text: str, names: dict[str, int]) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line, fields in the order of `COLUMNS`) of every line but the first."""
+    header, delimiter = _header(path, text)
+    places = [header.index(column) for column in COLUMNS]
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    end = 0
+    try:
+        for fields in reader:
+            begin, end = end + 1, reader.line_num
+            if begin == 1 or not any(field.strip() for field in fields):
+                continue
+            if len(fields) != len(header):
+                raise UsageError(
+                    f"{path}, line {begin}: {len(fields)} fields, not {len(header)}; a field with "
+                    f"'{delimiter}' in it needs quotes"
+                )
+            row = [fields[place] for place in places]
+            row = [field if field in names else field.strip() for field in row]
+            if any("\n" in field and field not in names for field in row):
+                raise UsageError(f"{path}, line {begin}: {_QUOTE} (a field goes on to line {end})")
+            yield begin, row
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {end + 1}: {_QUOTE} ({error})") from None
+
+
+def _header(path: str, text: str) -> tuple[list[str], str]:
+    """The columns' names, and what separates them: as Excel has it, it depends on the country."""
+    line = text.partition("\n")[:1]
+    for delimiter in ",;\t":
+        header = [name.strip().lower() for name in next(csv.reader(line, delimiter=delimiter))]
+        if set(COLUMNS) <= set(header):
+            twice = [name for name in COLUMNS if header.count(name) > 1]
+            if twice:
+                raise UsageError(f"{path} has two columns '{twice[0]}'")
+            return header, delimiter
+    raise UsageError(f"{path} must begin with the line {','.join(COLUMNS)}")

@@ -62,6 +62,7 @@ def accuracies(
     config: FinetuneConfig,
     split: Split,
     world: World,
+    name: str = "test",
 ) -> dict[str, float]:
     """The shares of clips and of videos that are classified right.
 
@@ -73,9 +74,10 @@ def accuracies(
         config: Which clips are read.
         split: The videos and their classes.
         world: The processes, all of which get the result.
+        name: Of the split.
 
     Returns:
-        "test_clip_accuracy" and "test_video_accuracy".
+        "<name>_clip_accuracy" and "<name>_video_accuracy".
     """
     counts = torch.zeros(4, dtype=torch.float64)  # right clips, clips, right videos, videos
     for places, values in over_views(logits, store, config, split, world):
@@ -87,6 +89,6 @@ def accuracies(
         counts += torch.tensor([float(count) for count in found], dtype=torch.float64)
     right_clips, clips, right_videos, videos = world.mean(counts).tolist()
     return {
-        "test_clip_accuracy": right_clips / clips,
-        "test_video_accuracy": right_videos / videos,
+        f"{name}_clip_accuracy": right_clips / clips,
+        f"{name}_video_accuracy": right_videos / videos,
     }

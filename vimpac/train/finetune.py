@@ -34,7 +34,7 @@ from vimpac.checkpoints.training_state import (
 )
 from vimpac.config import FinetuneConfig
 from vimpac.data.labelled_clips import RandomClips
-from vimpac.data.labels import read_labels
+from vimpac.data.labels import SPLITS, read_labels
 from vimpac.data.sampler import ResumableSampler
 from vimpac.errors import UsageError
 from vimpac.eval.evaluate import accuracies, over_views
@@ -135,7 +135,7 @@ def _fit_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, float]]:
     with RunLog(out, steps=0, done=0, active=True, tensorboard=False, quiet=quiet) as log:
         log.say(f"linear probe of {run.headline()}")
         run.fit_probe()
-        found = run.evaluate()
+        found = run.evaluate(final=True)
         log.record({"step": 0, **found})
     checkpoint = Checkpoint(run.describe(), run.model.state_dict(), {"step": 0})
     folder, config = out / "checkpoints", to_yaml(run.config)
@@ -206,25 +206,35 @@ class Finetuning:
 
     def headline(self) -> str:
         """See `System`."""
-        train, test = (len(self.splits[split].videos) for split in ("train", "test"))
+        videos = ", ".join(f"{len(split.videos)} {name}" for name, split in self.splits.items())
         return (
             f"{self.model.encoder.config.layout}, {len(self.classes)} classes, "
-            f"grid {'x'.join(map(str, self.grid))}, {train} training and {test} test videos"
+            f"grid {'x'.join(map(str, self.grid))}, videos: {videos}"
         )
 
     def warnings(self) -> Iterator[str]:
         """See `System`."""
         yield from padding_warning(self.store, self.config.clips)
+        videos, used = len(self.store), sum(len(split.videos) for split in self.splits.values())
+        if used < videos:
+            yield (
+                f"{videos - used} of {videos} videos are left out: they have no line in "
+                f"{self.config.labels}, or a split that is not {', '.join(SPLITS)}"
+            )
 
     def total_loss(self, means: dict[str, float]) -> float:
         """See `System`."""
         return means["loss"]
 
-    def evaluate(self) -> dict[str, float]:
-        """The accuracies on the test split."""
+    def evaluate(self, *, final: bool) -> dict[str, float]:
+        """The accuracies on the val split, if there is one, and at the end on the test split."""
         step = self._step or self.make_step()
+        names = [name for name in ("val", "test") if name in self.splits]
+        found: dict[str, float] = {}
         self.model.eval()
-        found = accuracies(step.logits, self.store, self.config, self.splits["test"], self.world)
+        for name in names if final else names[:1]:
+            split = self.splits[name]
+            found |= accuracies(step.logits, self.store, self.config, split, self.world, name)
         self.model.train()
         return found
 

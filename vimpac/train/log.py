@@ -17,6 +17,8 @@ LOG = "log.jsonl"
 COLUMNS = {
     "loss": ("loss", ".3f"),
     "accuracy": ("accuracy", ".1%"),
+    "val_clip_accuracy": ("val clips", ".1%"),
+    "val_video_accuracy": ("val videos", ".1%"),
     "test_clip_accuracy": ("test clips", ".1%"),
     "test_video_accuracy": ("test videos", ".1%"),
     "mask_accuracy": ("mask acc", ".1%"),

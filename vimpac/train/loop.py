@@ -148,11 +148,11 @@ class Loop:
                 if save or due:  # an evaluation may take longer than a scheduler waits
                     self.path = self._save()
                 if due and not request and self.done < system.steps:
-                    log.record({"step": self.done, **system.evaluate()})
+                    log.record({"step": self.done, **system.evaluate(final=False)})
                 since, start, self._wait = self.done, time.perf_counter(), 0.0
         assert self.path is not None  # there is a step to do or one that was done
         if self.done == system.steps:
-            found = system.evaluate()
+            found = system.evaluate(final=True)
             if found:
                 log.record({"step": self.done, **found})
             record |= found

@@ -134,6 +134,6 @@ class Pretraining:
         """See `System`."""
         return self.config.loss.total(means["mask_loss"], means["cl_loss"])
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, *, final: bool) -> dict[str, float]:
         """Nothing: a pre-training is judged by what is trained on it."""
         return {}

@@ -82,5 +82,5 @@ class System(Protocol):
     def total_loss(self, means: dict[str, float]) -> float:
         """The loss that is minimised, from the means of `metrics`."""
 
-    def evaluate(self) -> dict[str, float]:
-        """Numbers for the log, at the end and every `evaluate_every` steps; every rank calls it."""
+    def evaluate(self, *, final: bool) -> dict[str, float]:
+        """Numbers for the log, every `evaluate_every` steps and at the end; every rank calls it."""
