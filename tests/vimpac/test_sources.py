@@ -175,7 +175,7 @@ def test_directory_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 def test_list_names_videos_by_their_paths(tmp_path, monkeypatch):
     _make(tmp_path, "a/x.mp4", "b/x.mp4", "no ending", "c/y.mp4", "c/z.txt")
     monkeypatch.chdir(tmp_path)
-    lines = ["a/x.mp4", "./b/x.mp4", "", "no ending", "c", "gone.mp4", f"{tmp_path}/a/x.mp4"]
+    lines = ["a/x.mp4 ", "./b/x.mp4", "", "no ending", "c", "gone.mp4", f"{tmp_path}/a/x.mp4"]
     expected = ["a/x.mp4", "b/x.mp4", "no ending", "c/y.mp4", "gone.mp4", f"{tmp_path}/a/x.mp4"]
     for text in ("\n".join(lines), "\r\n".join(lines) + "\r\n", "\ufeff" + "\n".join(lines)):
         Path("list").write_bytes(text.encode())

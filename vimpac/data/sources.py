@@ -80,6 +80,7 @@ def _read_list(file: str) -> list[str]:
     data = sys.stdin.buffer.read() if file == "-" else local_path(file).read_bytes()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\0" if b"\0" in data else b"\n")
     paths = [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+    paths = [path if os.path.lexists(path) else path.strip() for path in paths]
     if not any(map(os.path.exists, paths)):
         first = f": '{paths[0]}' is the first line" if paths else ""
         raise UsageError(
