@@ -11,6 +11,8 @@ from pathlib import Path
 
 # How file systems say that fsync does not take a directory.
 _NO_DIRECTORIES = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+# And how mounted buckets say that they cannot rename one.
+_NO_RENAMES = (errno.ENOSYS, errno.ENOTSUP, errno.EMFILE, errno.ENOTEMPTY)
 
 
 @contextmanager
@@ -34,7 +36,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
             sync(written)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_RENAMES:
+                raise
+            move_files(temporary, path)
         sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -72,6 +79,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 def temporary_path(path: Path) -> Path:
     """Where a file or directory is written before it has its name."""
     return path.with_name(f".tmp-{path.name}")
+
+
+def move_files(source: Path, target: Path, last: str = "") -> None:
+    """Moves the files of a directory into another one, which may be there, and removes it.
+
+    Args:
+        source: The directory.
+        target: Where they go to, on the same file system.
+        last: The name of the file without which the others count for nothing.
+    """
+    target.mkdir(exist_ok=True)
+    for file in sorted(source.iterdir(), key=lambda file: file.name == last):
+        os.replace(file, target / file.name)
+    sync(target)
+    source.rmdir()
 
 
 def sync(path: Path) -> None:

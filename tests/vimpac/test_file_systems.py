@@ -68,15 +68,47 @@ def test_place_that_cannot_be_taken_is_refused_before_any_work(videos, tmp_path,
         assert words in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_current_directory_and_a_mount_point_are_no_place(videos, tmp_path, monkeypatch, capsys):
+def test_mount_point_is_no_place(videos, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
-    monkeypatch.chdir(tmp_path / "mine")
-    assert _tokenize(videos, ".") == 2
-    assert "is the current directory" in capsys.readouterr().err
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
-    assert _tokenize(videos, "mine") == 2
+    assert _tokenize(videos, tmp_path / "mine") == 2
     assert "mine is a mount point" in capsys.readouterr().err
+
+
+def test_store_is_made_in_the_current_directory(videos, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir(mode=0o770)
+    number = (tmp_path / "mine").stat().st_ino
+    monkeypatch.chdir(tmp_path / "mine")
+    for _ in range(2):
+        assert _tokenize(videos, ".") == 0
+    assert len(TokenStore(".")) == 3
+    assert (tmp_path / "mine").stat().st_ino == number  # the shell is still in it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "videos"]
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_store_that_was_moved_in_part_is_moved_by_the_same_command(
+    videos, tmp_path, monkeypatch, capsys, moved
+):
+    assert _tokenize(videos, tmp_path / "whole") == 0
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        assert not os.path.isdir(source)  # which not every file system can rename
+        calls.append(source)
+        if len(calls) > 3 + moved:  # three files are written before
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        assert _tokenize(videos, tmp_path / "store") == 1
+    capsys.readouterr()
+    assert main(["store", "info", str(tmp_path / "store")]) == 1
+    assert "is unfinished: run the command" in capsys.readouterr().err
+    assert _tokenize(videos, tmp_path / "store") == 0
+    assert _content(tmp_path / "store") == _content(tmp_path / "whole")
+    assert not (tmp_path / "store.partial").exists()
 
 
 @pytest.mark.parametrize("where", ["/", ".", "..", "videos", "file", "none"])
@@ -144,7 +176,7 @@ def test_failure_of_every_sync_keeps_what_was_there(videos, tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", fsync)
     codes = []
-    for fail_at in range(1, 7):  # shard, index.bin, names.bin, meta.json, directory, its parent
+    for fail_at in range(1, 7):  # shard, index.bin, names.bin, meta.json, both directories
         calls.clear()
         codes.append(_tokenize(videos, tmp_path / str(fail_at)))
         error = capsys.readouterr().err
@@ -168,6 +200,30 @@ def test_directory_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch, vide
     with whole_directory(tmp_path / "folder") as temporary:
         (temporary / "file").write_text("a")
     assert (tmp_path / "folder" / "file").read_text() == "a"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EMFILE, errno.ENOTEMPTY])
+@pytest.mark.parametrize("before", [False, True])
+def test_directory_that_cannot_be_renamed_is_moved_file_by_file(
+    tmp_path, monkeypatch, code, before
+):
+    """As gcsfuse and goofys say it of a bucket."""
+    real = os.replace
+
+    def replace(source, target):
+        if os.path.isdir(source):
+            raise OSError(code, os.strerror(code), str(source))
+        real(source, target)
+
+    if before:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "old").touch()
+    monkeypatch.setattr(os, "replace", replace)
+    with whole_directory(tmp_path / "folder") as temporary:
+        for name in "abc":
+            (temporary / name).write_text(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert _content(tmp_path / "folder") == {"a": b"a", "b": b"b", "c": b"c"}
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSPC, errno.EIO])

@@ -16,8 +16,8 @@ one contiguous read of a memory-mapped file, and each frame carries its own chec
 read is checked. A video never spans two shards. Labels are -1 where there is none.
 
 While it is written a store lives in `<path>.partial` together with journal.jsonl (see
-`vimpac.data.writer`). Finishing writes index.bin, names.bin and last meta.json, removes the journal
-and renames the directory, so a store either exists whole or not at all.
+`vimpac.data.writer`). Finishing writes index.bin, names.bin and meta.json, removes the journal and
+moves the files to `<path>`, meta.json last, so a directory with meta.json is a whole store.
 """
 
 from __future__ import annotations
@@ -121,12 +121,9 @@ def check_free(path: Path) -> None:
         return
     if not path.is_dir() or any(path.iterdir()):
         raise UsageError(f"{path} exists: remove it or name another output")
-    mount = os.path.ismount(path)
-    if mount or path.samefile(os.curdir):
-        what = "a mount point" if mount else "the current directory"
+    if os.path.ismount(path):  # the unfinished store would be on the disk of its parent
         raise UsageError(
-            f"{path} is {what}, whose place no store can take: name a directory inside, such as "
-            f"{path / 'store'}"
+            f"{path} is a mount point: name a directory inside, such as {path / 'store'}"
         )
 
 

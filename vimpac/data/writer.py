@@ -35,7 +35,7 @@ from vimpac.data.store_format import (
     shard_name,
 )
 from vimpac.errors import UsageError, VimpacError
-from vimpac.files import sync, whole_file
+from vimpac.files import move_files, sync, whole_file
 from vimpac.lock import lock
 from vimpac.paths import local_path
 
@@ -276,7 +276,7 @@ class TokenStoreWriter:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a store is at `path`; one killed just before its last rename is moved there."""
+    """Whether a store is at `path`; one that was killed while it was moved there is moved now."""
     partial = partial_path(path)
     if (partial / META).is_file() and not (partial / JOURNAL).exists():
         _complete(path)
@@ -284,11 +284,13 @@ def is_complete(path: Path) -> bool:
 
 
 def _complete(path: Path) -> None:
-    """Moves a store that is whole to its path."""
-    partial, real = partial_path(path), path.resolve()
+    """Moves a store that is whole to its path: meta.json, which makes it a store, comes last.
+
+    Not every file system renames directories, and none renames one onto the current directory.
+    """
+    partial = partial_path(path)
     sync(partial)
-    os.replace(partial, real)
-    sync(real.parent)
+    move_files(partial, path.resolve(), last=META)
 
 
 def frame_records(
