@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vimpac.runs import SETTINGS, make_store
 from tests.vimpac.videos import write_video
 from vimpac.cli import main
 from vimpac.data.store import TokenStore, TokenStoreWriter
@@ -145,6 +146,17 @@ def test_write_that_fails_is_one_line_and_the_command_again_goes_on(videos, tmp_
     assert error.count("vimpac: ") == code and "Traceback" not in error
     assert _tokenize(videos, tmp_path / "store") == 0
     assert _content(tmp_path / "store") == expected
+
+
+def test_run_that_cannot_write_its_settings_keeps_the_old_ones(tmp_path, capsys):
+    store, settings = make_store(tmp_path / "store"), tmp_path / "run" / "config.yaml"
+    settings.parent.mkdir()
+    settings.write_text("of an earlier run")
+    words = [*SETTINGS, f"data={store}", f"out={settings.parent}"]
+    with _files_up_to(100):
+        assert main(["pretrain", "--config", "tiny", *words]) == 1
+    assert f"{settings}: File too large" in capsys.readouterr().err
+    assert settings.read_text() == "of an earlier run"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -130,8 +130,12 @@ class RunLog:
         self._file.close()
 
     def _write(self, record: dict[str, float]) -> None:
-        self._file.write(_line(record))
-        self._file.flush()
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as error:
+            error.filename = self._file.name
+            raise
 
 
 def _line(record: dict[str, float]) -> str:

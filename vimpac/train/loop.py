@@ -29,6 +29,7 @@ from vimpac.checkpoints.training_state import (
 )
 from vimpac.config import TrainConfig
 from vimpac.errors import UsageError, VimpacError
+from vimpac.files import whole_file
 from vimpac.settings import to_yaml
 from vimpac.train.batches import read
 from vimpac.train.distributed import World
@@ -103,7 +104,8 @@ class Loop:
         """
         if self.world.is_main:
             make_folder(self.out / "checkpoints")
-            (self.out / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+            with whole_file(self.out / "config.yaml") as temporary:
+                temporary.write_text(to_yaml(self.config), encoding="utf-8")
         log = RunLog(
             self.out,
             steps=self.system.steps,
