@@ -1,6 +1,7 @@
 """Whatever a video does to the process that reads it, it is listed and the others go on."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -133,28 +134,39 @@ def test_device_that_fails_ends_the_run(tmp_path, workers):
         _run(tmp_path, ["a", "device-1"], workers=workers)
 
 
-def test_journal_counts_tries_of_killed_processes_only(tmp_path):
-    meta = StoreMeta("patch", 16, 2, 2, 1.0)
-    tokens = np.zeros((1, 1, 2, 2), np.int64)
-    writer = TokenStoreWriter(tmp_path / "store", meta)
-    writer.begin("a")
-    writer.add("a", tokens, note="of a")
-    writer.begin("b")
-    writer._journal.close()  # as the end of a process leaves it
-    for tries in (1, 2):
-        writer = TokenStoreWriter(tmp_path / "store", meta)
-        assert [entry.note for entry in writer.entries] == ["of a"]
-        assert dict(writer.tries) == {"b": tries}
+META, TOKENS = StoreMeta("patch", 16, 2, 2, 1.0), np.zeros((1, 1, 2, 2), np.int64)
+
+
+def _killed_while_writing(path, *, done):
+    """A process that is killed while it works on "b"."""
+
+    def write():
+        writer = TokenStoreWriter(path, META)
+        for name in done:
+            writer.begin(name)
+            writer.add(name, TOKENS, note=f"of {name}")
         writer.begin("b")
-        writer._journal.close()
-    with TokenStoreWriter(tmp_path / "store", meta) as writer:
-        assert writer.tries["b"] == 3
-    with TokenStoreWriter(tmp_path / "store", meta) as writer:
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_journal_counts_tries_of_killed_processes_only(tmp_path):
+    path = tmp_path / "store"
+    _killed_while_writing(path, done=["a"])
+    _killed_while_writing(path, done=[])
+    with TokenStoreWriter(path, META) as writer:
+        assert [entry.note for entry in writer.entries] == ["of a"]
+        assert dict(writer.tries) == {"b": 2}
+    with TokenStoreWriter(path, META) as writer:
         assert not writer.tries  # closed in good order
         writer.begin("b")
-        writer.add("b", tokens)
+        writer.add("b", TOKENS)
         writer.finish()
-    assert TokenStore(tmp_path / "store").notes == [("a", "of a")]
+    assert TokenStore(path).notes == [("a", "of a")]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
