@@ -227,3 +227,19 @@ def test_worker_that_cannot_start_is_one_line(tmp_path):
     make_work = functools.partial(int, "no number")
     with pytest.raises(VimpacError, match="a worker process ended before it had work"):
         list(_outcomes(tmp_path, ["a"], _Journal(), workers=1, make_work=make_work))
+
+
+def test_script_without_a_guard_of_its_main_part_works(tmp_path):
+    """Python's own way of starting workers would run such a script again in each of them."""
+    write_video(tmp_path / "a.mp4", range(0, 1000, 100))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from vimpac.cli import main\n"
+        "print('runs')\n"
+        "assert main(['tokenize', 'a.mp4', '--out', 'store', '--workers', '2']) == 0\n"
+    )
+    command = [sys.executable, str(script)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("runs") == 1

@@ -10,15 +10,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import popen_spawn_posix
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -159,13 +163,38 @@ class _ThisProcess:
         pass
 
 
+class _Popen(popen_spawn_posix.Popen):
+    """Starts a process that does not run the user's script again, of which workers need nothing."""
+
+    _alone = threading.Lock()
+
+    def __init__(self, process_obj: Any) -> None:
+        with self._alone:
+            script = sys.modules["__main__"]
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            try:
+                super().__init__(process_obj)
+            finally:
+                sys.modules["__main__"] = script
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:
+        return _Popen(process_obj)
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
 class _Processes:
     """Worker processes; one that ends is replaced."""
 
     def __init__(self, make_work: Callable[[], Work], workers: int, timeout: float) -> None:
-        context = multiprocessing.get_context("spawn")
+        arguments = (make_work, timeout)
         self.pool = ProcessPool(
-            workers, initializer=_start_worker, initargs=(make_work, timeout), context=context
+            workers, initializer=_start_worker, initargs=arguments, context=_Context()
         )
 
     def start(self, path: Path) -> Future[Outcome]:
