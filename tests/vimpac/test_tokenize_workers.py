@@ -143,9 +143,9 @@ def _killed_while_writing(path, *, done):
     def write():
         writer = TokenStoreWriter(path, META)
         for name in done:
-            writer.begin(name)
+            writer.journal.begin(name)
             writer.add(name, TOKENS, note=f"of {name}")
-        writer.begin("b")
+        writer.journal.begin("b")
         os._exit(0)
 
     process = multiprocessing.get_context("fork").Process(target=write)
@@ -160,10 +160,10 @@ def test_journal_counts_tries_of_killed_processes_only(tmp_path):
     _killed_while_writing(path, done=[])
     with TokenStoreWriter(path, META) as writer:
         assert [entry.note for entry in writer.entries] == ["of a"]
-        assert dict(writer.tries) == {"b": 2}
+        assert dict(writer.journal.tries) == {"b": 2}
     with TokenStoreWriter(path, META) as writer:
-        assert not writer.tries  # closed in good order
-        writer.begin("b")
+        assert not writer.journal.tries  # closed in good order
+        writer.journal.begin("b")
         writer.add("b", TOKENS)
         writer.finish()
     assert TokenStore(path).notes == [("a", "of a")]

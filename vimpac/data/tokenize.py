@@ -171,8 +171,8 @@ def tokenize_videos(
             functools.partial(_make_work, settings, None if workers else tokenizer),
             workers=workers,
             timeout=timeout,
-            tries=lambda name: writer.tries[name],
-            begin=writer.begin,
+            tries=lambda name: writer.journal.tries[name],
+            begin=writer.journal.begin,
         )
         with closing(results):
             for name, (tokens, text) in zip(names[len(begun) :], results, strict=True):

@@ -3,9 +3,6 @@
 `vimpac.data.store_format` says what is where. A video counts once its journal line is whole; what a
 shard holds beyond the journaled videos is cut off on resume. Power loss may leave a journal
 ahead of its shard, so the open shard's checksums are read again before it is continued.
-
-The journal's first line holds the settings. Then a line is an `Entry`, the name of a video that
-was begun, or null where the writer was closed in good order, so that no video is to blame.
 """
 
 from __future__ import annotations
@@ -14,14 +11,12 @@ import json
 import os
 import shutil
 import zlib
-from collections import Counter
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from vimpac.data.journal import Entry, Journal
 from vimpac.data.store_format import (
     INDEX,
     JOURNAL,
@@ -30,31 +25,19 @@ from vimpac.data.store_format import (
     VIDEO_RECORD,
     StoreMeta,
     check_free,
-    difference,
     partial_path,
     shard_name,
 )
-from vimpac.errors import UsageError, VimpacError
-from vimpac.files import move_files, sync, whole_file
+from vimpac.errors import VimpacError
+from vimpac.files import move_files, sync, whole_file, write_all
 from vimpac.lock import lock
 from vimpac.paths import local_path
-
-
-class Entry(NamedTuple):
-    """One journaled video: its number of frames, or why it was skipped, or a note on it."""
-
-    name: str
-    frames: int
-    label: int = -1
-    skipped: str = ""
-    note: str = ""
 
 
 class TokenStoreWriter:
     """Writes a new store at `path`, or continues the unfinished one there.
 
-    The caller adds or skips videos in a fixed order; `entries` are those already done, and `tries`
-    counts, for others, how often they were begun and the process ended before they were done.
+    The caller adds or skips videos in a fixed order; `entries` are those already done.
 
         with TokenStoreWriter(path, meta) as writer:
             for name in names[len(writer.entries):]:
@@ -65,6 +48,9 @@ class TokenStoreWriter:
         path: Where the finished store is to be.
         meta: What all videos share.
         shard_bytes: A shard is closed once it has at least this many bytes.
+
+    Attributes:
+        journal: What is written so far.
 
     Raises:
         UsageError: `path` exists, or was begun with other settings.
@@ -79,13 +65,18 @@ class TokenStoreWriter:
         check_free(self.path)
         self._partial.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self._partial / JOURNAL, str(self.path))
-        self._journal = (self._partial / JOURNAL).open("ab", buffering=0)
         self._shard_file: FileIO | None = None
         self._shard_frames = [0]
-        self.entries: list[Entry] = []
-        self.tries = Counter[str]()
         try:
-            self._resume()
+            settings = {**meta.to_dict(), "shard_frames": self._shard_limit}
+            self.journal = Journal(self._partial / JOURNAL, settings)
+        except BaseException:
+            self._lock.close()
+            raise
+        try:
+            for entry in self.entries:
+                self._account(entry)
+            self._check_open_shard()
         except BaseException:
             self.close()
             raise
@@ -96,20 +87,17 @@ class TokenStoreWriter:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def entries(self) -> list[Entry]:
+        """The videos that are done, in order."""
+        return self.journal.entries
+
     def close(self) -> None:
         """Closes the files; an unfinished store stays for a later writer to continue."""
-        if self.tries and not self._journal.closed:
-            with suppress(OSError):  # a full disk
-                _write(self._journal, b"null\n")
-        for file in (self._shard_file, self._journal):
-            if file is not None and not file.closed:
-                file.close()
+        if self._shard_file is not None:
+            self._shard_file.close()
+        self.journal.close()
         self._lock.close()
-
-    def begin(self, name: str) -> None:
-        """Records that work on a video begins, which may be the end of this process."""
-        _write(self._journal, json.dumps(name).encode() + b"\n")
-        self.tries[name] += 1
 
     def add(self, name: str, tokens: np.ndarray, label: int = -1, note: str = "") -> None:
         """Appends a video.
@@ -142,7 +130,7 @@ class TokenStoreWriter:
             raise ValueError(f"'{name}': token id {bad} is not in [0, {meta.vocab_size})")
         records = frame_records(tokens.reshape(-1, meta.height, meta.width), meta)
         shard = self._open_shard()
-        _write(shard, records)
+        write_all(shard, records)
         self._log(Entry(name, tokens.shape[1], label, note=note))
 
     def skip(self, name: str, reason: str) -> None:
@@ -151,7 +139,7 @@ class TokenStoreWriter:
 
     def finish(self) -> None:
         """Completes the store and moves it to its path."""
-        if not any(not entry.skipped for entry in self.entries):
+        if all(entry.skipped for entry in self.entries):
             self.close()
             shutil.rmtree(self._partial)  # else the same command would not try them again
             raise VimpacError(f"{self.path} would hold no video: no input could be read")
@@ -176,15 +164,13 @@ class TokenStoreWriter:
 
     def _log(self, entry: Entry) -> None:
         """Journals a video whose frames, if any, are in the shard's file."""
-        _write(self._journal, json.dumps(entry).encode() + b"\n")
+        self.journal.add(entry)
         self._account(entry)
 
     def _account(self, entry: Entry) -> None:
         if entry.frames and self._is_full():
             self._shard_frames.append(0)
         self._shard_frames[-1] += entry.frames * len(self.meta.variants)
-        self.entries.append(entry)
-        del self.tries[entry.name]
 
     def _is_full(self) -> bool:
         return self._shard_frames[-1] >= self._shard_limit
@@ -199,40 +185,6 @@ class TokenStoreWriter:
             number = len(self._shard_frames) - (not self._is_full())
             self._shard_file = (self._partial / shard_name(number)).open("ab", buffering=0)
         return self._shard_file
-
-    def _resume(self) -> None:
-        """Reads the journal and brings the files to the last video that is whole."""
-        journal = self._partial / JOURNAL
-        settings = {**self.meta.to_dict(), "shard_frames": self._shard_limit}
-        lines = journal.read_bytes().split(b"\n")[:-1]
-        if not lines:
-            os.truncate(journal, 0)
-            lines = [json.dumps(settings).encode()]
-            _write(self._journal, lines[0] + b"\n")
-        try:
-            begun, *records = map(json.loads, lines)
-            for record in records:
-                if isinstance(record, str):
-                    self.tries[record] += 1
-                elif record is None:
-                    self.tries.clear()
-                else:
-                    self._account(Entry(*record))
-        except (ValueError, TypeError) as error:
-            raise VimpacError(f"{journal} is damaged: remove {self._partial}") from error
-        problem = difference(begun, settings)
-        if problem:
-            raise UsageError(
-                f"{self._partial} was begun with other settings ({problem}): give the same, or "
-                "remove it"
-            )
-        before = len(self.entries)
-        self._check_open_shard()
-        kept = lines
-        if len(self.entries) < before:
-            ends = [i for i, record in enumerate(records, 1) if isinstance(record, list)]
-            kept = lines[: ends[len(self.entries)]]
-        os.truncate(journal, sum(len(line) + 1 for line in kept))
 
     def _check_open_shard(self) -> None:
         """Cuts the last shard to its journaled, intact videos and removes later shards."""
@@ -252,8 +204,11 @@ class TokenStoreWriter:
             if zlib.crc32(records[intact]["tokens"]) != records[intact]["crc32"]:
                 break
             intact += 1
+        kept = len(self.entries)
         while self._shard_frames[-1] > intact:
-            self._shard_frames[-1] -= self.entries.pop().frames * len(meta.variants)
+            kept -= 1
+            self._shard_frames[-1] -= self.entries[kept].frames * len(meta.variants)
+        self.journal.keep(kept)
         expected = self._shard_frames[-1] * meta.frame_record.itemsize
         if last.stat().st_size != expected:
             os.truncate(last, expected)
@@ -308,15 +263,4 @@ def frame_records(
 def replace_file(file: Path, data: bytes) -> None:
     """Writes a whole file."""
     with whole_file(file) as temporary, temporary.open("wb", buffering=0) as stream:
-        _write(stream, data)
-
-
-def _write(file: FileIO, data: bytes) -> None:
-    """Writes all of `data`; an error of the operating system names the file."""
-    rest = memoryview(data)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        error.filename = file.name
-        raise
+        write_all(stream, data)
