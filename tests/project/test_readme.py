@@ -16,6 +16,7 @@ from vimpac.settings import load_config
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+TOKENIZING = (ROOT / "docs/tokenizing.md").read_text(encoding="utf-8")
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
@@ -25,7 +26,7 @@ def _blocks(text: str, language: str) -> list[str]:
 
 def _commands() -> list[str]:
     """The arguments of every `vimpac` in a block of commands."""
-    lines = "\n".join(_blocks(README + TRAINING, "bash")).replace("\\\n", " ")
+    lines = "\n".join(_blocks(README + TRAINING + TOKENIZING, "bash")).replace("\\\n", " ")
     return re.findall(r"(?:^|&& | -m )vimpac (.+)", lines, flags=re.M)
 
 
@@ -66,3 +67,17 @@ def test_links_lead_somewhere(target: str) -> None:
 def test_every_op_has_its_row() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .*(?:bf16|int16)", README, flags=re.M)
     assert sorted(rows) == sorted(vimpac_kernels.OPS)
+
+
+def test_numbers_of_tokenizing_are_those_of_the_code() -> None:
+    from vimpac.commands.tokenize import MAX_SKIPPED
+    from vimpac.data import clock, tokenize_workers, video
+
+    for words in (
+        f"by more than {clock.JITTER} frames, or runs more than {clock.LONGEST_GAP} seconds ahead",
+        f"up to {'an hour' if clock.LONGEST_FREEZE == 3600 else clock.LONGEST_FREEZE}",
+        f"at most {'a tenth' if video.MOST_DAMAGED == 0.1 else video.MOST_DAMAGED} of its pictures",
+        f"({MAX_SKIPPED:g} by default",
+        f"tried {'three' if tokenize_workers.MOST_TRIES == 3 else 0} times",
+    ):
+        assert words in TOKENIZING
