@@ -1,4 +1,4 @@
-"""One process or many: torchrun starts them, this module joins them.
+"""One process or many: torchrun or another launcher starts them, this module joins them.
 
 Everything works the same in a single process, where the collectives do nothing.
 """
@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vimpac.errors import UsageError
+from vimpac.errors import UsageError, VimpacError
+from vimpac.train.launch import Place, find_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class World:
 
 @contextmanager
 def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
-    """Joins the processes that torchrun started, if it did, and leaves them at the end.
+    """Joins the processes that were started with this one, if any, and leaves them at the end.
 
     Drop whatever DDP wraps before the end. Its reducer holds the process group, and would destroy
     it with Python's lock held, for which a thread of Gloo's may wait while it is waited for.
@@ -74,19 +75,27 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
         This process's place and device.
 
     Raises:
-        UsageError: There is no such device.
+        UsageError: There is no such device, or the processes cannot find each other.
+        VimpacError: Not all of them came.
     """
-    launched = dist.is_torchelastic_launched()
-    local = dist.get_node_local_rank(fallback_rank=0)
-    chosen = _pick_device(device, local if launched else None)
+    place = find_place()
+    chosen = _pick_device(device, place)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if not launched:
+    if place.size == 1 and not place.by_torchrun:
         yield World(chosen)
         return
     # With a GPU, small tensors of the hosts still travel by gloo, past the queue of the device.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    wait = datetime.timedelta(seconds=timeout)
+    try:
+        dist.init_process_group(backend, timeout=wait, rank=place.rank, world_size=place.size)
+    except (RuntimeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise VimpacError(
+            f"process {place.rank} of {place.size} did not find the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {line}"
+        ) from error
     yield World(chosen, dist.get_rank(), dist.get_world_size())
     # Not after an error: leaving waits for the others, one of which may be the cause.
     gc.collect()  # FSDP's hooks are cycles, which would hold the process group
@@ -94,8 +103,8 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
 
 
 def is_main_process() -> bool:
-    """Whether this process is alone, or the first of those that torchrun started."""
-    return int(os.environ.get("RANK", 0)) == 0
+    """Whether this process is alone, or the first of those that were started together."""
+    return find_place().rank == 0
 
 
 def lost_contact(error: RuntimeError) -> bool:
@@ -104,7 +113,7 @@ def lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def _pick_device(device: str, local: int | None) -> torch.device:
+def _pick_device(device: str, place: Place) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -117,11 +126,12 @@ def _pick_device(device: str, local: int | None) -> torch.device:
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(f"device={device}, but PyTorch sees no CUDA device: give device=cpu")
-        index = chosen.index if local is None else local
-        if (index or 0) >= torch.cuda.device_count():
-            raise UsageError(
-                f"device cuda:{index} of {torch.cuda.device_count()}: "
-                "start at most one process per GPU"
-            )
-        return torch.device("cuda", index or 0)
+        devices, index = torch.cuda.device_count(), chosen.index or 0
+        if place.size > 1 or place.by_torchrun:
+            index = place.rank % devices if place.local is None else place.local
+            if devices == 1 and not place.by_torchrun:  # srun may show each task its own one
+                index = 0
+        if index >= devices:
+            raise UsageError(f"device cuda:{index} of {devices}: start at most one process per GPU")
+        return torch.device("cuda", index)
     return chosen

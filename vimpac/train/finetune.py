@@ -46,7 +46,8 @@ from vimpac.train.batches import make_loader, open_store, padding_warning
 from vimpac.train.distributed import World, join_world
 from vimpac.train.finetune_step import METRICS, FinetuneStep
 from vimpac.train.log import RunLog
-from vimpac.train.loop import Loop, check_data, make_folder
+from vimpac.train.loop import Loop, check_data
+from vimpac.train.run_folder import hold_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,16 +131,15 @@ def _train(
 
 def _fit_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, float]]:
     """Fits a linear probe, tests it and saves it."""
-    out = Path(run.config.out)
-    make_folder(out / "checkpoints")
-    with RunLog(out, steps=0, done=0, active=True, tensorboard=False, quiet=quiet) as log:
-        log.say(f"linear probe of {run.headline()}")
-        run.fit_probe()
-        found = run.evaluate(final=True)
-        log.record({"step": 0, **found})
-    checkpoint = Checkpoint(run.describe(), run.model.state_dict(), {"step": 0})
-    folder, config = out / "checkpoints", to_yaml(run.config)
-    return save_checkpoint(folder, 0, checkpoint, config=config, keep=1), found
+    out, config = Path(run.config.out), to_yaml(run.config)
+    with hold_folder(out, run.world):
+        with RunLog(out, steps=0, done=0, active=True, tensorboard=False, quiet=quiet) as log:
+            log.say(f"linear probe of {run.headline()}")
+            run.fit_probe()
+            found = run.evaluate(final=True)
+            log.record({"step": 0, **found})
+        checkpoint = Checkpoint(run.describe(), run.model.state_dict(), {"step": 0})
+        return save_checkpoint(out / "checkpoints", 0, checkpoint, config=config, keep=1), found
 
 
 class Finetuning:

@@ -36,6 +36,7 @@ from vimpac.train.distributed import World
 from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer
 from vimpac.train.parallel import load_whole, whole
+from vimpac.train.run_folder import hold_folder
 from vimpac.train.signals import Interrupted, catch_signals, explain
 from vimpac.train.system import System
 from vimpac.train.update import Update
@@ -100,10 +101,20 @@ class Loop:
 
         Raises:
             Interrupted: SIGTERM or SIGINT came; a checkpoint was written after the step in hand.
-            VimpacError: The loss is not finite, a file is damaged, or another process was lost.
+            VimpacError: The loss is not finite, a file is damaged, another process was lost, or
+                another run writes to the same directory.
         """
+        with hold_folder(self.out, self.world):
+            return self._run(stop, quiet)
+
+    def _run(self, stop: Callable[[], bool], quiet: bool) -> Result:
+        """As `run`, in a directory of its own."""
+        # Again, as another run may have ended meanwhile: what is written would count as older.
+        newest = list_checkpoints(self.out / "checkpoints")[-1:]
+        if newest and int(newest[0].name[5:]) > self.done:
+            where = self.path or "the beginning"
+            raise UsageError(f"{newest[0]} is later than {where}: remove it or give another out=")
         if self.world.is_main:
-            make_folder(self.out / "checkpoints")
             with whole_file(self.out / "config.yaml") as temporary:
                 temporary.write_text(to_yaml(self.config), encoding="utf-8")
         log = RunLog(
@@ -244,9 +255,6 @@ class Loop:
                 f"{path} is at step {self.done}, this run ends at step {steps}: raise optim.steps "
                 "or optim.epochs"
             )
-        newest = list_checkpoints(self.out / "checkpoints")[-1:]
-        if newest and int(newest[0].name[5:]) > self.done:  # what is written would count as older
-            raise UsageError(f"{newest[0]} is later than {path}: remove it or give another out=")
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -264,18 +272,6 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
                         f"the optimiser's {name} of a parameter {tuple(parameter.shape)} is "
                         f"{'absent' if shape is None else tuple(shape)}"
                     )
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a directory of a run.
-
-    Raises:
-        UsageError: There is a file in its place, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be made ({error.strerror}): give another out=") from None
 
 
 def check_data(path: Path, was: DataFacts | None, now: DataFacts | None) -> None:

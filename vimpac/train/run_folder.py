@@ -1,0 +1,49 @@
+"""A run's directory, into which one run writes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vimpac.errors import UsageError, VimpacError
+from vimpac.lock import Lock, lock
+from vimpac.train.distributed import World
+
+LOCK = ".lock"
+
+
+@contextmanager
+def hold_folder(out: Path, world: World) -> Iterator[None]:
+    """Makes the directory of a run and keeps other runs out of it.
+
+    Args:
+        out: The directory.
+        world: The processes of the run.
+
+    Raises:
+        UsageError: There is a file in its place, or it cannot be made.
+        VimpacError: Another run writes there; every process of this one raises.
+    """
+    held: Lock | None = None
+    problem: Exception | None = None
+    if world.is_main:
+        try:
+            _make_folder(out / "checkpoints")
+            held = lock(out / LOCK, str(out))
+        except (VimpacError, OSError) as error:
+            problem = error
+    if world.largest(problem is not None):  # the others would wait for the one that stopped
+        raise problem or VimpacError(f"process 0 cannot write {out}: see what it says")
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.close()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made ({error.strerror}): give another out=") from None
