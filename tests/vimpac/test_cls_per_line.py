@@ -47,14 +47,14 @@ def _block(block, x: torch.Tensor, residual: torch.Tensor, padding: torch.Tensor
 
 
 def _encode(
-    encoder: VideoTokenEncoder, clip: torch.Tensor, stream: torch.Tensor, prenorm: bool
+    encoder: VideoTokenEncoder, clip: torch.Tensor, stream: torch.Tensor, norm: str
 ) -> torch.Tensor:
     """The encoder for one clip, from its embedding, (25, D) as the result."""
-    padding = (clip == PAD_TOKEN).flatten().tolist()
+    padding, prenorm = (clip == PAD_TOKEN).flatten().tolist(), norm != "post"
     for layer in encoder.layers:
         for block in layer.attention:
             x = block.norm(stream) if prenorm else stream
-            cls, tokens = _block(block, x, stream, padding)
+            cls, tokens = _block(block, x, x if norm == "pre" else stream, padding)
             if not prenorm:
                 cls, tokens = block.norm(cls), block.norm(tokens)
             stream = torch.cat((cls.mean(0, keepdim=True), tokens))
@@ -65,7 +65,7 @@ def _encode(
     return encoder.final_norm(stream) if prenorm else stream
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", ["post", "pre", "pre_textbook"])
 @pytest.mark.parametrize("layout", ["T,H,W", "T,HW", "THW"])
 def test_encoder_equals_loops_over_lines(layout, norm):
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_encoder_equals_loops_over_lines(layout, norm):
     with torch.no_grad():
         actual = encoder(clips)
         pairs = zip(clips, streams[0], strict=True)
-        expected = torch.stack([_encode(encoder, *pair, norm == "pre") for pair in pairs])
+        expected = torch.stack([_encode(encoder, *pair, norm) for pair in pairs])
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -48,7 +48,7 @@ def _run(encoder: VideoTokenEncoder, chosen_early: bool) -> list[torch.Tensor]:
     return [states, *(p.grad for p in encoder.parameters())]
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", ["post", "pre", "pre_textbook"])
 @pytest.mark.parametrize(("layout", "cls"), LAYOUTS)
 def test_rows_and_gradients_are_those_of_all_rows(layout, cls, norm):
     encoder = _encoder(layout=layout, cls=cls, norm=norm).double()
@@ -90,7 +90,7 @@ def test_mask_loss_is_that_of_all_hidden_states():
     torch.testing.assert_close(output.mask_loss, expected)
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", ["post", "pre", "pre_textbook"])
 def test_dropout_depends_on_no_other_row_that_is_read(norm):
     """[CLS] first, it drops the same elements alone: what the cached gradient rests on."""
     encoder = _encoder(norm=norm, dropout=0.3)

@@ -22,6 +22,7 @@ from vimpac_kernels import AxialAttention, mask_tokens
 
 GRID = (2, 3, 4)
 LAYOUTS = ["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
+NORMS = ["post", "pre", "pre_textbook"]
 
 
 def _tiny(**overrides) -> Vimpac:
@@ -57,7 +58,7 @@ def test_backbone_has_the_published_number_of_parameters(name, layout, parameter
     assert sum(p.numel() for p in encoder.parameters()) == parameters
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_trains_every_parameter(layout, norm):
     model = _tiny(layout=layout, norm=norm)
@@ -161,7 +162,7 @@ def test_joint_axes_draw_from_the_generator_on_a_gpu_only():
 
 
 @pytest.mark.parametrize("layout", ["T,H|W", "T,HW"])
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_every_dropout_has_the_rate_and_a_seed_of_its_own(monkeypatch, norm, layout):
     """That of the embedding, of each block's probabilities and of each branch."""
     calls: list[tuple[float, int | None]] = []
@@ -198,7 +199,7 @@ def test_compiled_forward_equals_eager(norm, backend):
     torch.testing.assert_close(compiled(clips, labels), model(clips, labels), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_autocast_computes_in_bf16(norm):
     model = _tiny(norm=norm, dropout=0.0)
     clips, labels = _clips()

@@ -84,12 +84,26 @@ def test_text_that_is_no_description_is_one_line(folder, text):
         load_model(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("format", 3), ("kind", "simvtp")])
+@pytest.mark.parametrize(("key", "value"), [("format", 4), ("kind", "simvtp")])
 def test_directory_of_a_later_version_says_so(folder, key, value):
     file = folder / "model.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(UsageError, match="which this version of vimpac does not know: upgrade"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(("was", "now"), [("pre", "pre_textbook"), ("post", "post")])
+def test_pre_norm_of_format_2_is_the_textbook_form(tmp_path, was, now):
+    model = Vimpac.from_preset("tiny", **SIZES, norm=now).eval()
+    save_model(model, tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    values = json.loads(file.read_text())
+    values["format"], values["config"]["norm"] = 2, was
+    file.write_text(json.dumps(values))
+    loaded = load_model(tmp_path / "model").eval()
+    tokens = torch.randint(0, 8192, (2, 2, 3, 4))
+    assert torch.equal(loaded.encoder(tokens), model.encoder(tokens))
+    assert loaded.config == model.config
 
 
 def test_directory_above_the_checkpoints_is_told_from_them(folder):

@@ -113,6 +113,44 @@ def test_any_model_survives_the_released_names(layout, norm):
     assert all(torch.equal(v, back.state_dict()[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("norm", ["pre", "pre_textbook"])
+def test_pre_norm_as_released_adds_attention_to_the_normalised_stream(norm):
+    torch.manual_seed(0)
+    config = preset("tiny", norm="pre", grid=(2, 3, 4), dropout=0.0)
+    released = export_released(Vimpac(config).double())
+    for value in released.values():  # no bias is 0
+        if value.is_floating_point():
+            value.add_(torch.randn_like(value), alpha=0.1)
+    model = load_released(released, layout="T,H|W", num_heads=4, norm="pre").eval()
+    if norm == "pre_textbook":  # the same arrays in the other form
+        other = Vimpac(dataclasses.replace(config, norm=norm)).double().eval()
+        other.load_state_dict(model.state_dict())
+        model = other
+    encoder, tokens = model.encoder, torch.randint(0, 8192, (2, 2, 3, 4))
+    place = encoder.positions
+    x = encoder.token_embedding(tokens) + place.time[:, None, None] + place.height[:, None]
+    cls = (encoder.cls_token + place.cls[0]).expand(2, 1, -1)
+    x = torch.cat((cls, (x + place.width).flatten(1, 3)), dim=1)
+    for layer in encoder.layers:
+        for block in layer.attention:
+            y = block.norm(x)
+            x = (y if norm == "pre" else x) + block.axial(y, (2, 3, 4))
+        mlp = layer.mlp
+        x = x + mlp.out(torch.nn.functional.gelu(mlp.up(mlp.norm(x))))
+    torch.testing.assert_close(encoder(tokens), encoder.final_norm(x))
+
+
+@pytest.mark.parametrize("setting", [{"norm": "pre_textbook"}, {"cls": "paper", "layout": "THW"}])
+def test_model_that_the_released_code_does_not_know_is_refused(setting):
+    with pytest.raises(ValueError, match="the released code computes no such model"):
+        export_released(Vimpac.from_preset("tiny", **setting))
+
+
+def test_textbook_form_is_not_read_from_a_released_checkpoint(arrays):
+    with pytest.raises(ValueError, match="norm='pre_textbook': the released code computes no"):
+        load_released(_state(arrays), layout="T,H|W", num_heads=4, norm="pre_textbook")
+
+
 def test_missing_key_is_named(arrays):
     state = _state(arrays)
     del state["backbone.transformer.resblocks.1.mlp.c_proj.bias"]

@@ -7,6 +7,7 @@ computed with them.
 """
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from vimpac import load_classifier, load_model
-from vimpac.checkpoints.model_dir import load_encoder
+from vimpac.checkpoints.model_dir import load_encoder, read_description
 from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
@@ -67,6 +68,19 @@ def test_classifier_is_read(files, expected):
     assert encoder.config == model.encoder.config and description.kind == "classifier"
     with pytest.raises(UsageError, match="holds a classifier, not a pre-trained model"):
         load_model(path)
+
+
+@pytest.mark.parametrize("name", ["model", "classifier/step-00000001"])
+def test_pre_norm_was_the_textbook_form(files, tmp_path, name):
+    folder = shutil.copytree(files / name, tmp_path / "copy")
+    if name == "model":
+        values = json.loads((folder / "model.json").read_text())
+        (folder / "model.json").write_text(json.dumps(values | {"norm": "pre"}))
+    else:
+        state = torch.load(folder / "state.pt", weights_only=True)
+        state["encoder"]["norm"] = "pre"
+        torch.save(state, folder / "state.pt")
+    assert read_description(folder).config.norm == "pre_textbook"
 
 
 def test_pretraining_goes_on(files, tmp_path):

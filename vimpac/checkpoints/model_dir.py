@@ -1,6 +1,6 @@
 """A model on disk: a directory with `model.safetensors` and `model.json`, which says what it is.
 
-    model.json    {"format": 2, "kind": "vimpac" | "classifier", "config": ModelConfig,
+    model.json    {"format": 3, "kind": "vimpac" | "classifier", "config": ModelConfig,
                    "loss": LossConfig | null, "classes": [name, ...] | null,
                    "data": DataFacts | null}
 
@@ -32,7 +32,7 @@ from vimpac.model.pretraining import Vimpac
 from vimpac.paths import local_path
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-FORMAT = 2
+FORMAT = 3  # 2 is read, too: its norm "pre" is "pre_textbook" now
 KINDS = ("vimpac", "classifier")
 
 
@@ -106,7 +106,7 @@ class ModelDescription:
         if "format" not in values:
             config, loss = version_01.read_settings(values)
             return cls("vimpac", config, loss)
-        if values["format"] != FORMAT or values["kind"] not in KINDS:
+        if values["format"] not in (2, FORMAT) or values["kind"] not in KINDS:
             raise UsageError(
                 f"it is of format {values['format']}, kind {values['kind']!r}, which this version "
                 "of vimpac does not know: upgrade it"
@@ -114,9 +114,12 @@ class ModelDescription:
         classes = values["classes"]
         if classes is not None and not all(isinstance(name, str) for name in [*classes]):
             raise TypeError(f"classes must be names, got {classes!r}")
+        network = values["config"]
+        if values["format"] == 2:
+            network = version_01.with_new_norm(network)
         return cls(
             values["kind"],
-            _from_fields(ModelConfig, values["config"]),
+            _from_fields(ModelConfig, network),
             _from_fields(LossConfig, values["loss"]) if values["loss"] else None,
             classes,
             _from_fields(DataFacts, values["data"]) if values["data"] else None,

@@ -37,13 +37,15 @@ def load_released(
             `cls_head.*` the model has no contrastive head.
         layout: The layout the checkpoint was trained with, such as "T,H|W".
         num_heads: Number of heads, which no array shows.
-        norm: "post" or "pre".
+        norm: "post" or "pre", the released pre-LN, whose attention blocks add to the normalised
+            stream; "pre_textbook" would give the same arrays another meaning.
 
     Returns:
         The model, on the CPU, in training mode.
 
     Raises:
         ValueError: If a key is missing, unexpected, or of a shape that does not fit; it is named.
+            If the released code has no such model.
     """
     state = dict(state_dict)
     if state and all(key.startswith("module.") for key in state):
@@ -87,6 +89,9 @@ def export_released(model: Vimpac) -> dict[str, Tensor]:
 
     Returns:
         Released names -> tensors, sharing memory with the model where the layout permits.
+
+    Raises:
+        ValueError: If the released code has no such model.
     """
     state = model.state_dict()
     released: dict[str, Tensor] = {}
@@ -100,7 +105,10 @@ def export_released(model: Vimpac) -> dict[str, Tensor]:
 def _names(model: Vimpac) -> dict[str, list[str]]:
     """Our name -> the released names whose concatenation along dim 0 it is."""
     config = model.config
-    pre = config.norm == "pre"
+    for setting, value in (("norm", "pre_textbook"), ("cls", "paper")):
+        if getattr(config, setting) == value:
+            raise ValueError(f"{setting}={value!r}: the released code computes no such model")
+    pre = config.prenorm
     pairs = {
         "encoder.token_embedding.weight": ["backbone.embedding.weight"],
         "encoder.cls_token": ["backbone.cls_param"],

@@ -41,6 +41,11 @@ def with_new_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def with_new_norm(config: dict[str, Any]) -> dict[str, Any]:
+    """A network's settings, in which "pre" was the textbook form, under the names of today."""
+    return {**config, "norm": "pre_textbook"} if config.get("norm") == "pre" else config
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether a directory is a checkpoint of version 0.1."""
     return (folder / STATE).is_file() and (folder / CONFIG).is_file()
@@ -74,4 +79,4 @@ def read_settings(values: dict[str, Any]) -> tuple[ModelConfig, LossConfig]:
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     config = {key: value for key, value in values.items() if key in known}
     loss = {key: values[key] for key in ("alpha", "gamma", "temperature")}
-    return ModelConfig(**config), LossConfig(**loss)
+    return ModelConfig(**with_new_norm(config)), LossConfig(**loss)

@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.out} exists already: remove it or name another one")
     if args.back:
         model = load_model(args.source)
-        _write_released(model, args.out)
+        try:
+            _write_released(model, args.out)
+        except ValueError as error:
+            raise VimpacError(f"{args.source}: {error}") from None
     else:
         model = _read_released(args)
         save_model(model, args.out)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SIZE, range_problem, setting
 
 Layout = Literal["T,H|W", "T,H,W", "T|H|W", "T,HW", "THW"]
-Norm = Literal["post", "pre"]
+Norm = Literal["post", "pre", "pre_textbook"]
 Cls = Literal["released", "paper"]
 LAYOUTS: tuple[str, ...] = typing.get_args(Layout)
 _CHOICES = {"layout": LAYOUTS, "norm": typing.get_args(Norm), "cls": typing.get_args(Cls)}
@@ -21,7 +21,8 @@ class ModelConfig:
 
     `name` becomes that of the preset that has these sizes, whatever was given.
     In `layout`, `,` separates attention blocks in sequence and `|` the axes that share the heads
-    of one block. `grid` is (T, H, W) in tokens; a token covers 8 x 8 pixels.
+    of one block. `grid` is (T, H, W) in tokens; a token covers 8 x 8 pixels. `norm` is "pre" for
+    the pre-LN column of Table 13, which is the released form; "pre_textbook" is the usual one.
 
     Raises:
         ValueError: A value is not legal, or two do not fit together.
@@ -74,6 +75,11 @@ class ModelConfig:
                 raise ValueError(
                     f"heads={self.heads} do not divide into the {groups} axes of {block}"
                 )
+
+    @property
+    def prenorm(self) -> bool:
+        """Whether branches read a normalised stream, in either form of pre-LN."""
+        return self.norm != "post"
 
     def named(self, name: str) -> ModelConfig:
         """This network with the sizes of a preset.

@@ -38,7 +38,7 @@ class VideoTokenEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.width, self.prenorm, self.dropout = config.width, config.norm == "pre", config.dropout
+        self.width, self.prenorm, self.dropout = config.width, config.prenorm, config.dropout
         self.token_embedding = nn.Embedding(EMBEDDING_ROWS, config.width)
         self.cls_token = nn.Parameter(torch.empty(config.width))
         self.positions = Positions(config.grid, config.width)

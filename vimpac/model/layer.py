@@ -3,8 +3,12 @@
 A branch returns its output projection without the bias; the bias, dropout, residual sum and
 LayerNorm are one op:
 
-    post-LN   x = LN(x + dropout(f(x) + bias))
-    pre-LN    s = s + dropout(f(y) + bias);  y = LN_next(s), the last LN being `final_norm`
+    norm="post"           x = LN(x + dropout(f(x) + bias))
+    norm="pre_textbook"   s = s + dropout(f(y) + bias);  y = LN_next(s), at last `final_norm`
+    norm="pre"            the same, but attention adds to what it reads, the normalised stream:
+                          s = y + dropout(f(y) + bias)
+
+"pre" is what the released code computes and the pre-LN column of the paper's Table 13.
 """
 
 from __future__ import annotations
@@ -102,7 +106,8 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.prenorm, self.dropout = config.norm == "pre", config.dropout
+        self.prenorm, self.dropout = config.prenorm, config.dropout
+        self.attention_adds_to_normed = config.norm == "pre"
         self.attention = nn.ModuleList(Attention(config, axes) for axes in config.layout.split(","))
         self.mlp = MLP(config)
 
@@ -140,13 +145,15 @@ class Layer(nn.Module):
                 cls_rows = branch.cls_rows(grid)
                 early = needed if cls_rows == 1 else None
                 update = branch(x, grid, key_padding_mask, inner, early)
+                # Under autocast x has lower precision, in which no sum is kept.
+                residual = x.to(stream.dtype) if self.attention_adds_to_normed else stream
                 if early is not None:
-                    stream = take_rows(stream, early)
+                    residual = take_rows(residual, early)
             else:
-                update, cls_rows = branch(x), 1
+                update, cls_rows, residual = branch(x), 1, stream
             x, stream = dropout_add_layer_norm(
                 update,
-                stream if cls_rows == 1 else repeat_cls(stream, cls_rows),
+                residual if cls_rows == 1 else repeat_cls(residual, cls_rows),
                 norm.weight,
                 norm.bias,
                 linear_bias=branch.out.bias,
