@@ -99,7 +99,7 @@ class PairBatchConfig(GroupedBatch):
     """How many videos meet where; each gives two clips."""
 
     videos: int = setting(1024, POSITIVE, "per optimiser update, all ranks together")
-    contrastive: int = setting(128, POSITIVE, "of them told apart: 2 * this - 1 candidates")
+    contrastive: int = setting(64, POSITIVE, "of them told apart: 2 * this - 1 candidates")
     micro: int = setting(32, POSITIVE, "largest part of a rank that is held in memory at once")
 
     @property

@@ -31,7 +31,7 @@ def test_every_named_configuration_is_legal_and_survives_yaml(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "lr", "warmup", "contrastive"),
-    [("small", 1e-3, 0.1, 128), ("base", 1e-3, 0.1, 128), ("large_half", 3e-4, 0.05, 128)],
+    [("small", 1e-3, 0.1, 64), ("base", 1e-3, 0.1, 64), ("large_half", 3e-4, 0.05, 128)],
 )
 def test_named_configurations_hold_the_numbers_of_the_paper(name, lr, warmup, contrastive):
     config = _load(source=name)

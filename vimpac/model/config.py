@@ -40,7 +40,9 @@ class ModelConfig:
         "T,H|W", doc="axes of attention: `,` in sequence, `|` sharing the heads"
     )
     grid: tuple[int, int, int] = setting((5, 16, 16), POSITIVE, of_a_run=False)
-    norm: Norm = setting("post", doc="LayerNorm after the residual sum, or before the branch")
+    norm: Norm = setting(
+        "post", doc="LayerNorm after the sum, before the branch as released, or as in textbooks"
+    )
     cls: Cls = setting(
         "released", doc="how [CLS] joins the lines: see vimpac/model/cls_per_line.py"
     )
