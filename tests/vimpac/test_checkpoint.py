@@ -1,6 +1,7 @@
 """A checkpoint is whole or absent, whenever the process dies and whatever the disk does."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 
 from vimpac import LossConfig, preset
 from vimpac.checkpoints import training_state as ckpt
+from vimpac.checkpoints.checksums import CHECKSUMS
 from vimpac.checkpoints.model_dir import DESCRIPTION as DESCRIPTION_FILE
-from vimpac.checkpoints.model_dir import WEIGHTS, DataFacts, ModelDescription
+from vimpac.checkpoints.model_dir import WEIGHTS, DataFacts, ModelDescription, read_model
 from vimpac.errors import UsageError, VimpacError
 
 DESCRIPTION = ModelDescription(
@@ -106,8 +108,81 @@ def test_damaged_file_is_named_with_a_way_out(tmp_path, name):
         ckpt.load_checkpoint(path)
 
 
+@pytest.mark.parametrize("where", [0, 0.3, 0.5, 0.7, -1])
+@pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION_FILE, ckpt.STATE])
+def test_flipped_bit_is_found(tmp_path, name, where):
+    path = _save(tmp_path, 5)
+    data = bytearray((path / name).read_bytes())
+    data[int(where * len(data))] ^= 4
+    (path / name).write_bytes(data)
+    with pytest.raises(VimpacError, match="step-00000005 is damaged"):
+        ckpt.load_checkpoint(path)
+    assert "is damaged" in str(ckpt.find_damage(path))
+
+
+def test_checkpoint_without_checksums_is_read(tmp_path):
+    """Those of before, and models that were published without the file."""
+    path = _save(tmp_path, 5)
+    (path / CHECKSUMS).unlink()
+    assert ckpt.load_checkpoint(path).state == {"step": 5}
+    assert ckpt.find_damage(path) is None
+
+
+def test_files_that_a_published_model_lacks_have_no_checksum_to_fail(tmp_path):
+    path = _save(tmp_path, 5)
+    for name in (ckpt.STATE, ckpt.CONFIG):
+        (path / name).unlink()
+    read_model(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", '{"model.json": 7}'])
+def test_damaged_checksums_are_one_line(tmp_path, text):
+    path = _save(tmp_path, 5)
+    (path / CHECKSUMS).write_text(text)
+    with pytest.raises(VimpacError, match="step-00000005 is damaged .*checksums.json"):
+        ckpt.load_checkpoint(path)
+
+
+DAMAGES = {
+    "cut": lambda path: os.truncate(path / WEIGHTS, 60),
+    "flipped": lambda path: (path / ckpt.STATE).write_bytes(b"garbage"),
+    "described": lambda path: (path / DESCRIPTION_FILE).write_text("{}"),
+    "no weights": lambda path: (path / WEIGHTS).unlink(),
+    "no state": lambda path: (path / ckpt.STATE).unlink(),
+    "empty": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("with_checksums", [True, False])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_last_whole_one_is_found(tmp_path, damage, with_checksums):
+    first, second, third = (_save(tmp_path, step) for step in (5, 10, 15))
+    for path in (first, second, third):
+        if not with_checksums:
+            (path / CHECKSUMS).unlink()
+    for path, expected in ((third, second), (second, first)):
+        damage(path)
+        path.mkdir(exist_ok=True)
+        assert ckpt.find_checkpoint("auto", tmp_path) == expected
+    damage(first)
+    first.mkdir(exist_ok=True)
+    with pytest.raises(VimpacError, match="no checkpoint in .* is whole; the newest: .*-00000015"):
+        ckpt.find_checkpoint("auto", tmp_path)
+
+
+def test_checkpoint_of_a_later_version_is_no_damage(tmp_path):
+    """An older one in its place would set the run back without need."""
+    _save(tmp_path, 5)
+    path = _save(tmp_path, 10)
+    text = (path / DESCRIPTION_FILE).read_text()
+    (path / DESCRIPTION_FILE).write_text(text.replace('"format": ', '"format": 9'))
+    with pytest.raises(UsageError, match="upgrade it"):
+        ckpt.find_checkpoint("auto", tmp_path)
+
+
 def test_state_that_would_run_code_is_refused(tmp_path):
     path = _save(tmp_path, 5)
+    (path / CHECKSUMS).unlink()
     torch.save({"step": Path}, path / ckpt.STATE)
     with pytest.raises(VimpacError, match="training_state.pt is damaged, or holds more than"):
         ckpt.load_checkpoint(path)
@@ -116,6 +191,7 @@ def test_state_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x80", b"\x80\x04.", b"PK\x03\x04"])
 def test_state_of_any_bytes_is_refused(tmp_path, data):
     path = _save(tmp_path, 5)
+    (path / CHECKSUMS).unlink()
     (path / ckpt.STATE).write_bytes(data)
     with pytest.raises(VimpacError, match="training_state.pt is damaged"):
         ckpt.load_checkpoint(path)

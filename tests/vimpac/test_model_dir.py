@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vimpac import VideoClassifier, Vimpac, load_classifier, load_model, save_model
+from vimpac.checkpoints.checksums import CHECKSUMS
 from vimpac.checkpoints.model_dir import DataFacts, read_description
 from vimpac.errors import UsageError, VimpacError
 
@@ -100,6 +101,7 @@ def test_pre_norm_of_format_2_is_the_textbook_form(tmp_path, was, now):
     values = json.loads(file.read_text())
     values["format"], values["config"]["norm"] = 2, was
     file.write_text(json.dumps(values))
+    (tmp_path / "model" / CHECKSUMS).unlink()
     loaded = load_model(tmp_path / "model").eval()
     tokens = torch.randint(0, 8192, (2, 2, 3, 4))
     assert torch.equal(loaded.encoder(tokens), model.encoder(tokens))

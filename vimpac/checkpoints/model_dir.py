@@ -3,6 +3,7 @@
     model.json    {"format": 3, "kind": "vimpac" | "classifier", "config": ModelConfig,
                    "loss": LossConfig | null, "classes": [name, ...] | null,
                    "data": DataFacts | null}
+    checksums.json of both, see `vimpac.checkpoints.checksums`
 
 Every checkpoint of a run is such a directory, with the files beside that continue the run
 (`vimpac.checkpoints.training_state`). Those of version 0.1 are read, too.
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vimpac.checkpoints import version_01
+from vimpac.checkpoints.checksums import check_file, damaged, write_checksums
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
@@ -162,9 +164,10 @@ def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]
     folder = local_path(folder)
     description = read_description(folder)
     (folder / WEIGHTS).open("rb").close()  # raises with the reason, which safetensors does not say
+    check_file(folder / WEIGHTS)
     try:
         tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise damaged(folder, error) from error
     return description, version_01.with_new_names(tensors)
 
@@ -179,20 +182,18 @@ def read_description(folder: Path) -> ModelDescription:
     try:
         if (folder / DESCRIPTION).is_file():
             text = (folder / DESCRIPTION).read_text(encoding="utf-8")
-            return ModelDescription.from_json(text)
+            description = ModelDescription.from_json(text)
+            check_file(folder / DESCRIPTION)
+            return description
         if version_01.is_checkpoint(folder):
             return ModelDescription(**version_01.read_description(folder))
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, VimpacError):
+        raise
+    except Exception as error:  # anything, over damaged bytes that still are JSON, YAML or a dict
         raise damaged(folder, error) from error
     raise UsageError(f"{folder} is no model: it has no {DESCRIPTION}")
-
-
-def damaged(folder: Path, error: Exception) -> VimpacError:
-    """The error for a directory that cannot be read."""
-    reason = " ".join(str(error).split())
-    return VimpacError(f"{folder} is damaged ({reason:.300}): use an earlier checkpoint or a copy")
 
 
 def save_model(
@@ -227,6 +228,7 @@ def save_model(
     try:
         with whole_directory(folder) as temporary:
             write_model(temporary, description, model.state_dict())
+            write_checksums(temporary)
     except SafetensorError as error:
         raise VimpacError(f"cannot write {folder}: {error}") from None
 

@@ -4,6 +4,7 @@
         model.json, model.safetensors    see `vimpac.checkpoints.model_dir`
         training_state.pt                step, optimiser, sampler: tensors and numbers only
         config.yaml                      the resolved configuration
+        checksums.json                   of all of them, see `vimpac.checkpoints.checksums`
 
 A checkpoint is written under a name that starts with `.tmp-`, brought to the disk and then renamed,
 so a name `step-*` always stands for a complete one, whenever the process dies.
@@ -20,7 +21,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vimpac.checkpoints import version_01
-from vimpac.checkpoints.model_dir import ModelDescription, read_model, write_model
+from vimpac.checkpoints.checksums import check_file, damaged, has_checksums, write_checksums
+from vimpac.checkpoints.model_dir import (
+    WEIGHTS,
+    ModelDescription,
+    read_description,
+    read_model,
+    write_model,
+)
 from vimpac.checkpoints.state_file import load_state
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
@@ -66,6 +74,7 @@ def save_checkpoint(
             write_model(temporary, checkpoint.description, checkpoint.tensors)
             torch.save(checkpoint.state, temporary / STATE)
             (temporary / CONFIG).write_text(config, encoding="utf-8")
+            write_checksums(temporary)
     except (SafetensorError, RuntimeError) as error:
         raise VimpacError(
             f"cannot write {final}: {error}; earlier checkpoints are intact"
@@ -84,7 +93,8 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
     """Resolves `--resume`.
 
     Args:
-        resume: "none", "auto" (the newest in `folder`, if any) or a checkpoint's directory.
+        resume: "none", "auto" (the newest whole one in `folder`, if there is any checkpoint) or a
+            checkpoint's directory.
         folder: The directory of the run's checkpoints.
 
     Returns:
@@ -92,6 +102,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
     Raises:
         UsageError: The directory is no checkpoint, or the run would overwrite another one.
+        VimpacError: All checkpoints are damaged.
     """
     found = list_checkpoints(folder)
     if resume == "none":
@@ -101,7 +112,15 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
             )
         return None
     if resume == "auto":
-        return found[-1] if found else None
+        problems = []
+        for path in reversed(found):
+            problem = find_damage(path)
+            if problem is None:
+                return path
+            problems.append(problem)
+        if problems:
+            raise VimpacError(f"no checkpoint in {folder} is whole; the newest: {problems[0]}")
+        return None
     path = local_path(resume)
     if not any((path / name).is_file() for name in (STATE, version_01.STATE)):
         raise UsageError(f"--resume {path} is no checkpoint of a run: it has no {STATE}")
@@ -110,6 +129,35 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
             f"--resume {path} is of another run than the checkpoints in {folder}: give another out="
         )
     return path
+
+
+def find_damage(path: Path) -> VimpacError | None:
+    """What is wrong with a checkpoint; None where it is whole.
+
+    Args:
+        path: The checkpoint's directory.
+
+    Returns:
+        The error that reading it would be.
+
+    Raises:
+        UsageError: It is of a later version.
+    """
+    missing = next((name for name in (WEIGHTS, STATE) if not (path / name).is_file()), None)
+    if missing is not None and not version_01.is_checkpoint(path):
+        return damaged(path, f"it has no {missing}")
+    try:
+        read_description(path)
+        if has_checksums(path):  # quicker than to read what they are of
+            check_file(path / WEIGHTS)
+            check_file(path / STATE)
+        else:
+            load_checkpoint(path)
+    except UsageError:
+        raise
+    except VimpacError as error:
+        return error
+    return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -129,4 +177,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
     file = next((path / name for name in (STATE, version_01.STATE) if (path / name).exists()), None)
     if file is None:
         raise UsageError(f"{path} has no {STATE}, so it cannot be continued: take an earlier one")
+    check_file(file)
     return Checkpoint(description, tensors, load_state(file))
