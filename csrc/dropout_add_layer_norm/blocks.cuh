@@ -13,10 +13,10 @@ constexpr int kThreads = 32 * (kOneWarp ? kNormWarps : kMaxWarps);
 template <bool kOneWarp, int kWanted>
 constexpr int kBlocks = kOneWarp ? kWanted : 1;
 
-// Bytes of shared memory in which the warps of a block add `values` sums of a row: two buffers,
-// used alternately.
-constexpr size_t sums_bytes(int warps, int values) {
-  return (static_cast<size_t>(2 * warps * values) * sizeof(float) + 15) / 16 * 16;
+// Bytes of shared memory in which the warps of a block add sums of a row. floats: of a warp, in all
+// buffers that take turns.
+constexpr size_t sums_bytes(int warps, int floats) {
+  return (static_cast<size_t>(warps * floats) * sizeof(float) + 15) / 16 * 16;
 }
 
 // Bytes of the weight in shared memory: no registers are left for it, and reading it again for each

@@ -1,5 +1,5 @@
 // dropout_add_layer_norm on the CPU. A thread owns chunks of rows. The sum of a row stays in fp32
-// in the core's own cache for two more passes (variance, then y), so main memory is read and
+// in the core's own cache for three more passes (mean, variance, y), so main memory is read and
 // written once per direction. Bound by bandwidth, and with dropout by Philox. The sums over rows
 // (dweight, dbias, dlinear_bias) have one partial per chunk; they are added in the order of the
 // chunks.
@@ -7,11 +7,10 @@
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
 #include "cpu/row_dropout.hpp"
+#include "cpu/row_statistics.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
 #include "dropout_add_layer_norm/arguments.hpp"
-
-#include <cmath>
 
 namespace vimpac::VIMPAC_ISA {
 namespace {
@@ -52,22 +51,16 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
       store_n(kept + i, t, n);
     }
   });
-  const float mean = reduce_add(sum) / static_cast<float>(D);
-  VecF squares{};
-  for_each_vector(D, [&](int64_t i, int n) {
-    const VecF d = load_n(total + i, n) - mean;
-    squares = squares + (n == kWidth ? d * d : (iota() < n ? d * d : VecF{}));
-  });
-  const float rstd = 1.0f / sqrtf(reduce_add(squares) / static_cast<float>(D) + a.eps);
+  const RowStatistics statistics(total, D, sum, a.eps);
   X* const y = static_cast<X*>(a.y.data) + at;
   for_each_vector(D, [&](int64_t i, int n) {
-    const VecF h = (load_n(total + i, n) - mean) * rstd;
+    const VecF h = statistics.centred(load_n(total + i, n)) * statistics.rstd;
     prefetch(y + D + i);
     store_n(y + i, fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n)), n);
   });
   if (a.mean != nullptr) {
-    a.mean[row] = mean;
-    a.rstd[row] = rstd;
+    a.mean[row] = statistics.rounded_mean();
+    a.rstd[row] = statistics.rstd;
   }
 }
 

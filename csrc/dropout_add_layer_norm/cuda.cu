@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
   SharedArena arena;
   const Place place(rows);
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
-  float* const sums = arena.take<float>(2 * warps);
+  float* const sums = arena.take<float>(3 * warps);
   constexpr int kSlot = kColumnBytes<T> + kColumnBytes<R>; // x, then residual
   unsigned char* const ring =
       arena.take<unsigned char>(warps * rows.stages * kSlot) + warp * rows.stages * kSlot;
@@ -107,19 +107,34 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
     stage = stage + 1 == rows.stages ? 0 : stage + 1;
 
     sum_row<kOneWarp>(statistic, sums, place, rows.warps_per_row);
-    const float mu = statistic[0] * rows.inverse_D;
+    // Of nearly equal elements the rounding of their mean would be all that is left, so it is
+    // corrected by the mean of the differences, which are exact then.
+    const float rough_mean = rows.mean_of(statistic[0]);
+    statistic[0] = 0.0f;
+#pragma unroll
+    for (int c = 0; c < kNormChunks; ++c) {
+      float differences = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        sum[c][i] -= rough_mean;
+        differences += sum[c][i];
+      }
+      statistic[0] += place.column(c) < place.width ? differences : 0.0f;
+    }
+    sum_row<kOneWarp>(statistic, sums + warps, place, rows.warps_per_row);
+    const float correction = rows.mean_of(statistic[0]);
     statistic[0] = 0.0f;
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
       float squares = 0.0f;
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
-        sum[c][i] -= mu;
+        sum[c][i] -= correction;
         squares = fmaf(sum[c][i], sum[c][i], squares);
       }
       statistic[0] += place.column(c) < place.width ? squares : 0.0f;
     }
-    sum_row<kOneWarp>(statistic, sums + warps, place, rows.warps_per_row);
+    sum_row<kOneWarp>(statistic, sums + 2 * warps, place, rows.warps_per_row);
     const float inverse = __frsqrt_rn(fmaf(statistic[0], rows.inverse_D, eps));
 #pragma unroll
     for (int c = 0; c < kNormChunks; ++c) {
@@ -132,7 +147,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
       }
     }
     if (total != nullptr && row < rows.M && place.first == 0 && place.lane == 0) {
-      mean[row] = mu;
+      mean[row] = rough_mean + correction;
       rstd[row] = inverse;
     }
   }
@@ -315,7 +330,7 @@ void launch_fwd(const DropoutAddLayerNorm& a, const Split& split) {
   const int D = static_cast<int>(a.x.columns);
   const int slot = kColumnBytes<T> + kColumnBytes<R>, warps = split.warps();
   const Rows rows = split.rows_of(M, D, a.threshold, slot);
-  const size_t shared = sums_bytes(warps, 1) + static_cast<size_t>(warps * rows.stages * slot);
+  const size_t shared = sums_bytes(warps, 3) + static_cast<size_t>(warps * rows.stages * slot);
   const int64_t blocks = split.blocks(M, kNormForward, shared);
   launch(dropout_add_layer_norm_fwd_kernel<T, R, kOneWarp>, dim3(static_cast<unsigned>(blocks)),
          dim3(static_cast<unsigned>(warps) * 32), shared, static_cast<Stream>(a.stream),
@@ -335,7 +350,7 @@ void launch_bwd(const DropoutAddLayerNorm& a, const Split& split) {
   const size_t ring = static_cast<size_t>(warps * rows.stages * slot);
   const size_t columns = static_cast<size_t>(split.rows() * 3 * D) * sizeof(float);
   const size_t shared =
-      sums_bytes(warps, 2) + kWeightBytes<kOneWarp> + (ring > columns ? ring : columns);
+      sums_bytes(warps, 4) + kWeightBytes<kOneWarp> + (ring > columns ? ring : columns);
   const int blocks = static_cast<int>(split.blocks(M, kNormBackward, shared));
   launch(dropout_add_layer_norm_bwd_kernel<T, R, kOneWarp>, dim3(static_cast<unsigned>(blocks)),
          dim3(static_cast<unsigned>(warps) * 32), shared, stream, static_cast<const T*>(a.dy.data),

@@ -23,6 +23,11 @@ struct Rows {
   int threshold; // 16-bit decisions below it drop
   float inverse_D, keep_scale; // keep_scale: the inverse of the fraction that dropout keeps
 
+  // The mean of D elements from their sum, rounded once.
+  __device__ float mean_of(float sum) const {
+    const float quotient = sum * inverse_D;
+    return fmaf(fmaf(-quotient, static_cast<float>(D), sum), inverse_D, quotient);
+  }
   // The threshold, shifted to the upper decision of a word.
   __device__ uint32_t limit() const { return static_cast<uint32_t>(threshold) << 16; }
 };

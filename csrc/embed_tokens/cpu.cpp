@@ -1,5 +1,5 @@
 // embed_tokens on the CPU. Forward: a thread owns chunks of rows. A row is summed from the tables,
-// which caches hold, and stays in fp32 in the core's own cache for two more passes. Backward:
+// which caches hold, and stays in fp32 in the core's own cache for three more passes. Backward:
 // blocks of rows in order. The threads first share the rows of a block and write their dx to
 // scratch memory that caches hold. Then they share its columns and add the rows, in order, to the
 // gradients of the tables. So every sum has one order, whatever the number of threads. The sums of
@@ -9,11 +9,10 @@
 #include "cpu/parallel.hpp"
 #include "cpu/row_chunks.hpp"
 #include "cpu/row_dropout.hpp"
+#include "cpu/row_statistics.hpp"
 #include "cpu/vec.hpp"
 #include "cpu/vec_io.hpp"
 #include "embed_tokens/arguments.hpp"
-
-#include <cmath>
 
 namespace vimpac::VIMPAC_ISA {
 namespace {
@@ -128,22 +127,16 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
     store_n(total + i, t, n);
     sum = sum + t;
   });
-  const float mean = reduce_add(sum) / static_cast<float>(D);
-  VecF squares{};
+  const RowStatistics statistics(total, D, sum, a.eps);
   for_each_vector(D, [&](int64_t i, int n) {
-    const VecF d = load_n(total + i, n) - mean;
-    squares = squares + (n == kWidth ? d * d : (iota() < n ? d * d : VecF{}));
-  });
-  const float rstd = 1.0f / sqrtf(reduce_add(squares) / static_cast<float>(D) + a.eps);
-  for_each_vector(D, [&](int64_t i, int n) {
-    const VecF h = (load_n(total + i, n) - mean) * rstd;
+    const VecF h = statistics.centred(load_n(total + i, n)) * statistics.rstd;
     const VecF normalised = fmadd(h, load_n(a.weight + i, n), load_n(a.bias + i, n));
     prefetch(y + D + i);
     store_n(y + i, drop ? normalised * load_n(factors + i, n) : normalised, n);
   });
   if (a.mean != nullptr) {
-    a.mean[row] = mean;
-    a.rstd[row] = rstd;
+    a.mean[row] = statistics.rounded_mean();
+    a.rstd[row] = statistics.rstd;
   }
 }
 

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
       next = token_at(a, static_cast<int64_t>(clip + step) * cells + cell);
     }
     const E* const embedded = static_cast<const E*>(a.embedding) + static_cast<int64_t>(token) * D;
-    float x[kChunks][kChunk] = {}, statistic[1] = {0.0f};
+    float x[kChunks][kChunk] = {}; // 0 beyond the row's end
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int column = place.column + c * place.step;
@@ -59,27 +59,20 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
           x[c][i] += token >= 0 ? e[i] : __uint_as_float(0x7fc00000u); // NaN
         }
       }
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) {
-        statistic[0] += x[c][i];
-      }
     }
     float mu = 0.0f, inverse = 1.0f;
     if (norm) {
-      sum_row(statistic, shared, place);
-      mu = statistic[0] / static_cast<float>(D);
-      statistic[0] = 0.0f;
+      mu = centre_row(x, D, shared, place);
+      float squares[1] = {0.0f};
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        if (place.column + c * place.step < D) {
 #pragma unroll
-          for (int i = 0; i < kChunk; ++i) {
-            statistic[0] += (x[c][i] - mu) * (x[c][i] - mu);
-          }
+        for (int i = 0; i < kChunk; ++i) {
+          squares[0] += x[c][i] * x[c][i];
         }
       }
-      sum_row(statistic, shared, place);
-      inverse = 1.0f / sqrtf(statistic[0] / static_cast<float>(D) + a.eps);
+      sum_row(squares, shared, place);
+      inverse = 1.0f / sqrtf(squares[0] / static_cast<float>(D) + a.eps);
     }
     if (!live) {
       continue;
@@ -96,7 +89,7 @@ __global__ void __launch_bounds__(kEmbedThreads<kChunks>, kChunks == 2 ? kEmbedF
         bias.read(b, c, column);
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
-          x[c][i] = (x[c][i] - mu) * inverse * w[i] + b[i];
+          x[c][i] = x[c][i] * inverse * w[i] + b[i];
         }
       }
       if (a.threshold > 0) {

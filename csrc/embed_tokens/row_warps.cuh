@@ -70,6 +70,37 @@ __device__ __forceinline__ void sum_row(float (&values)[N], float* shared, const
   }
 }
 
+// Subtracts the mean from a row, zeros beyond its end staying zeros, and returns it. Of nearly
+// equal elements the rounding of their mean would be all that is left, so the mean of the
+// differences, which are exact then, is subtracted as well. As of sum_row: every thread takes part.
+template <int kChunks>
+__device__ __forceinline__ float
+centre_row(float (&x)[kChunks][kChunk], int D, float* shared, const RowPlace& place) {
+  float mean = 0.0f;
+#pragma unroll
+  for (int pass = 0; pass < 2; ++pass) {
+    float sum[1] = {0.0f};
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        sum[0] += x[c][i];
+      }
+    }
+    sum_row(sum, shared, place);
+    const float part = sum[0] / static_cast<float>(D);
+    mean += part;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        x[c][i] -= place.column + c * place.step < D ? part : 0.0f;
+      }
+    }
+  }
+  return mean;
+}
+
 // Multiplies dropped elements by 0, which leaves NaN, and the others by the inverse of the kept
 // fraction. The stream is in the top byte of the last counter.
 __device__ __forceinline__ void drop_chunk(

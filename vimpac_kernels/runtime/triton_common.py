@@ -1,4 +1,4 @@
-"""Shared by the Triton kernels of several ops: sums over programs, dropout decisions.
+"""Shared by the Triton kernels of several ops: means of rows, sums over programs, dropout.
 
 Column sums have two stages, so that they repeat bit for bit on one device: each program of a grid
 that follows from the shape and the device writes the sums over its rows; here they are added in
@@ -38,6 +38,20 @@ def add_programs(
         total += tl.sum(tl.load(at, mask=(program < programs) & live[None, :], other=0.0), 0)
         start += CHUNK
     return total
+
+
+@triton.jit
+def centre_rows(x, real, D: tl.constexpr):
+    """(x minus the mean of its row, that mean (R, 1)); x (R, C) fp32; real: of columns < D.
+
+    Of nearly equal elements the rounding of their mean would be all that is left, so the mean of
+    the differences, which are exact then, is subtracted as well. `/` is an approximation on a GPU,
+    which would leave a part of what is corrected.
+    """
+    mean = tl.div_rn(tl.sum(tl.where(real, x, 0.0), 1)[:, None], D * 1.0)
+    centred = tl.where(real, x - mean, 0.0)
+    correction = tl.div_rn(tl.sum(centred, 1)[:, None], D * 1.0)
+    return tl.where(real, centred - correction, 0.0), mean + correction
 
 
 @triton.jit

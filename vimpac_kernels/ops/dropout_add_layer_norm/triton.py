@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vimpac_kernels.runtime import philox
-from vimpac_kernels.runtime.triton_common import add_programs, keep_rows, most_programs
+from vimpac_kernels.runtime.triton_common import add_programs, centre_rows, keep_rows, most_programs
 
 TUNING = {
     "FWD_ELEMENTS": 2048,  # of a program, but whole rows: four warps
@@ -77,8 +77,7 @@ def dropout_add_layer_norm_fwd_kernel(
     sums += branch
     if total is not None:
         tl.store(total + at, sums.to(total.dtype.element_ty), mask=live)
-    mu = tl.sum(sums, 1)[:, None] / D
-    centred = tl.where(real, sums - mu, 0.0)
+    centred, mu = centre_rows(sums, real, D)
     variance = tl.sum(centred * centred, 1)[:, None] / D
     # `/` and tl.sqrt are approximations on a GPU, whose error the whole row would share.
     inverse = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))

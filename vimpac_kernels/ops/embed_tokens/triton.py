@@ -18,7 +18,7 @@ from torch import Tensor
 from vimpac_kernels.ops.embed_tokens.triton_ids import launch_ids
 from vimpac_kernels.ops.embed_tokens.triton_rows import drop_rows, load_place, row_gradient
 from vimpac_kernels.runtime import philox
-from vimpac_kernels.runtime.triton_common import add_programs
+from vimpac_kernels.runtime.triton_common import add_programs, centre_rows
 
 TUNING = {
     "TILE": 2048,  # elements of the places of a program, 16 for each thread
@@ -80,8 +80,7 @@ def embed_tokens_fwd_kernel(
         x = base + tl.load(embedding + token * D + column, mask=mask, other=0.0).to(tl.float32)
         x = tl.where(inside, x, float("nan"))
         if weight is not None:
-            mu = tl.sum(tl.where(real, x, 0.0), 1)[:, None] / D
-            centred = tl.where(real, x - mu, 0.0)
+            centred, mu = centre_rows(x, real, D)
             variance = tl.sum(centred * centred, 1)[:, None] / D
             # `/` and tl.sqrt are approximations on a GPU, whose error the whole row would share.
             inverse = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
