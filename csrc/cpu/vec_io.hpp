@@ -1,6 +1,8 @@
 // Loads and stores between fp32 registers and fp32, bf16 or fp16 memory, at any alignment.
 //   load(p), store(p, x)            kWidth elements of float, Bf16 or Half
 //   load_n(p, n), store_n(p, x, n)  the first n only, 0 <= n <= kWidth; other lanes read as 0
+//   rounded(x, T{})                 x as it comes back from memory of T
+//   store_rounded_n(p, x, n)        the same as store_n, faster: x has been rounded
 //   for_each_vector(size, f)        f(i, n) for the vectors of a row: n = kWidth but at its end
 // Narrowing rounds to nearest even; NaN stays NaN.
 #pragma once
@@ -23,10 +25,22 @@ VIMPAC_INLINE VecF widen(VecBits bits, Bf16) {
   return as_float(__builtin_convertvector(bits, VecU) << 16);
 }
 
-VIMPAC_INLINE VecBits narrow(VecF x, Bf16) {
+VIMPAC_INLINE VecU narrow_lanes(VecF x, Bf16) {
   const VecU u = as_uint(x);
   const VecU rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
-  return __builtin_convertvector(x != x ? (u >> 16) | 0x40u : rounded, VecBits);
+  return x != x ? (u >> 16) | 0x40u : rounded;
+}
+
+VIMPAC_INLINE VecBits narrow(VecF x, Bf16) {
+  return __builtin_convertvector(narrow_lanes(x, Bf16{}), VecBits);
+}
+
+VIMPAC_INLINE VecF rounded(VecF x, Bf16) {
+  return as_float(narrow_lanes(x, Bf16{}) << 16);
+}
+
+VIMPAC_INLINE VecBits narrow_rounded(VecF x, Bf16) {
+  return __builtin_convertvector(as_uint(x) >> 16, VecBits);
 }
 
 VIMPAC_INLINE VecF widen(VecBits bits, Half) {
@@ -60,6 +74,18 @@ VIMPAC_INLINE VecBits narrow(VecF x, Half) {
 #endif
 }
 
+VIMPAC_INLINE VecF rounded(VecF x, Half) {
+  return widen(narrow(x, Half{}), Half{});
+}
+
+VIMPAC_INLINE VecBits narrow_rounded(VecF x, Half) {
+  return narrow(x, Half{});
+}
+
+VIMPAC_INLINE VecF rounded(VecF x, float) {
+  return x;
+}
+
 VIMPAC_INLINE VecF load(const float* p) {
   VecF x;
   memcpy(&x, p, sizeof x);
@@ -83,6 +109,16 @@ VIMPAC_INLINE void store(T* p, VecF x) {
   memcpy(p, &bits, sizeof bits);
 }
 
+VIMPAC_INLINE void store_rounded(float* p, VecF x) {
+  store(p, x);
+}
+
+template <class T>
+VIMPAC_INLINE void store_rounded(T* p, VecF x) {
+  const VecBits bits = narrow_rounded(x, T{});
+  memcpy(p, &bits, sizeof bits);
+}
+
 template <class T>
 VIMPAC_INLINE VecF load_n(const T* p, int n) {
   if (n == kWidth) {
@@ -101,6 +137,11 @@ VIMPAC_INLINE void store_n(T* p, VecF x, int n) {
   T lanes[kWidth];
   store(lanes, x);
   memcpy(p, lanes, n * sizeof(T));
+}
+
+template <class T>
+VIMPAC_INLINE void store_rounded_n(T* p, VecF x, int n) {
+  n == kWidth ? store_rounded(p, x) : store_n(p, x, n);
 }
 
 template <class F>

@@ -97,6 +97,15 @@ __device__ __forceinline__ void store_chunk(T* p, const float (&in)[kChunk]) {
   }
 }
 
+// As store_chunk and load_chunk would leave it.
+template <class T>
+__device__ __forceinline__ void round_chunk(float (&x)[kChunk]) {
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) {
+    x[i] = to_float(from_float<T>(x[i]));
+  }
+}
+
 // To shared memory, where store_chunk would write to a wrong address.
 __device__ __forceinline__ void store_chunk_shared(float* p, const float (&in)[kChunk]) {
 #pragma unroll

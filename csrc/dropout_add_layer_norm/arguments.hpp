@@ -2,7 +2,8 @@
 #include "common/arguments.hpp"
 
 namespace vimpac {
-//   total = residual + dropout(x + linear_bias),  y = (total - mean) * rstd * weight + bias
+//   total = residual + dropout(x + linear_bias), rounded to its dtype,
+//   y = (total - mean) * rstd * weight + bias
 //   h = (total - mean) * rstd,  g = (dy + dy_other) * weight
 //   dresidual = dtotal + rstd * (g - mean(g) - h * mean(g * h)),  dx = dropout(dresidual)
 // Matrices are (..., D), with the dtype of x or of residual, which may be fp32 if that of x is not.

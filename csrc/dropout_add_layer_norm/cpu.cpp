@@ -43,12 +43,12 @@ void forward_row(const Args& a, int64_t row, float* __restrict__ total, float* f
     if (a.threshold > 0) {
       branch = branch * load_n(factors + i, n);
     }
-    const VecF t = load_n(residual + i, n) + branch;
+    const VecF t = rounded(load_n(residual + i, n) + branch, R{});
     store_n(total + i, t, n);
     sum = sum + t;
     if (kept != nullptr) {
       prefetch(kept + D + i);
-      store_n(kept + i, t, n);
+      store_rounded_n(kept + i, t, n);
     }
   });
   const RowStatistics statistics(total, D, sum, a.eps);

@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
           sum[c][i] += branch[i];
         }
       }
+      round_chunk<R>(sum[c]);
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
         statistic[0] += sum[c][i];
@@ -107,8 +108,8 @@ __global__ void __launch_bounds__(kThreads<kOneWarp>, kBlocks<kOneWarp, kNormFor
     stage = stage + 1 == rows.stages ? 0 : stage + 1;
 
     sum_row<kOneWarp>(statistic, sums, place, rows.warps_per_row);
-    // Of nearly equal elements the rounding of their mean would be all that is left, so it is
-    // corrected by the mean of the differences, which are exact then.
+    // Of nearly equal elements only the mean's rounding would be left, so it is corrected by the
+    // mean of the differences, which are exact then.
     const float rough_mean = rows.mean_of(statistic[0]);
     statistic[0] = 0.0f;
 #pragma unroll

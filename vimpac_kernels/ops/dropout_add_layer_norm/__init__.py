@@ -64,9 +64,10 @@ def dropout_add_layer_norm(
         ValueError: If a shape or an option is not as above.
         RuntimeError: If `impl` cannot run this call, with the reason.
 
-    Statistics are fp32 and taken before the sum is rounded. Every backend drops the same elements.
-    Results repeat bit for bit on one device; on another one sums over rows may differ. Kept for
-    the backward: the sum, mean and rstd of each row.
+    Statistics are fp32, of the sum rounded to its dtype, as in the eager program and as the
+    backward reads it. Every backend drops the same elements. Results repeat bit for bit on one
+    device; on another one sums over rows may differ. Kept for the backward: the sum, mean and rstd
+    of each row.
     """
     if sharded.has_dtensors(x, residual, weight, bias, linear_bias):
         rows = {"x": x, "residual": residual}

@@ -28,9 +28,8 @@ def dropout_add_layer_norm(
 
     y has the dtype of x and is returned once for each of `readers`; the sum, returned beside y if
     `prenorm`, that of residual, to which it is rounded before the LayerNorm reads it, as a sum of
-    two tensors is (kernels keep that rounding out of y, and meet it in the backward). Dropout
-    decision of (row, column): counter (column // 8, row low word, row high word, stream), rows
-    being counted over all leading dimensions.
+    two tensors is. Dropout decision of (row, column): counter (column // 8, row low word, row high
+    word, stream), rows being counted over all leading dimensions.
     """
     high = accumulation_dtype(residual.dtype if x.dtype != torch.float64 else x.dtype)
     branch = x.to(high) if linear_bias is None else x.to(high) + linear_bias.to(high)

@@ -74,7 +74,7 @@ def dropout_add_layer_norm_fwd_kernel(
         branch += tl.load(linear_bias + column, mask=real, other=0.0)
     if DROPOUT:
         branch *= _keep_factors(seed_at, threshold, keep_scale, row, C)
-    sums += branch
+    sums = (sums + branch).to(residual.dtype.element_ty).to(tl.float32)
     if total is not None:
         tl.store(total + at, sums.to(total.dtype.element_ty), mask=live)
     centred, mu = centre_rows(sums, real, D)
