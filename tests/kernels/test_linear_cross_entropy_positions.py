@@ -22,6 +22,28 @@ def test_counted_position_outside_the_rows(impl, position: int) -> None:
         linear_cross_entropy(x, weight, target, positions=positions, count=count, impl=impl.name)
 
 
+@pytest.mark.impls("cpu", "reference")
+@pytest.mark.parametrize(
+    ("positions", "count", "message"),
+    [
+        ([0, -1, 3], None, r"position -1 is outside \[0, 4\)"),
+        ([0, 4], None, r"position 4 is outside \[0, 4\)"),
+        ([2, 0, 2], None, "position 2 is there twice"),
+        ([2, 0, 2], 3, "position 2 is there twice"),
+        ([0, 1], 3, r"count 3 is outside \[0, 2\], the number of positions"),
+        ([0, 1], -3, r"count -3 is outside \[0, 2\], the number of positions"),
+        (None, 5, r"count 5 is outside \[0, 4\], the number of rows"),
+        (None, -1, r"count -1 is outside \[0, 4\], the number of rows"),
+    ],
+)
+def test_no_row_is_dropped_or_counted_twice_in_silence(impl, positions, count, message) -> None:
+    x, weight, target = torch.randn(4, 8), torch.randn(5, 8), torch.arange(4)
+    named = {"positions": positions, "count": count}
+    options = {k: torch.tensor(v, dtype=torch.int32) for k, v in named.items() if v is not None}
+    with pytest.raises(IndexError, match=message):
+        linear_cross_entropy(x, weight, target, **options, impl=impl.name)
+
+
 @FAST
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("ignore_index", [-100, -2])

@@ -74,8 +74,10 @@ def linear_cross_entropy(
 
     Raises:
         IndexError: On the CPU, if a target is outside [0, V) or a position that counts is outside
-            the rows; on a GPU, where looking would cost a synchronisation, the loss of such a
-            target or negative position is NaN, and the other positions must be right.
+            the rows, and, but for compiled code, if such a position is there twice or count is
+            outside [0, number of positions or rows]. On a GPU, where looking would cost a
+            synchronisation, the loss of such a target or negative position is NaN, and the rest
+            must be right.
         TypeError: If a dtype is not among those above.
         ValueError: If a shape or an option is not as above.
         RuntimeError: If `impl` cannot run this call, with the reason.
@@ -102,8 +104,8 @@ def linear_cross_entropy(
     check_flag("return_stats", return_stats)
     if positions is not None and count is None:
         count = (positions >= 0).sum(dtype=torch.int32)
-    if positions is not None and input.is_cpu and not transforms.hides_values():
-        _check_positions(positions, count, target.numel())
+    if input.is_cpu and not transforms.hides_values():
+        _check_choice(positions, count, target.numel())
     options = Options(ignore_index, float(label_smoothing), float(z_loss), _product_dtype(input))
     tensors = (input, linear_weight, target, linear_bias, positions, count)
     chosen = _select(impl, input, linear_weight, options.dtype)
@@ -199,19 +201,30 @@ def check_options(label_smoothing: float, z_loss: float) -> None:
         raise ValueError(f"z_loss must be >= 0 and finite, got {z_loss}")
 
 
-def _check_positions(positions: Tensor, count: Tensor | None, rows: int) -> None:
-    live = positions[: None if count is None else max(int(count), 0)]
+def _check_choice(positions: Tensor | None, count: Tensor | None, rows: int) -> None:
+    if count is not None:
+        most = rows if positions is None else len(positions)
+        if not 0 <= int(count) <= most:
+            of = "rows" if positions is None else "positions"
+            raise IndexError(f"count {int(count)} is outside [0, {most}], the number of {of}")
+    if positions is None:
+        return
+    live = positions[: None if count is None else int(count)]
     wrong = live[(live < 0) | (live >= rows)]
     if wrong.numel():
         raise IndexError(
             f"position {int(wrong[0])} is outside [0, {rows}) and one of the {len(live)} that count"
         )
+    twice = torch.bincount(live, minlength=1) > 1
+    if twice.any():
+        which = int(twice.nonzero()[0])
+        raise IndexError(f"position {which} is there twice: positions must be distinct")
 
 
 def _check_targets(
     target: Tensor, positions: Tensor | None, count: Tensor | None, ignore_index: int, V: int
 ) -> None:
-    live = slice(None if count is None else max(int(count), 0))
+    live = slice(None if count is None else int(count))
     labels = target.flatten()
     labels = labels[live] if positions is None else labels[positions[live].long()]
     wrong = labels[((labels < 0) | (labels >= V)) & (labels != ignore_index)]
