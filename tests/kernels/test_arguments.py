@@ -27,15 +27,18 @@ TARGET = torch.zeros(5, dtype=torch.int64)
 TABLES = [torch.ones(n, 8) for n in (2, 3, 4)]
 
 
-def attend_in_a_layer(x, grid, key_padding_mask=None, **options):
+def attend_in_a_layer(x, grid, key_padding_mask=None, need_weights=False, seed=None, **options):
     """The layer, made and called."""
     sizes = {"embed_dim": 8, "num_heads": 2, "axes": "H|W"} | options
-    return AxialAttention(**sizes)(x, grid, key_padding_mask)
+    layer = AxialAttention(**sizes)
+    return layer(x, grid, key_padding_mask, need_weights=need_weights, seed=seed)
 
 
-def classify_in_a_layer(weight, **options):
+def classify_in_a_layer(weight, input=ROWS, target=TARGET, positions=None, count=None, **options):
     """The layer, made and called."""
-    return TiedLinearCrossEntropy(weight, **options)(ROWS, TARGET)
+    call = {"ignore_index": options.pop("ignore_index")} if "ignore_index" in options else {}
+    layer = TiedLinearCrossEntropy(weight, **options)
+    return layer(input, target, positions, count, **call)
 
 
 # Op, arguments that it takes
@@ -67,7 +70,10 @@ NO_NUMBER = ["0.5", None, [0.5], D[0], True, 1j, math.nan, math.inf, -1.0, 10**4
 NO_INTEGER = ["1", [1], D[0], True, math.nan, 1.5]
 NO_FLAG = ["no", 1, None, D]
 NO_SIZES = ["234", None, 3, (2, 3), (2.0, 3.0, 4.0), ("2", "3", "4"), (0, 3, 4), [True, 3, 4]]
-NO_SEED = ["1", 1.5, True, [1], D[0], torch.zeros(2, dtype=torch.int64), "meta"]
+NO_SEED = [
+    *("1", 1.5, True, [1], D[0], torch.zeros(2, dtype=torch.int64), "meta"),
+    *(2**63, 2**64, -(2**63) - 1),
+]
 NO_WORD = ["fastest", None, 3, D, ["T"]]
 
 # Op -> argument -> values that it must refuse
@@ -94,7 +100,11 @@ WRONG: dict[str, dict[str, list]] = {
         "axes": NO_WORD,
         "dropout": NO_NUMBER,
         "bias": NO_FLAG,
+        "need_weights": NO_FLAG,
+        "seed": NO_SEED,
         "impl": NO_WORD,
+        "device": [3.5, [1]],
+        "dtype": ["fp32", 3, torch.int64],
     },
     "dropout_add_layer_norm": {
         **dict.fromkeys(("x", "residual", "weight", "bias"), [*NO_TENSOR, None]),
@@ -127,7 +137,10 @@ WRONG: dict[str, dict[str, list]] = {
         "impl": NO_WORD,
     },
     "TiedLinearCrossEntropy": {
-        "weight": [*NO_TENSOR, None, D],
+        "weight": [*NO_TENSOR, None, D, ROWS.long()],
+        **dict.fromkeys(("input", "target"), [*NO_TENSOR, None]),
+        **dict.fromkeys(("positions", "count"), NO_TENSOR),
+        "ignore_index": [*NO_INTEGER, None, 2**63],
         "bias": NO_FLAG,
         **dict.fromkeys(("label_smoothing", "z_loss"), NO_NUMBER),
         "impl": NO_WORD,
@@ -136,7 +149,7 @@ WRONG: dict[str, dict[str, list]] = {
         "tokens": [*NO_TENSOR, None],
         "mask_token": [*NO_INTEGER, None],
         "strategy": NO_WORD,
-        "num_blocks": [*NO_INTEGER, None, -1, 2**31],
+        "num_blocks": [*NO_INTEGER, None, -1, 65_537, 10**9, 2**31],
         "ratio": [v for v in NO_NUMBER if v is not None],
         "pad_token": [*NO_INTEGER, 2**63],
         "max_block": [v for v in NO_SIZES if v is not None] + [(3, 3, 4)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -27,10 +28,16 @@ def test_words_are_the_published_ones(counter: tuple, seed: int, words: tuple) -
     assert tuple(drawn.tolist()) == words
 
 
-def test_seed_wraps_to_64_bits() -> None:
-    cpu = torch.device("cpu")
-    assert philox.as_seed(2**64 - 1, cpu) == -1
-    assert philox.as_seed(2**63, cpu) == -(2**63)
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63), np.int8(-1), np.uint64(7)], ids=str)
+def test_seed_is_any_int64(seed: int) -> None:
+    assert philox.as_seed(seed, torch.device("cpu")) == int(seed)
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64, -(2**63) - 1, np.uint64(2**63)], ids=str)
+def test_a_seed_beyond_int64_is_refused(seed: int) -> None:
+    """Cut to 64 bits, two seeds would draw the same bits."""
+    with pytest.raises(ValueError, match=rf"seed must be in \[-2\^63, 2\^63\).* got {seed}"):
+        philox.as_seed(seed, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("seed", [1.5, "1", torch.tensor(1, dtype=torch.int32)], ids=str)

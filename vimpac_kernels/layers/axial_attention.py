@@ -64,6 +64,8 @@ class AxialAttention(nn.Module):
         check_dropout(dropout, "dropout")
         check_flag("bias", bias)
         registry.check_impl("axial_attention", impl)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating dtype, got {dtype!r}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
         self.axes, self.dropout, self.impl = axes, dropout, impl
         inner = num_heads * head_dim
@@ -187,9 +189,9 @@ class AxialAttention(nn.Module):
             x: As in `forward`.
             grid: As in `forward`.
             key_padding_mask: As in `forward`.
-            seed: Of the dropout: int, or 0-d int64 tensor on the device of x. None draws one from
-                PyTorch's generator. Where `follows_seed` is False, dropout draws from that
-                generator whatever the seed.
+            seed: Of the dropout: int in [-2^63, 2^63), or 0-d int64 tensor on the device of x. None
+                draws one from PyTorch's generator. Where `follows_seed` is False, dropout draws
+                from that generator whatever the seed.
 
         Returns:
             (B, S, N, Dh): S rows of x, for (B, T, H, W, D) its T*H*W tokens.

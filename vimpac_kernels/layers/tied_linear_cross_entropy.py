@@ -42,6 +42,8 @@ class TiedLinearCrossEntropy(nn.Module):
         table = weight.weight if isinstance(weight, nn.Embedding) else weight
         if not isinstance(table, Tensor):
             raise TypeError(f"weight must be a tensor or an nn.Embedding, got {weight!r}")
+        if not table.is_floating_point():
+            raise TypeError(f"weight must be floating, got {table.dtype}")
         if table.dim() != 2:
             raise ValueError(f"weight must be (V, D), got {tuple(table.shape)}")
         check_flag("bias", bias)

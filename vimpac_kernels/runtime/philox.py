@@ -30,7 +30,7 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
 
 
 def as_number(name: str, number: int | Tensor, device: torch.device) -> Tensor:
-    """`as_seed` for the argument of that name; an int is taken modulo 2^64."""
+    """`as_seed` for the argument of that name; ValueError if it is no int64."""
     if isinstance(number, Tensor):
         if number.is_meta and device.type != "meta":
             raise ValueError(f"{name} is on meta, where it has no value, not on {device}")
@@ -40,8 +40,9 @@ def as_number(name: str, number: int | Tensor, device: torch.device) -> Tensor:
         return number if number.device == device else number.to(device, non_blocking=True)
     if isinstance(number, bool) or not isinstance(number, numbers.Integral):
         raise ValueError(f"{name} must be an int or a 0-d int64 tensor, got {number!r}")
-    wrapped = (int(number) + (1 << 63)) % (1 << 64) - (1 << 63)
-    return torch.full((), wrapped, dtype=torch.int64, device=device)
+    if not -(1 << 63) <= int(number) < 1 << 63:
+        raise ValueError(f"{name} must be in [-2^63, 2^63), as int64 is, got {number}")
+    return torch.full((), int(number), dtype=torch.int64, device=device)
 
 
 def fresh_seed(device: torch.device) -> Tensor:

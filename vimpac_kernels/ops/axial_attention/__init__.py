@@ -75,8 +75,8 @@ def axial_attention(
         key_padding_mask: (B, T, H, W) bool, True = never a key. [CLS] is never masked.
         dropout_p: Dropout on the probabilities, [CLS] included, in [0, 1), in steps of 2^-16.
         scale: Factor of q k^T, within 1e30 of 0; default Dh**-0.5.
-        seed: Of the dropout: int, or 0-d int64 tensor (read on the device, so that a captured CUDA
-            graph can change it). None draws one from PyTorch's generator.
+        seed: Of the dropout: int in [-2^63, 2^63), or 0-d int64 tensor (read on the device, so
+            that a captured CUDA graph can change it). None draws one from PyTorch's generator.
         impl: "auto", "cuda", "triton", "cpu", "sdpa" or "reference".
 
     Returns:

@@ -51,8 +51,8 @@ def dropout_add_layer_norm(
         readers: 2 returns y twice, for blocks that normalise after the branch: for the next branch
             and the next residual sum. The backward adds both gradients in fp32 as it reads them.
             Both share memory, so neither may be changed in place. Not with `prenorm`.
-        seed: int, or 0-d int64 tensor on the device of `x`; None draws one from PyTorch's
-            generator if there is dropout.
+        seed: int in [-2^63, 2^63), or 0-d int64 tensor on the device of `x`; None draws one
+            from PyTorch's generator if there is dropout.
         impl: "auto", "cuda", "triton", "cpu" or "reference".
 
     Returns:

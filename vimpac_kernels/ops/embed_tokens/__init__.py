@@ -54,8 +54,8 @@ def embed_tokens(
         dropout_p: In [0, 1), quantised to 1/65536; 0 outside training.
         eps: Added to the variance, >= 0.
         dtype: Of the output: fp32, bf16, fp16, fp64 for the reference; None: of `embedding`.
-        seed: int, or 0-d int64 tensor on the device of `tokens`; None draws one from PyTorch's
-            generator if there is dropout.
+        seed: int in [-2^63, 2^63), or 0-d int64 tensor on the device of `tokens`; None draws one
+            from PyTorch's generator if there is dropout.
         impl: "auto", "cuda", "triton", "cpu" or "reference".
 
     Returns:

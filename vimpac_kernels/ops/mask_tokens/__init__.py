@@ -27,6 +27,7 @@ from vimpac_kernels.runtime.checks import (
 )
 
 _INTEGERS = (torch.int16, torch.uint16, torch.int32, torch.int64)
+_MAX_BLOCKS = 65_536  # each is drawn and held for every clip: more would be a mistake
 
 
 def mask_tokens(
@@ -53,7 +54,7 @@ def mask_tokens(
         mask_token: Id written where a token is masked.
         strategy: "block", the union of `num_blocks` boxes per clip; "iid", each token with
             probability `ratio`; "tube", one pattern of round(ratio*H*W) cells over all frames.
-        num_blocks: Boxes per clip, >= 0; for "block".
+        num_blocks: Boxes per clip, 0 to 65,536; for "block".
         ratio: Masked fraction in [0, 1]; for "iid" and "tube".
         pad_token: Tokens equal to it are never masked; None if there is no padding.
         max_block: Largest box (t, h, w); default (max(1, 2*T//3), max(1, H//2), max(1, W//2)).
@@ -62,8 +63,8 @@ def mask_tokens(
             BERT's (0.8, 0.1, 0.1).
         noise_unit: "token", or "block": one decision per box, the last box on a token deciding.
         vocab_size: Random ids are drawn from [0, vocab_size); needed with `noise`.
-        seed: int, or 0-d int64 tensor on the device of `tokens` (a captured CUDA graph then draws
-            what it holds at replay). None draws one from PyTorch's generator.
+        seed: int in [-2^63, 2^63), or 0-d int64 tensor on the device of `tokens` (a captured
+            CUDA graph then draws what it holds at replay). None draws one from PyTorch's generator.
         clip_offset: Added to the clip index in the counter, so that ranks and accumulation steps
             draw from disjoint streams of one seed: int, or 0-d int64 tensor like `seed`.
         row_offset: 1 if `positions` index rows of a (B, 1 + T*H*W, D) buffer with [CLS] first.
@@ -130,8 +131,8 @@ def _check(
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     num_blocks, row_offset = as_int("num_blocks", num_blocks), as_int("row_offset", row_offset)
-    if not 0 <= num_blocks < 2**31:
-        raise ValueError(f"num_blocks must be in [0, 2^31), got {num_blocks}")
+    if not 0 <= num_blocks <= _MAX_BLOCKS:
+        raise ValueError(f"num_blocks must be in [0, {_MAX_BLOCKS}], got {num_blocks}")
     if strategy != "block" and ratio is None:
         raise ValueError(f"strategy {strategy!r} needs a ratio in [0, 1]")
     if ratio is not None and not 0 <= as_real("ratio", ratio) <= 1:
