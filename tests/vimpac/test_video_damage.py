@@ -201,3 +201,30 @@ def test_sound_without_picture_is_said(tmp_path):
         container.mux(stream.encode(frame))
     with pytest.raises(UnreadableVideo, match="has no video stream, only sound"):
         _read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("order", ["sound first", "video first"])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi", "asf", "flv", "nut"])
+def test_video_beside_longer_sound_is_whole(tmp_path, suffix, order):
+    """The header's duration is that of the sound, and the decoder's last frames are there."""
+    path = tmp_path / f"v.{suffix}"
+    with av.open(str(path), "w") as container:
+        kinds = ["pcm_s16le", "libx264"] if order == "sound first" else ["libx264", "pcm_s16le"]
+        streams = {
+            kind: container.add_stream(kind, rate=8000 if "pcm" in kind else 25) for kind in kinds
+        }
+        picture, sound = streams["libx264"], streams["pcm_s16le"]
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        if suffix in ("avi", "asf"):  # they have no presentation times
+            picture.codec_context.max_b_frames = 0
+        for i in range(25):
+            image = np.full((48, 64, 3), 10 * i, np.uint8)
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(picture.encode())
+        for _ in range(10):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), layout="mono")
+            frame.sample_rate = 8000
+            container.mux(sound.encode(frame))
+    notes: list[str] = []
+    frames = list(frames_at(path, Fraction(25), note=notes.append))
+    assert (frame_numbers(frames), notes) == (list(range(25)), [])

@@ -23,8 +23,10 @@ Item = TypeVar("Item")
 MOST_DAMAGED = 0.1  # share of the pictures of a video that may be damaged
 MOST_PIXELS = 1 << 27  # of a picture; a damaged header may say anything
 NARROWEST = 64  # longer side of a picture over its shorter one, and of a pixel
-# Formats with a header that states the duration; of others FFmpeg guesses it from the file's end.
-STATE_DURATION = frozenset("mov matroska avi flv asf rm mxf".split())
+# Formats with a header that states the duration, the first ones of each stream; of others FFmpeg
+# guesses it from the file's end.
+STREAM_DURATION = frozenset("mov avi".split())
+STATE_DURATION = STREAM_DURATION | frozenset("matroska flv asf rm mxf".split())
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _ERRORS_IN_A_ROW = 100  # of the container's reader, until it is given up
 
@@ -130,8 +132,8 @@ class _Video:
     ) -> None:
         self.container, self.stream, self.alive = container, stream, alive
         self.base = stream.time_base or Fraction(1, 1000)
-        self.states_duration = bool(STATE_DURATION & set(container.format.name.split(",")))
-        stated = container.duration if self.states_duration else None
+        self.formats = frozenset(container.format.name.split(","))
+        stated = container.duration if self.formats & STATE_DURATION else None
         rate = stream.guessed_rate or stream.average_rate
         self.clock = Clock(rate, Fraction(stated, av.time_base) if stated else None)
         self.good = self.damaged = 0  # pictures
@@ -179,7 +181,7 @@ class _Video:
         """The frames of the stream; packets that cannot be decoded are counted."""
         for packet in self._packets():
             self.alive()
-            if packet.stream_index != self.stream.index:
+            if packet.stream.index != self.stream.index:
                 continue
             try:
                 frames = self.stream.decode(packet)
@@ -198,7 +200,7 @@ class _Video:
                 for packet in self.container.demux():
                     errors = 0
                     stamp = packet.dts if packet.pts is None else packet.pts
-                    index = packet.stream_index
+                    index = packet.stream.index  # stream_index is wrong in the last, empty packets
                     if stamp is not None:
                         end = (stamp + (packet.duration or 0)) * packet.time_base
                         self.ends[index] = max(end, self.ends.get(index, end))
@@ -224,9 +226,9 @@ class _Video:
     def _check_length(self) -> None:
         """Compares what came with what the header states; guesses prove nothing."""
         stream, container = self.stream, self.container
-        if not self.states_duration or stream.index not in self.ends:
+        if not self.formats & STATE_DURATION or stream.index not in self.ends:
             return
-        if stream.duration:
+        if stream.duration and self.formats & STREAM_DURATION:
             declared = ((stream.start_time or 0) + stream.duration) * self.base
             length, end = stream.duration * self.base, self.ends[stream.index]
         elif container.duration:
