@@ -337,6 +337,9 @@ def test_absent_and_damaged_checkpoints_are_named(store, checkpoint, labels, tmp
     text = (copy / "model.json").read_text()
     (copy / "model.json").write_text(text.replace('"layers": 2', '"layers": 3'))
     assert cli.main(["finetune", str(copy), *words]) == 1
+    assert f"{copy} is damaged (model.json has another checksum" in capsys.readouterr().err
+    (copy / "checksums.json").unlink()  # as of an older version
+    assert cli.main(["finetune", str(copy), *words]) == 1
     assert f"{copy} is damaged (Error(s) in loading state_dict" in capsys.readouterr().err
 
 

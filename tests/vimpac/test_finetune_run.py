@@ -245,6 +245,7 @@ def _swap(state: dict) -> None:
         lambda state: state["optimizer"].update(state={}),
         lambda state: state.pop("sampler"),
         lambda state: state.update(sampler={}),
+        *(lambda state, p=p: state["sampler"].update(position=p) for p in ("3", -8, 2.5, None)),
         lambda state: state.update(step="2"),
         lambda state: state.update(step=2.5),
         lambda state: state.pop("step"),
@@ -256,6 +257,7 @@ def test_state_of_another_run_or_of_none_is_refused(folder, whole_run, tmp_path,
     state = torch.load(path / "training_state.pt", weights_only=True)
     break_state(state)
     torch.save(state, path / "training_state.pt")
+    (path / "checksums.json").unlink()
     with pytest.raises(UsageError, match="does not fit this configuration"):
         finetune(_config(folder, tmp_path / "run"), folder / "model", resume=str(path))
 

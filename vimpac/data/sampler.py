@@ -7,6 +7,7 @@ r-th of W equal, contiguous parts, so the ranks' parts in rank order are what on
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import numpy as np
@@ -85,12 +86,16 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 
         Raises:
             ValueError: The videos or the seed differ, so the position means nothing.
+            TypeError: The position is no whole number.
         """
         for key in ("seed", "num_videos"):
             if state[key] != getattr(self, key):
                 now = getattr(self, key)
                 raise ValueError(f"its order is that of {key}={state[key]}, not of {key}={now}")
-        self.position = state["position"]
+        position = operator.index(state["position"])
+        if position < 0:
+            raise ValueError(f"position {position} must not be negative")
+        self.position = position
 
 
 def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:

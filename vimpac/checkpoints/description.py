@@ -1,0 +1,132 @@
+"""What `model.json` says of a model: its kind, its settings and the data it was trained on.
+
+{"format": 3, "kind": "vimpac" | "classifier", "config": ModelConfig,
+ "loss": LossConfig | null, "classes": [name, ...] | null, "data": DataFacts | null}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, TypeVar
+
+from torch import nn
+
+from vimpac.checkpoints import version_01
+from vimpac.data.store import TokenStore
+from vimpac.errors import UsageError
+from vimpac.model.config import LossConfig, ModelConfig
+from vimpac.model.encoder import VideoTokenEncoder
+from vimpac.model.heads import VideoClassifier
+from vimpac.model.pretraining import Vimpac
+
+FORMAT = 3  # 2 is read, too: its norm "pre" is "pre_textbook" now
+KINDS = ("vimpac", "classifier")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+    """Of the clips that a model was trained on."""
+
+    tokenizer: str
+    digest: str  # SHA-256 of the tokenizer's weights; empty when it has none
+    fps: float  # of the store
+    frame_stride: int  # stored frames from one frame of a clip to the next
+    height: int  # rows of the token map
+    width: int  # columns of the token map
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for text in (self.tokenizer, self.digest)):
+            raise TypeError(f"tokenizer {self.tokenizer!r} and digest must be texts")
+        if not (self.fps > 0 and self.frame_stride > 0 and self.height > 0 and self.width > 0):
+            raise ValueError(f"fps {self.fps} and sizes must be positive")
+
+    @classmethod
+    def of(cls, store: TokenStore, frame_stride: int) -> DataFacts:
+        """The facts of clips of a store."""
+        meta = store.meta
+        sizes = meta.height, meta.width
+        return cls(meta.tokenizer, meta.digest, meta.fps, frame_stride, *sizes)
+
+    @property
+    def tokens(self) -> str:
+        """What made the tokens, for messages."""
+        return f"the tokenizer '{self.tokenizer}'" + (
+            f" with the weights {self.digest[:12]}" if self.digest else ""
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """What `model.json` says."""
+
+    kind: str
+    config: ModelConfig
+    loss: LossConfig | None = None
+    classes: list[str] | None = None
+    data: DataFacts | None = None
+
+    def build(self) -> nn.Module:
+        """The model, with fresh weights, on the current default device."""
+        if self.kind == "vimpac":
+            return Vimpac(self.config, self.loss or LossConfig(alpha=0))
+        return VideoClassifier(VideoTokenEncoder(self.config), len(self.classes or ()))
+
+    @classmethod
+    def of(cls, model: nn.Module, **more: Any) -> ModelDescription:
+        """Describes a `Vimpac` or, with `classes`, a `VideoClassifier`."""
+        if isinstance(model, Vimpac):
+            return cls("vimpac", model.config, model.loss_config, **more)
+        assert isinstance(model, VideoClassifier)
+        config = dataclasses.replace(model.encoder.config, grid=model.encoder.grid)
+        return cls("classifier", config, **more)
+
+    def to_json(self) -> str:
+        """The text of `model.json`."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelDescription:
+        """Reads `to_json`, or the file of version 0.1.
+
+        Raises:
+            ValueError: If it is neither.
+            KeyError: If something is missing.
+            TypeError: If something has a wrong type or name.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no names and values")
+        if "format" not in values:
+            config, loss = version_01.read_settings(values)
+            return cls("vimpac", config, loss)
+        if values["format"] not in (2, FORMAT) or values["kind"] not in KINDS:
+            raise UsageError(
+                f"it is of format {values['format']}, kind {values['kind']!r}, which this version "
+                "of vimpac does not know: upgrade it"
+            )
+        classes = values["classes"]
+        if classes is not None and not all(isinstance(name, str) for name in [*classes]):
+            raise TypeError(f"classes must be names, got {classes!r}")
+        network = values["config"]
+        if values["format"] == 2:
+            network = version_01.with_new_norm(network)
+        return cls(
+            values["kind"],
+            _from_fields(ModelConfig, network),
+            _from_fields(LossConfig, values["loss"]) if values["loss"] else None,
+            classes,
+            _from_fields(DataFacts, values["data"]) if values["data"] else None,
+        )
+
+
+T = TypeVar("T")
+
+
+def _from_fields(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass of all of its fields and no other."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    wrong = sorted(names ^ values.keys())
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is absent or unknown")
+    return kind(**values)
