@@ -28,6 +28,7 @@ def _keep(library: torch.library.Library, name: str, body: Any, *rest: Any, **op
 
 torch.library.Library.impl = _keep
 
+from tests.vimpac.capture import as_on_a_device  # noqa: E402 (the patch comes first)
 from vimpac import Vimpac  # noqa: E402 (the patch comes first)
 from vimpac.config import PretrainConfig  # noqa: E402 (the patch comes first)
 from vimpac.settings import load_config  # noqa: E402 (the patch comes first)
@@ -77,7 +78,7 @@ def main() -> None:
     with registry.override_extension("cuda", module):
         for number in range(3):
             counted.counts.clear()
-            with counted:
+            with as_on_a_device(), counted:
                 update([parts] * step.groups, number, 1e-3)
     for name, count in counted.counts.most_common():
         print(f"{count:5} {name}")

@@ -52,7 +52,10 @@ class ModelConfig:
     contrastive_dim: int = setting(256, SIZE, "of the vectors that are compared")
 
     def __post_init__(self) -> None:
+        if not isinstance(self.grid, tuple | list):
+            raise ValueError(f"grid must be three positive sizes (T, H, W), got {self.grid!r}")
         object.__setattr__(self, "grid", tuple(self.grid))
+        _check_kinds(self)
         sizes = vars(self).items()
         fits = (name for name, preset in PRESETS.items() if (_SMALL | preset).items() <= sizes)
         object.__setattr__(self, "name", next(fits, "custom"))
@@ -94,9 +97,21 @@ class ModelConfig:
         """
         if name == "custom":
             return self
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"name: preset must be one of {', '.join(PRESETS)}; got {name!r}")
         return dataclasses.replace(self, **(_SMALL | PRESETS[name]))
+
+
+def _check_kinds(config: Any) -> None:
+    """Raises ValueError for a number that is none, or not whole where only whole ones are legal."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        number: tuple[type, ...] = (int, float) if hint is float else (int,)
+        if hint in (int, float, tuple[int, int, int]):
+            for x in value if isinstance(value, tuple) else (value,):
+                if isinstance(x, bool) or not isinstance(x, number):
+                    kind = "number" if hint is float else "whole number"
+                    raise ValueError(f"{name}={x!r} must be a {kind}")
 
 
 _SMALL: dict[str, Any] = dict(
@@ -162,6 +177,7 @@ class LossConfig:
     temperature: float = setting(0.2, POSITIVE, "divides the similarities")
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         problem = range_problem(self)
         if problem:
             raise ValueError(problem)

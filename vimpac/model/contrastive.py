@@ -15,6 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac.model.checks import as_number, check_floating, check_whole
+
 
 def info_nce(
     features: Tensor,  # (2B, d)
@@ -32,8 +34,8 @@ def info_nce(
 
     Args:
         features: (2B, d), rows [all first clips; all second clips]; need not be normalised.
-        temperature: Divides the cosine similarities.
-        gamma: Scale of the sum.
+        temperature: Divides the cosine similarities, > 0.
+        gamma: Scale of the sum, >= 0.
         contrastive_batch: Number of videos that compete with each other; it must divide the
             number of videos over all ranks. None: all of them.
         group: Ranks to gather over; None: the default group, or one rank without torch.distributed.
@@ -43,10 +45,19 @@ def info_nce(
         0-d fp32: the loss of this rank's clips.
 
     Raises:
-        ValueError: If the number of rows is odd, or contrastive_batch does not divide the videos.
+        TypeError: If an argument has a wrong type, naming it.
+        ValueError: If a number is not as above, the number of rows is odd, or contrastive_batch
+            does not divide the videos.
     """
-    if features.dim() != 2 or len(features) % 2:
+    check_floating("features", features, "2B", "d")
+    if len(features) % 2:
         raise ValueError(f"features must be (2B, d), got {tuple(features.shape)}")
+    if as_number("temperature", temperature) <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if as_number("gamma", gamma) < 0:
+        raise ValueError(f"gamma must not be negative, got {gamma}")
+    if contrastive_batch is not None:
+        check_whole("contrastive_batch", contrastive_batch)
     world, rank = _world(group), _rank(group)
     videos = len(features) // 2
     batch = world * videos if contrastive_batch is None else contrastive_batch

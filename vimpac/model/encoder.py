@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vimpac.model.checks import check_flag, check_integers, check_kind, check_seed, may_look
 from vimpac.model.config import ModelConfig
 from vimpac.model.initial import init_bert
 from vimpac.model.layer import LAYER_NORM_EPS, MLP, Attention, Layer
@@ -37,6 +38,7 @@ class VideoTokenEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_kind("config", config, ModelConfig)
         self.config = config
         self.width, self.prenorm, self.dropout = config.width, config.prenorm, config.dropout
         self.token_embedding = nn.Embedding(EMBEDDING_ROWS, config.width)
@@ -78,20 +80,27 @@ class VideoTokenEncoder(nn.Module):
         """Encodes clips.
 
         Args:
-            tokens: (B, T, H, W) ids below 8197, of any integer dtype.
+            tokens: (B, T, H, W) ids in [0, 8197), of any integer dtype.
             has_padding: False promises that no clip holds PAD, which saves the padding mask.
             rows: (R,) rows of the flattened (B * (1 + T*H*W), D) states, all that the last layer
                 then computes after its attention. Their dropout goes by their place in `rows`.
-            seed: Of dropout (joint axes': PyTorch's generator); None draws one, as without.
+            seed: Of dropout (joint axes': PyTorch's generator), int in [-2^63, 2^63) or 0-d int64;
+                None draws one, as without.
 
         Returns:
             (B, 1 + T*H*W, D): [CLS], then the tokens in (t, h, w) order; (R, D) for `rows`. Under
             autocast its dtype is that of autocast.
 
         Raises:
-            ValueError: If the shape or dtype of `tokens` does not fit.
+            IndexError: On the CPU, if an id or a row is out of range.
+            TypeError: If an argument has a wrong type, naming it.
+            ValueError: If the shape or dtype of a tensor does not fit.
         """
         self._check(tokens)
+        check_flag("has_padding", has_padding)
+        check_seed(seed)
+        if rows is not None:
+            _check_rows(rows, len(tokens) * (1 + tokens.shape[1:].numel()))
         if tokens.dtype not in (torch.int32, torch.int64):
             tokens = tokens.long()
         padding = tokens == PAD_TOKEN if has_padding else None
@@ -117,6 +126,7 @@ class VideoTokenEncoder(nn.Module):
         seed: Tensor | None = None,  # 0-d int64
     ) -> Tensor:  # (B, D)
         """[CLS] of clips: `forward` without the rows that a classifier does not read."""
+        self._check(tokens)
         return self(tokens, has_padding=has_padding, rows=cls_rows(tokens), seed=seed)
 
     def _seeds(
@@ -156,10 +166,19 @@ class VideoTokenEncoder(nn.Module):
         )
 
     def _check(self, tokens: Tensor) -> None:
-        if tokens.dtype.is_floating_point or tokens.dtype == torch.bool:
-            raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+        check_integers("tokens", tokens)
         if tokens.dim() != 4 or tuple(tokens.shape[1:]) != self.grid:
             raise ValueError(
                 f"tokens must be (B, T, H, W) with (T, H, W) = {self.grid}, got "
                 f"{tuple(tokens.shape)}; resize_grid changes the model's input shape"
             )
+
+
+def _check_rows(rows: Tensor, most: int) -> None:
+    check_integers("rows", rows)
+    if rows.dim() != 1 or rows.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"rows must be (R,) int32 or int64, got {rows.dtype} {tuple(rows.shape)}")
+    if may_look(rows) and rows.numel():
+        low, high = (int(end) for end in rows.aminmax())
+        if low < 0 or high >= most:
+            raise IndexError(f"rows: {low if low < 0 else high} is outside [0, {most})")

@@ -6,6 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac.model.checks import (
+    as_number,
+    check_floating,
+    check_integers,
+    check_kind,
+    check_whole,
+)
 from vimpac.model.config import ModelConfig
 from vimpac.model.contrastive import BatchNorm, without_autocast
 from vimpac.model.encoder import VideoTokenEncoder
@@ -25,6 +32,7 @@ class MaskedTokenHead(nn.Module):
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
+        check_kind("embedding", embedding, nn.Embedding)
         width = embedding.embedding_dim
         self.cross_entropy = TiedLinearCrossEntropy(embedding)
         self.dense = nn.Linear(width, width)
@@ -64,8 +72,12 @@ class MaskedTokenHead(nn.Module):
             (loss, accuracy, num_targets), 0-d and on the device.
 
         Raises:
+            IndexError: On the CPU, if a position or label is out of range.
+            TypeError: If an argument has a wrong type, naming it.
             ValueError: If shapes do not match, or only one of positions and count is given.
         """
+        check_floating("hidden", hidden, "B", "1 + T*H*W", self.dense.in_features)
+        check_integers("labels", labels)
         B, S, _ = hidden.shape
         if labels.dim() != 4 or labels.numel() != B * (S - 1) or len(labels) != B:
             raise ValueError(
@@ -97,8 +109,9 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_kind("config", config, ModelConfig)
         layers: list[nn.Module] = []
-        size = config.width
+        self.width = size = config.width
         for _ in range(config.contrastive_layers - 1):
             layers += [
                 nn.Linear(size, config.contrastive_width),
@@ -113,6 +126,7 @@ class ContrastiveHead(nn.Module):
         self,
         cls: Tensor,  # (B, D)
     ) -> Tensor:  # (B, contrastive_dim), not normalised
+        check_floating("cls", cls, "B", self.width)
         return self.layers(cls)
 
 
@@ -122,13 +136,21 @@ class VideoClassifier(nn.Module):
     Args:
         encoder: A (pre-trained) encoder, shared and not copied.
         num_classes: Number of classes.
-        dropout: Dropout before the Linear; the paper uses none.
+        dropout: Dropout before the Linear, in [0, 1]; the paper uses none.
+
+    Raises:
+        TypeError: If an argument has a wrong type, naming it.
+        ValueError: If a number is out of range.
     """
 
     def __init__(
         self, encoder: VideoTokenEncoder, num_classes: int, *, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        check_kind("encoder", encoder, VideoTokenEncoder)
+        check_whole("num_classes", num_classes, least=1)
+        if not 0 <= as_number("dropout", dropout) <= 1:
+            raise ValueError(f"dropout must be in [0, 1], got {dropout}")
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(encoder.width, num_classes)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vimpac.model.checks import check_integers, check_tensor, check_whole, may_look
+
 IGNORE_INDEX = -100
 ROWS_STEP = 128
 
@@ -62,8 +64,14 @@ def choose_masked_rows(
         Rows, targets and the number of live slots.
 
     Raises:
+        IndexError: On the CPU, if a position that counts is no row of a token, or count is outside
+            [0, capacity].
+        TypeError: If an argument has a wrong type, naming it.
         ValueError: If labels are not (B, T, H, W), or only one of positions and count is given.
     """
+    check_integers("labels", labels)
+    if max_masked is not None:
+        check_whole("max_masked", max_masked, least=0)
     if labels.dim() != 4:
         raise ValueError(f"labels must be (B, T, H, W), got {tuple(labels.shape)}")
     if (positions is None) != (count is None):
@@ -72,10 +80,12 @@ def choose_masked_rows(
     labels = labels.flatten()
     if positions is None or count is None:
         positions, count = _labelled_rows(labels, per_clip)
+    else:
+        _check_positions(positions, count, len(labels) // max(per_clip - 1, 1), per_clip)
     capacity = positions.numel()
     if max_masked is not None:
         capacity = min(capacity, max_masked)
-    elif labels.device.type == "cpu" and not torch.compiler.is_compiling():
+    elif may_look(labels):
         # In steps: malloc keeps the memory of every size it has met, and counts differ always.
         capacity = min(capacity, -(-int(count) // ROWS_STEP) * ROWS_STEP)
     slot = torch.arange(capacity, dtype=torch.int32, device=labels.device)
@@ -85,6 +95,25 @@ def choose_masked_rows(
     rows = torch.where(live, positions[:capacity], slot).long()
     target = labels[rows - rows // per_clip - 1].long()
     return MaskedRows(rows, target.masked_fill(~live, IGNORE_INDEX), count.clamp(max=capacity))
+
+
+def _check_positions(positions: Tensor, count: Tensor, clips: int, per_clip: int) -> None:
+    for name, tensor, dim in (("positions", positions, 1), ("count", count, 0)):
+        check_tensor(name, tensor)
+        if tensor.dtype != torch.int32 or tensor.dim() != dim:
+            got = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ValueError(f"{name} must be {dim}-d int32, got {got}")
+    if not (may_look(positions) and may_look(count)):
+        return
+    if not 0 <= int(count) <= len(positions):
+        raise IndexError(f"count {int(count)} is outside [0, {len(positions)}]")
+    live = positions[: int(count)]
+    wrong = live[(live < 0) | (live >= clips * per_clip) | (live % per_clip == 0)]
+    if wrong.numel():
+        raise IndexError(
+            f"position {int(wrong[0])} is not the row of a token in {clips} clips of {per_clip} "
+            "rows, [CLS] first"
+        )
 
 
 def _labelled_rows(

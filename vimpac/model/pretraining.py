@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vimpac.model.checks import check_integers, check_kind
 from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.model.contrastive import info_nce
 from vimpac.model.encoder import VideoTokenEncoder
@@ -35,6 +36,9 @@ class Vimpac(nn.Module):
 
     def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
         super().__init__()
+        check_kind("config", config, ModelConfig)
+        if loss is not None:
+            check_kind("loss", loss, LossConfig)
         self.config, self.loss_config = config, loss or LossConfig()
         self.encoder = VideoTokenEncoder(config)
         self.token_head = MaskedTokenHead(self.encoder.token_embedding)
@@ -68,7 +72,13 @@ class Vimpac(nn.Module):
         Args:
             grid: The new (T, H, W).
             optimizer: The optimizer that trains this model, or None.
+
+        Raises:
+            TypeError: If `optimizer` is none.
+            ValueError: If `grid` is not three positive sizes.
         """
+        if optimizer is not None:
+            check_kind("optimizer", optimizer, torch.optim.Optimizer)
         config = dataclasses.replace(self.config, grid=grid)  # checks the sizes
         self.encoder.positions.resize_(config.grid, optimizer)
         self.config = config
@@ -100,9 +110,13 @@ class Vimpac(nn.Module):
             The losses and the accuracy.
 
         Raises:
+            IndexError: On the CPU, if an id, a label or a position is out of range.
+            TypeError: If an argument has a wrong type, naming it.
             ValueError: If a shape does not fit.
         """
-        if clips.dim() == 5:
+        check_integers("clips", clips)
+        check_integers("labels", labels)
+        if clips.dim() == 5 and labels.dim() == 5:
             clips, labels = view_major(clips), view_major(labels)
         if labels.shape != clips.shape:
             raise ValueError(
@@ -174,6 +188,7 @@ def predict_masked(
 
 def view_major(clips: Tensor) -> Tensor:
     """(B, 2, T, H, W) -> (2B, T, H, W): all first clips, then all second clips."""
+    check_integers("clips", clips)
     if clips.dim() != 5 or clips.shape[1] != 2:
         raise ValueError(f"clips must be (B, 2, T, H, W), got {tuple(clips.shape)}")
     return clips.transpose(0, 1).flatten(0, 1)
