@@ -20,8 +20,10 @@ MODULES = ("_C_cpu", "_C_cuda")
 class BuildKernels(build_ext):
     """Builds what the installed compilers allow; removes the other modules from the package.
 
-    If a tool is missing, the kernels that need it are left out, with a one-line message. If a
-    compiler fails, its output is shown as an error and no module is changed.
+    If a tool is missing, the kernels that need it are left out, with a one-line message; but
+    `python setup.py build_ext`, which asks for kernels, fails if it cannot build any, as the ones
+    in place would be those of another source. If a compiler fails, its output is shown as an error.
+    A build that fails changes no module.
     """
 
     def run(self) -> None:
@@ -29,8 +31,9 @@ class BuildKernels(build_ext):
         in_tree = self.inplace or getattr(self, "editable_mode", False)
         package = (ROOT if in_tree else Path(self.build_lib)) / "vimpac_kernels"
         folder = ROOT / "build" / f"ninja-{tag()}"
+        asked_for = "build_ext" in self.distribution.commands  # by name, not as a part of install
         try:
-            built = _build(folder)
+            built = _build(folder, must=asked_for)
         except toolchain.BuildError as error:
             sys.exit(f"vimpac_kernels: {error}")
         package.mkdir(parents=True, exist_ok=True)
@@ -51,16 +54,22 @@ class BuildKernels(build_ext):
         return {}
 
 
-def _build(folder: Path) -> list[str]:
-    """Run ninja in `folder`; returns the names of the modules it made there."""
-    if sys.platform != "linux":
-        _say("compiled kernels need Linux; using the reference implementations")
-        return []
+def _build(folder: Path, must: bool) -> list[str]:
+    """Run ninja in `folder`; returns the names of the modules it made there.
+
+    Args:
+        folder: Of the objects and modules.
+        must: Whether it is an error if no module can be built.
+    """
     try:
+        if sys.platform != "linux":
+            raise toolchain.Missing("they need Linux; elsewhere the references are used")
         compiler = toolchain.find_compiler()
         ninja = toolchain.find_ninja()
         headers = copy_pybind11(toolchain.find_pybind11(), folder)
     except toolchain.Missing as missing:
+        if must:
+            raise toolchain.BuildError(f"no kernel was compiled: {missing}") from missing
         _say(f"compiled kernels are left out: {missing}")
         return []
     nvcc = _nvcc() if cuda_sources(ROOT) else None

@@ -45,7 +45,7 @@ def find_compiler() -> str:
         if name and shutil.which(name.split()[0]):
             return name
     raise Missing(
-        "no C++ compiler found: install g++ (Debian/Ubuntu: apt install g++) and install again"
+        "no C++ compiler found: install g++ (Debian/Ubuntu: apt install g++) and try again"
     )
 
 
@@ -60,14 +60,14 @@ def find_ninja() -> str:
             return command
     command = shutil.which("ninja")
     if command is None:
-        raise Missing("ninja not found: `pip install ninja` and install again")
+        raise Missing("ninja not found: `pip install ninja` and try again")
     return command
 
 
 def find_pybind11() -> Path:
     """The folder that holds the header folder `pybind11`."""
     if importlib.util.find_spec("pybind11") is None:
-        raise Missing("pybind11 not found: `pip install pybind11` and install again")
+        raise Missing("pybind11 not found: `pip install pybind11` and try again")
     import pybind11
 
     return Path(pybind11.get_include())

@@ -63,14 +63,14 @@ def broken_toolkit(tree: Path, tmp_path: Path) -> Path:
     return toolkit
 
 
-def _build(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def _build(tree: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {
         k: v
         for k, v in os.environ.items()
         if not k.startswith(("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "VIMPAC_KERNELS_"))
     }
     return subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        [sys.executable, "setup.py", *(command or ("build_ext", "--inplace"))],
         cwd=tree, env={**clean, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
@@ -133,13 +133,42 @@ def test_incomplete_toolkit_leaves_cuda_out(tree: Path, broken_toolkit: Path) ->
     assert _module(tree, "_C_cpu").exists() and not _module(tree, "_C_cuda").exists()
 
 
-def test_no_compiler_still_installs(tree: Path, tmp_path: Path) -> None:
-    """One line names the fix; the build itself succeeds with nothing compiled."""
-    result = _build(tree, PATH=str(tmp_path), CXX="")
+def _missing_tools(tree: Path, tmp_path: Path) -> dict[str, dict[str, str]]:
+    """Environments that lack a tool, by what the error has to name; Python finds its modules."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    finder = "import importlib.util as u; find = u.find_spec\nu.find_spec = "
+    hide = "lambda name, *rest: None if name == 'pybind11' else find(name, *rest)\n"
+    (hidden / "sitecustomize.py").write_text(finder + hide)
+    return {
+        "install g++": {"PATH": str(tmp_path), "CXX": ""},
+        "pip install pybind11": {"PYTHONPATH": str(hidden)},
+    }
+
+
+@pytest.mark.parametrize("tool", ["install g++", "pip install pybind11"])
+def test_install_goes_on_without_a_tool(tree: Path, tmp_path: Path, tool: str) -> None:
+    """One line names the fix; the build, as a part of an install, succeeds without kernels."""
+    result = _build(tree, "build", **_missing_tools(tree, tmp_path)[tool])
     assert result.returncode == 0, result.stdout
     lines = [line for line in result.stdout.splitlines() if line.startswith("vimpac_kernels:")]
-    assert len(lines) == 1 and "install g++" in lines[0]
-    assert not _module(tree, "_C_cpu").exists()
+    assert len(lines) == 1 and "left out" in lines[0] and tool in lines[0]
+    assert not list(tree.rglob("*.so"))
+
+
+@pytest.mark.parametrize("tool", ["install g++", "pip install pybind11"])
+def test_build_that_is_asked_for_fails_without_a_tool(
+    tree: Path, tmp_path: Path, tool: str
+) -> None:
+    """An edited kernel would have no effect. The modules of the last build stay."""
+    assert _build(tree).returncode == 0
+    before = _module(tree, "_C_cpu").stat().st_mtime_ns
+    (tree / "csrc/op/cpu.cpp").write_text("namespace VIMPAC_ISA { int answer() { return 43; } }")
+    result = _build(tree, **_missing_tools(tree, tmp_path)[tool])
+    assert result.returncode != 0, result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith("vimpac_kernels:")]
+    assert len(lines) == 1 and "no kernel was compiled" in lines[0] and tool in lines[0]
+    assert _module(tree, "_C_cpu").stat().st_mtime_ns == before
 
 
 @pytest.fixture
