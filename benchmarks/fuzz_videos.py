@@ -115,7 +115,7 @@ def _can_write(name: str, codec: str, suffix: str, folder: str) -> bool:
 
 
 def write(recipe: Recipe, path: Path) -> bool:
-    """Writes a video; whether FFmpeg does."""
+    """Writes a video; whether FFmpeg can."""
     try:
         with av.open(str(path), "w", format=recipe.format) as container:
             _write_streams(recipe, container)
@@ -149,8 +149,7 @@ def _write_streams(recipe: Recipe, container: av.container.OutputContainer) -> N
             image = noise[i : i + stream.height, i : i + stream.width]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
             frame = frame.reformat(format=stream.pix_fmt)
-            frame.pts = i
-            frame.time_base = Fraction(1, 25)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
             for packet in stream.encode(frame):
                 if recipe.stamps != "steady":
                     packet.pts = packet.dts = stamp
