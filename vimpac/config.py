@@ -14,6 +14,7 @@ from vimpac.errors import UsageError
 from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.settings import (
     BELOW_ONE,
+    BOXES,
     FOLDER,
     NOT_NEGATIVE,
     PATH,
@@ -34,6 +35,9 @@ class ClipConfig:
     variant: int | None = setting(None, NOT_NEGATIVE, "of the stored ones; null: drawn per sample")
     workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
     prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
+    skip_damaged: bool = setting(
+        False, doc="read the whole store first and leave damaged videos out, which else end the run"
+    )
 
     @property
     def span(self) -> int:
@@ -57,7 +61,7 @@ class MaskConfig:
     strategy: Literal["block", "iid", "tube"] = setting(
         "block", doc="boxes, single tokens, or the same tokens of every frame"
     )
-    blocks: int = setting(5, NOT_NEGATIVE, "boxes per clip (block)")
+    blocks: int = setting(5, BOXES, "boxes per clip (block)")
     ratio: float = setting(0.15, SHARE, "share of tokens (iid, tube)")
     noise: tuple[float, float, float] | None = setting(
         None, SHARE, "shares of [MASK], random, kept; null: [MASK]"
@@ -145,6 +149,9 @@ class RunConfig:
     tensorboard: bool = setting(True, doc="write TensorBoard events, too")
     save_every: int = setting(500, POSITIVE, "steps between checkpoints")
     keep: int = setting(3, POSITIVE, "newest checkpoints that are kept")
+    until: float | None = setting(
+        None, POSITIVE, "epoch after which the run ends, its schedule unchanged; null: its last"
+    )
     timeout: float = setting(300.0, POSITIVE, "seconds until a silent process counts as dead")
 
 
@@ -218,6 +225,7 @@ class PretrainConfig(TrainConfig):
                 raise UsageError(f"mask.noise={[*mask.noise]} must sum to 1")
             if mask.noise_unit == "block" and mask.strategy != "block":
                 raise UsageError("mask.noise_unit=block needs mask.strategy=block")
+        self._check_losses()
         if batch.videos % batch.contrastive:
             raise UsageError(
                 f"batch.videos={batch.videos} must be a multiple of "
@@ -226,6 +234,17 @@ class PretrainConfig(TrainConfig):
         if self.graph:
             self._check_graph(world_size, device_type)
         batch.check("batch.contrastive", world_size)
+
+    def _check_losses(self) -> None:
+        mask, loss = self.mask, self.loss
+        if loss.mask == 0 and loss.alpha == 0:
+            raise UsageError("loss.mask=0 and loss.alpha=0 train nothing: raise one of them")
+        name = "blocks" if mask.strategy == "block" else "ratio"
+        if loss.mask and not getattr(mask, name):
+            raise UsageError(
+                f"mask.{name}=0 hides no token, so there is no token loss: raise it, or give "
+                "loss.mask=0 for the contrastive loss alone"
+            )
 
     def _check_graph(self, world_size: int, device_type: str) -> None:
         reason = None

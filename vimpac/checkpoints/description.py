@@ -49,6 +49,21 @@ class DataFacts:
         return cls(meta.tokenizer, meta.digest, meta.fps, frame_stride, *sizes)
 
     @property
+    def interval(self) -> float:
+        """Seconds from one frame of a clip to the next."""
+        return self.frame_stride / self.fps
+
+    @property
+    def clock(self) -> str:
+        """What makes the interval, for messages."""
+        return f"{self.fps:g} frames per second, stride {self.frame_stride}"
+
+    @property
+    def map(self) -> str:
+        """The size of the token map, for messages."""
+        return f"{self.height} x {self.width}"
+
+    @property
     def tokens(self) -> str:
         """What made the tokens, for messages."""
         return f"the tokenizer '{self.tokenizer}'" + (

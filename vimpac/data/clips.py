@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -9,6 +12,7 @@ from torch.utils.data import Dataset
 from vimpac.config import clip_span
 from vimpac.data.random import CLIPS, below, words
 from vimpac.data.store import TokenStore
+from vimpac.errors import VimpacError
 from vimpac.tokens import PAD_TOKEN
 
 
@@ -28,6 +32,7 @@ class ClipDataset(Dataset[torch.Tensor]):
         frame_stride: Stored frames from one frame of a clip to the next.
         variant: Which variant to read; None draws one per sample.
         seed: Seed of the starts and variants.
+        videos: The video of the store that is read for each one asked for; None: itself.
 
     Raises:
         ValueError: A setting is out of range.
@@ -44,6 +49,7 @@ class ClipDataset(Dataset[torch.Tensor]):
         frame_stride: int = 1,
         variant: int | None = None,
         seed: int = 0,
+        videos: Sequence[int] | None = None,
     ) -> None:
         if min(num_frames, clips_per_video, frame_stride) < 1:
             raise ValueError(f"{num_frames=}, {clips_per_video=}, {frame_stride=}: must be >= 1")
@@ -62,10 +68,11 @@ class ClipDataset(Dataset[torch.Tensor]):
         self.frame_stride = frame_stride
         self.variant = variant
         self.seed = seed
+        self.videos = range(len(store)) if videos is None else videos
         self._reach = None if max_distance is None else int(max_distance * store.meta.fps + 1e-6)
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.videos)
 
     def __getitem__(self, index: tuple[int, int]) -> torch.Tensor:
         """Draws the clips of one sample.
@@ -76,7 +83,7 @@ class ClipDataset(Dataset[torch.Tensor]):
         Returns:
             Token ids (C, T, H, W), int32, PAD where the video has no more frames.
         """
-        sample, video = index
+        sample, video = index[0], self.videos[index[1]]
         frames = self.store.num_frames(video)
         span = clip_span(self.num_frames, self.frame_stride)
         draws = words(CLIPS, self.seed, sample, 1 + self.clips_per_video)
@@ -102,3 +109,18 @@ class ClipDataset(Dataset[torch.Tensor]):
         if self._reach is not None:
             low, high = max(first - self._reach, 0), min(first + self._reach, last)
         return [first, *(low + below(draw, high - low + 1) for draw in draws[1:])]
+
+
+def stand_ins(count: int, damaged: Collection[int]) -> list[int]:
+    """For each of so many videos itself or, if it is damaged, the next one that is not.
+
+    So a damaged video changes neither the number nor the order of the samples.
+
+    Raises:
+        VimpacError: All are damaged.
+    """
+    left_out = frozenset(damaged)
+    whole = [i for i in range(count) if i not in left_out]
+    if not whole:
+        raise VimpacError(f"all of {count} videos are damaged: copy the store again")
+    return [whole[bisect_left(whole, i) % len(whole)] for i in range(count)]

@@ -30,11 +30,11 @@ class RandomClips(Dataset[tuple[Tensor, int]]):
             variant=config.clips.variant,
             pad_token=PAD_TOKEN,
             seed=config.seed,
+            videos=split.videos,
         )
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
-        sample, i = index
-        return self.clips[sample, self.split.videos[i]][0], self.split.classes[i]
+        return self.clips[index][0], self.split.classes[index[1]]
 
 
 class EvenClips(Dataset[Tensor]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,11 @@ class Split:
 
     videos: list[int]
     classes: list[int]
+
+    def take(self, positions: Iterable[int]) -> Split:
+        """The videos at some positions of this split."""
+        chosen = list(positions)
+        return Split([self.videos[i] for i in chosen], [self.classes[i] for i in chosen])
 
 
 class _Line(NamedTuple):

@@ -22,6 +22,10 @@ __all__ = ["TokenStore", "TokenStoreWriter"]
 FIX = "copy the file again from its source or make the store again"
 
 
+class DamagedVideo(VimpacError):
+    """A video of a store whose bytes are not those that were written."""
+
+
 class TokenStore:
     """A finished store, read only.
 
@@ -96,7 +100,7 @@ class TokenStore:
 
         Raises:
             IndexError: No such video, frame or variant.
-            VimpacError: The shard is damaged.
+            DamagedVideo: The shard is damaged there.
         """
         video = self._video(i)
         frames = int(video["frames"])
@@ -110,7 +114,7 @@ class TokenStore:
         problem = frame_problem(tokens, records["crc32"], self.meta.vocab_size)
         if problem or len(tokens) != stop - start:
             file = self.path / shard_name(int(video["shard"]))
-            raise VimpacError(f"{file}: {problem or 'too short'} in '{self.name(i)}': {FIX}")
+            raise DamagedVideo(f"{file}: {problem or 'too short'} in '{self.name(i)}': {FIX}")
         return tokens
 
     def verify(self) -> Iterator[str | None]:

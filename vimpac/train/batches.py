@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vimpac.config import ClipConfig, PretrainConfig
 from vimpac.data.clips import ClipDataset
-from vimpac.data.store import TokenStore
+from vimpac.data.store import DamagedVideo, TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
 
@@ -46,8 +47,25 @@ def open_store(path: str, variant: int | None = None) -> TokenStore:
     return store
 
 
-def clip_pairs(store: TokenStore, config: PretrainConfig) -> ClipDataset:
-    """The two clips (2, T, H, W) that pre-training draws of a video."""
+def damaged_videos(store: TokenStore, clips: ClipConfig) -> list[int]:
+    """The videos that are to be left out, as `clips.skip_damaged` says."""
+    if not clips.skip_damaged:
+        return []
+    return [i for i, problem in enumerate(store.verify()) if problem]
+
+
+def damage_warning(store: TokenStore, damaged: list[int]) -> Iterator[str]:
+    """A line, if videos are left out."""
+    if damaged:
+        names = ", ".join(f"'{store.name(i)}'" for i in damaged[:3])
+        more = ", ..." if len(damaged) > 3 else ""
+        yield f"{len(damaged)} of {len(store)} videos are damaged and left out: {names}{more}"
+
+
+def clip_pairs(
+    store: TokenStore, config: PretrainConfig, videos: Sequence[int] | None = None
+) -> ClipDataset:
+    """The two clips (2, T, H, W) that pre-training draws of a video; `videos` as `ClipDataset`."""
     clips = config.clips
     return ClipDataset(
         store,
@@ -57,6 +75,7 @@ def clip_pairs(store: TokenStore, config: PretrainConfig) -> ClipDataset:
         variant=clips.variant,
         pad_token=PAD_TOKEN,
         seed=config.seed,
+        videos=videos,
     )
 
 
@@ -105,8 +124,10 @@ def read(loader: DataLoader) -> Generator[Any, None, None]:
     try:
         yield from iterator
     except VimpacError as error:  # torch puts the worker's traceback in front
-        line = str(error).strip().splitlines()[-1]
-        raise VimpacError(line.removeprefix("vimpac.errors.VimpacError: ")) from None
+        line = re.sub(r"^vimpac\.[\w.]+: ", "", str(error).strip().splitlines()[-1])
+        if isinstance(error, DamagedVideo):
+            line += ", or leave such videos out with clips.skip_damaged=true"
+        raise VimpacError(line) from None
     finally:
         # Not left to the garbage collector: a traceback may hold the iterator to the end.
         getattr(iterator, "_shutdown_workers", lambda: None)()

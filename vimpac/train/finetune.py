@@ -33,6 +33,7 @@ from vimpac.checkpoints.training_state import (
     save_checkpoint,
 )
 from vimpac.config import FinetuneConfig
+from vimpac.data.clips import stand_ins
 from vimpac.data.labelled_clips import RandomClips
 from vimpac.data.labels import SPLITS, read_labels
 from vimpac.data.sampler import ResumableSampler
@@ -42,11 +43,18 @@ from vimpac.eval.probes import fit_linear
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
 from vimpac.settings import to_yaml
-from vimpac.train.batches import make_loader, open_store, padding_warning
+from vimpac.train.batches import (
+    damage_warning,
+    damaged_videos,
+    make_loader,
+    open_store,
+    padding_warning,
+)
 from vimpac.train.distributed import World, join_world
 from vimpac.train.finetune_step import METRICS, FinetuneStep
 from vimpac.train.log import RunLog
-from vimpac.train.loop import Loop, check_data
+from vimpac.train.loop import Loop
+from vimpac.train.resume import check_tokenizer
 from vimpac.train.run_folder import hold_folder
 
 
@@ -122,7 +130,8 @@ def _train(
         description = read_description(path)
         encoder = VideoTokenEncoder(description.config)
     run = Finetuning(config, encoder, world)
-    check_data(path or start, description.data, run.describe().data)
+    run.pretrained_on = description.data
+    check_tokenizer(path or start, description.data, run.describe().data)
     if probe:
         return _fit_probe(run, quiet)
     result = Loop(run, config, world, path).run(stop, quiet)
@@ -160,6 +169,14 @@ class Finetuning:
         self.config, self.world = config, world
         self.store = open_store(config.data, config.clips.variant)
         self.classes, self.splits = read_labels(config.labels, self.store)
+        self._labelled = sum(len(split.videos) for split in self.splits.values())
+        self.damaged = damaged_videos(self.store, config.clips)
+        for name, split in self.splits.items():
+            positions = [i for i, video in enumerate(split.videos) if video in self.damaged]
+            chosen = stand_ins(len(split.videos), positions)
+            if name != "train":  # nothing is judged twice
+                chosen = sorted({*chosen})
+            self.splits[name] = split.take(chosen)
         self.has_padding = int(self.store.frames.min()) < config.clips.span
         meta = self.store.meta
         self.grid = (config.clips.frames, meta.height, meta.width)
@@ -180,6 +197,7 @@ class Finetuning:
         clips = RandomClips(self.store, config, train)
         _, micro = config.batch.on_rank(world.size)
         self.loader = make_loader(clips, self.sampler, micro, config.clips, world.device)
+        self.pretrained_on: DataFacts | None = None
         self._step: FinetuneStep | None = None
 
     def describe(self) -> ModelDescription:
@@ -215,7 +233,21 @@ class Finetuning:
     def warnings(self) -> Iterator[str]:
         """See `System`."""
         yield from padding_warning(self.store, self.config.clips)
-        videos, used = len(self.store), sum(len(split.videos) for split in self.splits.values())
+        yield from damage_warning(self.store, self.damaged)
+        for name, split in self.splits.items():
+            if len({*split.classes}) == 1:
+                only = self.classes[split.classes[0]]
+                yield (
+                    f"all videos of the split '{name}' are of the class '{only}', so its accuracy "
+                    "says nothing"
+                )
+        was, now = self.pretrained_on, self.describe().data
+        if was and now and was.interval != now.interval:
+            yield (
+                f"the model was trained on frames {was.interval:g} s apart ({was.clock}), these "
+                f"are {now.interval:g} s apart ({now.clock})"
+            )
+        videos, used = len(self.store), self._labelled
         if used < videos:
             yield (
                 f"{videos - used} of {videos} videos are left out: they have no line in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ COLUMNS = {
     "mask_accuracy": ("mask acc", ".1%"),
     "cl_loss": ("CL", ".3f"),
     "lr": ("lr", ".1e"),
-    "videos_per_s": ("videos/s", ".1f"),
+    "videos_per_s": ("videos/s", "digits"),
     "data_wait": ("data wait", ".0%"),
 }
 
@@ -101,7 +102,7 @@ class RunLog:
             return
         self._write(record)
         values = "  ".join(
-            f"{title} {record[name]:{form}}"
+            f"{title} {_format(record[name], form)}"
             for name, (title, form) in COLUMNS.items()
             if name in record
         )
@@ -136,6 +137,13 @@ class RunLog:
         except OSError as error:
             error.filename = self._file.name
             raise
+
+
+def _format(value: float, form: str) -> str:
+    """A value of the console; "digits": at least one decimal, and more if it is small."""
+    if form == "digits":
+        form = f".{max(1, 2 - math.floor(math.log10(value)))}f" if value > 0 else ".1f"
+    return format(value, form)
 
 
 def _line(record: dict[str, float]) -> str:

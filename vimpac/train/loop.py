@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vimpac.checkpoints.model_dir import DataFacts
 from vimpac.checkpoints.training_state import (
     Checkpoint,
     list_checkpoints,
@@ -36,11 +35,14 @@ from vimpac.train.distributed import World
 from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer
 from vimpac.train.parallel import load_whole, whole
+from vimpac.train.resume import check_data, check_moments
 from vimpac.train.run_folder import hold_folder
 from vimpac.train.signals import Interrupted, catch_signals, explain
 from vimpac.train.system import System
 from vimpac.train.update import Update
 
+# No training that works comes near them: a token is guessed at 9, weights are drawn at 0.02.
+ABSURD_LOSS, ABSURD_WEIGHT = 1e6, 1e4
 STOP = 1  # what `stop` asks for, among the numbers of signals
 
 
@@ -81,6 +83,7 @@ class Loop:
         self.out = Path(config.out)
         self.done = 0
         self._wait = 0.0  # seconds since the last record in which the data was not ready
+        self._notes: list[str] = []  # for the log
         self.optimizer = make_optimizer(system.model, config.optim)
         if path is not None:
             self._restore(path)
@@ -91,6 +94,7 @@ class Loop:
             load_whole(self.optimizer, loaded)
         graph = getattr(config, "graph", False)
         self.update = Update(self.step, system.model, self.optimizer, config.optim, world, graph)
+        self.end = self._find_end()
 
     def run(self, stop: Callable[[], bool] = lambda: False, quiet: bool = False) -> Result:
         """Trains to the end.
@@ -119,7 +123,7 @@ class Loop:
                 temporary.write_text(to_yaml(self.config), encoding="utf-8")
         log = RunLog(
             self.out,
-            steps=self.system.steps,
+            steps=self.end,
             done=self.done,
             active=self.world.is_main,
             tensorboard=self.config.run.tensorboard,
@@ -130,6 +134,8 @@ class Loop:
             begin = f"resumed from {self.path}" if self.path else "from the beginning"
             where = f"{self.world.size} x {self.world.device.type}"
             log.say(f"{self.system.headline()}, {self.system.steps} steps on {where}, {begin}")
+            for note in self._notes:
+                log.say(note)
             for warning in self.system.warnings():
                 log.say(f"warning: {warning}")
             try:
@@ -140,12 +146,31 @@ class Loop:
                     raise
                 raise VimpacError(reason) from error
 
+    def _find_end(self) -> int:
+        """Updates after which the run ends, the schedule at its end or not."""
+        steps, until, sampler = self.system.steps, self.config.run.until, self.system.sampler
+        end = steps
+        if until is not None:
+            epoch_steps = sampler.num_videos / (self.step.groups * sampler.global_batch)
+            end = min(steps, math.ceil(until * epoch_steps))
+        if self.done > end:
+            raise UsageError(
+                f"{self.path} is at step {self.done}, past run.until={until:g} (step {end}): raise "
+                "or drop it"
+            )
+        if end < steps:
+            self._notes.append(f"the run ends early, after step {end} (run.until={until:g} epochs)")
+        if self.done == end:
+            setting = "run.until" if end < steps else "optim.epochs or optim.steps"
+            self._notes.append(f"no step is left to do after step {end}: raise {setting} to go on")
+        return end
+
     def _train(self, batches: Iterator[Any], log: RunLog, asked: Callable[[], int]) -> Result:
         run, system = self.config.run, self.system
         sums = torch.zeros(len(system.metrics) + 1, device=self.world.device)
         request = 0
         since, start, record = self.done, time.perf_counter(), dict[str, float]()
-        while self.done < system.steps and not request:
+        while self.done < self.end and not request:
             lr = lr_at(self.done, system.steps, self.config.optim)
             first = system.sampler.position + self.world.rank * self.step.group_part
             sums += self.update(self._groups(batches), first, lr)
@@ -153,18 +178,18 @@ class Loop:
             log.step(self.done)
             request = self.world.largest(asked())
             due = system.evaluate_every and self.done % system.evaluate_every == 0
-            save = request > 0 or self.done == system.steps or self.done % run.save_every == 0
+            save = request > 0 or self.done == self.end or self.done % run.save_every == 0
             if save or due or self.done % run.log_every == 0:
                 record = self._record(sums / (self.done - since), since, start) | {"lr": lr}
                 log.record(record)
                 sums.zero_()
                 if save or due:  # an evaluation may take longer than a scheduler waits
                     self.path = self._save()
-                if due and not request and self.done < system.steps:
+                if due and not request and self.done < self.end:
                     log.record({"step": self.done, **system.evaluate(final=False)})
                 since, start, self._wait = self.done, time.perf_counter(), 0.0
         assert self.path is not None  # there is a step to do or one that was done
-        if self.done == system.steps:
+        if self.done == self.end:
             found = system.evaluate(final=True)
             if found:
                 log.record({"step": self.done, **found})
@@ -192,9 +217,11 @@ class Loop:
         """The record of the steps after `since`; the one place that waits for the device."""
         names = (*self.system.metrics, "grad_norm")
         values = dict(zip(names, self.world.mean(means).tolist(), strict=True))
-        if not all(math.isfinite(value) for value in values.values()):
+        finite = all(math.isfinite(value) for value in values.values())
+        if not finite or any(x > ABSURD_LOSS for name, x in values.items() if "loss" in name):
+            what = f"beyond {ABSURD_LOSS:g}" if finite else "not finite"
             raise VimpacError(
-                f"the loss is not finite between steps {since + 1} and {self.done} "
+                f"the loss is {what} between steps {since + 1} and {self.done} "
                 f"({', '.join(f'{k} {v:.4g}' for k, v in values.items())}); the last good "
                 f"checkpoint is {self.path or 'not there yet'}; "
                 "lower optim.lr, or use precision=fp32"
@@ -212,10 +239,19 @@ class Loop:
 
     def _save(self) -> Path:
         """Writes a checkpoint on the main process; the others only bring their shards."""
-        folder = self.out / "checkpoints"
-        tensors = whole(self.system.model.state_dict())
+        folder, model = self.out / "checkpoints", self.system.model
+        tensors = whole(model.state_dict())
         optimizer = whole(self.optimizer.state_dict())
         path = folder / f"step-{self.done:08d}"
+        absurd = False
+        if self.world.is_main:  # the losses are those of the weights before the last update
+            weights = [tensors[name] for name, _ in model.named_parameters()]
+            absurd = not torch.nn.utils.get_total_norm(weights, math.inf) < ABSURD_WEIGHT
+        if self.world.largest(absurd):
+            raise VimpacError(
+                f"step {self.done} made weights beyond {ABSURD_WEIGHT:g}, which are not saved; the "
+                f"last good checkpoint is {self.path or 'not there yet'}; lower optim.lr"
+            )
         if self.world.is_main:
             state = {
                 "step": self.done,
@@ -238,7 +274,7 @@ class Loop:
         state, steps = checkpoint.state, self.system.steps
         if "optimizer" not in state:
             raise UsageError(f"{path} holds a model but no run that could be continued")
-        check_data(path, checkpoint.description.data, self.system.describe().data)
+        self._notes += check_data(path, checkpoint.description.data, self.system.describe().data)
         try:
             # Its moments: the rates and bounds are those of this configuration.
             groups = self.optimizer.state_dict()["param_groups"]
@@ -255,28 +291,3 @@ class Loop:
                 f"{path} is at step {self.done}, this run ends at step {steps}: raise optim.steps "
                 "or optim.epochs"
             )
-
-
-def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError unless every parameter has Adam's moments, of its shape.
-
-    The fused update reads them without looking.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            for name in ("exp_avg", "exp_avg_sq"):
-                shape = getattr(state.get(name), "shape", None)
-                if shape != parameter.shape or "step" not in state:
-                    raise ValueError(
-                        f"the optimiser's {name} of a parameter {tuple(parameter.shape)} is "
-                        f"{'absent' if shape is None else tuple(shape)}"
-                    )
-
-
-def check_data(path: Path, was: DataFacts | None, now: DataFacts | None) -> None:
-    """Raises if a model would read tokens that another tokenizer made."""
-    if was and now and (was.tokenizer, was.digest) != (now.tokenizer, now.digest):
-        raise UsageError(
-            f"{path} was trained on tokens of {was.tokens}, data= holds those of {now.tokens}"
-        )

@@ -21,14 +21,22 @@ import torch
 from vimpac.checkpoints.model_dir import DataFacts, ModelDescription
 from vimpac.checkpoints.training_state import Checkpoint, find_checkpoint
 from vimpac.config import PretrainConfig
+from vimpac.data.clips import stand_ins
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore
 from vimpac.model.config import check_same_network
 from vimpac.model.pretraining import Vimpac
-from vimpac.train.batches import clip_pairs, make_loader, open_store, padding_warning
+from vimpac.train.batches import (
+    clip_pairs,
+    damage_warning,
+    damaged_videos,
+    make_loader,
+    open_store,
+    padding_warning,
+)
 from vimpac.train.distributed import World, join_world
 from vimpac.train.loop import Loop, Result
-from vimpac.train.pretrain_step import METRICS, PretrainStep
+from vimpac.train.pretrain_step import METRICS, PretrainStep, expected_ratio
 
 
 def pretrain(
@@ -90,7 +98,9 @@ class Pretraining:
         )
         epoch_steps = len(store) / batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
-        pairs, (_, micro) = clip_pairs(store, config), batch.on_rank(world.size)
+        self.damaged = damaged_videos(store, config.clips)
+        pairs = clip_pairs(store, config, stand_ins(len(store), self.damaged))
+        _, micro = batch.on_rank(world.size)
         self.loader = make_loader(pairs, self.sampler, micro, config.clips, world.device)
 
     def describe(self) -> ModelDescription:
@@ -128,7 +138,13 @@ class Pretraining:
                 f"batch.contrastive={rivals} of {videos} videos tells clips of one video apart: "
                 "lower it, or give more videos"
             )
+        if self.config.loss.alpha and rivals == 1:
+            yield "batch.contrastive=1 has no other video to tell a clip from: raise it"
+        hidden = expected_ratio(self.config.mask, self.grid) * math.prod(self.grid)
+        if self.config.loss.mask and hidden < 1:
+            yield f"masks hide {hidden:.2g} tokens of a clip on average: raise mask.ratio"
         yield from padding_warning(self.store, self.config.clips)
+        yield from damage_warning(self.store, self.damaged)
 
     def total_loss(self, means: dict[str, float]) -> float:
         """See `System`."""
