@@ -177,7 +177,7 @@ def test_signal_ends_the_command_and_blames_no_video(tmp_path, how):
         write_video(videos / f"{i}.mp4", range(0, length, 100))
     out = tmp_path / "store"
     command = [sys.executable, "-m", "vimpac", "tokenize", str(videos), "--out", str(out)]
-    command += ["--fps", "60", "--size", "64", "--workers", "1"]
+    command += ["--fps", "30", "--size", "64", "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     journal = tmp_path / "store.partial" / "journal.jsonl"
     while process.poll() is None and not (journal.is_file() and '["0.mp4"' in journal.read_text()):
@@ -187,7 +187,7 @@ def test_signal_ends_the_command_and_blames_no_video(tmp_path, how):
     assert process.returncode == 130
     assert "interrupted" in error and "Traceback" not in error
     assert journal.read_text().endswith("null\n")
-    settings = TokenizeSettings(size=64, fps=60)
+    settings = TokenizeSettings(size=64, fps=30)
     store = tokenize_videos([(f"{i}.mp4", videos / f"{i}.mp4") for i in range(2)], out, settings)
     assert len(store) == 2
 
