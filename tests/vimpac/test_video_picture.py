@@ -1,16 +1,15 @@
 """The picture is the one that a player shows, by FFmpeg's own output of the same file."""
 
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
 import av
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from av.stream import Disposition
 
+from tests.vimpac.videos import run_ffmpeg
 from vimpac.data.variants import Variant, make_variants
 from vimpac.data.video import UnreadableVideo, best_stream, frames_at
 
@@ -51,9 +50,8 @@ def _first(path: Path) -> av.VideoFrame:
 def _ffmpeg(path: Path, *filters: str, size: int) -> np.ndarray:
     """The first picture of a video, (size, size, 3), as the command ffmpeg shows it."""
     chain = ",".join([*filters, f"scale={size}:{size}:flags=bicubic"])
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-frames:v", "1"]
-    command += ["-vf", chain, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    data = subprocess.run(command, capture_output=True, check=True).stdout
+    output = ["-frames:v", "1", "-vf", chain, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    data = run_ffmpeg("-i", path, *output)
     return np.frombuffer(data, np.uint8).reshape(size, size, 3)
 
 
@@ -98,11 +96,6 @@ def test_disc_stays_a_disc_whatever_the_shape_of_a_pixel(tmp_path, name, aspect)
     assert (view != shown).mean() < 0.01
 
 
-def _run_ffmpeg(*words: str | Path) -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *map(str, words)]
-    subprocess.run(command, check=True)
-
-
 def _grey(width: int) -> tuple[str, ...]:
     """An input of ffmpeg: a second of a picture as grey as it is wide."""
     source = f"color=c=0x{width:02x}{width:02x}{width:02x}:s={width}x32:r=25:d=1"
@@ -122,7 +115,7 @@ def test_default_stream_or_else_the_largest_is_shown(tmp_path, widths, options, 
     path = tmp_path / "v.mkv"
     inputs = [word for width in widths for word in _grey(width)]
     maps = [word for i in range(len(widths)) for word in ("-map", str(i))]
-    _run_ffmpeg(*inputs, *maps, "-c:v", "mpeg4", *options, path)
+    run_ffmpeg(*inputs, *maps, "-c:v", "mpeg4", *options, path)
     assert _first(path).width == shown
     assert abs(int(_ffmpeg(path, size=16).mean()) - shown) < 8
 
@@ -130,7 +123,7 @@ def test_default_stream_or_else_the_largest_is_shown(tmp_path, widths, options, 
 @pytest.fixture
 def cover(tmp_path) -> Path:
     """A picture that is larger than the videos."""
-    _run_ffmpeg(*_grey(200), "-frames:v", "1", tmp_path / "cover.png")
+    run_ffmpeg(*_grey(200), "-frames:v", "1", tmp_path / "cover.png")
     return tmp_path / "cover.png"
 
 
@@ -140,7 +133,7 @@ def test_cover_art_is_not_the_video(tmp_path, cover, order):
     picture = f"-disposition:v:{order.index(1)}"
     codecs = [f"-c:v:{order.index(0)}", "mpeg4", f"-c:v:{order.index(1)}", "copy"]
     path = tmp_path / "v.mp4"
-    _run_ffmpeg(*_grey(64), "-i", cover, *maps, *codecs, picture, "attached_pic", path)
+    run_ffmpeg(*_grey(64), "-i", cover, *maps, *codecs, picture, "attached_pic", path)
     assert _first(path).width == 64
     assert abs(int(_ffmpeg(path, size=16).mean()) - 64) < 8
 
@@ -151,10 +144,10 @@ def test_sound_with_a_cover_has_no_video(tmp_path, cover, name):
     sound = ["-f", "lavfi", "-i", "sine=d=1"]
     if path.suffix == ".mkv":
         attached = ["-attach", cover, "-metadata:s:t", "mimetype=image/png"]
-        _run_ffmpeg(*sound, *attached, path)
+        run_ffmpeg(*sound, *attached, path)
     else:
         attached = ["-map", "0", "-map", "1", "-c:v", "copy", "-disposition:v", "attached_pic"]
-        _run_ffmpeg(*sound, "-i", cover, *attached, path)
+        run_ffmpeg(*sound, "-i", cover, *attached, path)
     with pytest.raises(UnreadableVideo, match="has no video stream, only a still picture"):
         _first(path)
 

@@ -1,10 +1,12 @@
 """Videos made for the tests."""
 
+import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 
 
@@ -77,3 +79,16 @@ def write_moving(path: Path, codec: str, *, frames: int, gop: int = 25, b_frames
 def frame_numbers(frames: Sequence[av.VideoFrame]) -> list[int]:
     """Which frames of `write_video` these are."""
     return [round(float(frame.to_ndarray(format="rgb24").mean()) / 10) for frame in frames]
+
+
+def run_ffmpeg(*words: str | Path) -> bytes:
+    """Runs the command ffmpeg.
+
+    Args:
+        words: Its arguments.
+
+    Returns:
+        What it writes to its standard output.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *map(str, words)]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
