@@ -59,3 +59,39 @@ def test_sound_beside_the_video_changes_nothing(base, tmp_path, suffix, order, f
     number = ["-frames:v", str(frames)]
     run_ffmpeg(*slow, "-i", base, *SOUND, *maps, "-c:v", "copy", "-c:a", "aac", *number, path)
     _check(path)
+
+
+@pytest.mark.parametrize("start", [3, 100, 90_000])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "flv", "ts"])
+def test_video_may_begin_at_any_time(base, tmp_path, suffix, start):
+    path = tmp_path / f"v.{suffix}"
+    run_ffmpeg("-i", base, "-c", "copy", "-output_ts_offset", str(start), path)
+    _check(path)
+
+
+@pytest.mark.parametrize("segments", [[1], [2], [3], [2, 3], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("format", ["dash", "hls", "fmp4"])
+def test_segments_of_a_stream_are_videos(base, tmp_path, format, segments):
+    if format == "dash":
+        run_ffmpeg("-i", base, "-c", "copy", "-f", "dash", "-seg_duration", "2", tmp_path / "m.mpd")
+        names = ["init-stream0.m4s", *(f"chunk-stream0-{k:05}.m4s" for k in segments)]
+    else:
+        kind = "fmp4" if format == "fmp4" else "mpegts"
+        hls = ["-hls_time", "2", "-hls_list_size", "0", "-hls_segment_type", kind]
+        run_ffmpeg("-i", base, "-c", "copy", *hls, tmp_path / "m.m3u8")
+        names = [f"m{k - 1}.{'m4s' if format == 'fmp4' else 'ts'}" for k in segments]
+        names = ["init.mp4", *names] if format == "fmp4" else names
+    path = tmp_path / ("v.ts" if format == "hls" else "v.mp4")
+    path.write_bytes(b"".join((tmp_path / name).read_bytes() for name in names))
+    _check(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "ts", "flv"])
+@pytest.mark.parametrize(
+    "cut",
+    ["-ss 1.3", "-ss 3.7", "-t 2.3", "-ss 1.3 -t 2", "-itsoffset -1.3", "-itsoffset -2.5"],
+)
+def test_trimmed_without_encoding_again(base, tmp_path, suffix, cut):
+    """An MP4 file keeps what was cut off, and an edit list says where to begin."""
+    run_ffmpeg(*cut.split(), "-i", base, "-c", "copy", tmp_path / f"v.{suffix}")
+    _check(tmp_path / f"v.{suffix}")

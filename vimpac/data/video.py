@@ -229,24 +229,26 @@ class _Video:
         if not self.formats & STATE_DURATION or stream.index not in self.ends:
             return
         if stream.duration and self.formats & STREAM_DURATION:
-            declared = ((stream.start_time or 0) + stream.duration) * self.base
-            length, end = stream.duration * self.base, self.ends[stream.index]
+            stated, end = stream.duration * self.base, self.ends[stream.index]
+            start = (stream.start_time or 0) * self.base
         elif container.duration:
-            length = Fraction(container.duration, av.time_base)
-            declared = Fraction(container.start_time or 0, av.time_base) + length
-            end = max(self.ends.values())
+            stated, end = Fraction(container.duration, av.time_base), max(self.ends.values())
+            start = Fraction(container.start_time or 0, av.time_base)
         else:
             return
+        if not stream.frames and start > 0:
+            start = Fraction(0)  # Matroska, fragments: stated is the end, however late they begin
+        length = end - start
         # Edit lists and rounded durations differ by a few frames; a cut file by far more.
-        if declared - end > max(Fraction(1, 2), length / 50):
+        if stated - length > max(Fraction(1, 2), stated / 50):
             raise UnreadableVideo(
-                f"is cut short: it ends at {float(end):.2f} s of {float(declared):.2f} s"
+                f"is cut short: it ends at {float(length):.2f} s of {float(stated):.2f} s"
             )
         # FFmpeg shortens the duration of an AVI file that was cut, but not its number of pictures.
         # Those that repeat the last one have no packet; their time has passed all the same.
-        missing = stream.frames - max(12, stream.frames // 50) - self.packets
-        if missing > 0 and stream.average_rate:
-            if stream.frames / stream.average_rate - end > Fraction(1, 2):
+        if container.format.name == "avi" and stream.frames and stream.average_rate:
+            missing = stream.frames - max(12, stream.frames // 50) - self.packets
+            if missing > 0 and stream.frames / stream.average_rate - length > Fraction(1, 2):
                 raise UnreadableVideo(
                     f"is cut short: it has {self.packets} of {stream.frames} pictures"
                 )
