@@ -65,6 +65,11 @@ def _ffmpeg(path: Path, *filters: str, size: int) -> np.ndarray:
 def test_display_matrix_turns_and_mirrors(tmp_path, name, turn):
     a, b, c, d = (ONE * x for x in turn)
     path = _write(tmp_path / f"v.{name}", QUARTERS, matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30])
+    _check_corners(path)
+
+
+def _check_corners(path: Path) -> None:
+    """Each quarter is where FFmpeg shows it."""
     ours = make_variants(_first(path), 32, [Variant()])[0].transpose(1, 2, 0)
     theirs = _ffmpeg(path, "crop='min(iw,ih)':'min(iw,ih)'", size=32)
     corners = np.ix_([4, 27], [4, 27])
@@ -78,6 +83,15 @@ def test_turn_by_another_angle_is_to_the_nearest_right_one(tmp_path):
     exact = _write(tmp_path / "w.mp4", QUARTERS, matrix=right)
     got, want = (make_variants(_first(file), 32, [Variant()]) for file in (path, exact))
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("turn", ["0", "90", "180"])
+def test_side_data_of_other_types_hides_no_display_matrix(tmp_path, turn):
+    """FFmpeg's TIFF pictures have EXIF data, which PyAV does not know."""
+    run_ffmpeg("-i", _write(tmp_path / "v.mp4", QUARTERS), "-c:v", "tiff", tmp_path / "v.mov")
+    path = tmp_path / "w.mov"
+    run_ffmpeg("-display_rotation", turn, "-i", tmp_path / "v.mov", "-c", "copy", path)
+    _check_corners(path)
 
 
 @pytest.mark.parametrize("name", ["mp4", "mkv", "avi", "ts"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from vimpac.errors import UsageError
 
@@ -110,6 +111,18 @@ def _resize(frame: av.VideoFrame, shorter: int) -> np.ndarray:
     width, height = (side * shorter // short for side in (frame.width, frame.height))
     image = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
     return _upright(image, frame)
+
+
+def _other_type(cls: type[Type], value: int) -> Type:
+    """A type of side data that PyAV has no name for, as EXIF or the views of a stereo video."""
+    member = object.__new__(cls)
+    member._name_ = f"OTHER_{value}"
+    member._value_ = value  # type: ignore[assignment]  # declared as a member
+    return member
+
+
+# Otherwise one such type hides all side data of a frame.
+Type._missing_ = classmethod(_other_type)  # type: ignore[assignment]  # declared as a method
 
 
 def _upright(
