@@ -33,7 +33,6 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
 
 EXTRAS = {  # optional package: what installs it
     "av": "vimpac-kernels[video]",
-    "pebble": "vimpac-kernels[video]",
     "rich": "vimpac-kernels[video]",
     "yaml": "vimpac-kernels[train]",
     "safetensors": "vimpac-kernels[train]",

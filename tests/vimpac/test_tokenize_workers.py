@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,12 @@ from vimpac.errors import VimpacError
 ROOT = Path(__file__).parents[2]
 
 
+def _send_half(connection, data, *_):
+    """Ends this process in the middle of a message."""
+    os.write(connection.fileno(), bytes(data[: len(data) // 2]))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _work(path, *, note, alive):
     """Does what the name of the video says."""
     kind = path.name.partition("-")[0]
@@ -34,6 +41,8 @@ def _work(path, *, note, alive):
         file.write("x")
     if kind == "crash" or (kind == "flaky" and tries.stat().st_size == 1):
         os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == "half" and tries.stat().st_size == 1:
+        Connection._send = _send_half
     if kind == "hang":
         time.sleep(600)
     if kind == "slow":
@@ -197,9 +206,9 @@ def test_orphaned_workers_leave(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal, sys, time, multiprocessing as m\n"
-        "from vimpac.data.tokenize_workers import _start_worker\n"
+        "from vimpac.data.workers import prepare\n"
         "def idle(conn):\n"
-        "    _start_worker(int, 60.0); conn.send(os.getpid()); time.sleep(600)\n"
+        "    prepare(60.0); conn.send(os.getpid()); time.sleep(600)\n"
         "if __name__ == '__main__':\n"
         "    a, b = m.Pipe()\n"
         "    m.get_context('spawn').Process(target=idle, args=(b,)).start()\n"
@@ -223,9 +232,37 @@ def _state(pid: int) -> str:
         return "Z"
 
 
-def test_worker_that_cannot_start_is_one_line(tmp_path):
-    make_work = functools.partial(int, "no number")
-    with pytest.raises(VimpacError, match="a worker process ended before it had work"):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_that_ends_while_it_sends_its_result_costs_one_try(tmp_path, workers):
+    names = ["a", "half-1", "b", "c", "d"]
+    found, journal = _run(tmp_path, names, workers=workers)
+    assert all(outcome.tokens is not None for outcome in found.values())
+    assert Counter(journal.begun)["half-1"] == 2
+
+
+def test_worker_that_ends_without_work_costs_nothing(tmp_path):
+    """As where the memory of a machine is full and the system ends any process."""
+    journal = _Journal()
+    found = _outcomes(tmp_path, "abc", journal, workers=1)
+    next(found)
+    time.sleep(1.0)  # the second is done, and the third has not been given
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join()
+    assert [outcome.tokens is not None for outcome in found] == [True, True]
+    assert journal.begun == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("make_work", "message"),
+    [
+        (functools.partial(int, "no"), r"a worker process cannot start \(ValueError: invalid lit"),
+        (functools.partial(os._exit, 1), "worker processes end before they have work"),
+    ],
+    ids=["error", "end"],
+)
+def test_worker_that_cannot_start_is_one_line(tmp_path, make_work, message):
+    with pytest.raises(VimpacError, match=message):
         list(_outcomes(tmp_path, ["a"], _Journal(), workers=1, make_work=make_work))
 
 

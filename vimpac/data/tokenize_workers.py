@@ -7,32 +7,20 @@ then is tried alone, so that the one that is to blame is found.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
-import types
+import functools
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import popen_spawn_posix
-from multiprocessing.connection import wait
-from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from pebble import ProcessExpired, ProcessPool
 
 from vimpac.data.video import UnreadableVideo
+from vimpac.data.workers import HUNG, WorkerDied, Workers
 from vimpac.errors import VimpacError
 
 MOST_TRIES = 3  # of a video that kills its process
-HUNG = 75  # exit code of a worker whose video makes no progress
 
 
 class Outcome(NamedTuple):
@@ -40,6 +28,9 @@ class Outcome(NamedTuple):
 
     tokens: np.ndarray | None  # (variants, frames, H, W) ids
     text: str
+
+
+Result = Callable[[], Outcome]  # waits for it
 
 
 class Work(Protocol):
@@ -76,29 +67,25 @@ def outcomes(
     Raises:
         VimpacError: The device failed, or no worker can start.
     """
-    processes = _Processes(make_work, workers, timeout) if workers else _ThisProcess(make_work)
-    pending: deque[tuple[str, Path, Future[Outcome] | None]] = deque()
+    guarded = functools.partial(_guard, make_work)
+    processes = Workers(guarded, workers, timeout) if workers else _ThisProcess(guarded)
+    pending: deque[tuple[str, Path, Result | None]] = deque()
 
-    def start(name: str, path: Path) -> Future[Outcome] | None:
+    def start(name: str, path: Path) -> Result | None:
         if tries(name) >= MOST_TRIES:
             return None
         begin(name)
         return processes.start(path)
 
     def finish() -> Outcome:
-        name, path, future = pending.popleft()
+        name, path, result = pending.popleft()
         reason = "was under way when the process was killed"
-        while future is not None:
+        while result is not None:
             try:
-                return future.result()
-            except (ProcessExpired, MemoryError) as error:
+                return result()
+            except (WorkerDied, MemoryError) as error:
                 reason = _why(error, timeout)
-            except BrokenProcessPool as error:
-                raise VimpacError(
-                    "a worker process ended before it had work (out of memory?): run the same "
-                    "command again, with fewer --workers"
-                ) from error
-            future = start(name, path)
+            result = start(name, path)
         return Outcome(None, f"{reason} ({MOST_TRIES} times)")
 
     try:
@@ -116,7 +103,7 @@ def outcomes(
 
 
 def _why(error: Exception, timeout: float) -> str:
-    if isinstance(error, ProcessExpired) and error.exitcode == HUNG:
+    if isinstance(error, WorkerDied) and error.code == HUNG:
         return f"made no progress for {timeout:g} s"
     return "ended its process: out of memory, or a crash of the decoder"
 
@@ -141,109 +128,16 @@ def _outcome(work: Work, path: Path, alive: Callable[[], object] = lambda: None)
     return Outcome(tokens, "; ".join(notes))
 
 
-class _Later(Future[Outcome]):
-    """Works in this process when the result is asked for."""
-
-    def __init__(self, work: Work, path: Path) -> None:
-        super().__init__()
-        self.work, self.path = work, path
-
-    def result(self, timeout: float | None = None) -> Outcome:
-        return _outcome(self.work, self.path)
+def _guard(make_work: Callable[[], Work]) -> Callable[..., Outcome]:
+    return functools.partial(_outcome, make_work())
 
 
 class _ThisProcess:
-    def __init__(self, make_work: Callable[[], Work]) -> None:
+    def __init__(self, make_work: Callable[[], Callable[..., Outcome]]) -> None:
         self.work = make_work()
 
-    def start(self, path: Path) -> Future[Outcome]:
-        return _Later(self.work, path)
+    def start(self, path: Path) -> Result:
+        return functools.partial(self.work, path)
 
     def close(self) -> None:
         pass
-
-
-class _Popen(popen_spawn_posix.Popen):
-    """Starts a process that does not run the user's script again, of which workers need nothing."""
-
-    _alone = threading.Lock()
-
-    def __init__(self, process_obj: Any) -> None:
-        with self._alone:
-            script = sys.modules["__main__"]
-            sys.modules["__main__"] = types.ModuleType("__main__")
-            try:
-                super().__init__(process_obj)
-            finally:
-                sys.modules["__main__"] = script
-
-
-class _Process(SpawnProcess):
-    @staticmethod
-    def _Popen(process_obj: Any) -> _Popen:
-        return _Popen(process_obj)
-
-
-class _Context(SpawnContext):
-    Process = _Process
-
-
-class _Processes:
-    """Worker processes; one that ends is replaced."""
-
-    def __init__(self, make_work: Callable[[], Work], workers: int, timeout: float) -> None:
-        arguments = (make_work, timeout)
-        self.pool = ProcessPool(
-            workers, initializer=_start_worker, initargs=arguments, context=_Context()
-        )
-
-    def start(self, path: Path) -> Future[Outcome]:
-        return self.pool.schedule(_work, (path,))
-
-    def close(self) -> None:
-        self.pool.stop()
-        self.pool.join()
-
-
-_worker: Work
-_progress: float | None = None  # time of the last, while there is work
-
-
-def _start_worker(make_work: Callable[[], Work], timeout: float) -> None:
-    """Prepares a worker: no Ctrl-C of its own, gone when its parent is or its video hangs."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    threading.Thread(target=_exit_without_progress, args=(timeout,), daemon=True).start()
-    torch.set_num_threads(1)
-    _worker = make_work()
-
-
-def _work(path: Path) -> Outcome:
-    global _progress
-    _made_progress()
-    try:
-        return _outcome(_worker, path, _made_progress)
-    finally:
-        _progress = None
-
-
-def _made_progress() -> None:
-    global _progress
-    _progress = time.monotonic()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _exit_without_progress(timeout: float) -> None:
-    while True:
-        time.sleep(min(timeout / 4, 1.0))
-        last = _progress
-        if last is not None and time.monotonic() - last > timeout:
-            os._exit(HUNG)

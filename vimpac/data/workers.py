@@ -1,0 +1,245 @@
+"""Worker processes that may end at any moment without harm to the others.
+
+Each has a pipe of its own. Where processes share one, as in the pools of Python's library, one that
+is killed while it sends a result leaves the others waiting for ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import popen_spawn_posix
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
+
+import torch
+
+from vimpac.errors import VimpacError
+
+HUNG = 75  # exit code of a worker whose task makes no progress
+_MOST_STARTS = 3  # in a row that fail
+
+Work = Callable[[Any, Callable[[], object]], Any]  # (argument, alive) -> result
+
+
+class WorkerDied(Exception):
+    """A worker process ended during a task.
+
+    Args:
+        code: Its exit code.
+    """
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Workers:
+    """Worker processes, started as they are needed; one that ends is replaced.
+
+    Args:
+        make_work: Called once in every process.
+        most: Processes at a time.
+        timeout: Seconds without progress after which one is ended.
+    """
+
+    def __init__(self, make_work: Callable[[], Work], most: int, timeout: float) -> None:
+        self._new_worker = functools.partial(_Worker, make_work, timeout)
+        self._most = most
+        self._workers: list[_Worker] = []
+        self._queue: deque[_Task] = deque()
+        self._failed = 0  # starts in a row
+
+    def start(self, argument: Any) -> Callable[[], Any]:
+        """Queues a task.
+
+        Args:
+            argument: Of the work.
+
+        Returns:
+            A function that waits for the result. It raises WorkerDied if the worker ended,
+            MemoryError or VimpacError if the work did, and VimpacError if no worker can start.
+        """
+        task = _Task(argument)
+        self._queue.append(task)
+        self._assign()
+        return functools.partial(self._result, task)
+
+    def close(self) -> None:
+        """Ends all processes, whatever they do."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.end()
+
+    def _result(self, task: _Task) -> Any:
+        while not task.done:
+            ready = wait([worker.connection for worker in self._workers])
+            for worker in [worker for worker in self._workers if worker.connection in ready]:
+                self._receive(worker)
+            self._assign()
+        if isinstance(task.reply, Exception):
+            raise task.reply
+        return task.reply
+
+    def _assign(self) -> None:
+        """Gives tasks to idle workers, and starts a worker if there are too few."""
+        for worker in self._workers:
+            if self._queue and worker.ready and worker.task is None:
+                with suppress(OSError):  # it has ended, as the next wait will see
+                    worker.connection.send(self._queue[0].argument)
+                    worker.task = self._queue.popleft()
+        if self._queue and len(self._workers) < self._most:
+            try:
+                self._workers.append(self._new_worker())
+            except OSError as error:
+                raise VimpacError(f"cannot start a worker process: {error.strerror}") from error
+
+    def _receive(self, worker: _Worker) -> None:
+        """Takes what a worker has sent: the result of its task, that it is ready, or its end."""
+        try:
+            reply = worker.connection.recv()
+        except (EOFError, OSError):  # also halfway through a result
+            self._workers.remove(worker)
+            reply = WorkerDied(worker.end())
+        if worker.task is not None:
+            worker.task.done, worker.task.reply = True, reply
+            worker.task = None
+        elif not worker.ready:
+            self._started(worker, reply)
+
+    def _started(self, worker: _Worker, reply: Exception | None) -> None:
+        """Takes how the start of a worker went."""
+        worker.ready = reply is None
+        self._failed = 0 if worker.ready else self._failed + 1
+        if isinstance(reply, VimpacError):
+            raise reply
+        if self._failed == _MOST_STARTS:
+            raise VimpacError(
+                "worker processes end before they have work (out of memory?): run the same "
+                "command again, with fewer --workers"
+            )
+
+
+class _Task:
+    """What is to be done, and the result."""
+
+    def __init__(self, argument: Any) -> None:
+        self.argument = argument
+        self.done = False
+        self.reply: Any = None
+
+
+class _Worker:
+    """A process, its pipe and its task."""
+
+    def __init__(self, make_work: Callable[[], Work], timeout: float) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        arguments = (theirs, make_work, timeout)
+        self.process = _Context().Process(target=_serve, args=arguments, daemon=True)
+        with theirs:
+            self.process.start()
+        self.ready = False
+        self.task: _Task | None = None
+
+    def end(self) -> int | None:
+        """Waits for its end; its exit code."""
+        self.connection.close()
+        self.process.join(1.0)
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode
+
+
+class _Popen(popen_spawn_posix.Popen):
+    """Starts a process that does not run the user's script again, of which workers need nothing."""
+
+    _alone = threading.Lock()
+
+    def __init__(self, process_obj: Any) -> None:
+        with self._alone:
+            script = sys.modules["__main__"]
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            try:
+                super().__init__(process_obj)
+            finally:
+                sys.modules["__main__"] = script
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:
+        return _Popen(process_obj)
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
+_progress: float | None = None  # time of the last, while there is a task
+
+
+def _serve(connection: Connection, make_work: Callable[[], Work], timeout: float) -> None:
+    """Works in a worker process until the connection ends."""
+    prepare(timeout)
+    with suppress(EOFError, OSError):  # of the connection
+        try:
+            work = make_work()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            connection.send(VimpacError(f"a worker process cannot start ({reason})"))
+            return
+        connection.send(None)
+        while True:
+            argument = connection.recv()
+            try:
+                connection.send(_watched(work, argument))
+            except (MemoryError, VimpacError) as error:
+                connection.send(error)
+
+
+def _watched(work: Work, argument: Any) -> Any:
+    global _progress
+    _made_progress()
+    try:
+        return work(argument, _made_progress)
+    finally:
+        _progress = None
+
+
+def prepare(timeout: float) -> None:
+    """Prepares a worker: no Ctrl-C of its own, gone when its parent is or its task hangs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_without_progress, args=(timeout,), daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _made_progress() -> None:
+    global _progress
+    _progress = time.monotonic()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _exit_without_progress(timeout: float) -> None:
+    while True:
+        time.sleep(min(timeout / 4, 1.0))
+        last = _progress
+        if last is not None and time.monotonic() - last > timeout:
+            os._exit(HUNG)
