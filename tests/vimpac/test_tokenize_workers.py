@@ -1,5 +1,6 @@
 """Whatever a video does to the process that reads it, it is listed and the others go on."""
 
+import errno
 import functools
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,10 @@ def _work(path, *, note, alive):
         raise ValueError("two\nlines")
     if kind == "memory":
         raise MemoryError
+    if kind == "files" and tries.stat().st_size == 1:
+        raise av.error.OSError(errno.EMFILE, "Too many open files")
+    if kind == "threads":
+        raise av.error.BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
     if kind == "device":
         raise torch.OutOfMemoryError("CUDA out of memory")
     note(f"note of {path.name}")
@@ -94,17 +100,18 @@ def _run(folder, names, *, workers, timeout=60.0):
     return dict(zip(names, found, strict=True)), journal
 
 
-NAMES = ["a", "refused-1", "b", "error-1", "memory-1", "c"]
+NAMES = ["a", "refused-1", "b", "error-1", "memory-1", "files-1", "threads-1", "c"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_errors_of_a_video_are_its_reason(tmp_path, workers):
     found, _ = _run(tmp_path, NAMES, workers=workers)
-    assert [name for name in NAMES if found[name].tokens is not None] == ["a", "b", "c"]
+    assert [name for name in NAMES if found[name].tokens is not None] == ["a", "b", "files-1", "c"]
     assert [found[name].text for name in "abc"] == [f"note of {name}" for name in "abc"]
     assert found["refused-1"].text == "is no video"
     assert found["error-1"].text == "ValueError: two lines"
-    assert found["memory-1"].text.startswith("ended its process: out of memory")
+    for name in ("memory-1", "threads-1"):
+        assert found[name].text.startswith("needs more memory, threads or open files")
     assert (tmp_path / "memory-1.tries").stat().st_size == MOST_TRIES
 
 

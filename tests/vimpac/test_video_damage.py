@@ -1,5 +1,6 @@
 """Damaged, cut and foreign files: the reason is told, what is usable is used, nothing hangs."""
 
+import errno
 import random
 import socket
 from fractions import Fraction
@@ -132,6 +133,16 @@ def test_empty_and_foreign_files_are_refused(tmp_path):
         _read(tmp_path)
     with pytest.raises(UnreadableVideo, match="No such file"):
         _read(tmp_path / "none.mp4")
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE])
+def test_scarce_memory_or_files_are_not_the_fault_of_the_video(tmp_path, monkeypatch, number):
+    def fail(*args, **options):
+        raise av.error.OSError(number, "scarce")
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(OSError, match="scarce"):
+        _read(tmp_path / "v.mp4")
 
 
 def test_unknown_codec_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from vimpac.data.video import UnreadableVideo
+from vimpac.data.video import SCARCE, UnreadableVideo
 from vimpac.data.workers import HUNG, WorkerDied, Workers
 from vimpac.errors import VimpacError
 
@@ -105,6 +105,8 @@ def outcomes(
 def _why(error: Exception, timeout: float) -> str:
     if isinstance(error, WorkerDied) and error.code == HUNG:
         return f"made no progress for {timeout:g} s"
+    if isinstance(error, MemoryError):
+        return "needs more memory, threads or open files than there are"
     return "ended its process: out of memory, or a crash of the decoder"
 
 
@@ -124,6 +126,8 @@ def _outcome(work: Work, path: Path, alive: Callable[[], object] = lambda: None)
             "--workers"
         ) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in SCARCE:
+            raise MemoryError from error
         return Outcome(None, f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
     return Outcome(tokens, "; ".join(notes))
 

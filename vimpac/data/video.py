@@ -6,6 +6,7 @@ that is cut short, or of which too much is damaged, is refused with its reason.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,7 @@ NARROWEST = 64  # longer side of a picture over its shorter one, and of a pixel
 STREAM_DURATION = frozenset("mov avi".split())
 STATE_DURATION = STREAM_DURATION | frozenset("matroska flv asf rm mxf".split())
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+SCARCE = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE})  # no video's fault
 _ERRORS_IN_A_ROW = 100  # of the container's reader, until it is given up
 
 
@@ -58,6 +60,7 @@ def frames_at(
 
     Raises:
         UnreadableVideo: It is no video, has no frame, is cut short, or too damaged.
+        FFmpegError: With an errno of `SCARCE`: memory, threads or open files do not suffice.
     """
     try:
         # "file:" keeps FFmpeg from reading a name as an address, and the white list what is in
@@ -77,6 +80,8 @@ def frames_at(
             for text in video.notes():
                 note(text)
     except FFmpegError as error:
+        if error.errno in SCARCE:
+            raise
         raise UnreadableVideo(error.strerror or type(error).__name__) from error
 
 
