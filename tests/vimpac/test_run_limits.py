@@ -6,7 +6,7 @@ import pytest
 
 from tests.vimpac.runs import make_store, tiny_config
 from vimpac import cli
-from vimpac.checkpoints.training_state import list_checkpoints
+from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.data.clips import stand_ins
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError, VimpacError
@@ -80,6 +80,28 @@ def test_damaged_video_ends_a_run_that_can_go_on_without_it(store, tmp_path, cap
     assert pretrain(config, resume="auto").step == 6
     said = capsys.readouterr().err
     assert "warning: 2 of 16 videos are damaged and left out: '3', '15'" in said
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "training_state.pt"])
+def test_run_goes_on_from_the_last_whole_checkpoint(store, tmp_path, capsys, name):
+    words = ["optim.steps=6", "run.save_every=2", "run.keep=5"]
+    pretrain(tiny_config(store, tmp_path / "whole", *words), quiet=True)
+    config = tiny_config(store, tmp_path / "run", *words)
+    pretrain(tiny_config(store, tmp_path / "run", *words, "run.until=2"), quiet=True)
+    file = tmp_path / "run" / "checkpoints" / "step-00000004" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+    pretrain(config, resume="auto")
+    said = capsys.readouterr().err
+    assert "step-00000004 is damaged (" in said and "step-00000002" in said
+    ends = [
+        load_checkpoint(tmp_path / run / "checkpoints/step-00000006") for run in ("whole", "run")
+    ]
+    for key, tensor in ends[0].tensors.items():
+        assert tensor.equal(ends[1].tensors[key])
+    with pytest.raises(UsageError, match="step-00000006 is later than .*step-00000002"):
+        pretrain(config, resume=str(file.parents[1] / "step-00000002"), quiet=True)
 
 
 def test_stand_in_of_a_damaged_video_is_the_next_whole_one():

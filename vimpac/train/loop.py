@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vimpac.checkpoints.training_state import (
     Checkpoint,
+    find_damage,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
@@ -113,11 +114,15 @@ class Loop:
 
     def _run(self, stop: Callable[[], bool], quiet: bool) -> Result:
         """As `run`, in a directory of its own."""
-        # Again, as another run may have ended meanwhile: what is written would count as older.
-        newest = list_checkpoints(self.out / "checkpoints")[-1:]
-        if newest and int(newest[0].name[5:]) > self.done:
-            where = self.path or "the beginning"
-            raise UsageError(f"{newest[0]} is later than {where}: remove it or give another out=")
+        for later in reversed(list_checkpoints(self.out / "checkpoints")):
+            if int(later.name[5:]) > self.done:  # what is written would count as older
+                problem = find_damage(later)
+                if problem is None:
+                    where = self.path or "the beginning"
+                    raise UsageError(
+                        f"{later} is later than {where}: remove it or give another out="
+                    )
+                self._notes.append(f"warning: passed over, {problem}")
         if self.world.is_main:
             with whole_file(self.out / "config.yaml") as temporary:
                 temporary.write_text(to_yaml(self.config), encoding="utf-8")
