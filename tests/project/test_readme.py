@@ -74,7 +74,8 @@ def test_numbers_of_tokenizing_are_those_of_the_code() -> None:
     from vimpac.data import clock, tokenize_workers, video
 
     for words in (
-        f"by more than {clock.JITTER} frames, or runs more than {clock.LONGEST_GAP} seconds ahead",
+        f"by more than {clock.JITTER} frames, or runs too far ahead",
+        f"clocks start again, more than {clock.LONGEST_GAP} seconds",
         f"up to {'an hour' if clock.LONGEST_FREEZE == 3600 else clock.LONGEST_FREEZE}",
         f"at most {'a tenth' if video.MOST_DAMAGED == 0.1 else video.MOST_DAMAGED} of its pictures",
         f"({MAX_SKIPPED:g} by default",

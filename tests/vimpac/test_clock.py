@@ -7,9 +7,9 @@ import pytest
 from vimpac.data.clock import JITTER, LONGEST_FREEZE, BestStamp, Clock
 
 
-def _times(stamps, *, rate=25, stated=None, durations=None):
+def _times(stamps, *, rate=25, believed=None, durations=None):
     """(times in milliseconds, the end, jumps) of frames stamped in milliseconds."""
-    clock = Clock(Fraction(rate), None if stated is None else Fraction(stated, 1000))
+    clock = Clock(Fraction(rate), None if believed is None else Fraction(believed, 1000))
     durations = durations or [None] * len(stamps)
     times = [
         clock.time(
@@ -72,10 +72,10 @@ def test_clock_that_stands_still_is_not_believed():
 def test_gap_is_believed_if_something_states_it():
     gap = [0, 40, 60_000, 60_040]
     assert _times(gap)[1:] == (160, 1)
-    assert _times(gap, stated=60_080) == (gap, 60_080, 0)
+    assert _times(gap, believed=60_080) == (gap, 60_080, 0)
     assert _times(gap, durations=[40, 59_960, 40, 40]) == (gap, 60_080, 0)
     far = 2000 * LONGEST_FREEZE
-    for stated in ({"stated": far + 80}, {"durations": [40, far, 40, 40]}):
+    for stated in ({"believed": far + 80}, {"durations": [40, far, 40, 40]}):
         assert _times([0, 40, far, far + 40], **stated)[1:] == (160, 1)
 
 

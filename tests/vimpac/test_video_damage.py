@@ -116,6 +116,16 @@ def test_timestamps_that_run_away_add_one_frame(tmp_path, suffix):
     assert notes == ["jumps of its clock: 1"]
 
 
+@pytest.mark.parametrize(("suffix", "frames"), [("mkv", 64), ("webm", 64), ("nut", 64), ("ts", 4)])
+def test_still_picture_of_a_recording_lasts(tmp_path, suffix, frames):
+    """A recorder of a screen writes no frame while nothing moves, and into a pipe no duration."""
+    times = [*range(0, 1000, 100), *range(31_000, 32_000, 100)]
+    codec = "libvpx" if suffix == "webm" else "mpeg4"
+    path = write_video(tmp_path / f"v.{suffix}", times, codec=codec, options={"live": "1"})
+    got, notes = _read(path)
+    assert (got, notes) == (frames, [] if frames == 64 else ["jumps of its clock: 1"])
+
+
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 @pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4", "ts"])
 def test_reordered_frames_come_in_order(tmp_path, suffix, codec):

@@ -15,21 +15,22 @@ class Clock:
 
     A timestamp that falls behind or runs ahead is a jump of the clock, as where recordings were
     joined: the frame comes one frame length after the last, and the clock goes on from there. A gap
-    of more than `LONGEST_GAP` seconds is none if the last frame's own duration, or the duration
-    that the file states, covers it.
+    of more than `LONGEST_GAP` seconds is none if the last frame's own duration covers it, or if it
+    ends before `believed`.
 
     Args:
         rate: Nominal frames per second, or None.
-        stated: Duration of the video as the file states it, in seconds, or None.
+        believed: Time in seconds up to which every gap is believed: what a header states, or
+            anything where clocks do not start again. None: where they do.
 
     Attributes:
         jumps: Jumps so far.
     """
 
-    def __init__(self, rate: Fraction | None, stated: Fraction | None = None) -> None:
-        believed = rate is not None and RATES[0] <= rate <= RATES[1]
-        self._step = 1 / rate if rate and believed else Fraction(1, 25)
-        self._stated = stated
+    def __init__(self, rate: Fraction | None, believed: Fraction | None = None) -> None:
+        usual = rate is not None and RATES[0] <= rate <= RATES[1]
+        self._step = 1 / rate if rate and usual else Fraction(1, 25)
+        self._believed = believed
         self.jumps = 0
         self._time = -self._step  # of the last frame
         self._length = self._step  # of the last frame
@@ -72,8 +73,8 @@ class Clock:
         longest = Fraction(LONGEST_GAP)
         if self._length > longest:
             longest = self._length
-        if self._stated is not None:
-            longest = max(longest, self._stated + 1 - self._time)
+        if self._believed is not None:
+            longest = max(longest, self._believed + 1 - self._time)
         return self._time + min(longest, Fraction(LONGEST_FREEZE))
 
 

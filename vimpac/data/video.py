@@ -28,6 +28,7 @@ NARROWEST = 64  # longer side of a picture over its shorter one, and of a pixel
 # guesses it from the file's end.
 STREAM_DURATION = frozenset("mov avi".split())
 STATE_DURATION = STREAM_DURATION | frozenset("matroska flv asf rm mxf".split())
+RESTARTING = frozenset("mpegts mpeg".split())  # where clocks start again, as in broadcasts
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 SCARCE = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE})  # no video's fault
 _ERRORS_IN_A_ROW = 100  # of the container's reader, until it is given up
@@ -138,9 +139,10 @@ class _Video:
         self.container, self.stream, self.alive = container, stream, alive
         self.base = stream.time_base or Fraction(1, 1000)
         self.formats = frozenset(container.format.name.split(","))
-        stated = container.duration if self.formats & STATE_DURATION else None
-        rate = stream.guessed_rate or stream.average_rate
-        self.clock = Clock(rate, Fraction(stated, av.time_base) if stated else None)
+        believed: Fraction | None = None if self.formats & RESTARTING else Fraction(10**9)
+        if self.formats & STATE_DURATION and container.duration:
+            believed = Fraction(container.duration, av.time_base)
+        self.clock = Clock(stream.guessed_rate or stream.average_rate, believed)
         self.good = self.damaged = 0  # pictures
         self.lost = 0  # packets that cannot be decoded
         self.leading = 0  # pictures and packets that were damaged or lost before the first good one
