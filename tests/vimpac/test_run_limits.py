@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from tests.vimpac.runs import make_store, tiny_config
+from tests.vimpac.runs import (
+    ON_TWO_RANKS,
+    make_store,
+    program,
+    run_process,
+    start_process,
+    tiny_config,
+)
 from vimpac import cli
 from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.data.clips import stand_ins
@@ -102,6 +109,31 @@ def test_run_goes_on_from_the_last_whole_checkpoint(store, tmp_path, capsys, nam
         assert tensor.equal(ends[1].tensors[key])
     with pytest.raises(UsageError, match="step-00000006 is later than .*step-00000002"):
         pretrain(config, resume=str(file.parents[1] / "step-00000002"), quiet=True)
+
+
+def test_damaged_checkpoint_is_not_kept_in_the_place_of_a_new_one(store, tmp_path, capsys):
+    """With run.keep=1 every new one would be removed as the older of the two."""
+    config = tiny_config(store, tmp_path, "optim.steps=6", "run.save_every=2", "run.keep=1")
+    pretrain(tiny_config(store, tmp_path, "optim.steps=6", "run.save_every=2"), quiet=True)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000006" / "training_state.pt").write_bytes(b"garbage")
+    steps = iter([True])
+    stopped = pretrain(config, resume="auto", stop=lambda: next(steps))
+    assert stopped.step == 5 and list_checkpoints(folder) == [stopped.checkpoint]
+    said = capsys.readouterr().err
+    assert "it is now damaged-step-00000006, and the run goes on before it" in said
+    assert pretrain(config, resume="auto", quiet=True).step == 6
+    assert {path.name for path in folder.iterdir()} == {"damaged-step-00000006", "step-00000006"}
+
+
+def test_processes_go_on_from_the_same_checkpoint(store, tmp_path):
+    run_process(*program(store, tmp_path, "optim.steps=4", "run.save_every=2"))
+    (tmp_path / "checkpoints" / "step-00000004" / "training_state.pt").write_bytes(b"garbage")
+    words = program(store, tmp_path, "optim.steps=4", "--resume", "auto")[1:]
+    process = start_process(*ON_TWO_RANKS, *words)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said
+    assert said.count("is damaged") == 1 and "resumed from" in said
 
 
 def test_stand_in_of_a_damaged_video_is_the_next_whole_one():

@@ -68,7 +68,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".tmp-step-*"):  # of a process that was killed
         shutil.rmtree(leftover)
-    final = folder / f"step-{step:08d}"
+    final = checkpoint_path(folder, step)
     try:
         with whole_directory(final) as temporary:
             write_model(temporary, checkpoint.description, checkpoint.tensors)
@@ -87,6 +87,16 @@ def save_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-" + 8 * "[0-9]") if p.is_dir())
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after so many updates is."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """Updates that were done before one of `list_checkpoints`."""
+    return int(path.name.removeprefix("step-"))
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:

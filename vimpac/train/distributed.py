@@ -9,8 +9,9 @@ import dataclasses
 import datetime
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from vimpac.errors import UsageError, VimpacError
 from vimpac.train.launch import Place, find_place
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,25 @@ class World:
         values = torch.tensor(value)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
+
+    def on_main(self, function: Callable[[], T]) -> T | None:
+        """Calls a function on the main process, whose error ends all of them.
+
+        Returns:
+            What it returns, on the main process; None on the others, which have waited for it.
+
+        Raises:
+            Exception: What the function raised; on the other processes VimpacError.
+        """
+        result, problem = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except Exception as error:  # the others would wait for it
+                problem = error
+        if self.largest(problem is not None):
+            raise problem or VimpacError("process 0 stopped: see what it says")
+        return result
 
 
 @contextmanager

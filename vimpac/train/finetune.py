@@ -28,7 +28,6 @@ from vimpac.checkpoints.model_dir import (
 )
 from vimpac.checkpoints.training_state import (
     Checkpoint,
-    find_checkpoint,
     list_checkpoints,
     save_checkpoint,
 )
@@ -54,7 +53,7 @@ from vimpac.train.distributed import World, join_world
 from vimpac.train.finetune_step import METRICS, FinetuneStep
 from vimpac.train.log import RunLog
 from vimpac.train.loop import Loop
-from vimpac.train.resume import check_tokenizer
+from vimpac.train.resume import check_tokenizer, choose_checkpoint
 from vimpac.train.run_folder import hold_folder
 
 
@@ -100,7 +99,7 @@ def finetune(
         config.check(world.size, world.device.type)
         if probe:
             _check_probe(config, world, resume)
-        path = find_checkpoint(resume, Path(config.out) / "checkpoints")
+        path = choose_checkpoint(resume, Path(config.out), world)
         saved, found = _train(config, path, Path(checkpoint), world, probe, stop, quiet)
     nan = float("nan")
     clips, videos = (found.get(f"test_{of}_accuracy", nan) for of in ("clip", "video"))

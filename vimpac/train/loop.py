@@ -22,8 +22,7 @@ from torch import Tensor
 
 from vimpac.checkpoints.training_state import (
     Checkpoint,
-    find_damage,
-    list_checkpoints,
+    checkpoint_path,
     load_checkpoint,
     save_checkpoint,
 )
@@ -36,7 +35,7 @@ from vimpac.train.distributed import World
 from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer
 from vimpac.train.parallel import load_whole, whole
-from vimpac.train.resume import check_data, check_moments
+from vimpac.train.resume import check_data, check_moments, set_damaged_aside
 from vimpac.train.run_folder import hold_folder
 from vimpac.train.signals import Interrupted, catch_signals, explain
 from vimpac.train.system import System
@@ -114,15 +113,9 @@ class Loop:
 
     def _run(self, stop: Callable[[], bool], quiet: bool) -> Result:
         """As `run`, in a directory of its own."""
-        for later in reversed(list_checkpoints(self.out / "checkpoints")):
-            if int(later.name[5:]) > self.done:  # what is written would count as older
-                problem = find_damage(later)
-                if problem is None:
-                    where = self.path or "the beginning"
-                    raise UsageError(
-                        f"{later} is later than {where}: remove it or give another out="
-                    )
-                self._notes.append(f"warning: passed over, {problem}")
+        # In here, as another run may have ended meanwhile.
+        aside = self.world.on_main(lambda: set_damaged_aside(self.out, self.done, self.path))
+        self._notes += [f"warning: {note}" for note in aside or ()]
         if self.world.is_main:
             with whole_file(self.out / "config.yaml") as temporary:
                 temporary.write_text(to_yaml(self.config), encoding="utf-8")
@@ -247,7 +240,7 @@ class Loop:
         folder, model = self.out / "checkpoints", self.system.model
         tensors = whole(model.state_dict())
         optimizer = whole(self.optimizer.state_dict())
-        path = folder / f"step-{self.done:08d}"
+        path = checkpoint_path(folder, self.done)
         absurd = False
         if self.world.is_main:  # the losses are those of the weights before the last update
             weights = [tensors[name] for name, _ in model.named_parameters()]

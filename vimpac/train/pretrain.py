@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from vimpac.checkpoints.model_dir import DataFacts, ModelDescription
-from vimpac.checkpoints.training_state import Checkpoint, find_checkpoint
+from vimpac.checkpoints.training_state import Checkpoint
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import stand_ins
 from vimpac.data.sampler import ResumableSampler
@@ -37,6 +37,7 @@ from vimpac.train.batches import (
 from vimpac.train.distributed import World, join_world
 from vimpac.train.loop import Loop, Result
 from vimpac.train.pretrain_step import METRICS, PretrainStep, expected_ratio
+from vimpac.train.resume import choose_checkpoint
 
 
 def pretrain(
@@ -66,7 +67,7 @@ def pretrain(
     store = open_store(config.data, config.clips.variant)
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
-        path = find_checkpoint(resume, Path(config.out) / "checkpoints")
+        path = choose_checkpoint(resume, Path(config.out), world)
         return Loop(Pretraining(config, store, world), config, world, path).run(stop, quiet)
 
 

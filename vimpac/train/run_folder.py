@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vimpac.errors import UsageError, VimpacError
+from vimpac.errors import UsageError
 from vimpac.lock import Lock, lock
 from vimpac.train.distributed import World
 
@@ -23,18 +23,9 @@ def hold_folder(out: Path, world: World) -> Iterator[None]:
 
     Raises:
         UsageError: There is a file in its place, or it cannot be made.
-        VimpacError: Another run writes there; every process of this one raises.
+        VimpacError: Another run writes there.
     """
-    held: Lock | None = None
-    problem: Exception | None = None
-    if world.is_main:
-        try:
-            _make_folder(out / "checkpoints")
-            held = lock(out / LOCK, str(out))
-        except (VimpacError, OSError) as error:
-            problem = error
-    if world.largest(problem is not None):  # the others would wait for the one that stopped
-        raise problem or VimpacError(f"process 0 cannot write {out}: see what it says")
+    held = world.on_main(lambda: _take(out))
     try:
         yield
     finally:
@@ -42,8 +33,10 @@ def hold_folder(out: Path, world: World) -> Iterator[None]:
             held.close()
 
 
-def _make_folder(folder: Path) -> None:
+def _take(out: Path) -> Lock:
+    folder = out / "checkpoints"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder} cannot be made ({error.strerror}): give another out=") from None
+    return lock(out / LOCK, str(out))
