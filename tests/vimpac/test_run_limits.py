@@ -169,6 +169,16 @@ def test_resume_refuses_other_frame_rates_and_tells_another_map(store, tmp_path,
     assert "the token map is 6 x 4, it was 4 x 4 in" in capsys.readouterr().err
 
 
+def test_interval_of_another_stride_is_the_same_but_for_rounding(store, tmp_path):
+    out = tmp_path / "run"
+    slow = _with_meta(store, tmp_path, "slow", fps=2.4)
+    fast = _with_meta(store, tmp_path, "fast", fps=7.2)
+    pretrain(tiny_config(slow, out, "optim.steps=1"), quiet=True)
+    assert 1 / 2.4 != 3 / 7.2
+    config = tiny_config(fast, out, "optim.steps=2", "clips.frame_stride=3")
+    assert pretrain(config, resume="auto", quiet=True).step == 2
+
+
 def test_absurd_weights_are_not_saved(store, tmp_path):
     """The loss of the last step is that of the weights before it."""
     config = tiny_config(store, tmp_path / "run", "optim.steps=1", "optim.lr=1e9")

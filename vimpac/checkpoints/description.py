@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any, TypeVar
 
 from torch import nn
@@ -52,6 +53,10 @@ class DataFacts:
     def interval(self) -> float:
         """Seconds from one frame of a clip to the next."""
         return self.frame_stride / self.fps
+
+    def same_interval(self, other: DataFacts) -> bool:
+        """Whether both intervals are one, but for the rounding of a division."""
+        return math.isclose(self.interval, other.interval, rel_tol=1e-6)
 
     @property
     def clock(self) -> str:

@@ -241,7 +241,7 @@ class Finetuning:
                     "says nothing"
                 )
         was, now = self.pretrained_on, self.describe().data
-        if was and now and was.interval != now.interval:
+        if was and now and not was.same_interval(now):
             yield (
                 f"the model was trained on frames {was.interval:g} s apart ({was.clock}), these "
                 f"are {now.interval:g} s apart ({now.clock})"

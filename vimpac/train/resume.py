@@ -107,7 +107,7 @@ def check_data(path: Path, was: DataFacts | None, now: DataFacts | None) -> Iter
     check_tokenizer(path, was, now)
     if was is None or now is None:
         return
-    if was.interval != now.interval:
+    if not was.same_interval(now):
         raise UsageError(
             f"{path} was trained on frames {was.interval:g} s apart ({was.clock}), here they are "
             f"{now.interval:g} s apart ({now.clock}): give the same data= and clips.frame_stride, "
