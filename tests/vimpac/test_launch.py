@@ -6,11 +6,13 @@ import socket
 import subprocess
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from tests.vimpac.runs import ENVIRONMENT, make_store, program, tiny_config
 from vimpac import cli
 from vimpac.errors import UsageError, VimpacError
-from vimpac.train.distributed import is_main_process
+from vimpac.train.distributed import is_main_process, join_world
 from vimpac.train.launch import Place, find_place
 from vimpac.train.loop import Loop
 from vimpac.train.pretrain import pretrain
@@ -112,6 +114,33 @@ def test_process_that_cannot_join_stops_with_one_line(launch, tmp_path, capsys, 
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "devices", "index"),
+    [
+        (MEET + TASK + "SLURM_PROCID=1", 4, 1),
+        (MEET + TASK + "SLURM_PROCID=1", 1, 0),  # --gpus-per-task=1 shows each its own
+        (MEET + "RANK=5 WORLD_SIZE=8", 4, 1),  # nothing says which one of its machine it is
+        ("TORCHELASTIC_RUN_ID=7 RANK=1 WORLD_SIZE=2 LOCAL_RANK=1", 4, 1),
+        ("TORCHELASTIC_RUN_ID=7 RANK=1 WORLD_SIZE=2 LOCAL_RANK=1", 1, None),  # two on one
+    ],
+)
+def test_process_takes_the_device_of_its_place(launch, monkeypatch, words, devices, index):
+    launch(words)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *_, **__: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    if index is None:
+        with pytest.raises(UsageError, match="device cuda:1 of 1: start at most one process per"):
+            join_world("auto").__enter__()
+        return
+    with join_world("auto") as world:
+        assert world.device == torch.device("cuda", index)
 
 
 def _run_tasks(tmp_path, tasks, *more):
