@@ -116,6 +116,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser with the chosen subcommand in full and the others by name only."""
     parser = argparse.ArgumentParser(prog="vimpac", description="VIMPAC video pre-training.")
     parser.add_argument("--version", action=_Version, help="print the version and exit")
+    # deepspeed and torch.distributed.launch give it, and set LOCAL_RANK, which is read.
+    parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
         if name == chosen:

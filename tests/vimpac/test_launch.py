@@ -143,6 +143,16 @@ def test_process_takes_the_device_of_its_place(launch, monkeypatch, words, devic
         assert world.device == torch.device("cuda", index)
 
 
+def test_launchers_may_give_the_rank_as_an_argument(launch, capsys):
+    """deepspeed and torch.distributed.launch put it before the others."""
+    launch("")
+    for word in ("--local_rank=1", "--local-rank=1"):
+        assert cli.main([word, "pretrain", "--config", "tiny", "--show"]) == 0
+    capsys.readouterr()
+    assert cli.main(["--help"]) == 0
+    assert "local" not in capsys.readouterr().out
+
+
 def _run_tasks(tmp_path, tasks, *more):
     """What tasks of the same command say, and their exit codes; `tasks` are their variables."""
     words = program(make_store(tmp_path / "store"), tmp_path / "run", "optim.steps=2", *more)
