@@ -32,7 +32,9 @@ class ClipConfig:
 
     frames: int = setting(5, POSITIVE, "of a clip, T")
     frame_stride: int = setting(1, POSITIVE, "stored frames from one of a clip to the next")
-    variant: int | None = setting(None, NOT_NEGATIVE, "of the stored ones; null: drawn per sample")
+    variant: int | None = setting(
+        None, NOT_NEGATIVE, "of the stored ones, to train on; null: drawn per sample"
+    )
     workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
     prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
     skip_damaged: bool = setting(
@@ -272,6 +274,7 @@ class FinetuneConfig(TrainConfig):
         "", PATH, "a CSV file with the columns video, class, split (train, val, test)"
     )
     test_clips: int = setting(10, POSITIVE, "evenly spaced, of every video and crop")
+    test_crops: str = setting("all", doc="all (unflipped, at scale 1), center, or variants by name")
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: OptimConfig = dataclasses.field(

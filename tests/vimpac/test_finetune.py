@@ -14,14 +14,14 @@ from vimpac import PAD_TOKEN, VideoClassifier, Vimpac, cli, load_classifier, sav
 from vimpac.checkpoints.model_dir import load_encoder
 from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.data.clips import ClipDataset
-from vimpac.data.labelled_clips import EvenClips
-from vimpac.data.labels import Split
+from vimpac.data.even_clips import EvenClips
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError
-from vimpac.eval.evaluate import accuracies, over_views
+from vimpac.eval.evaluate import accuracies
+from vimpac.eval.over_views import over_views
 from vimpac.eval.probes import fit_linear
 from vimpac.settings import load_config
 from vimpac.train.batches import read
@@ -202,47 +202,60 @@ def test_clips_do_not_depend_on_the_workers(store, labels):
         run = _begin(store, labels, f"clips.workers={workers}", "clips.prefetch=1")
         with closing(read(run.loader)) as batches:
             drawn.append([*itertools.islice(batches, 3)])
-        split = run.splits["test"]
-        views = over_views(lambda clips: clips, run.store, run.config, split, run.world)
-        judged.append(torch.cat([values for _, values in views]))
+        views = _views(run, [8, 9, 10, 11], clips=[3])
+        found = over_views(lambda clips: clips, views, run.world, batch=2, workers=workers)
+        judged.append(torch.cat([values for _, values in found]))
     torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
-    assert torch.equal(*judged) and judged[0].shape == (4, 3, 2, 4, 4)
+    assert torch.equal(*judged) and judged[0].shape == (12, 2, 4, 4)
+
+
+def _views(run: Finetuning, videos: list[int], **more) -> EvenClips:
+    settings = {"frames": 2, "stride": 1, "clips": [3], "variants": [0], **more}
+    return EvenClips(run.store, videos, **settings)
 
 
 def test_test_clips_are_evenly_spaced_and_padded_at_their_end(store, labels):
-    run = _begin(store, labels, "clips.frame_stride=2", "clips.variant=1")  # 3 frames from 1 to 2
-    clips = torch.cat([*EvenClips(run.store, run.config, Split([11, 0], [0, 0]))])
+    run = _begin(store, labels)
+    views = _views(run, [11, 0], stride=2, variants=[1])  # 3 frames from 1 to 2
+    clips = torch.stack([views[i] for i in range(len(views))])
+    assert len(clips) == 4 and views.chosen(1, 3).tolist() == [0, 0, 0]  # the same clip
     frames = torch.from_numpy(run.store.read(11, 0, 6, 1).astype(np.int32))
     assert torch.equal(clips[:3], torch.stack([frames[s : s + 3 : 2] for s in (0, 2, 3)]))
     short = torch.from_numpy(run.store.read(0, 0, 1, 1).astype(np.int32))
-    assert torch.equal(clips[3:, :1], short.expand(3, 1, 4, 4))
-    assert (clips[3:, 1] == PAD_TOKEN).all()
+    assert torch.equal(clips[3, :1], short)
+    assert (clips[3, 1] == PAD_TOKEN).all()
 
 
 def test_video_is_judged_by_the_mean_probability_of_its_clips(store, labels):
     run = _begin(store, labels)
-    split = Split([8, 9, 10, 11], [0, 0, 0, 1])
+    views = _views(run, [8, 9, 10, 11], clips=[3])
     logits = torch.tensor([[0.0, 1.0], [5.0, 0.0], [0.0, 1.0]])  # the second outweighs the others
 
     def classify(clips: torch.Tensor) -> torch.Tensor:
         return logits.repeat(len(clips) // 3, 1)
 
-    found = accuracies(classify, run.store, run.config, split, run.world)
+    found = accuracies(classify, views, [0, 0, 0, 1], run.world, batch=6, workers=0)
     assert found == {"test_clip_accuracy": pytest.approx(5 / 12), "test_video_accuracy": 0.75}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_ranks_judge_every_video_once_and_run_equally_often(store, labels, size):
-    run = _begin(store, labels, "batch.micro=3")
-    split, seen, calls = run.splits["test"], [], []
+    views = _views(_begin(store, labels), [0, 5, 9, 11], clips=[1, 3])  # 1, 2, 3 and 4 views
+    seen, calls = {}, []
     for rank in range(size):
+
+        def look(clips: torch.Tensor) -> torch.Tensor:
+            calls[-1] += 1
+            return clips
+
+        calls.append(0)
         world = World(torch.device("cpu"), rank, size)
-        parts = [*over_views(lambda clips: clips, run.store, run.config, split, world)]
-        calls.append(len(parts))
-        seen += [place for places, _ in parts for place in places]
-        for places, values in parts:
-            assert len(places) == len(values)
-    assert sorted(seen) == [0, 1, 2, 3] and len({*calls}) == 1
+        for place, values in over_views(look, views, world, batch=3, workers=0):
+            assert place not in seen
+            seen[place] = values
+    assert len({*calls}) == 1 and sorted(seen) == [0, 1, 2, 3]
+    for place, values in seen.items():
+        assert torch.equal(values, torch.stack([views[i] for i in views.views_of(place)]))
 
 
 def test_features_have_the_precision_and_the_padding_of_the_settings(store, labels):
@@ -361,6 +374,6 @@ def test_three_crops_are_tested_and_no_flip(checkpoint, tmp_path):
     labels = _write(tmp_path, ["video,class,split", "a,x,train", "b,x,test"])
     config = _config(tmp_path / "s", labels, tmp_path / "run", "test_clips=2")
     run = Finetuning(config, load_encoder(checkpoint)[0], World(torch.device("cpu")))
-    (clips,) = EvenClips(run.store, run.config, run.splits["test"])
-    views = [names[view] for view in clips[:, 0, 0, 0]]
-    assert views == [f"1x-{crop}" for crop in ("topleft", "center", "bottomright") for _ in (0, 1)]
+    views = run.views(run.splits["test"])
+    seen = [names[views[i][0, 0, 0]] for i in range(len(views))]
+    assert seen == [f"1x-{crop}" for crop in ("topleft", "center", "bottomright") for _ in (0, 1)]

@@ -155,7 +155,7 @@ def test_run_is_tested_while_it_trains_and_is_no_other_one(folder, whole_run, tm
 def test_checkpoint_is_written_before_the_test(folder, tmp_path, monkeypatch):
     """Which may take longer than a scheduler waits for the process to end."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **more: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vimpac.train.finetune.accuracies", fail)

@@ -1,12 +1,7 @@
-"""What a classifier reads of a video: a random clip to train on, or evenly spaced ones to judge."""
+"""What a classifier is trained on: a random clip of a video and its class."""
 
 from __future__ import annotations
 
-import re
-from itertools import product
-
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,30 +30,3 @@ class RandomClips(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
         return self.clips[index][0], self.split.classes[index[1]]
-
-
-class EvenClips(Dataset[Tensor]):
-    """Evenly spaced clips (views, T, H, W) of a video of the split, of every unflipped 1x crop."""
-
-    def __init__(self, store: TokenStore, config: FinetuneConfig, split: Split) -> None:
-        self.store, self.config, self.split = store, config, split
-        names = store.meta.variants
-        crops = [i for i, name in enumerate(names) if re.fullmatch(r"1x-[a-z]+", name)]
-        chosen = config.clips.variant
-        self.variants = (crops or [0]) if chosen is None else [chosen]
-        self.views = config.test_clips * len(self.variants)
-
-    def __len__(self) -> int:
-        return len(self.split.videos)
-
-    def __getitem__(self, i: int) -> Tensor:
-        video, stride = self.split.videos[i], self.config.clips.frame_stride
-        span = self.config.clips.span
-        frames = self.store.num_frames(video)
-        starts = np.linspace(0, max(frames - span, 0), self.config.test_clips).round().astype(int)
-        clips = []
-        for variant, start in product(self.variants, starts):
-            tokens = self.store.read(video, start, min(start + span, frames), variant)
-            missing = ((0, span - len(tokens)), (0, 0), (0, 0))
-            clips.append(np.pad(tokens.astype(np.int32), missing, constant_values=PAD_TOKEN))
-        return torch.from_numpy(np.stack(clips)[:, ::stride])

@@ -90,7 +90,13 @@ def padding_warning(store: TokenStore, clips: ClipConfig) -> Iterator[str]:
 
 
 def make_loader(
-    dataset: Dataset, sampler: Iterable, batch: int, clips: ClipConfig, device: torch.device
+    dataset: Dataset,
+    sampler: Iterable,
+    batch: int,
+    *,
+    workers: int,
+    prefetch: int,
+    device: torch.device,
 ) -> DataLoader:
     """Batches of a dataset, in pinned memory where they go to a GPU.
 
@@ -98,7 +104,8 @@ def make_loader(
         dataset: What is read.
         sampler: The indices, in order.
         batch: Samples of a batch.
-        clips: How many processes read, and how far ahead.
+        workers: Processes that read; 0: none.
+        prefetch: Batches that each of them keeps ready.
         device: Where the batches will go.
 
     Returns:
@@ -108,8 +115,8 @@ def make_loader(
         dataset,
         batch_size=batch,
         sampler=sampler,
-        num_workers=clips.workers,
-        prefetch_factor=clips.prefetch if clips.workers else None,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_outlive_signals,
     )

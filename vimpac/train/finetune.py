@@ -6,7 +6,7 @@
 
 Fine-tuning draws a clip per video and step. A linear probe encodes `test_clips` clips of every
 training video once and fits a logistic regression to their [CLS]. Either is tested on `test_clips`
-evenly spaced clips of every unflipped 1x crop of a video, whose probabilities are averaged.
+evenly spaced clips of the `test_crops` of a video, whose probabilities are averaged.
 `vimpac.load_classifier` reads the result, which can itself be fine-tuned.
 """
 
@@ -33,11 +33,13 @@ from vimpac.checkpoints.training_state import (
 )
 from vimpac.config import FinetuneConfig
 from vimpac.data.clips import stand_ins
+from vimpac.data.even_clips import EvenClips, find_crops
 from vimpac.data.labelled_clips import RandomClips
-from vimpac.data.labels import SPLITS, read_labels
+from vimpac.data.labels import SPLITS, Split, read_labels
 from vimpac.data.sampler import ResumableSampler
 from vimpac.errors import UsageError
-from vimpac.eval.evaluate import accuracies, over_views
+from vimpac.eval.evaluate import accuracies
+from vimpac.eval.over_views import over_views
 from vimpac.eval.probes import fit_linear
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
@@ -193,9 +195,12 @@ class Finetuning:
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
         every = config.run.evaluate_every
         self.evaluate_every = 0 if every is None else max(1, round(every * epoch_steps))
+        self._crops = find_crops(meta.variants, config.test_crops)
+        self._reading = {"workers": config.clips.workers, "prefetch": config.clips.prefetch}
         clips = RandomClips(self.store, config, train)
         _, micro = config.batch.on_rank(world.size)
-        self.loader = make_loader(clips, self.sampler, micro, config.clips, world.device)
+        device = world.device
+        self.loader = make_loader(clips, self.sampler, micro, device=device, **self._reading)
         self.pretrained_on: DataFacts | None = None
         self._step: FinetuneStep | None = None
 
@@ -265,7 +270,15 @@ class Finetuning:
         self.model.eval()
         for name in names if final else names[:1]:
             split = self.splits[name]
-            found |= accuracies(step.logits, self.store, self.config, split, self.world, name)
+            found |= accuracies(
+                step.logits,
+                self.views(split),
+                split.classes,
+                self.world,
+                batch=self.config.batch.micro,
+                name=name,
+                **self._reading,
+            )
         self.model.train()
         return found
 
@@ -273,13 +286,28 @@ class Finetuning:
     def fit_probe(self) -> None:
         """Fits the classifier to the frozen encoder's [CLS] of the training videos."""
         classifier, split = self.model.eval().classifier, self.splits["train"]
-        parts = over_views(self._features, self.store, self.config, split, self.world)
-        features = torch.cat([values for _, values in parts])  # (videos, views, D)
-        labels = torch.tensor(split.classes).repeat_interleave(features.shape[1])
-        decay = self.config.optim.weight_decay
-        weight, bias = fit_linear(features.flatten(0, 1), labels, len(self.classes), decay)
+        views, world, batch = self.views(split), self.world, self.config.batch.micro
+        features, labels = list[Tensor](), list[int]()
+        for place, values in over_views(self._features, views, world, batch=batch, **self._reading):
+            values = values[views.chosen(place, self.config.test_clips)]
+            features.append(values)
+            labels += [split.classes[place]] * len(values)
+        decay, classes = self.config.optim.weight_decay, len(self.classes)
+        weight, bias = fit_linear(torch.cat(features), torch.tensor(labels), classes, decay)
         classifier.weight.copy_(weight)
         classifier.bias.copy_(bias)
+
+    def views(self, split: Split) -> EvenClips:
+        """The clips by which the videos of a split are judged."""
+        clips = self.config.clips
+        return EvenClips(
+            self.store,
+            split.videos,
+            frames=clips.frames,
+            stride=clips.frame_stride,
+            clips=[self.config.test_clips],
+            variants=self._crops,
+        )
 
     def _features(self, clips: Tensor) -> Tensor:
         """(B, T, H, W) -> (B, D) fp32."""

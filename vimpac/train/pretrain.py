@@ -102,7 +102,14 @@ class Pretraining:
         self.damaged = damaged_videos(store, config.clips)
         pairs = clip_pairs(store, config, stand_ins(len(store), self.damaged))
         _, micro = batch.on_rank(world.size)
-        self.loader = make_loader(pairs, self.sampler, micro, config.clips, world.device)
+        self.loader = make_loader(
+            pairs,
+            self.sampler,
+            micro,
+            workers=config.clips.workers,
+            prefetch=config.clips.prefetch,
+            device=world.device,
+        )
 
     def describe(self) -> ModelDescription:
         """See `System`."""
