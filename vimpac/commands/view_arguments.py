@@ -1,0 +1,47 @@
+"""The arguments of the commands that apply a trained model to the videos of a store."""
+
+from __future__ import annotations
+
+import argparse
+
+from vimpac.errors import UsageError
+
+
+def add_view_arguments(parser: argparse.ArgumentParser, clips: str, settings: str) -> None:
+    """Declares --clips, --crops and the settings.
+
+    Args:
+        parser: Of the command.
+        clips: The default of --clips, and what it is.
+        settings: Names of the settings that the command needs.
+    """
+    parser.add_argument(
+        "--clips", default=clips, metavar="N", help=f"evenly spaced clips of a video ({clips})"
+    )
+    parser.add_argument(
+        "--crops",
+        default="all",
+        metavar="all|center|NAMES",
+        help="all unflipped ones at scale 1, the central one, or variants of the store (all)",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help=f"{settings}; also batch, workers, device, precision=bf16|fp32",
+    )
+
+
+def parse_clips(text: str) -> tuple[int, ...]:
+    """Reads --clips: numbers of clips, rising.
+
+    Raises:
+        UsageError: One is no positive number.
+    """
+    try:
+        clips = tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError:
+        clips = (0,)
+    if not 1 <= clips[0] <= clips[-1] <= 10_000:
+        raise UsageError(f"--clips {text}: give a positive number of clips, such as 10")
+    return clips

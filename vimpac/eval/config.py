@@ -1,0 +1,23 @@
+"""The settings of the commands that apply a trained model to the videos of a store."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from vimpac.settings import NOT_NEGATIVE, PATH, POSITIVE, setting
+
+
+@dataclasses.dataclass
+class InferenceConfig:
+    """What is read, and how it is computed."""
+
+    command: ClassVar[str] = "evaluate"
+
+    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
+    labels: str = setting("", doc="the classes of its videos, as `vimpac finetune` takes them")
+    batch: int = setting(32, POSITIVE, "views at once, of each process")
+    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
+    device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
+    precision: Literal["bf16", "fp32"] = setting("bf16", doc="bf16 is autocast")
+    timeout: float = setting(300.0, POSITIVE, "seconds until a silent process counts as dead")
