@@ -20,7 +20,7 @@ from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError
-from vimpac.eval.evaluate import accuracies
+from vimpac.eval.evaluate import classify
 from vimpac.eval.over_views import over_views
 from vimpac.eval.probes import fit_linear
 from vimpac.settings import load_config
@@ -120,7 +120,8 @@ def test_finetuning_learns_and_moves_the_encoder(store, checkpoint, labels, tmp_
     assert result.checkpoint.name == "step-00000030"
     records = read_log(tmp_path / "run" / "log.jsonl")
     *records, test = records
-    assert test == {"step": 30, "test_clip_accuracy": 1.0, "test_video_accuracy": 1.0}
+    kinds = ("clip", "video", "top5", "class")
+    assert test == {"step": 30, **{f"test_{kind}_accuracy": 1.0 for kind in kinds}}
     assert [record["step"] for record in records] == [*range(4, 30, 4), 30]
     assert [record["lr"] for record in records] == [
         lr_at(record["step"] - 1, 30, config.optim) for record in records
@@ -141,7 +142,8 @@ def test_validation_videos_judge_during_training_and_others_are_left_out(
     assert f"warning: 1 of 12 videos are left out: they have no line in {labels}, or" in said
     records = [[*record] for record in read_log(tmp_path / "run" / "log.jsonl")]
     val, test = (
-        [f"{split}_{of}_accuracy" for of in ("clip", "video")] for split in ("val", "test")
+        [f"{split}_{of}_accuracy" for of in ("clip", "video", "top5", "class")]
+        for split in ("val", "test")
     )
     found = [names[1:] for names in records if "loss" not in names]
     assert found == [val, val, val + test]
@@ -231,11 +233,14 @@ def test_video_is_judged_by_the_mean_probability_of_its_clips(store, labels):
     views = _views(run, [8, 9, 10, 11], clips=[3])
     logits = torch.tensor([[0.0, 1.0], [5.0, 0.0], [0.0, 1.0]])  # the second outweighs the others
 
-    def classify(clips: torch.Tensor) -> torch.Tensor:
+    def predict(clips: torch.Tensor) -> torch.Tensor:
         return logits.repeat(len(clips) // 3, 1)
 
-    found = accuracies(classify, views, [0, 0, 0, 1], run.world, batch=6, workers=0)
-    assert found == {"test_clip_accuracy": pytest.approx(5 / 12), "test_video_accuracy": 0.75}
+    labels = torch.tensor([0, 0, 0, 1])
+    verdicts = classify(predict, views, labels, 2, run.world, batch=6, workers=0)
+    (scores,) = verdicts.scores(labels)
+    assert (scores.clip_top1, scores.top1) == (pytest.approx(5 / 12), 0.75)
+    assert (scores.clip_top5, scores.top5, scores.class_accuracy) == (1.0, 1.0, 0.5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

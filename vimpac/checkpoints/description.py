@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from vimpac.checkpoints import version_01
-from vimpac.data.store import TokenStore
+from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
 from vimpac.model.config import LossConfig, ModelConfig
 from vimpac.model.encoder import VideoTokenEncoder
@@ -43,9 +43,8 @@ class DataFacts:
             raise ValueError(f"fps {self.fps} and sizes must be positive")
 
     @classmethod
-    def of(cls, store: TokenStore, frame_stride: int) -> DataFacts:
+    def of(cls, meta: StoreMeta, frame_stride: int) -> DataFacts:
         """The facts of clips of a store."""
-        meta = store.meta
         sizes = meta.height, meta.width
         return cls(meta.tokenizer, meta.digest, meta.fps, frame_stride, *sizes)
 

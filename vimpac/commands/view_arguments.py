@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 
 from vimpac.errors import UsageError
 
@@ -45,3 +47,9 @@ def parse_clips(text: str) -> tuple[int, ...]:
     if not 1 <= clips[0] <= clips[-1] <= 10_000:
         raise UsageError(f"--clips {text}: give a positive number of clips, such as 10")
     return clips
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tells paths from settings key=value, where a command takes several of both."""
+    settings = [word for word in words if "=" in word and not os.path.lexists(word)]
+    return [word for word in words if word not in settings], settings

@@ -78,6 +78,42 @@ def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Spli
     return classes, {name: split for name, split in splits.items() if split.videos}
 
 
+def read_split(path: str, store: TokenStore, split: str, classes: list[str]) -> Split:
+    """Reads which videos of a store are in a split, for a classifier that is trained.
+
+    Args:
+        path: As in `read_labels`; no other split need be in it.
+        store: The videos.
+        split: One of `SPLITS`.
+        classes: That the classifier tells apart.
+
+    Returns:
+        The videos, and their classes by their places in `classes`.
+
+    Raises:
+        UsageError: The table is wrong, has no such video, or a class that is not in `classes`.
+    """
+    numbers = {store.name(i): i for i in range(len(store))}
+    places = {name: place for place, name in enumerate(classes)}
+    lines = _read(path, numbers)
+    found = Split([], [])
+    for name, line in sorted(lines.items(), key=lambda item: numbers[item[0]]):
+        if line.split != split:
+            continue
+        if line.label not in places:
+            raise UsageError(
+                f"{path}, line {line.number}: the classifier does not know the class "
+                f"'{line.label}' of '{name}', only {', '.join(classes[:5])}"
+                + (", ..." if len(classes) > 5 else "")
+            )
+        found.videos.append(numbers[name])
+        found.classes.append(places[line.label])
+    if not found.videos:
+        others = ", ".join(sorted({f"'{line.split}'" for line in lines.values()}))
+        raise UsageError(f"{path}: no video of {store.path} has the split '{split}', only {others}")
+    return found
+
+
 def _read(path: str, names: dict[str, int]) -> dict[str, _Line]:
     """The line of every video of the store that has one."""
     text, first = _text(path), ""

@@ -1,58 +1,204 @@
-"""Classifies the videos of a split by their evenly spaced clips."""
+"""Tests classifiers on evenly spaced clips of every video of a split.
+
+One pass over the views serves several numbers of clips, and what several classifiers say of a video
+is averaged (an ensemble). A video's probabilities are the means of those of its views.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vimpac.data.even_clips import EvenClips
+from vimpac.checkpoints.model_dir import load_classifier, read_description
+from vimpac.data.even_clips import EvenClips, find_crops
+from vimpac.data.labels import Split, read_split
+from vimpac.data.store import TokenStore
+from vimpac.errors import UsageError
+from vimpac.eval.applied import fit_to_store
+from vimpac.eval.config import InferenceConfig
+from vimpac.eval.metrics import top_k
 from vimpac.eval.over_views import over_views
-from vimpac.train.distributed import World
+from vimpac.eval.report import Report, Scores, score
+from vimpac.paths import local_path
+from vimpac.train.batches import open_store
+from vimpac.train.distributed import World, join_world
+
+Logits = Callable[[Tensor], Tensor]  # (B, T, H, W) -> (B, classes)
+
+
+class Verdicts(NamedTuple):
+    """What a classifier says of videos, by numbers of clips."""
+
+    probabilities: dict[int, Tensor]  # (videos, classes) fp32
+    right_clips: dict[int, list[int]]  # right, right among five, views
+
+    def scores(self, labels: Tensor) -> list[Scores]:
+        """The scores of every number of clips, rising."""
+        return [
+            score(self.probabilities[clips], labels, clips, self.right_clips.get(clips))
+            for clips in sorted(self.probabilities)
+        ]
 
 
 @torch.no_grad()
-def accuracies(
-    logits: Callable[[Tensor], Tensor],
+def classify(
+    logits: Logits,
     views: EvenClips,
-    labels: list[int],
+    labels: Tensor,  # (videos,) int64
+    classes: int,
     world: World,
     *,
     batch: int,
     workers: int,
     prefetch: int = 4,
-    name: str = "test",
-) -> dict[str, float]:
-    """The shares of clips and of videos that are classified right.
-
-    A video's probabilities are the means of those of its clips.
+) -> Verdicts:
+    """Classifies videos by their views, the videos divided among the processes.
 
     Args:
         logits: Of clips: (B, T, H, W) to (B, classes).
         views: The clips.
         labels: The class of each video.
+        classes: Their number.
         world: The processes, all of which get the result.
         batch: Views at once.
         workers: Processes that read; 0: none.
         prefetch: Batches that each of them keeps ready.
-        name: Of the split.
 
     Returns:
-        "<name>_clip_accuracy" and "<name>_video_accuracy".
+        The probabilities of every video for every number of clips, and how many views are right.
     """
-    (clips,) = views.clips
-    counts = torch.zeros(4, dtype=torch.float64)  # right clips, clips, right videos, videos
+    numbers, videos = views.clips, len(views.videos)
+    found = torch.zeros(len(numbers), videos, classes)
+    counts = torch.zeros(len(numbers), 3, dtype=torch.int64)
     for place, values in over_views(
         logits, views, world, batch=batch, workers=workers, prefetch=prefetch
     ):
-        probabilities = values.softmax(-1)[views.chosen(place, clips)]  # (crops * clips, classes)
-        right = probabilities.argmax(-1) == labels[place]
-        video = probabilities.mean(0).argmax(-1) == labels[place]
-        found = right.sum(), right.numel(), video, 1
-        counts += torch.tensor([float(count) for count in found], dtype=torch.float64)
-    right_clips, all_clips, right_videos, videos = world.mean(counts).tolist()
-    return {
-        f"{name}_clip_accuracy": right_clips / all_clips,
-        f"{name}_video_accuracy": right_videos / videos,
+        probabilities = values.float().softmax(-1)  # (views, classes)
+        label = labels[place].expand(len(values))
+        right = torch.stack([top_k(probabilities, label, k) for k in (1, 5)])  # (2, views)
+        for i, clips in enumerate(numbers):
+            chosen = views.chosen(place, clips)
+            found[i, place] = probabilities[chosen].mean(0)
+            counts[i] += torch.tensor([*right[:, chosen].sum(1), len(chosen)])
+    found, counts = world.sum(found), world.sum(counts)
+    return Verdicts(
+        dict(zip(numbers, found, strict=True)), dict(zip(numbers, counts.tolist(), strict=True))
+    )
+
+
+def evaluate(
+    classifiers: str | Path | Sequence[str | Path],
+    config: InferenceConfig,
+    *,
+    clips: Sequence[int] = (10,),
+    crops: str = "all",
+    split: str = "test",
+    say: Callable[[str], object] = lambda line: None,
+) -> Report:
+    """Tests a classifier, or the mean of several, on the videos of a split.
+
+    Args:
+        classifiers: Directories of `vimpac finetune`'s checkpoints; with several, their
+            probabilities are averaged.
+        config: The store, the labels, and how it is computed.
+        clips: Numbers of clips, evenly spaced; one pass serves them all.
+        crops: "all", "center" or names: see `vimpac.data.even_clips.find_crops`.
+        split: "test", "val" or "train".
+        say: Told, on the main process, what is not as it was in training.
+
+    Returns:
+        The scores, and what they are made of.
+
+    Raises:
+        UsageError: Classifier, store and labels do not fit together.
+        VimpacError: A file is damaged, or another process was lost.
+    """
+    paths = [classifiers] if isinstance(classifiers, str | Path) else [*classifiers]
+    folders, numbers = [local_path(path) for path in paths], sorted({*clips})
+    if not folders or not numbers or numbers[0] < 1:
+        raise UsageError("give a classifier, and a positive number of clips")
+    begin = time.perf_counter()
+    store = open_store(config.data)
+    variants = find_crops(store.meta.variants, crops, "--crops")
+    with join_world(config.device, config.timeout) as world:
+        classes = _common_classes(folders)
+        videos = read_split(config.labels, store, split, classes)
+        labels, parts, views = torch.tensor(videos.classes), list[Verdicts](), 0
+        for folder in folders:
+            part, computed, notes = _test(folder, store, videos, numbers, variants, config, world)
+            parts.append(part)
+            views += computed
+            for note in notes if world.is_main else ():
+                say(note)
+    verdicts = parts[0] if len(parts) == 1 else _mean(parts)
+    seconds = time.perf_counter() - begin
+    facts = {
+        "classifiers": [str(folder) for folder in folders],
+        "data": config.data,
+        "labels": config.labels,
+        "split": split,
+        "crops": [store.meta.variants[variant] for variant in variants],
+        "precision": config.precision,
+        "views": views,
+        "seconds": round(seconds, 3),
     }
+    names = [store.name(video) for video in videos.videos]
+    best = verdicts.probabilities[numbers[-1]]
+    return Report(classes, names, labels, best, verdicts.scores(labels), facts)
+
+
+def _test(
+    folder: Path,
+    store: TokenStore,
+    videos: Split,
+    clips: Sequence[int],
+    variants: Sequence[int],
+    config: InferenceConfig,
+    world: World,
+) -> tuple[Verdicts, int, list[str]]:
+    """What one classifier says, the number of its views, and what is not as it was in training."""
+    model, classes = load_classifier(folder)
+    reading = fit_to_store(model.encoder, folder, read_description(folder), store.meta)
+    model.to(world.device)
+    views = EvenClips(
+        store,
+        videos.videos,
+        frames=reading.frames,
+        stride=reading.stride,
+        clips=clips,
+        variants=variants,
+    )
+    has_padding = int(store.frames.min()) < views.span
+
+    def logits(tokens: Tensor) -> Tensor:
+        with world.autocast(config.precision):
+            return model(tokens.to(world.device, non_blocking=True), has_padding=has_padding)
+
+    labels = torch.tensor(videos.classes)
+    how = {"batch": config.batch, "workers": config.workers}
+    return classify(logits, views, labels, len(classes), world, **how), len(views), reading.notes
+
+
+def _common_classes(folders: Sequence[Path]) -> list[str]:
+    """The classes that all classifiers tell apart."""
+    found = []
+    for folder in folders:
+        description = read_description(folder)
+        if description.classes is None:
+            raise UsageError(f"{folder} holds no classifier: train one with `vimpac finetune`")
+        found.append(description.classes)
+        if found[-1] != found[0]:
+            raise UsageError(f"{folder} tells other classes apart than {folders[0]}")
+    return found[0]
+
+
+def _mean(parts: Sequence[Verdicts]) -> Verdicts:
+    """An ensemble's verdicts; its views are not judged by themselves."""
+    numbers = parts[0].probabilities
+    means = {n: torch.stack([p.probabilities[n] for p in parts]).mean(0) for n in numbers}
+    return Verdicts(means, {})

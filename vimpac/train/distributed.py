@@ -40,11 +40,15 @@ class World:
         """Autocast to bf16 on the device, for the precision "bf16"."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over the processes."""
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, in its place."""
         if self.size > 1:
             dist.all_reduce(values)
-        return values / self.size
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        return self.sum(values) / self.size
 
     def average_(self, tensors: Iterable[Tensor | None]) -> None:
         """Replaces tensors by their means over the processes."""

@@ -38,7 +38,7 @@ from vimpac.data.labelled_clips import RandomClips
 from vimpac.data.labels import SPLITS, Split, read_labels
 from vimpac.data.sampler import ResumableSampler
 from vimpac.errors import UsageError
-from vimpac.eval.evaluate import accuracies
+from vimpac.eval.evaluate import classify
 from vimpac.eval.over_views import over_views
 from vimpac.eval.probes import fit_linear
 from vimpac.model.encoder import VideoTokenEncoder
@@ -58,14 +58,26 @@ from vimpac.train.loop import Loop
 from vimpac.train.resume import check_tokenizer, choose_checkpoint
 from vimpac.train.run_folder import hold_folder
 
+KINDS = ("clip", "video", "top5", "class")  # of accuracies, in the log
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneResult:
-    """How a run ended: its checkpoint, and the shares of test clips and videos that are right."""
+    """How a run ended.
+
+    Attributes:
+        checkpoint: The classifier.
+        clip_accuracy: The share of test clips that are right.
+        video_accuracy: Of test videos (top-1).
+        top5_accuracy: Of test videos whose class is among the five likeliest.
+        class_accuracy: The mean of the classes' shares.
+    """
 
     checkpoint: Path
     clip_accuracy: float
     video_accuracy: float
+    top5_accuracy: float
+    class_accuracy: float
 
 
 def finetune(
@@ -103,9 +115,8 @@ def finetune(
             _check_probe(config, world, resume)
         path = choose_checkpoint(resume, Path(config.out), world)
         saved, found = _train(config, path, Path(checkpoint), world, probe, stop, quiet)
-    nan = float("nan")
-    clips, videos = (found.get(f"test_{of}_accuracy", nan) for of in ("clip", "video"))
-    return FinetuneResult(saved, clips, videos)
+    accuracies = (found.get(f"test_{of}_accuracy", math.nan) for of in KINDS)
+    return FinetuneResult(saved, *accuracies)
 
 
 def _check_probe(config: FinetuneConfig, world: World, resume: str) -> None:
@@ -206,7 +217,7 @@ class Finetuning:
 
     def describe(self) -> ModelDescription:
         """See `System`."""
-        data = DataFacts.of(self.store, self.config.clips.frame_stride)
+        data = DataFacts.of(self.store.meta, self.config.clips.frame_stride)
         return ModelDescription.of(self.model, classes=self.classes, data=data)
 
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
@@ -270,15 +281,19 @@ class Finetuning:
         self.model.eval()
         for name in names if final else names[:1]:
             split = self.splits[name]
-            found |= accuracies(
+            verdicts = classify(
                 step.logits,
                 self.views(split),
-                split.classes,
+                torch.tensor(split.classes),
+                len(self.classes),
                 self.world,
                 batch=self.config.batch.micro,
-                name=name,
                 **self._reading,
             )
+            (scores,) = verdicts.scores(torch.tensor(split.classes))
+            assert scores.clip_top1 is not None
+            values = (scores.clip_top1, scores.top1, scores.top5, scores.class_accuracy)
+            found |= {f"{name}_{of}_accuracy": x for of, x in zip(KINDS, values, strict=True)}
         self.model.train()
         return found
 

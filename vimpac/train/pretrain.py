@@ -113,7 +113,7 @@ class Pretraining:
 
     def describe(self) -> ModelDescription:
         """See `System`."""
-        data = DataFacts.of(self.store, self.config.clips.frame_stride)
+        data = DataFacts.of(self.store.meta, self.config.clips.frame_stride)
         return ModelDescription.of(self.model, data=data)
 
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,234 @@
+"""`vimpac evaluate` finds what the classifier is worth, and says so in numbers and files."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.vimpac.runs import ON_TWO_RANKS, run_process
+from vimpac import VideoClassifier, Vimpac, cli, load_classifier, save_model
+from vimpac.checkpoints.description import DataFacts
+from vimpac.checkpoints.model_dir import read_description
+from vimpac.config import FinetuneConfig
+from vimpac.data.store import TokenStore, TokenStoreWriter
+from vimpac.data.store_format import StoreMeta
+from vimpac.errors import UsageError
+from vimpac.eval.config import InferenceConfig
+from vimpac.eval.evaluate import evaluate
+from vimpac.settings import load_config
+from vimpac.train.finetune import FinetuneResult, finetune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CROPS = ("1x-topleft", "1x-center", "1x-bottomright", "1x-center-flip")
+COMMON = ("device=cpu", "precision=fp32")
+
+
+def write_store(path: Path, *, fps: float = 2.0, tokenizer: str = "patch", side: int = 4) -> Path:
+    """Fifteen videos of 1 to 15 frames in four variants; a third has ids above 100, 200."""
+    rng = np.random.default_rng(0)
+    meta = StoreMeta(tokenizer, 8192, side, side, fps, CROPS)
+    with TokenStoreWriter(path, meta) as writer:
+        for video in range(15):
+            ids = 100 * (video % 3) + rng.integers(0, 90, (4, 1 + video, side, side))
+            writer.add(f"{video}.mp4", ids)
+        writer.finish()
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A store, its labels, and two classifiers with dropout that were trained a little."""
+    path = tmp_path_factory.mktemp("data")
+    write_store(path / "store")
+    lines = [f"{i}.mp4,{'abc'[i % 3]},{'test' if i > 6 else 'train'}" for i in range(15)]
+    (path / "labels.csv").write_text("\n".join(["video,class,split", *lines]) + "\n")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_model(Vimpac.from_preset("tiny", grid=(2, 4, 4)), path / f"model{seed}")
+    return path
+
+
+def _finetune(folder: Path, number: int) -> FinetuneResult:
+    words = ["clips.frames=2", "clips.workers=0", "test_clips=3", "batch=7", "optim.steps=3"]
+    words += ["run.tensorboard=false", f"out={folder / f'run{number}'}", *_data(folder), *COMMON]
+    config = load_config(FinetuneConfig, None, words)
+    return finetune(config, folder / f"model{number}", quiet=True)
+
+
+def _data(folder: Path) -> list[str]:
+    return [f"data={folder / 'store'}", f"labels={folder / 'labels.csv'}"]
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> list[FinetuneResult]:
+    return [_finetune(folder, number) for number in (0, 1)]
+
+
+def _config(folder: Path, *more: str) -> InferenceConfig:
+    return load_config(InferenceConfig, None, [*_data(folder), *COMMON, "workers=0", *more])
+
+
+def test_evaluation_is_the_test_of_the_finetuning(folder, results):
+    for result in results:
+        best = evaluate(result.checkpoint, _config(folder), clips=(3,)).best
+        assert (best.clip_top1, best.top1) == (result.clip_accuracy, result.video_accuracy)
+        assert best.top5 == result.top5_accuracy == 1.0  # of three classes
+        assert best.class_accuracy == result.class_accuracy
+
+
+def test_one_pass_over_many_clips_gives_the_scores_of_a_pass_over_few(folder, results):
+    path = results[0].checkpoint
+    together = evaluate(path, _config(folder, "batch=5"), clips=(10, 1, 2))
+    assert [scores.clips for scores in together.scores] == [1, 2, 10]
+    for clips, scores in zip((1, 2, 10), together.scores, strict=True):
+        alone = evaluate(path, _config(folder), clips=(clips,))
+        assert alone.best == scores
+        assert alone.facts["views"] <= together.facts["views"]
+    torch.testing.assert_close(alone.probabilities, together.probabilities)
+
+
+def test_probabilities_are_means_over_clips_and_crops(folder, results):
+    model, classes = load_classifier(results[0].checkpoint)
+    report = evaluate(
+        results[0].checkpoint, _config(folder), clips=(2,), crops="1x-topleft,1x-center"
+    )
+    assert report.classes == classes == ["a", "b", "c"] and report.names[-1] == "14.mp4"
+    tokens = TokenStore(folder / "store")
+    clips = [
+        torch.from_numpy(tokens.read(14, start, start + 2, crop).astype(np.int64))
+        for crop in (0, 1)
+        for start in (0, 13)
+    ]
+    with torch.no_grad():
+        expected = model(torch.stack(clips)).softmax(-1).mean(0)
+    torch.testing.assert_close(report.probabilities[-1], expected)
+
+
+def test_ensemble_is_the_mean_of_its_members(folder, results):
+    paths = [result.checkpoint for result in results]
+    both = evaluate(paths, _config(folder), clips=(2,))
+    parts = [evaluate(path, _config(folder), clips=(2,)).probabilities for path in paths]
+    torch.testing.assert_close(both.probabilities, (parts[0] + parts[1]) / 2)
+    assert both.best.clip_top1 is None and not torch.equal(*parts)
+
+
+def test_store_at_twice_the_rate_is_read_with_twice_the_stride(folder, results, tmp_path):
+    write_store(tmp_path / "fast", fps=4.0)
+    once = evaluate(results[0].checkpoint, _config(folder, f"data={tmp_path / 'fast'}"), clips=(1,))
+    with torch.no_grad():
+        model, _ = load_classifier(results[0].checkpoint)
+        frames = TokenStore(tmp_path / "fast").read(14, 6, 9, 1)[::2].astype(np.int64)
+        expected = model(torch.from_numpy(frames)[None]).softmax(-1)
+    one_crop = evaluate(
+        results[0].checkpoint,
+        _config(folder, f"data={tmp_path / 'fast'}"),
+        clips=(1,),
+        crops="center",
+    )
+    torch.testing.assert_close(one_crop.probabilities[-1:], expected)
+    assert once.best.videos == 8
+
+
+def test_larger_map_is_read_and_told(folder, results, tmp_path):
+    said = []
+    write_store(tmp_path / "large", side=6)
+    config = _config(folder, f"data={tmp_path / 'large'}")
+    assert evaluate(results[0].checkpoint, config, clips=(1,), say=said.append).best.videos == 8
+    assert said == [
+        f"the token map is 6 x 6, {results[0].checkpoint} has 4 x 4: positions are interpolated"
+    ]
+
+
+def test_command_writes_the_report(folder, results, tmp_path, capsys):
+    words = ["evaluate", str(results[0].checkpoint), *_data(folder), *COMMON, "workers=0"]
+    out = tmp_path / "report"
+    assert cli.main([*words, "--clips", "1,3", "--out", str(out)]) == 0
+    head, _, one, three, path = capsys.readouterr().out.splitlines()
+    assert head.startswith("8 videos, 3 classes, crops 1x-topleft, 1x-center, 1x-bottomright, ")
+    assert (one.split()[0], three.split()[0], path) == ("1", "3", str(out))
+    values = json.loads((out / "report.json").read_text())
+    best = values["scores"][-1]
+    assert best["top1"] == results[0].video_accuracy and best["clips"] == 3
+    low, high = best["top1_interval"]
+    assert low <= best["top1"] <= high and f"{100 * low:.1f}-{100 * high:.1f}" in three
+    assert sum(row["videos"] for row in values["per_class"]) == 8
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["video"] for row in rows] == [f"{i}.mp4" for i in range(7, 15)]
+    right = sum(row["class"] == row["predicted"] for row in rows)
+    assert right / 8 == best["top1"]
+    for row in rows:
+        top5 = json.loads(row["top5"])
+        assert top5[0][0] == row["predicted"] and len(top5) == 3
+        assert sum(p for _, p in top5) == pytest.approx(1, abs=1e-5)
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main([*words, "--out", str(out)]) == 2
+    assert "exists: remove it or name another directory" in capsys.readouterr().err
+
+
+def test_two_ranks_write_the_report_of_one(folder, results, tmp_path):
+    words = ["-m", "vimpac", "evaluate", str(results[0].checkpoint), *_data(folder), *COMMON]
+    words += ["workers=0", "--clips", "2", "--out"]
+    run_process(*ON_TWO_RANKS, *words, str(tmp_path / "two"))
+    report = evaluate(results[0].checkpoint, _config(folder), clips=(2,))
+    report.write(tmp_path / "one")
+    for name in ("predictions.csv", "confusion.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--clips", "0"], "--clips 0: give a positive number"),
+        (["--clips", "2,x"], "--clips 2,x: give a positive number"),
+        (["--crops", "left"], "--crops=left: the store has no variant 'left'"),
+        (["--split", "val"], "has the split 'val', only 'test', 'train'"),
+        (["data="], "data= is missing"),
+        (["labels="], "labels= is missing"),
+        (["batch=0"], "batch=0 must be positive"),
+        (["clips.frames=2"], "unknown key 'clips.frames'"),
+    ],
+)
+def test_wrong_argument_is_one_line(folder, results, tmp_path, capsys, words, message):
+    command = ["evaluate", str(results[0].checkpoint), *_data(folder), *COMMON]
+    assert cli.main([*command, *words, "--out", str(tmp_path / "report")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_store_or_labels_of_something_else_are_refused(folder, results, tmp_path):
+    path = results[0].checkpoint
+    write_store(tmp_path / "odd", fps=3.0)
+    with pytest.raises(UsageError, match=r"frames 0.5 s apart, .* at 3 frames .* tokenise at 2 fr"):
+        evaluate(path, _config(folder, f"data={tmp_path / 'odd'}"))
+    write_store(tmp_path / "other", tokenizer="other")
+    with pytest.raises(UsageError, match="tokens of the tokenizer 'patch', .* 'other'"):
+        evaluate(path, _config(folder, f"data={tmp_path / 'other'}"))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("video,class,split\n1.mp4,a,test\n2.mp4,new,test\n")
+    with pytest.raises(UsageError, match="line 3: the classifier does not know the class 'new'"):
+        evaluate(path, _config(folder, f"labels={labels}"))
+    with pytest.raises(UsageError, match="model0 holds no classifier"):
+        evaluate(folder / "model0", _config(folder))
+    other = VideoClassifier(Vimpac.from_preset("tiny", grid=(2, 4, 4)).encoder, 2)
+    save_model(other, tmp_path / "other-classes", classes=["a", "b"])
+    with pytest.raises(UsageError, match="other-classes tells other classes apart than"):
+        evaluate([path, tmp_path / "other-classes"], _config(folder))
+
+
+def test_model_that_does_not_say_its_data_reads_frame_by_frame(folder, tmp_path):
+    encoder = Vimpac.from_preset("tiny", grid=(2, 4, 4)).encoder
+    save_model(VideoClassifier(encoder, 3), tmp_path / "bare", classes=["a", "b", "c"])
+    said = []
+    report = evaluate(tmp_path / "bare", _config(folder), clips=(1,), say=said.append)
+    assert report.best.videos == 8 and "does not say what it was trained on" in said[0]
+
+
+def test_facts_of_the_data_are_those_of_the_store(results, folder):
+    data = read_description(results[0].checkpoint).data
+    assert data is not None and data.same_interval(DataFacts("patch", "", 4.0, 2, 4, 4))

@@ -1,0 +1,79 @@
+"""A trained model made ready for the videos of a store: the same clock, tokens and precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from vimpac.checkpoints.description import DataFacts, ModelDescription
+from vimpac.data.store_format import StoreMeta
+from vimpac.errors import UsageError
+from vimpac.model.encoder import VideoTokenEncoder
+from vimpac.train.resume import check_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How clips are read for a model.
+
+    Attributes:
+        frames: Of a clip, T.
+        stride: Stored frames from one frame of a clip to the next.
+        notes: What is not as it was in training, a line each.
+    """
+
+    frames: int
+    stride: int
+    notes: list[str]
+
+
+def fit_to_store(
+    encoder: VideoTokenEncoder, path: Path, description: ModelDescription, meta: StoreMeta
+) -> Reading:
+    """Finds how clips are read for a model, and interpolates its positions to a store's map.
+
+    Args:
+        encoder: Of the model.
+        path: Its directory, for messages.
+        description: What it says of the model.
+        meta: Of the store.
+
+    Returns:
+        The clips that the model was trained on.
+
+    Raises:
+        UsageError: The tokens are another tokenizer's, or no frames are as far apart as in
+            training.
+    """
+    frames, stride, notes = encoder.grid[0], 1, list[str]()
+    if description.data is None:
+        notes.append(f"{path} does not say what it was trained on: frames are taken one by one")
+    else:
+        check_tokenizer(path, description.data, DataFacts.of(meta, 1))
+        stride = find_stride(path, description.data, meta.fps)
+    grid = (frames, meta.height, meta.width)
+    if grid != encoder.grid:
+        was, now = (f"{height} x {width}" for _, height, width in (encoder.grid, grid))
+        notes.append(f"the token map is {now}, {path} has {was}: positions are interpolated")
+        encoder.positions.resize_(grid, None)
+    return Reading(frames, stride, notes)
+
+
+def find_stride(path: Path, was: DataFacts, fps: float) -> int:
+    """Stored frames between those that are as far apart as a model's were.
+
+    Args:
+        path: The model's directory, for messages.
+        was: What it was trained on.
+        fps: Stored frames per second.
+
+    Raises:
+        UsageError: No number of them is.
+    """
+    stride = round(was.interval * fps)
+    if stride < 1 or abs(stride / fps / was.interval - 1) > 1e-3:
+        raise UsageError(
+            f"{path} was trained on frames {was.interval:g} s apart, of which a store at {fps:g} "
+            f"frames per second has none: tokenise at {1 / was.interval:g} frames per second"
+        )
+    return stride

@@ -1,0 +1,55 @@
+"""Shares of right answers, and how far they can be trusted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Z_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
+
+
+def wilson(right: int, number: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: where the true one lies, seen `right` of `number`.
+
+    Args:
+        right: Hits, in [0, number].
+        number: Trials, positive.
+
+    Returns:
+        Its two ends, within [0, 1].
+    """
+    share, z2 = right / number, Z_95**2
+    centre = (share + z2 / (2 * number)) / (1 + z2 / number)
+    spread = share * (1 - share) / number + z2 / (4 * number**2)
+    half = Z_95 / (1 + z2 / number) * math.sqrt(spread)
+    # The share itself is within, which rounding could hide where it is 0 or 1.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def top_k(
+    scores: Tensor,  # (M, classes)
+    labels: Tensor,  # (M,)
+    k: int,
+) -> Tensor:
+    """Which labels are among the k highest scores; all are where there are no more classes.
+
+    Returns:
+        (M,) bool.
+    """
+    best = scores.topk(min(k, scores.shape[-1])).indices
+    return (best == labels[:, None]).any(-1)
+
+
+def mean_class_accuracy(
+    scores: Tensor,  # (M, classes)
+    labels: Tensor,  # (M,)
+) -> float:
+    """The mean of the classes' shares that are right; a class without a label is left out."""
+    classes = scores.shape[-1]
+    right = (scores.argmax(-1) == labels).double()
+    number = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels, right, minlength=classes)
+    present = number > 0
+    return float((hits[present] / number[present]).mean())
