@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
     "pretrain": ("vimpac.commands.pretrain", "pre-train on a token store"),
     "finetune": ("vimpac.commands.finetune", "train a video classifier on a pre-trained encoder"),
     "evaluate": ("vimpac.commands.evaluate", "test a video classifier"),
+    "predict": ("vimpac.commands.predict", "classify video files"),
     "demo": ("vimpac.commands.demo", "see it work on two real videos, in a minute or two"),
     "doctor": ("vimpac.commands.doctor", "what runs on this machine, and why"),
     "convert": ("vimpac.commands.convert", "convert a released checkpoint"),

@@ -1,6 +1,6 @@
 """What `model.json` says of a model: its kind, its settings and the data it was trained on.
 
-{"format": 3, "kind": "vimpac" | "classifier", "config": ModelConfig,
+{"format": 4, "kind": "vimpac" | "classifier", "config": ModelConfig,
  "loss": LossConfig | null, "classes": [name, ...] | null, "data": DataFacts | null}
 """
 
@@ -21,7 +21,8 @@ from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
 from vimpac.model.pretraining import Vimpac
 
-FORMAT = 3  # 2 is read, too: its norm "pre" is "pre_textbook" now
+# 2 and 3 are read, too. Their data has no variants, and in 2 "pre" is what is "pre_textbook" now.
+FORMAT = 4
 KINDS = ("vimpac", "classifier")
 
 
@@ -35,10 +36,12 @@ class DataFacts:
     frame_stride: int  # stored frames from one frame of a clip to the next
     height: int  # rows of the token map
     width: int  # columns of the token map
+    variants: tuple[str, ...] = ()  # of the store; empty where it is not known
 
     def __post_init__(self) -> None:
-        if not all(isinstance(text, str) for text in (self.tokenizer, self.digest)):
-            raise TypeError(f"tokenizer {self.tokenizer!r} and digest must be texts")
+        object.__setattr__(self, "variants", tuple(self.variants))
+        if not all(isinstance(text, str) for text in (self.tokenizer, self.digest, *self.variants)):
+            raise TypeError(f"tokenizer {self.tokenizer!r}, digest and variants must be texts")
         if not (self.fps > 0 and self.frame_stride > 0 and self.height > 0 and self.width > 0):
             raise ValueError(f"fps {self.fps} and sizes must be positive")
 
@@ -46,7 +49,7 @@ class DataFacts:
     def of(cls, meta: StoreMeta, frame_stride: int) -> DataFacts:
         """The facts of clips of a store."""
         sizes = meta.height, meta.width
-        return cls(meta.tokenizer, meta.digest, meta.fps, frame_stride, *sizes)
+        return cls(meta.tokenizer, meta.digest, meta.fps, frame_stride, *sizes, meta.variants)
 
     @property
     def interval(self) -> float:
@@ -119,7 +122,7 @@ class ModelDescription:
         if "format" not in values:
             config, loss = version_01.read_settings(values)
             return cls("vimpac", config, loss)
-        if values["format"] not in (2, FORMAT) or values["kind"] not in KINDS:
+        if values["format"] not in (2, 3, FORMAT) or values["kind"] not in KINDS:
             raise UsageError(
                 f"it is of format {values['format']}, kind {values['kind']!r}, which this version "
                 "of vimpac does not know: upgrade it"
@@ -127,15 +130,17 @@ class ModelDescription:
         classes = values["classes"]
         if classes is not None and not all(isinstance(name, str) for name in [*classes]):
             raise TypeError(f"classes must be names, got {classes!r}")
-        network = values["config"]
+        network, data = values["config"], values["data"]
         if values["format"] == 2:
             network = version_01.with_new_norm(network)
+        if data and values["format"] < 4:
+            data = {**data, "variants": ()}
         return cls(
             values["kind"],
             _from_fields(ModelConfig, network),
             _from_fields(LossConfig, values["loss"]) if values["loss"] else None,
             classes,
-            _from_fields(DataFacts, values["data"]) if values["data"] else None,
+            _from_fields(DataFacts, data) if data else None,
         )
 
 

@@ -13,14 +13,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path, on_one_line
-
-if TYPE_CHECKING:  # optional at run time
-    from rich.console import Console
-    from rich.progress import Progress
 
 MAX_SKIPPED = 5.0  # percent
 GPU_WORKERS = 2  # one decodes while the other encodes; each holds the weights once more
@@ -86,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from vimpac.data.sources import find_videos
     from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
     from vimpac.data.variants import parse_variants
+    from vimpac.progress import progress_bar
 
     try:
         fps = Fraction(args.fps)
@@ -110,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     allowed = _allowed(args, len(videos))
     if not args.video_timeout > 0:
         raise UsageError(f"--video-timeout {args.video_timeout:g} must be positive")
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("tokenizing", total=len(videos))
 
         def report(done: int, line: str) -> None:
@@ -173,18 +169,3 @@ def _workers(args: argparse.Namespace) -> int:
     if workers < 0:
         raise UsageError(f"--workers {workers} must not be negative")
     return workers
-
-
-def _progress(console: Console) -> Progress:
-    """A bar with the count, the time gone and the time left."""
-    from rich import progress
-
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("ETA"),
-        progress.TimeRemainingColumn(),
-        console=console,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,9 +13,37 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vimpac.config import clip_span
-from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.tokens import PAD_TOKEN
+
+
+class Videos(Protocol):
+    """What a `vimpac.data.store.TokenStore` offers, of which clips are taken."""
+
+    def num_frames(self, i: int) -> int:
+        """Number of frames of video `i`."""
+
+    def read(self, i: int, start: int, stop: int, variant: int = 0) -> np.ndarray:
+        """Tokens (stop - start, H, W) of a variant of video `i`."""
+
+
+class TokenArray:
+    """One video in memory, as `Videos`.
+
+    Args:
+        tokens: (variants, frames, H, W) ids.
+    """
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def num_frames(self, i: int) -> int:
+        """Number of its frames."""
+        return self.tokens.shape[1]
+
+    def read(self, i: int, start: int, stop: int, variant: int = 0) -> np.ndarray:
+        """Tokens (stop - start, H, W) of a variant."""
+        return self.tokens[variant, start:stop]
 
 
 class EvenClips(Dataset[Tensor]):
@@ -24,7 +53,7 @@ class EvenClips(Dataset[Tensor]):
     may share some: every view is there once. They are indexed by their number, video by video.
 
     Args:
-        store: The token store.
+        store: The token store, or another source of videos.
         videos: The store's numbers of the videos; a place is one of this sequence.
         frames: Frames T of a clip.
         stride: Stored frames from one frame of a clip to the next.
@@ -34,7 +63,7 @@ class EvenClips(Dataset[Tensor]):
 
     def __init__(
         self,
-        store: TokenStore,
+        store: Videos,
         videos: Sequence[int],
         *,
         frames: int,

@@ -168,7 +168,7 @@ def tokenize_videos(
         report(len(begun), "")
         results = outcomes(
             videos[len(begun) :],
-            functools.partial(_make_work, settings, None if workers else tokenizer),
+            functools.partial(make_work, settings, None if workers else tokenizer),
             workers=workers,
             timeout=timeout,
             tries=lambda name: writer.journal.tries[name],
@@ -196,7 +196,7 @@ def _other_video(held: Sequence[str], names: Sequence[str]) -> str | None:
     return None
 
 
-def _make_work(settings: TokenizeSettings, tokenizer: Tokenizer | None) -> Work:
+def make_work(settings: TokenizeSettings, tokenizer: Tokenizer | None) -> Work:
     """Work with this tokenizer, or, in a worker process, with a new one and one decoder thread."""
     made = settings.make_tokenizer() if tokenizer is None else tokenizer
     threads = 1 if tokenizer is None else 0

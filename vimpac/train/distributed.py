@@ -105,7 +105,7 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
         VimpacError: Not all of them came.
     """
     place = find_place()
-    chosen = _pick_device(device, place)
+    chosen = pick_device(device, place)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if place.size == 1 and not place.by_torchrun:
@@ -139,7 +139,16 @@ def lost_contact(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def _pick_device(device: str, place: Place) -> torch.device:
+def pick_device(device: str, place: Place) -> torch.device:
+    """The device of a process.
+
+    Args:
+        device: As in `join_world`.
+        place: Of the process.
+
+    Raises:
+        UsageError: There is no such device.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
