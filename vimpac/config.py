@@ -32,6 +32,9 @@ class ClipConfig:
 
     frames: int = setting(5, POSITIVE, "of a clip, T")
     frame_stride: int = setting(1, POSITIVE, "stored frames from one of a clip to the next")
+    fps: float | None = setting(
+        None, POSITIVE, "of a clip, from which the stride follows; null: as frame_stride says"
+    )
     variant: int | None = setting(
         None, NOT_NEGATIVE, "of the stored ones, to train on; null: drawn per sample"
     )
@@ -133,7 +136,9 @@ class BatchConfig(GroupedBatch):
 class OptimConfig:
     """AdamW with a linear warm-up and a linear decay to zero (Table 4)."""
 
-    lr: float = setting(1e-3, POSITIVE, "learning rate after the warm-up")
+    lr: float | None = setting(
+        1e-3, POSITIVE, "learning rate after the warm-up; null: the paper's for the model's width"
+    )
     betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE, "decay of the two moments")
     eps: float = setting(1e-8, NOT_NEGATIVE, "added to the root of the second moment")
     weight_decay: float = setting(0.05, NOT_NEGATIVE, "of Linear and token embedding weights")
@@ -170,6 +175,8 @@ class TestedRunConfig(RunConfig):
 class TrainConfig:
     """What every training has."""
 
+    lrs: ClassVar[tuple[float, float]]  # where optim.lr is null: of a base model, of a large one
+
     data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
     out: str = setting("", FOLDER, "directory of the run")
     seed: int = setting(0, SEED, "of initial weights, order, clips, masks and dropout")
@@ -184,6 +191,7 @@ class TrainConfig:
     activation_checkpointing: bool = setting(
         False, doc="keep a layer's input only, run it again in backward"
     )
+    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
@@ -200,6 +208,11 @@ class TrainConfig:
         problem = range_problem(self)
         if problem:
             raise UsageError(problem)
+        if self.clips.fps is not None and self.clips.frame_stride > 1:
+            raise UsageError(
+                f"clips.fps={self.clips.fps:g} and clips.frame_stride={self.clips.frame_stride}: "
+                "give one of them"
+            )
 
 
 @dataclasses.dataclass
@@ -207,6 +220,7 @@ class PretrainConfig(TrainConfig):
     """A pre-training run."""
 
     command: ClassVar[str] = "pretrain"
+    lrs: ClassVar[tuple[float, float]] = (1e-3, 3e-4)
 
     out: str = setting("runs/pretrain", FOLDER, "directory of the run")
     graph: bool = setting(
@@ -268,6 +282,7 @@ class FinetuneConfig(TrainConfig):
     """A classifier on a pre-trained encoder; the defaults are Table 4's for UCF101."""
 
     command: ClassVar[str] = "finetune"
+    lrs: ClassVar[tuple[float, float]] = (1e-4, 5e-5)
 
     out: str = setting("runs/finetune", FOLDER, "directory of the run")
     labels: str = setting(
@@ -279,7 +294,7 @@ class FinetuneConfig(TrainConfig):
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: OptimConfig = dataclasses.field(
         default_factory=lambda: OptimConfig(
-            lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01, epochs=50.0
+            lr=None, betas=(0.9, 0.999), weight_decay=0.01, epochs=50.0
         )
     )
     run: TestedRunConfig = dataclasses.field(default_factory=TestedRunConfig)

@@ -11,8 +11,10 @@ CONFIGS = Path(__file__).with_name("configs")
 
 
 def config_names(command: str) -> list[str]:
-    """Names of the configurations of a command."""
-    return sorted(file.stem for file in (CONFIGS / command).glob("*.yaml"))
+    """Names of the configurations of a command, such as `small` or `ucf101/analysis`."""
+    folder = CONFIGS / command
+    files = (file.relative_to(folder).with_suffix("") for file in folder.rglob("*.yaml"))
+    return sorted(file.as_posix() for file in files)
 
 
 def config_help(command: str) -> str:
@@ -26,7 +28,7 @@ def read_config(command: str, source: str) -> str:
 
     Args:
         command: For which it is to be.
-        source: One of `config_names(command)`, or a file.
+        source: One of `config_names(command)`, with or without `<command>/` before, or a file.
 
     Returns:
         YAML.
@@ -34,8 +36,8 @@ def read_config(command: str, source: str) -> str:
     Raises:
         UsageError: There is no such configuration, or it is no text.
     """
-    names = config_names(command)
-    file = CONFIGS / command / f"{source}.yaml" if source in names else local_path(source)
+    names, name = config_names(command), source.removeprefix(f"{command}/")
+    file = CONFIGS / command / f"{name}.yaml" if name in names else local_path(source)
     if not file.is_file():
         others = [path.name for path in CONFIGS.iterdir() if source in config_names(path.name)]
         reason = f"it belongs to `vimpac {others[0]}`" if others else "no such file"

@@ -114,10 +114,10 @@ def test_later_words_win_over_the_preset():
         ("colour=1", "unknown key 'colour' in colour=1; --show prints all keys"),
         ("model.grid=[1, 2, 3]", "unknown key 'model.grid'"),  # that of the data
         ("optim=1", "a section with the keys optim.lr, "),
-        ("optim.lr=fast", "optim.lr must be a number, not 'fast'"),
-        ("optim.lr=null", "optim.lr must be a number, not 'null'"),
+        ("optim.lr=fast", "optim.lr must be a number or null, not 'fast'"),
+        ("optim.eps=null", "optim.eps must be a number, not 'null'"),
         (f"optim.lr={10**400}", "optim.lr=inf must be finite"),
-        ("optim.lr=1:30", "optim.lr must be a number, not '1:30'"),  # 90 in YAML 1.1
+        ("optim.lr=1:30", "optim.lr must be a number or null, not '1:30'"),  # 90 in YAML 1.1
         ("optim.steps=1:30", "optim.steps must be a whole number or null, not '1:30'"),
         ("mask.noise=" + 3000 * "[", "mask.noise must be"),
         ("optim.steps=1.5", "optim.steps must be a whole number or null, not '1.5'"),

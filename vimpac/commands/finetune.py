@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 
 from vimpac.commands.run_arguments import add_run_arguments
@@ -22,11 +23,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: vimpac finetune runs/a/checkpoints/step-00012000 data=ucf labels=ucf.csv",
     )
     parser.add_argument(
-        "checkpoint", nargs="?", help="of `vimpac pretrain`, this or `vimpac convert`"
+        "checkpoint",
+        nargs="?",
+        help="of `vimpac pretrain`, this or `vimpac convert`; or the name of a network (small), to "
+        "train it from scratch",
     )
     parser.add_argument("--config", metavar="NAME|FILE", help=config_help("finetune"))
     parser.add_argument(
         "--linear-probe", action="store_true", help="train the classifier only, on frozen features"
+    )
+    parser.add_argument(
+        "--splits",
+        metavar="1,2,3",
+        help="train on each of these splits of labels=ucf101:DIR or hmdb51:DIR, into out/split-1 "
+        "and so on, and print the mean",
     )
     add_run_arguments(parser, "; labels= is a CSV file with the columns video,class,split")
 
@@ -42,11 +52,40 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.checkpoint is None:
         raise UsageError("the checkpoint is missing: name it before the settings")
+    runs = [config] if args.splits is None else _of_splits(config, args.splits)
+    if args.splits is not None and args.resume not in ("none", "auto"):
+        raise UsageError("--splits makes several runs: continue them with --resume auto")
     from vimpac.train.distributed import is_main_process
     from vimpac.train.finetune import finetune  # torch: seconds that --show need not wait
 
-    result = finetune(config, args.checkpoint, probe=args.linear_probe, resume=args.resume)
-    if is_main_process():
-        print(f"clips {result.clip_accuracy:.4f} videos {result.video_accuracy:.4f}")
-        print(result.checkpoint)
+    results = []
+    for run in runs:
+        result = finetune(run, args.checkpoint, probe=args.linear_probe, resume=args.resume)
+        results.append(result)
+        if is_main_process():
+            print(_line(result.clip_accuracy, result.video_accuracy))
+            print(result.checkpoint)
+    if args.splits is not None and is_main_process():
+        clips, videos = (
+            sum(getattr(result, name) for result in results) / len(results)
+            for name in ("clip_accuracy", "video_accuracy")
+        )
+        print(f"mean of {len(results)} splits: {_line(clips, videos)}")
     return 0
+
+
+def _of_splits(config: FinetuneConfig, text: str) -> list[FinetuneConfig]:
+    """The run of every split."""
+    splits = [word.strip() for word in text.split(",")]
+    if not all(split.isdecimal() for split in splits) or len({*splits}) < len(splits):
+        raise UsageError(f"--splits {text}: give numbers of splits, such as 1,2,3")
+    return [
+        dataclasses.replace(
+            config, labels=f"{config.labels}:{split}", out=f"{config.out}/split-{split}"
+        )
+        for split in splits
+    ]
+
+
+def _line(clips: float, videos: float) -> str:
+    return f"clips {clips:.4f} videos {videos:.4f}"

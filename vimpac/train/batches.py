@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vimpac.config import ClipConfig, PretrainConfig
+from vimpac.config import ClipConfig, PretrainConfig, TrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.store import DamagedVideo, TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
+
+Config = TypeVar("Config", bound=TrainConfig)
 
 
 def open_store(path: str, variant: int | None = None) -> TokenStore:
@@ -45,6 +48,25 @@ def open_store(path: str, variant: int | None = None) -> TokenStore:
     if (variant or 0) > last:
         raise UsageError(f"clips.variant={variant}: {path} has the variants 0 to {last}")
     return store
+
+
+def with_stride(config: Config, store: TokenStore) -> Config:
+    """A run's settings whose `clips.frame_stride` gives `clips.fps`, if that is set.
+
+    Raises:
+        UsageError: No stride does.
+    """
+    fps = config.clips.fps
+    if fps is None:
+        return config
+    stride = store.meta.fps / fps
+    if round(stride) < 1 or abs(stride - round(stride)) > 1e-3 * stride:
+        raise UsageError(
+            f"clips.fps={fps:g}: {store.path} has {store.meta.fps:g} frames per second, which it "
+            "does not divide: give another clips.fps, or tokenise again"
+        )
+    clips = dataclasses.replace(config.clips, frame_stride=round(stride))
+    return dataclasses.replace(config, clips=clips)
 
 
 def damaged_videos(store: TokenStore, clips: ClipConfig) -> list[int]:

@@ -41,6 +41,7 @@ from vimpac.errors import UsageError
 from vimpac.eval.evaluate import classify
 from vimpac.eval.over_views import over_views
 from vimpac.eval.probes import fit_linear
+from vimpac.model.config import PRESETS, preset
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
 from vimpac.settings import to_yaml
@@ -50,11 +51,13 @@ from vimpac.train.batches import (
     make_loader,
     open_store,
     padding_warning,
+    with_stride,
 )
 from vimpac.train.distributed import World, join_world
 from vimpac.train.finetune_step import METRICS, FinetuneStep
 from vimpac.train.log import RunLog
 from vimpac.train.loop import Loop
+from vimpac.train.optim import with_lr
 from vimpac.train.resume import check_tokenizer, choose_checkpoint
 from vimpac.train.run_folder import hold_folder
 
@@ -93,7 +96,8 @@ def finetune(
 
     Args:
         config: The run.
-        checkpoint: A model directory: of a pre-training, a classifier or `vimpac convert`.
+        checkpoint: A model directory: of a pre-training, a classifier or `vimpac convert`; or the
+            name of a network (`vimpac.model.config.PRESETS`), to train it from scratch.
         probe: Whether to leave the encoder as it is, in one process.
         resume: "none", "auto" (the newest checkpoint of the run, if any) or a checkpoint's
             directory, which then stands in the place of `checkpoint`.
@@ -136,11 +140,16 @@ def _train(
     quiet: bool,
 ) -> tuple[Path, dict[str, float]]:  # the checkpoint, and what the last evaluation found
     """All that holds the model, which must be gone when the process leaves the others."""
-    if path is None:
-        encoder, description = load_encoder(start)
-    else:  # the loop loads its weights
+    if path is not None:  # the loop loads its weights
         description = read_description(path)
         encoder = VideoTokenEncoder(description.config)
+    elif str(start) in PRESETS and not start.exists():  # from scratch
+        torch.manual_seed(config.seed)  # the same initial parameters on every rank
+        encoder = VideoTokenEncoder(preset(str(start)))
+        description = ModelDescription("vimpac", encoder.config)
+    else:
+        encoder, description = load_encoder(start)
+    config = with_lr(config, encoder.width)
     run = Finetuning(config, encoder, world)
     run.pretrained_on = description.data
     check_tokenizer(path or start, description.data, run.describe().data)
@@ -178,8 +187,9 @@ class Finetuning:
     metrics: Sequence[str] = METRICS
 
     def __init__(self, config: FinetuneConfig, encoder: VideoTokenEncoder, world: World) -> None:
-        self.config, self.world = config, world
         self.store = open_store(config.data, config.clips.variant)
+        self.config = config = with_stride(config, self.store)
+        self.world = world
         self.classes, self.splits = read_labels(config.labels, self.store)
         self._labelled = sum(len(split.videos) for split in self.splits.values())
         self.damaged = damaged_videos(self.store, config.clips)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from vimpac.config import OptimConfig
+from vimpac.config import OptimConfig, TrainConfig
+
+LARGE = 1024  # width of the paper's large model, whose learning rates are lower
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def with_lr(config: Config, width: int) -> Config:
+    """A run's settings with a learning rate: the given one, or Table 4's for a model's width."""
+    if config.optim.lr is not None:
+        return config
+    optim = dataclasses.replace(config.optim, lr=config.lrs[width >= LARGE])
+    return dataclasses.replace(config, optim=optim)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -45,6 +60,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     Returns:
         The optimiser.
     """
+    assert config.lr is not None  # see `with_lr`
     groups = parameter_groups(model, config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
@@ -60,6 +76,7 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
     Returns:
         The learning rate; never 0 for a step within the run.
     """
+    assert config.lr is not None
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup

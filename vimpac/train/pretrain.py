@@ -33,9 +33,11 @@ from vimpac.train.batches import (
     make_loader,
     open_store,
     padding_warning,
+    with_stride,
 )
 from vimpac.train.distributed import World, join_world
 from vimpac.train.loop import Loop, Result
+from vimpac.train.optim import with_lr
 from vimpac.train.pretrain_step import METRICS, PretrainStep, expected_ratio
 from vimpac.train.resume import choose_checkpoint
 
@@ -68,6 +70,7 @@ def pretrain(
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
         path = choose_checkpoint(resume, Path(config.out), world)
+        config = with_lr(config, config.model.width)
         return Loop(Pretraining(config, store, world), config, world, path).run(stop, quiet)
 
 
@@ -84,6 +87,7 @@ class Pretraining:
     evaluate_every = 0
 
     def __init__(self, config: PretrainConfig, store: TokenStore, world: World) -> None:
+        config = with_stride(config, store)
         self.config, self.store, self.world = config, store, world
         self.grid = (config.clips.frames, store.meta.height, store.meta.width)
         torch.manual_seed(config.seed)  # the same initial parameters on every rank
