@@ -137,7 +137,9 @@ def probe(checkpoint: Path, videos: Path, out: Path) -> dict[str, float]:
         words = [f"data={videos / 'store'}", f"labels={videos / attribute}.csv"]
         words += [f"out={out / attribute}", f"clips.frames={T}", "test_clips=2"]
         config = load_config(FinetuneConfig, None, [*words, "precision=fp32", "device=cpu"])
-        accuracies[attribute] = finetune(config, checkpoint, probe=True, quiet=True).video_accuracy
+        accuracies[attribute] = finetune(
+            config, checkpoint, probe="linear", quiet=True
+        ).video_accuracy
     return accuracies
 
 

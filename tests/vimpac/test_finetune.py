@@ -96,7 +96,7 @@ def _config(store: Path, labels: Path, out: Path, *more: str) -> FinetuneConfig:
 
 def test_probe_separates_classes_and_leaves_the_encoder(store, checkpoint, labels, tmp_path):
     config = _config(store, labels, tmp_path / "run")
-    result = finetune(config, checkpoint, probe=True, quiet=True)
+    result = finetune(config, checkpoint, probe="linear", quiet=True)
     assert (result.clip_accuracy, result.video_accuracy) == (1.0, 1.0)
     saved = load_file(result.checkpoint / "model.safetensors")
     before, _ = load_encoder(checkpoint)
@@ -163,7 +163,7 @@ def test_classifier_is_rebuilt_from_its_own_files(store, labels, tmp_path):
     assert torch.equal(model(clips), expected(clips))
     assert classes == ["high", "low, even"]
     again = _config(store, labels, tmp_path / "again")
-    assert finetune(again, saved, probe=True, quiet=True).video_accuracy == 1.0
+    assert finetune(again, saved, probe="linear", quiet=True).video_accuracy == 1.0
     with pytest.raises(UsageError, match="model holds no classifier"):
         load_classifier(tmp_path / "model")
 
@@ -276,7 +276,7 @@ def test_features_have_the_precision_and_the_padding_of_the_settings(store, labe
 def test_command_probes_a_model_directory(store, labels, tmp_path, capsys):
     save_model(Vimpac.from_preset("tiny", grid=(2, 4, 4)), tmp_path / "model")
     words = [*SETTINGS, f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}"]
-    assert cli.main(["finetune", str(tmp_path / "model"), "--linear-probe", *words]) == 0
+    assert cli.main(["finetune", str(tmp_path / "model"), "--probe", "linear", *words]) == 0
     accuracy, folder = capsys.readouterr().out.splitlines()
     assert accuracy == "clips 1.0000 videos 1.0000"
     assert (Path(folder) / "model.safetensors").is_file()
@@ -363,9 +363,9 @@ def test_absent_and_damaged_checkpoints_are_named(store, checkpoint, labels, tmp
 
 def test_second_run_in_the_same_place_is_refused(store, checkpoint, labels, tmp_path, capsys):
     config = _config(store, labels, tmp_path / "run")
-    finetune(config, checkpoint, probe=True, quiet=True)
+    finetune(config, checkpoint, probe="linear", quiet=True)
     words = [f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}", *SETTINGS]
-    assert cli.main(["finetune", str(checkpoint), "--linear-probe", *words]) == 2
+    assert cli.main(["finetune", str(checkpoint), "--probe", "linear", *words]) == 2
     assert "has a checkpoint already: give another out=" in capsys.readouterr().err
 
 

@@ -263,8 +263,8 @@ def test_state_of_another_run_or_of_none_is_refused(folder, whole_run, tmp_path,
 
 
 def test_probe_cannot_be_resumed(folder, tmp_path):
-    result = finetune(_config(folder, tmp_path), folder / "model", probe=True, quiet=True)
+    result = finetune(_config(folder, tmp_path), folder / "model", probe="linear", quiet=True)
     with pytest.raises(UsageError, match="fitted at once, in one process, without --resume"):
-        finetune(_config(folder, tmp_path), folder / "model", probe=True, resume="auto")
+        finetune(_config(folder, tmp_path), folder / "model", probe="linear", resume="auto")
     with pytest.raises(UsageError, match=f"{result.checkpoint} holds a model but no run"):
         finetune(_config(folder, tmp_path), folder / "model", resume="auto")

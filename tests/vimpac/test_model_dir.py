@@ -36,7 +36,7 @@ def test_classifier_is_saved_with_its_classes(tmp_path):
     for classes in (None, ["a", "b"], "abc"):
         with pytest.raises(ValueError, match="classes must be the names of 3 classes"):
             save_model(model, tmp_path / "model", classes=classes)
-    with pytest.raises(TypeError, match="must be a Vimpac or a VideoClassifier, got Linear"):
+    with pytest.raises(TypeError, match="must be a Vimpac or a classifier, got Linear"):
         save_model(nn.Linear(2, 2), tmp_path / "model")
     assert not (tmp_path / "model").exists()
     save_model(model, tmp_path / "model", classes=["a", "b", "c"])

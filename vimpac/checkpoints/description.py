@@ -1,6 +1,7 @@
 """What `model.json` says of a model: its kind, its settings and the data it was trained on.
 
-{"format": 4, "kind": "vimpac" | "classifier", "config": ModelConfig,
+{"format": 4, "kind": "vimpac" | "classifier" | "attentive_classifier",
+ "config": ModelConfig,
  "loss": LossConfig | null, "classes": [name, ...] | null, "data": DataFacts | null}
 """
 
@@ -16,6 +17,7 @@ from torch import nn
 from vimpac.checkpoints import version_01
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
+from vimpac.model.attentive import AttentiveClassifier
 from vimpac.model.config import LossConfig, ModelConfig
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
@@ -23,7 +25,8 @@ from vimpac.model.pretraining import Vimpac
 
 # 2 and 3 are read, too. Their data has no variants, and in 2 "pre" is what is "pre_textbook" now.
 FORMAT = 4
-KINDS = ("vimpac", "classifier")
+CLASSIFIERS = {"classifier": VideoClassifier, "attentive_classifier": AttentiveClassifier}
+KINDS = ("vimpac", *CLASSIFIERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +95,18 @@ class ModelDescription:
         """The model, with fresh weights, on the current default device."""
         if self.kind == "vimpac":
             return Vimpac(self.config, self.loss or LossConfig(alpha=0))
-        return VideoClassifier(VideoTokenEncoder(self.config), len(self.classes or ()))
+        classifier = CLASSIFIERS[self.kind]
+        return classifier(VideoTokenEncoder(self.config), len(self.classes or ()))
 
     @classmethod
     def of(cls, model: nn.Module, **more: Any) -> ModelDescription:
-        """Describes a `Vimpac` or, with `classes`, a `VideoClassifier`."""
+        """Describes a `Vimpac` or, with `classes`, one of `CLASSIFIERS`."""
         if isinstance(model, Vimpac):
             return cls("vimpac", model.config, model.loss_config, **more)
-        assert isinstance(model, VideoClassifier)
+        assert isinstance(model, VideoClassifier | AttentiveClassifier)
+        (kind,) = (kind for kind, other in CLASSIFIERS.items() if isinstance(model, other))
         config = dataclasses.replace(model.encoder.config, grid=model.encoder.grid)
-        return cls("classifier", config, **more)
+        return cls(kind, config, **more)
 
     def to_json(self) -> str:
         """The text of `model.json`."""

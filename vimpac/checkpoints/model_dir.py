@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from vimpac.checkpoints import version_01
 from vimpac.checkpoints.checksums import check_file, damaged, write_checksums
-from vimpac.checkpoints.description import DataFacts, ModelDescription
+from vimpac.checkpoints.description import CLASSIFIERS, DataFacts, ModelDescription
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
+from vimpac.model.attentive import AttentiveClassifier
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
 from vimpac.model.pretraining import Vimpac
 from vimpac.paths import local_path
+
+Classifier = VideoClassifier | AttentiveClassifier
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -87,7 +90,7 @@ def read_description(folder: Path) -> ModelDescription:
 
 
 def save_model(
-    model: Vimpac | VideoClassifier,
+    model: Vimpac | Classifier,
     folder: str | Path,
     *,
     classes: list[str] | None = None,
@@ -107,9 +110,9 @@ def save_model(
         UsageError: If `folder` exists.
     """
     folder = local_path(folder)
-    if not isinstance(model, Vimpac | VideoClassifier):
-        raise TypeError(f"model must be a Vimpac or a VideoClassifier, got {type(model).__name__}")
-    outputs = model.classifier.out_features if isinstance(model, VideoClassifier) else 0
+    if not isinstance(model, Vimpac | Classifier):
+        raise TypeError(f"model must be a Vimpac or a classifier, got {type(model).__name__}")
+    outputs = 0 if isinstance(model, Vimpac) else model.classifier.out_features
     if len([] if classes is None else [*classes]) != outputs or isinstance(classes, str):
         raise ValueError(f"classes must be the names of {outputs} classes, got {classes!r}")
     if folder.exists():
@@ -144,7 +147,7 @@ def load_model(folder: str | Path) -> Vimpac:
     return model
 
 
-def load_classifier(folder: str | Path) -> tuple[VideoClassifier, list[str]]:
+def load_classifier(folder: str | Path) -> tuple[Classifier, list[str]]:
     """Reads a classifier, from a checkpoint of `vimpac finetune`.
 
     Args:
@@ -158,10 +161,10 @@ def load_classifier(folder: str | Path) -> tuple[VideoClassifier, list[str]]:
         VimpacError: A file is damaged, or does not fit the other.
     """
     description, tensors = read_model(folder)
-    if description.kind != "classifier":
+    if description.kind not in CLASSIFIERS:
         raise UsageError(f"{folder} holds no classifier: train one with `vimpac finetune`")
     model = _filled(Path(folder), description, tensors)
-    assert isinstance(model, VideoClassifier)
+    assert isinstance(model, Classifier)
     return model.eval(), description.classes or []
 
 
@@ -172,7 +175,7 @@ def load_encoder(folder: str | Path) -> tuple[VideoTokenEncoder, ModelDescriptio
         folder: The directory.
 
     Returns:
-        The encoder, on the CPU, and what the directory says of it.
+        The encoder, on the CPU, in training mode, and what the directory says of it.
 
     Raises:
         UsageError: The directory is no model directory.
@@ -180,8 +183,8 @@ def load_encoder(folder: str | Path) -> tuple[VideoTokenEncoder, ModelDescriptio
     """
     description, tensors = read_model(folder)
     model = _filled(Path(folder), description, tensors)
-    assert isinstance(model, Vimpac | VideoClassifier)
-    return model.encoder, description
+    assert isinstance(model, Vimpac | Classifier)
+    return model.encoder.train().requires_grad_(), description  # whatever it was frozen for
 
 
 def _filled(folder: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> nn.Module:
@@ -192,4 +195,6 @@ def _filled(folder: Path, description: ModelDescription, tensors: dict[str, Tens
         model.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(folder, error) from None
+    if isinstance(model, AttentiveClassifier):
+        return model  # whose encoder stays frozen
     return model.requires_grad_()

@@ -30,7 +30,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--config", metavar="NAME|FILE", help=config_help("finetune"))
     parser.add_argument(
-        "--linear-probe", action="store_true", help="train the classifier only, on frozen features"
+        "--probe",
+        default="none",
+        choices=("none", "linear", "attentive"),
+        help="leave the encoder as it is: fit a linear classifier to its features, or train a "
+        "cross-attention over all its tokens",
     )
     parser.add_argument(
         "--splits",
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     results = []
     for run in runs:
-        result = finetune(run, args.checkpoint, probe=args.linear_probe, resume=args.resume)
+        result = finetune(run, args.checkpoint, probe=args.probe, resume=args.resume)
         results.append(result)
         if is_main_process():
             print(_line(result.clip_accuracy, result.video_accuracy))

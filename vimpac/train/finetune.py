@@ -1,11 +1,12 @@
 """Trains a classifier of videos on a pre-trained encoder, or on its frozen features.
 
     vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv out=runs/ucf
-    vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv --linear-probe
+    vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv --probe linear
     torchrun --nproc-per-node 8 -m vimpac finetune runs/... data=ucf labels=ucf.csv --resume auto
 
-Fine-tuning draws a clip per video and step. A linear probe encodes `test_clips` clips of every
-training video once and fits a logistic regression to their [CLS]. Either is tested on `test_clips`
+Fine-tuning draws a clip per video and step, as does an attentive probe, which leaves the encoder
+as it is. A linear probe encodes `test_clips` clips of every
+training video once and fits a logistic regression to their [CLS]. All are tested on `test_clips`
 evenly spaced clips of the `test_crops` of a video, whose probabilities are averaged.
 `vimpac.load_classifier` reads the result, which can itself be fine-tuned.
 """
@@ -16,10 +17,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vimpac.checkpoints.description import CLASSIFIERS
 from vimpac.checkpoints.model_dir import (
     DataFacts,
     ModelDescription,
@@ -43,7 +46,6 @@ from vimpac.eval.over_views import over_views
 from vimpac.eval.probes import fit_linear
 from vimpac.model.config import PRESETS, preset
 from vimpac.model.encoder import VideoTokenEncoder
-from vimpac.model.heads import VideoClassifier
 from vimpac.settings import to_yaml
 from vimpac.train.batches import (
     damage_warning,
@@ -61,6 +63,8 @@ from vimpac.train.optim import with_lr
 from vimpac.train.resume import check_tokenizer, choose_checkpoint
 from vimpac.train.run_folder import hold_folder
 
+Probe = Literal["none", "linear", "attentive"]
+ATTENTIVE_LR = 1e-3  # of so few parameters, from random ones; V-JEPA's
 KINDS = ("clip", "video", "top5", "class")  # of accuracies, in the log
 
 
@@ -87,7 +91,7 @@ def finetune(
     config: FinetuneConfig,
     checkpoint: str | Path,
     *,
-    probe: bool = False,
+    probe: Probe = "none",
     resume: str = "none",
     stop: Callable[[], bool] = lambda: False,
     quiet: bool = False,
@@ -98,7 +102,9 @@ def finetune(
         config: The run.
         checkpoint: A model directory: of a pre-training, a classifier or `vimpac convert`; or the
             name of a network (`vimpac.model.config.PRESETS`), to train it from scratch.
-        probe: Whether to leave the encoder as it is, in one process.
+        probe: "none" trains everything. The others leave the encoder as it is: "linear" fits a
+            logistic regression to [CLS], in one process; "attentive" trains an
+            `AttentiveClassifier`, whose learning rate is 1e-3 unless it is given.
         resume: "none", "auto" (the newest checkpoint of the run, if any) or a checkpoint's
             directory, which then stands in the place of `checkpoint`.
         stop: Asked after every step; true ends the run early, with a checkpoint and untested.
@@ -115,7 +121,7 @@ def finetune(
     config.check()
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
-        if probe:
+        if probe == "linear":
             _check_probe(config, world, resume)
         path = choose_checkpoint(resume, Path(config.out), world)
         saved, found = _train(config, path, Path(checkpoint), world, probe, stop, quiet)
@@ -125,7 +131,7 @@ def finetune(
 
 def _check_probe(config: FinetuneConfig, world: World, resume: str) -> None:
     if world.size > 1 or resume != "none":
-        raise UsageError("--linear-probe is fitted at once, in one process, without --resume")
+        raise UsageError("--probe linear is fitted at once, in one process, without --resume")
     if list_checkpoints(Path(config.out) / "checkpoints"):
         raise UsageError(f"{config.out} has a checkpoint already: give another out=")
 
@@ -135,7 +141,7 @@ def _train(
     path: Path | None,  # to continue from
     start: Path,
     world: World,
-    probe: bool,
+    probe: Probe,
     stop: Callable[[], bool],
     quiet: bool,
 ) -> tuple[Path, dict[str, float]]:  # the checkpoint, and what the last evaluation found
@@ -149,11 +155,14 @@ def _train(
         description = ModelDescription("vimpac", encoder.config)
     else:
         encoder, description = load_encoder(start)
+    if probe == "attentive" and config.optim.lr is None:
+        optim = dataclasses.replace(config.optim, lr=ATTENTIVE_LR)
+        config = dataclasses.replace(config, optim=optim)
     config = with_lr(config, encoder.width)
-    run = Finetuning(config, encoder, world)
+    run = Finetuning(config, encoder, world, attentive=probe == "attentive")
     run.pretrained_on = description.data
     check_tokenizer(path or start, description.data, run.describe().data)
-    if probe:
+    if probe == "linear":
         return _fit_probe(run, quiet)
     result = Loop(run, config, world, path).run(stop, quiet)
     return result.checkpoint, result.record
@@ -179,6 +188,7 @@ class Finetuning:
         config: The run.
         encoder: Where it starts from; its positions are interpolated to the clips' grid.
         world: The processes.
+        attentive: Whether the encoder is frozen, and an attentive probe reads it.
 
     Raises:
         UsageError: The store or the labels do not fit the settings.
@@ -186,7 +196,14 @@ class Finetuning:
 
     metrics: Sequence[str] = METRICS
 
-    def __init__(self, config: FinetuneConfig, encoder: VideoTokenEncoder, world: World) -> None:
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        encoder: VideoTokenEncoder,
+        world: World,
+        *,
+        attentive: bool = False,
+    ) -> None:
         self.store = open_store(config.data, config.clips.variant)
         self.config = config = with_stride(config, self.store)
         self.world = world
@@ -203,7 +220,9 @@ class Finetuning:
         meta = self.store.meta
         self.grid = (config.clips.frames, meta.height, meta.width)
         encoder.positions.resize_(self.grid, None)
-        self.model = VideoClassifier(encoder, len(self.classes)).to(world.device)
+        self.kind = "attentive_classifier" if attentive else "classifier"
+        torch.manual_seed(config.seed)  # the same initial parameters on every rank
+        self.model = CLASSIFIERS[self.kind](encoder, len(self.classes)).to(world.device)
         train = self.splits["train"]
         self.sampler = ResumableSampler(
             len(train.videos),
@@ -233,8 +252,10 @@ class Finetuning:
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
         """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
         description = checkpoint.description
-        if description.kind != "classifier":
+        if description.kind == "vimpac":
             raise ValueError("it is of a pre-training, which finetune starts from without --resume")
+        if description.kind != self.kind:
+            raise ValueError(f"its kind is {description.kind}: give the --probe of its run")
         if description.classes != self.classes:
             raise ValueError(f"its classes are {description.classes}, not {self.classes}")
         positions = self.model.encoder.positions

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vimpac.checkpoints.model_dir import Classifier
 from vimpac.config import FinetuneConfig
-from vimpac.model.heads import VideoClassifier
 from vimpac.train.distributed import World
 from vimpac.train.dropout_seeds import DropoutSeeds
 from vimpac.train.parallel import averaging, parallelise
@@ -30,7 +30,7 @@ class FinetuneStep:
     groups = 1
 
     def __init__(
-        self, model: VideoClassifier, config: FinetuneConfig, world: World, *, has_padding: bool
+        self, model: Classifier, config: FinetuneConfig, world: World, *, has_padding: bool
     ) -> None:
         self.model, self.config, self.world = model, config, world
         self.group_part, self.micro = config.batch.on_rank(world.size)
