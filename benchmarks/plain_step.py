@@ -32,13 +32,17 @@ class PlainModel(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """(2B, T, H, W) masked ids and labels, -100 where not masked -> the loss."""
-        encoder = self.model.encoder
+        x = self.encode(tokens)
+        return self.token_loss(x[:, 1:], labels) + self.contrastive_loss(x[:, 0])
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, T, H, W) ids -> (B, 1 + T*H*W, D), [CLS] first."""
         x = self.embed(tokens)
-        for layer in encoder.layers:
+        for layer in self.model.encoder.layers:
             for block in layer.attention:
                 x = self.add_norm(block.norm, x, self.attend(block, x))
             x = self.add_norm(layer.mlp.norm, x, self.feed_forward(layer.mlp, x))
-        return self.token_loss(x[:, 1:], labels) + self.contrastive_loss(x[:, 0])
+        return x
 
     def dropout(self, x: Tensor) -> Tensor:
         """Drops elements while training."""

@@ -133,10 +133,15 @@ class ReleasedModel(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """(2B, T, H, W) masked ids and labels, -100 where not masked -> the loss."""
+        cls, x = self.encode(tokens)
+        return self.token_loss(x, labels) + self.contrastive_loss(cls)
+
+    def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, H, W) ids -> [CLS] (B, D) and x (B, T, H, W, D)."""
         cls, x = self.embed(tokens)
         for block in self.blocks:
             cls, x = block(cls, x)
-        return self.token_loss(x, labels) + self.contrastive_loss(cls)
+        return cls, x
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(2B, T, H, W) ids -> [CLS] (2B, D) and x (2B, T, H, W, D)."""
