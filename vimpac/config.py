@@ -10,8 +10,10 @@ import dataclasses
 import math
 from typing import ClassVar, Literal
 
+from vimpac.data.annotations.datasets import DATASETS, parse_source
 from vimpac.errors import UsageError
 from vimpac.model.config import LossConfig, ModelConfig, preset
+from vimpac.paths import is_url
 from vimpac.settings import (
     BELOW_ONE,
     BOXES,
@@ -21,8 +23,22 @@ from vimpac.settings import (
     POSITIVE,
     SEED,
     SHARE,
+    Range,
     range_problem,
     setting,
+)
+
+
+def _are_labels(text: str) -> bool:
+    source = parse_source(text)
+    return not any(is_url(path) for path in (source.paths if source else [text]))
+
+
+LABELS = Range(
+    f"be a CSV file on this machine (video,class,split), {', '.join(DATASETS)}:DIRECTORY[:SPLIT] "
+    "or list:TRAIN,TEST[,CLASSES], no URL",
+    _are_labels,
+    str,
 )
 
 
@@ -285,9 +301,7 @@ class FinetuneConfig(TrainConfig):
     lrs: ClassVar[tuple[float, float]] = (1e-4, 5e-5)
 
     out: str = setting("runs/finetune", FOLDER, "directory of the run")
-    labels: str = setting(
-        "", PATH, "a CSV file with the columns video, class, split (train, val, test)"
-    )
+    labels: str = setting("", LABELS, "the class and the split of every video: see `vimpac labels`")
     test_clips: int = setting(10, POSITIVE, "evenly spaced, of every video and crop")
     test_crops: str = setting("all", doc="all (unflipped, at scale 1), center, or variants by name")
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)

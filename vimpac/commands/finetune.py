@@ -42,7 +42,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="train on each of these splits of labels=ucf101:DIR or hmdb51:DIR, into out/split-1 "
         "and so on, and print the mean",
     )
-    add_run_arguments(parser, "; labels= is a CSV file with the columns video,class,split")
+    add_run_arguments(
+        parser, "; labels= is a CSV file with the columns video,class,split or ucf101:DIRECTORY:1"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,21 +1,17 @@
-"""The classes of the videos of a store: a CSV file with the columns video, class and split."""
+"""The classes of the videos of a store: by a CSV file, or by the annotations of a data set."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Container, Iterable
 
+from vimpac.data.annotations.datasets import looks_like, parse_source, read_source
+from vimpac.data.annotations.rows import SPLITS, Annotations, Row
+from vimpac.data.annotations.table import COLUMNS, read_table
+from vimpac.data.match_names import match_names
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.paths import local_path
-
-COLUMNS, SPLITS = ("video", "class", "split"), ("train", "val", "test")
-_QUOTE = "is a quote there that is not closed?"
-_OTHER_NAMES = {"validation": "val"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,50 +27,44 @@ class Split:
         return Split([self.videos[i] for i in chosen], [self.classes[i] for i in chosen])
 
 
-class _Line(NamedTuple):
-    number: int
-    label: str
-    split: str
-
-
 def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Split]]:
     """Reads the classes of the videos of a store.
 
     Args:
-        path: The file; lines of videos that are not in the store are passed over.
-        store: The videos; those without a line, or whose split has another name than `SPLITS`,
-            are in no split.
+        path: A CSV file, or a data set and its annotations, such as ucf101:DIRECTORY:1; videos
+            that are not in the store are passed over.
+        store: The videos; those that the labels do not name, or whose split has another name than
+            `SPLITS`, are in no split.
 
     Returns:
-        The names of the classes, sorted, and the videos of train, of test and, if there are any,
-        of val.
+        The names of the classes, all in their own order if they have one, otherwise those of the
+        store sorted; and the videos of train, of test and, if there are any, of val.
 
     Raises:
-        UsageError: There is no such file, it is no such table, says two things of a video, or a
-            class or a split has too few.
+        UsageError: There are no such labels, they say two things of a video, or a class or a split
+            has too few videos.
     """
-    numbers = {store.name(i): i for i in range(len(store))}
-    lines = _read(path, numbers)
+    names = [store.name(i) for i in range(len(store))]
+    annotations = _read(path, {*names})
+    rows = match_names(names, annotations.rows, path)
+    trained = {row.class_name for row in rows.values() if row.split == "train"}
+    classes = annotations.classes or sorted(trained)
+    numbers = {name: number for number, name in enumerate(classes)}
     splits = {split: Split([], []) for split in SPLITS}
-    classes = sorted({line.label for line in lines.values() if line.split == "train"})
-    for name, line in sorted(lines.items(), key=lambda item: numbers[item[0]]):
-        if line.split not in SPLITS:
+    for video, row in rows.items():
+        if row.split not in SPLITS:
             continue
-        if not line.label:
-            raise UsageError(f"{path}, line {line.number}: '{name}' has no class")
-        if line.label not in classes:
+        if not row.class_name:
+            raise UsageError(f"{row.where}: '{row.video}' has no class")
+        if row.class_name not in trained:
             raise UsageError(
-                f"{path}, line {line.number}: class '{line.label}' of '{name}' is in no training "
-                "video"
+                f"{row.where}: class '{row.class_name}' of '{row.video}' is in no training video"
             )
-        splits[line.split].videos.append(numbers[name])
-        splits[line.split].classes.append(classes.index(line.label))
+        splits[row.split].videos.append(video)
+        splits[row.split].classes.append(numbers[row.class_name])
     for split in ("train", "test"):
         if not splits[split].videos:
-            others = ", ".join(sorted({f"'{line.split}'" for line in lines.values()}))
-            raise UsageError(
-                f"{path}: no video of {store.path} has the split '{split}', only {others}"
-            )
+            raise _without_split(path, store, split, rows.values())
     return classes, {name: split for name, split in splits.items() if split.videos}
 
 
@@ -91,101 +81,44 @@ def read_split(path: str, store: TokenStore, split: str, classes: list[str]) -> 
         The videos, and their classes by their places in `classes`.
 
     Raises:
-        UsageError: The table is wrong, has no such video, or a class that is not in `classes`.
+        UsageError: There are no such labels, they have no such video, or one whose class is not
+            in `classes`.
     """
-    numbers = {store.name(i): i for i in range(len(store))}
-    places = {name: place for place, name in enumerate(classes)}
-    lines = _read(path, numbers)
+    names = [store.name(i) for i in range(len(store))]
+    rows = match_names(names, _read(path, {*names}).rows, path)
+    numbers = {name: number for number, name in enumerate(classes)}
     found = Split([], [])
-    for name, line in sorted(lines.items(), key=lambda item: numbers[item[0]]):
-        if line.split != split:
+    for video, row in rows.items():
+        if row.split != split:
             continue
-        if line.label not in places:
+        if row.class_name not in numbers:
+            some = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             raise UsageError(
-                f"{path}, line {line.number}: the classifier does not know the class "
-                f"'{line.label}' of '{name}', only {', '.join(classes[:5])}"
-                + (", ..." if len(classes) > 5 else "")
+                f"{row.where}: the classifier does not know the class '{row.class_name}' of "
+                f"'{row.video}', only {some}"
             )
-        found.videos.append(numbers[name])
-        found.classes.append(places[line.label])
+        found.videos.append(video)
+        found.classes.append(numbers[row.class_name])
     if not found.videos:
-        others = ", ".join(sorted({f"'{line.split}'" for line in lines.values()}))
-        raise UsageError(f"{path}: no video of {store.path} has the split '{split}', only {others}")
+        raise _without_split(path, store, split, rows.values())
     return found
 
 
-def _read(path: str, names: dict[str, int]) -> dict[str, _Line]:
-    """The line of every video of the store that has one."""
-    text, first = _text(path), ""
-    lines: dict[str, _Line] = {}
-    for number, (name, label, split) in _rows(path, text, names):
-        first = first or name
-        if name not in names:
-            continue
-        line = _Line(number, label, _OTHER_NAMES.get(split.lower(), split.lower()))
-        other = lines.setdefault(name, line)
-        if other[1:] != line[1:]:
-            raise UsageError(
-                f"{path}, line {number}: '{name}' is of {line.split} and class '{label}', in line "
-                f"{other.number} of {other.split} and class '{other.label}'"
-            )
-    if not lines:
-        held = next(iter(names), "")
-        raise UsageError(
-            f"{path} names no video of the store: it has '{first}', the store '{held}'"
-        )
-    return lines
+def _without_split(path: str, store: TokenStore, split: str, rows: Iterable[Row]) -> UsageError:
+    others = ", ".join(sorted({f"'{row.split}'" for row in rows}))
+    return UsageError(f"{path}: no video of {store.path} has the split '{split}', only {others}")
 
 
-def _text(path: str) -> str:
-    columns = ",".join(COLUMNS)
+def _read(path: str, names: Container[str]) -> Annotations:
+    source = parse_source(path)
+    if source:
+        return read_source(source)
+    usage = f"a CSV file with the columns {','.join(COLUMNS)}, or a data set: ucf101:DIRECTORY:1"
     if not path:
-        raise UsageError(f"labels= is missing: give a CSV file with the columns {columns}")
-    file: Path = local_path(path)
+        raise UsageError(f"labels= is missing: give {usage}")
+    file = local_path(path)
     if not file.is_file():
-        raise UsageError(f"labels={path}: no such file; its columns are {columns}")
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # Excel begins it with a mark
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8: save it as 'CSV UTF-8' ({error})") from None
-    if "\0" in text:
-        raise UsageError(f"{path} holds NUL bytes: save it as 'CSV UTF-8'")
-    return text
-
-
-def _rows(path: str, text: str, names: dict[str, int]) -> Iterator[tuple[int, list[str]]]:
-    """(number of the line, fields in the order of `COLUMNS`) of every line but the first."""
-    header, delimiter = _header(path, text)
-    places = [header.index(column) for column in COLUMNS]
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    end = 0
-    try:
-        for fields in reader:
-            begin, end = end + 1, reader.line_num
-            if begin == 1 or not any(field.strip() for field in fields):
-                continue
-            if len(fields) != len(header):
-                raise UsageError(
-                    f"{path}, line {begin}: {len(fields)} fields, not {len(header)}; a field with "
-                    f"'{delimiter}' in it needs quotes"
-                )
-            row = [fields[place] for place in places]
-            row = [field if field in names else field.strip() for field in row]
-            if any("\n" in field and field not in names for field in row):
-                raise UsageError(f"{path}, line {begin}: {_QUOTE} (a field goes on to line {end})")
-            yield begin, row
-    except csv.Error as error:
-        raise UsageError(f"{path}, line {end + 1}: {_QUOTE} ({error})") from None
-
-
-def _header(path: str, text: str) -> tuple[list[str], str]:
-    """The columns' names, and what separates them: as Excel has it, it depends on the country."""
-    line = text.partition("\n")[:1]
-    for delimiter in ",;\t":
-        header = [name.strip().lower() for name in next(csv.reader(line, delimiter=delimiter))]
-        if set(COLUMNS) <= set(header):
-            twice = [name for name in COLUMNS if header.count(name) > 1]
-            if twice:
-                raise UsageError(f"{path} has two columns '{twice[0]}'")
-            return header, delimiter
-    raise UsageError(f"{path} must begin with the line {','.join(COLUMNS)}")
+        dataset = looks_like(file)
+        hint = f"labels={dataset}:{path}" if dataset else usage
+        raise UsageError(f"labels={path}: no such file; give {hint}")
+    return read_table(file, names)

@@ -1,0 +1,1 @@
+"""The classes and splits of videos, as data sets and users write them down."""
