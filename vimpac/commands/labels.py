@@ -15,12 +15,13 @@ from vimpac.data.annotations.datasets import (
     note_on_counts,
     read_source,
 )
-from vimpac.data.annotations.rows import SPLITS, Annotations
+from vimpac.data.annotations.rows import SPLITS, Annotations, Row
+from vimpac.data.annotations.table import write_table
+from vimpac.data.match_names import distinct, match_names
 from vimpac.errors import UsageError
 from vimpac.paths import local_path, on_one_line
 
 if TYPE_CHECKING:
-    from vimpac.data.annotations.rows import Row
     from vimpac.data.store import TokenStore
 
 
@@ -47,16 +48,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from vimpac.data.annotations.table import write_table
-    from vimpac.data.match_names import distinct, match_names
-
     if args.out.exists():
         raise UsageError(f"{args.out} exists already: remove it or name another one")
     annotations = read_source(Source(args.dataset, args.annotations, args.split))
     rows, classes = distinct(annotations.rows), annotations.classes or []
     lines = []
     if args.data:
-        from vimpac.data.store import TokenStore
+        from vimpac.data.store import TokenStore  # numpy, which --help need not wait for
 
         store = TokenStore(args.data)
         names = [store.name(i) for i in range(len(store))]

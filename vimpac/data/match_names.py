@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePosixPath
 
 from vimpac.data.annotations.rows import Row
 from vimpac.data.sources import SUFFIXES
@@ -78,8 +78,8 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 def _without_suffix(name: str) -> str:
     """A name without the suffix of a video file: not of clip.2019."""
-    suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name
+    stem, suffix = posixpath.splitext(name)
+    return stem if suffix.lower() in SUFFIXES else name
 
 
 def _last(name: str) -> str:

@@ -47,7 +47,8 @@ def read_lists(where: str) -> Annotations:
 
 def is_list(file: Path) -> bool:
     """Whether the first line of a file is one of a list."""
-    return any(_parse(line) is not None for _, line in [*read_lines(file)][:1])
+    _, line = next(read_lines(file), ("", ""))
+    return _parse(line) is not None
 
 
 def _read(file: Path) -> list[tuple[Path, str, str, int]]:
