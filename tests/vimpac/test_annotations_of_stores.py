@@ -83,6 +83,7 @@ def test_names_without_overlap_are_shown(make_store, tmp_path):
         (["v1.0", "v1.1"], ["v1.0,x,train", "v1.1,x,test"], [0, 1]),
         (["v1.0.mp4", "v1.1.mp4"], ["v1.0,x,train", "v1.1,x,test"], [0, 1]),
         (["1.mp4", "2.mp4"], ["a/1.mp4,x,train", "b/1,x,train", "2,x,test"], [0, 1]),
+        (["c/1.mp4", "2", "3"], ["a/1.mp4,y,train", "2,x,train", "3,x,test"], [1, 2]),
     ],
 )
 def test_nearest_name_wins(names, lines, expected, make_store, tmp_path):
@@ -169,7 +170,12 @@ def test_written_table_says_what_the_annotations_say(dataset, make_store, tmp_pa
 
 def test_command_says_what_a_store_lacks(make_store, tmp_path, capsys):
     folder = write_files(tmp_path / "a", TREES["hmdb51"])
-    names = ["x/Kid_#1!_wave_u_cm.avi", "Two_men_shake_hands_f.avi", "other.avi", "another.avi"]
+    names = [
+        "x/wave/Kid_#1!_wave_u_cm.avi",
+        "Two_men_shake_hands_f.avi",
+        "other.avi",
+        "another.avi",
+    ]
     words = [
         "labels",
         "hmdb51",

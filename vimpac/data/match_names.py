@@ -16,8 +16,8 @@ _SHOWN = 3  # names of each side, if they have nothing in common
 def match_names(names: Sequence[str], rows: Sequence[Row], source: str) -> dict[int, Row]:
     """Finds the row of every video.
 
-    The same name wins; otherwise the path without its suffix counts, and otherwise the last
-    component without it.
+    The same name wins; otherwise the path without its suffix counts, and otherwise as much of it
+    as both have: `UCF-101/Archery/a.avi` is `Archery/a` and `a.mp4`, but no `Rowing/a`.
 
     Args:
         names: Of the videos of the store, each another one.
@@ -41,6 +41,7 @@ def match_names(names: Sequence[str], rows: Sequence[Row], source: str) -> dict[
         rest = []
         for row in left:
             meant = numbers.get(key(row.video), [])
+            meant = [number for number in meant if _have_one_end(names[number], row.video)]
             if not meant:
                 rest.append(row)
                 continue
@@ -84,6 +85,13 @@ def _without_suffix(name: str) -> str:
 
 def _last(name: str) -> str:
     return _without_suffix(name.rpartition("/")[2])
+
+
+def _have_one_end(name: str, other: str) -> bool:
+    """Whether the shorter path is the end of the longer one, suffixes apart."""
+    parts, others = (_without_suffix(path).split("/") for path in (name, other))
+    length = min(len(parts), len(others))
+    return parts[-length:] == others[-length:]
 
 
 _KEYS: tuple[Callable[[str], str], ...] = (str, _without_suffix, _last)
