@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vimpac import Vimpac
-from vimpac.config import MaskConfig, OptimConfig, PairBatchConfig, PretrainConfig
+from vimpac.config import MaskConfig, PairBatchConfig, PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.sampler import ResumableSampler
 from vimpac.data.store import TokenStore, TokenStoreWriter
@@ -43,6 +43,7 @@ from vimpac.train.distributed import World
 from vimpac.train.optim import make_optimizer
 from vimpac.train.pretrain_step import PretrainStep
 from vimpac.train.update import Update
+from vimpac.train_config import OptimConfig
 
 GPU = common.default_device() == "cuda"
 VIDEOS = 32 if GPU else 1

@@ -1,7 +1,8 @@
 """Every setting of a run, once, with its default, its legal values and what it means.
 
-The key of a setting on the command line and in YAML is its place in here: `optim.lr=3e-4` sets
-`OptimConfig.lr` of the run. Those of the network stand in vimpac/model/config.py.
+The key of a setting on the command line and in YAML is its place in here: `clips.frames=5` sets
+`ClipConfig.frames` of the run. Those that every training has stand in vimpac/train_config.py, those
+of the network in vimpac/model/config.py.
 """
 
 from __future__ import annotations
@@ -14,19 +15,8 @@ from vimpac.data.annotations.datasets import DATASETS, parse_source
 from vimpac.errors import UsageError
 from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.paths import is_url
-from vimpac.settings import (
-    BELOW_ONE,
-    BOXES,
-    FOLDER,
-    NOT_NEGATIVE,
-    PATH,
-    POSITIVE,
-    SEED,
-    SHARE,
-    Range,
-    range_problem,
-    setting,
-)
+from vimpac.settings import BOXES, FOLDER, NOT_NEGATIVE, POSITIVE, SHARE, Range, setting
+from vimpac.train_config import ClipConfig, OptimConfig, TestedRunConfig, TrainConfig
 
 
 def _are_labels(text: str) -> bool:
@@ -40,30 +30,6 @@ LABELS = Range(
     _are_labels,
     str,
 )
-
-
-@dataclasses.dataclass
-class ClipConfig:
-    """What is read from the token store."""
-
-    frames: int = setting(5, POSITIVE, "of a clip, T")
-    frame_stride: int = setting(1, POSITIVE, "stored frames from one of a clip to the next")
-    fps: float | None = setting(
-        None, POSITIVE, "of a clip, from which the stride follows; null: as frame_stride says"
-    )
-    variant: int | None = setting(
-        None, NOT_NEGATIVE, "of the stored ones, to train on; null: drawn per sample"
-    )
-    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
-    prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
-    skip_damaged: bool = setting(
-        False, doc="read the whole store first and leave damaged videos out, which else end the run"
-    )
-
-    @property
-    def span(self) -> int:
-        """Stored frames from the first of a clip to its last, both counted."""
-        return clip_span(self.frames, self.frame_stride)
 
 
 @dataclasses.dataclass
@@ -146,89 +112,6 @@ class BatchConfig(GroupedBatch):
     def group(self) -> int:
         """All of them."""
         return self.videos
-
-
-@dataclasses.dataclass
-class OptimConfig:
-    """AdamW with a linear warm-up and a linear decay to zero (Table 4)."""
-
-    lr: float | None = setting(
-        1e-3, POSITIVE, "learning rate after the warm-up; null: the paper's for the model's width"
-    )
-    betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE, "decay of the two moments")
-    eps: float = setting(1e-8, NOT_NEGATIVE, "added to the root of the second moment")
-    weight_decay: float = setting(0.05, NOT_NEGATIVE, "of Linear and token embedding weights")
-    max_grad_norm: float = setting(1.0, NOT_NEGATIVE, "the gradient is clipped to it; 0: not")
-    warmup: float = setting(0.1, SHARE, "share of the updates in which the rate rises")
-    epochs: float = setting(10.0, POSITIVE, "passes over the videos")
-    steps: int | None = setting(None, POSITIVE, "updates; null: from the epochs")
-
-
-@dataclasses.dataclass
-class RunConfig:
-    """Bookkeeping of a run that can be continued; its last step is always saved."""
-
-    log_every: int = setting(10, POSITIVE, "steps between records; the only host synchronisation")
-    tensorboard: bool = setting(True, doc="write TensorBoard events, too")
-    save_every: int = setting(500, POSITIVE, "steps between checkpoints")
-    keep: int = setting(3, POSITIVE, "newest checkpoints that are kept")
-    until: float | None = setting(
-        None, POSITIVE, "epoch after which the run ends, its schedule unchanged; null: its last"
-    )
-    timeout: float = setting(300.0, POSITIVE, "seconds until a silent process counts as dead")
-
-
-@dataclasses.dataclass
-class TestedRunConfig(RunConfig):
-    """Bookkeeping of a run that is tested while it trains; it is always tested at its end."""
-
-    evaluate_every: float | None = setting(
-        None, POSITIVE, "epochs from test to test; null: at the end only"
-    )
-
-
-@dataclasses.dataclass
-class TrainConfig:
-    """What every training has."""
-
-    lrs: ClassVar[tuple[float, float]]  # where optim.lr is null: of a base model, of a large one
-
-    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
-    out: str = setting("", FOLDER, "directory of the run")
-    seed: int = setting(0, SEED, "of initial weights, order, clips, masks and dropout")
-    device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
-    precision: Literal["bf16", "fp32"] = setting("bf16", doc="bf16 is autocast; weights stay fp32")
-    compile: Literal["none", "default", "max-autotune"] = setting(
-        "none", doc="mode of torch.compile"
-    )
-    parallel: Literal["ddp", "fsdp"] = setting(
-        "ddp", doc="each process holds all parameters, or a share"
-    )
-    activation_checkpointing: bool = setting(
-        False, doc="keep a layer's input only, run it again in backward"
-    )
-    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    run: RunConfig = dataclasses.field(default_factory=RunConfig)
-
-    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
-        """Finds numbers out of range, and the combinations that no single range rules out.
-
-        Args:
-            world_size: Number of processes.
-            device_type: Where the run takes place.
-
-        Raises:
-            UsageError: A value is out of range or two values do not fit together.
-        """
-        problem = range_problem(self)
-        if problem:
-            raise UsageError(problem)
-        if self.clips.fps is not None and self.clips.frame_stride > 1:
-            raise UsageError(
-                f"clips.fps={self.clips.fps:g} and clips.frame_stride={self.clips.frame_stride}: "
-                "give one of them"
-            )
 
 
 @dataclasses.dataclass
@@ -317,8 +200,3 @@ class FinetuneConfig(TrainConfig):
         """As `TrainConfig.check`."""
         super().check(world_size, device_type)
         self.batch.check("batch.videos", world_size)
-
-
-def clip_span(frames: int, stride: int) -> int:
-    """Stored frames from the first of a clip to its last, both counted."""
-    return (frames - 1) * stride + 1

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from vimpac import cli, preset
-from vimpac.config import FinetuneConfig, OptimConfig, PairBatchConfig, PretrainConfig
+from vimpac.config import FinetuneConfig, PairBatchConfig, PretrainConfig
 from vimpac.errors import UsageError
 from vimpac.presets import config_names
 from vimpac.settings import load_config, to_yaml
 from vimpac.train.optim import lr_at
+from vimpac.train_config import OptimConfig
 
 # YAML 1.1 reads other things in them.
 TEXTS = ("2024", "20240101_120000", "007", "12:30:45", "1.10", "yes", "off", "0x10", "null", "a=b")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vimpac import Vimpac
-from vimpac.config import OptimConfig
 from vimpac.train.optim import make_optimizer, parameter_groups, update
+from vimpac.train_config import OptimConfig
 from vimpac_kernels import AxialAttention
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vimpac.config import clip_span
 from vimpac.data.random import CLIPS, below, words
 from vimpac.data.store import TokenStore
 from vimpac.errors import VimpacError
 from vimpac.tokens import PAD_TOKEN
+from vimpac.train_config import clip_span
 
 
 class ClipDataset(Dataset[torch.Tensor]):

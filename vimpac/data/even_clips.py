@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vimpac.config import clip_span
 from vimpac.errors import UsageError
 from vimpac.tokens import PAD_TOKEN
+from vimpac.train_config import clip_span
 
 
 class Videos(Protocol):

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from vimpac.checkpoints.description import DataFacts
 from vimpac.checkpoints.model_dir import load_classifier, read_description
-from vimpac.config import clip_span
 from vimpac.data.even_clips import EvenClips, TokenArray, find_crops
 from vimpac.data.tokenize import TokenizeSettings, make_work, tokenize_video
 from vimpac.data.tokenize_workers import Outcome, outcomes
@@ -31,6 +30,7 @@ from vimpac.paths import local_path
 from vimpac.tokenizers import Tokenizer, get_tokenizer
 from vimpac.train.distributed import World, pick_device
 from vimpac.train.launch import Place
+from vimpac.train_config import clip_span
 
 
 class Prediction(NamedTuple):

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vimpac.config import ClipConfig, PretrainConfig, TrainConfig
+from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.store import DamagedVideo, TokenStore
 from vimpac.errors import UsageError, VimpacError
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
+from vimpac.train_config import ClipConfig, TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
 

@@ -26,7 +26,6 @@ from vimpac.checkpoints.training_state import (
     load_checkpoint,
     save_checkpoint,
 )
-from vimpac.config import TrainConfig
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_file
 from vimpac.settings import to_yaml
@@ -40,6 +39,7 @@ from vimpac.train.run_folder import hold_folder
 from vimpac.train.signals import Interrupted, catch_signals, explain
 from vimpac.train.system import System
 from vimpac.train.update import Update
+from vimpac.train_config import TrainConfig
 
 # No training that works comes near them: a token is guessed at 9, weights are drawn at 0.02.
 ABSURD_LOSS, ABSURD_WEIGHT = 1e6, 1e4

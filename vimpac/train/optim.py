@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from vimpac.config import OptimConfig, TrainConfig
+from vimpac.train_config import OptimConfig, TrainConfig
 
 LARGE = 1024  # width of the paper's large model, whose learning rates are lower
 

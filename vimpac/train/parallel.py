@@ -27,8 +27,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
-from vimpac.config import TrainConfig
 from vimpac.train.distributed import World
+from vimpac.train_config import TrainConfig
 
 
 def parallelise(

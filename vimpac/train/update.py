@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from vimpac.config import OptimConfig
 from vimpac.train.cuda_graph import Graphed
 from vimpac.train.distributed import World
 from vimpac.train.optim import update
+from vimpac.train_config import OptimConfig
 
 if TYPE_CHECKING:
     from vimpac.train.system import Step

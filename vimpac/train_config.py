@@ -1,0 +1,131 @@
+"""The settings that every training has: its optimiser, its bookkeeping and where it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from vimpac.errors import UsageError
+from vimpac.settings import (
+    BELOW_ONE,
+    FOLDER,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    SEED,
+    SHARE,
+    range_problem,
+    setting,
+)
+
+
+@dataclasses.dataclass
+class ClipConfig:
+    """What is read from the token store."""
+
+    frames: int = setting(5, POSITIVE, "of a clip, T")
+    frame_stride: int = setting(1, POSITIVE, "stored frames from one of a clip to the next")
+    fps: float | None = setting(
+        None, POSITIVE, "of a clip, from which the stride follows; null: as frame_stride says"
+    )
+    variant: int | None = setting(
+        None, NOT_NEGATIVE, "of the stored ones, to train on; null: drawn per sample"
+    )
+    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
+    prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
+    skip_damaged: bool = setting(
+        False, doc="read the whole store first and leave damaged videos out, which else end the run"
+    )
+
+    @property
+    def span(self) -> int:
+        """Stored frames from the first of a clip to its last, both counted."""
+        return clip_span(self.frames, self.frame_stride)
+
+
+@dataclasses.dataclass
+class OptimConfig:
+    """AdamW with a linear warm-up and a linear decay to zero (Table 4)."""
+
+    lr: float | None = setting(
+        1e-3, POSITIVE, "learning rate after the warm-up; null: the paper's for the model's width"
+    )
+    betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE, "decay of the two moments")
+    eps: float = setting(1e-8, NOT_NEGATIVE, "added to the root of the second moment")
+    weight_decay: float = setting(0.05, NOT_NEGATIVE, "of Linear and token embedding weights")
+    max_grad_norm: float = setting(1.0, NOT_NEGATIVE, "the gradient is clipped to it; 0: not")
+    warmup: float = setting(0.1, SHARE, "share of the updates in which the rate rises")
+    epochs: float = setting(10.0, POSITIVE, "passes over the videos")
+    steps: int | None = setting(None, POSITIVE, "updates; null: from the epochs")
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """Bookkeeping of a run that can be continued; its last step is always saved."""
+
+    log_every: int = setting(10, POSITIVE, "steps between records; the only host synchronisation")
+    tensorboard: bool = setting(True, doc="write TensorBoard events, too")
+    save_every: int = setting(500, POSITIVE, "steps between checkpoints")
+    keep: int = setting(3, POSITIVE, "newest checkpoints that are kept")
+    until: float | None = setting(
+        None, POSITIVE, "epoch after which the run ends, its schedule unchanged; null: its last"
+    )
+    timeout: float = setting(300.0, POSITIVE, "seconds until a silent process counts as dead")
+
+
+@dataclasses.dataclass
+class TestedRunConfig(RunConfig):
+    """Bookkeeping of a run that is tested while it trains; it is always tested at its end."""
+
+    evaluate_every: float | None = setting(
+        None, POSITIVE, "epochs from test to test; null: at the end only"
+    )
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """What every training has."""
+
+    lrs: ClassVar[tuple[float, float]]  # where optim.lr is null: of a base model, of a large one
+
+    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
+    out: str = setting("", FOLDER, "directory of the run")
+    seed: int = setting(0, SEED, "of initial weights, order, clips, masks and dropout")
+    device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
+    precision: Literal["bf16", "fp32"] = setting("bf16", doc="bf16 is autocast; weights stay fp32")
+    compile: Literal["none", "default", "max-autotune"] = setting(
+        "none", doc="mode of torch.compile"
+    )
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp", doc="each process holds all parameters, or a share"
+    )
+    activation_checkpointing: bool = setting(
+        False, doc="keep a layer's input only, run it again in backward"
+    )
+    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
+        """Finds numbers out of range, and the combinations that no single range rules out.
+
+        Args:
+            world_size: Number of processes.
+            device_type: Where the run takes place.
+
+        Raises:
+            UsageError: A value is out of range or two values do not fit together.
+        """
+        problem = range_problem(self)
+        if problem:
+            raise UsageError(problem)
+        if self.clips.fps is not None and self.clips.frame_stride > 1:
+            raise UsageError(
+                f"clips.fps={self.clips.fps:g} and clips.frame_stride={self.clips.frame_stride}: "
+                "give one of them"
+            )
+
+
+def clip_span(frames: int, stride: int) -> int:
+    """Stored frames from the first of a clip to its last, both counted."""
+    return (frames - 1) * stride + 1
