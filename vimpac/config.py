@@ -16,7 +16,7 @@ from vimpac.errors import UsageError
 from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.paths import is_url
 from vimpac.settings import BOXES, FOLDER, NOT_NEGATIVE, POSITIVE, SHARE, Range, setting
-from vimpac.train_config import ClipConfig, OptimConfig, TestedRunConfig, TrainConfig
+from vimpac.train_config import ClipConfig, FinetuneOptimConfig, TestedRunConfig, TrainConfig
 
 
 def _are_labels(text: str) -> bool:
@@ -189,8 +189,8 @@ class FinetuneConfig(TrainConfig):
     test_crops: str = setting("all", doc="all (unflipped, at scale 1), center, or variants by name")
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
-    optim: OptimConfig = dataclasses.field(
-        default_factory=lambda: OptimConfig(
+    optim: FinetuneOptimConfig = dataclasses.field(
+        default_factory=lambda: FinetuneOptimConfig(
             lr=None, betas=(0.9, 0.999), weight_decay=0.01, epochs=50.0
         )
     )

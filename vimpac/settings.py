@@ -41,6 +41,7 @@ POSITIVE = Range("be positive", lambda x: x > 0)
 NOT_NEGATIVE = Range("not be negative", lambda x: x >= 0)
 SHARE = Range("lie in [0, 1]", lambda x: 0 <= x <= 1)
 BELOW_ONE = Range("lie in [0, 1)", lambda x: 0 <= x < 1)
+ABOVE_ZERO = Range("lie in (0, 1]", lambda x: 0 < x <= 1)
 SIZE = Range("lie in [1, 65,536]", lambda x: 1 <= x <= 65_536)  # of a network
 BOXES = Range("lie in [0, 65,536]", lambda x: 0 <= x <= 65_536)  # what mask_tokens takes
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from vimpac.errors import UsageError
 from vimpac.settings import (
+    ABOVE_ZERO,
     BELOW_ONE,
     FOLDER,
     NOT_NEGATIVE,
@@ -57,6 +58,15 @@ class OptimConfig:
     warmup: float = setting(0.1, SHARE, "share of the updates in which the rate rises")
     epochs: float = setting(10.0, POSITIVE, "passes over the videos")
     steps: int | None = setting(None, POSITIVE, "updates; null: from the epochs")
+
+
+@dataclasses.dataclass
+class FinetuneOptimConfig(OptimConfig):
+    """The same, with a lower rate for what a pre-trained model learnt first."""
+
+    layer_decay: float = setting(
+        1.0, ABOVE_ZERO, "of the rate from each layer to the one below it; 1: one rate"
+    )
 
 
 @dataclasses.dataclass

@@ -1,17 +1,26 @@
-"""AdamW as the paper sets it: which parameters decay, and the learning rate over the updates."""
+"""AdamW as the paper sets it: which parameters decay, and the learning rate over the updates.
+
+In fine-tuning the rate may also fall from the head to the embedding, layer by layer: what stands
+first in a pre-trained model is what other videos need alike.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from itertools import groupby
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from vimpac.train_config import OptimConfig, TrainConfig
+from vimpac.errors import UsageError
+from vimpac.train_config import FinetuneOptimConfig, OptimConfig, TrainConfig
 
 LARGE = 1024  # width of the paper's large model, whose learning rates are lower
+# The first names of an encoder's parameters below its layers and above them.
+_BELOW = ("cls_token", "token_embedding", "positions", "embedding_norm")
+_ABOVE = ("final_norm",)
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -24,7 +33,7 @@ def with_lr(config: Config, width: int) -> Config:
     return dataclasses.replace(config, optim=optim)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Splits the parameters by weight decay.
 
     Weights of linear layers and token embeddings decay. Biases, norms, position tables and the
@@ -50,6 +59,51 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def scale_by_layer(
+    model: nn.Module, groups: list[dict[str, Any]], layer_decay: float
+) -> list[dict[str, Any]]:
+    """Splits groups once more, by the rates of the layers.
+
+    Layer i of L learns at lr * d^(L - i), what is below layer 0 at lr * d^(L + 1), what is above
+    the last one at lr.
+
+    Args:
+        model: A `VideoClassifier`.
+        groups: From `parameter_groups`.
+        layer_decay: d, in (0, 1].
+
+    Returns:
+        Groups with an `lr_scale`. One after the other they hold the parameters in the same order
+        as before, so an optimiser's state fits with and without.
+
+    Raises:
+        UsageError: The place of a parameter is unknown.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    layers = len(cast(nn.ModuleList, model.get_submodule("encoder.layers")))
+    scaled = []
+    for group in groups:
+        parts = groupby(group["params"], lambda parameter: _place(names[parameter], layers))
+        for place, parameters in parts:
+            scale = layer_decay ** (layers + 1 - place)
+            scaled.append({**group, "params": [*parameters], "lr_scale": scale})
+    return scaled
+
+
+def _place(name: str, layers: int) -> int:
+    """Of a classifier's parameter: 0 below the layers, i + 1 in layer i, `layers + 1` above."""
+    if not name.startswith("encoder."):
+        return layers + 1
+    first, *rest = name.removeprefix("encoder.").split(".")
+    if first == "layers":
+        return int(rest[0]) + 1
+    if first not in _BELOW + _ABOVE:
+        raise UsageError(
+            f"optim.layer_decay knows no layer of the parameter {name}: give optim.layer_decay=1"
+        )
+    return 0 if first in _BELOW else layers + 1
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, in one fused launch per group.
 
@@ -59,9 +113,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     Returns:
         The optimiser.
+
+    Raises:
+        UsageError: As `scale_by_layer`.
     """
     assert config.lr is not None  # see `with_lr`
     groups = parameter_groups(model, config.weight_decay)
+    if isinstance(config, FinetuneOptimConfig) and config.layer_decay < 1:
+        groups = scale_by_layer(model, groups, config.layer_decay)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -106,7 +165,7 @@ def update(
     """
     norm = clip_gradients(model, config.max_grad_norm)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
         group["capturable"] = lr.is_cuda and torch.cuda.is_current_stream_capturing()
     optimizer.step()
     optimizer.zero_grad()
