@@ -15,7 +15,16 @@ from vimpac.data.annotations.datasets import DATASETS, parse_source
 from vimpac.errors import UsageError
 from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.paths import is_url
-from vimpac.settings import BOXES, FOLDER, NOT_NEGATIVE, POSITIVE, SHARE, Range, setting
+from vimpac.settings import (
+    BELOW_ONE,
+    BOXES,
+    FOLDER,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Range,
+    setting,
+)
 from vimpac.train_config import ClipConfig, FinetuneOptimConfig, TestedRunConfig, TrainConfig
 
 
@@ -187,6 +196,9 @@ class FinetuneConfig(TrainConfig):
     labels: str = setting("", LABELS, "the class and the split of every video: see `vimpac labels`")
     test_clips: int = setting(10, POSITIVE, "evenly spaced, of every video and crop")
     test_crops: str = setting("all", doc="all (unflipped, at scale 1), center, or variants by name")
+    label_smoothing: float = setting(
+        0.0, BELOW_ONE, "share of a clip's label that all classes have alike"
+    )
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: FinetuneOptimConfig = dataclasses.field(

@@ -51,7 +51,7 @@ class FinetuneStep:
             seed = self.seed(first_sample + i * self.micro)
             with averaging(self._forward, i + 1 == len(parts)):
                 logits = self.logits(clips, seed)
-                loss = F.cross_entropy(logits, classes)
+                loss = F.cross_entropy(logits, classes, label_smoothing=self.config.label_smoothing)
                 (loss / len(parts)).backward()
             right = (logits.argmax(-1) == classes).float().mean()
             metrics += torch.stack((loss.detach(), right))
