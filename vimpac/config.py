@@ -199,6 +199,9 @@ class FinetuneConfig(TrainConfig):
     label_smoothing: float = setting(
         0.0, BELOW_ONE, "share of a clip's label that all classes have alike"
     )
+    ema: float | None = setting(
+        None, BELOW_ONE, "decay of the mean weights, which are tested and saved, too; null: none"
+    )
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: FinetuneOptimConfig = dataclasses.field(

@@ -33,7 +33,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for written in (*temporary.iterdir(), temporary):
+        for written in (*temporary.rglob("*"), temporary):
             sync(written)
         if path.exists():
             shutil.rmtree(path)
@@ -92,7 +92,10 @@ def move_files(source: Path, target: Path, last: str = "") -> None:
     """
     target.mkdir(exist_ok=True)
     for file in sorted(source.iterdir(), key=lambda file: file.name == last):
-        os.replace(file, target / file.name)
+        if file.is_dir():
+            move_files(file, target / file.name)
+        else:
+            os.replace(file, target / file.name)
     sync(target)
     source.rmdir()
 

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from vimpac import Vimpac, save_model
 from vimpac.config import PretrainConfig
 from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
@@ -39,6 +41,20 @@ def make_store(path: Path, height: int = 4, frames: int = 6) -> Path:
         for video in range(16):
             writer.add(str(video), 100 * video + rng.integers(0, 10, (2, frames, height, 4)))
         writer.finish()
+    return path
+
+
+def make_labelled(path: Path) -> Path:
+    """Puts into a directory a store of twelve videos, their labels, and a model with dropout."""
+    rng = np.random.default_rng(0)
+    with TokenStoreWriter(path / "store", StoreMeta("patch", 8192, 4, 4, 2.0)) as writer:
+        for video in range(12):
+            writer.add(f"{video}.mp4", 100 * (video % 2) + rng.integers(0, 10, (1, 4, 4, 4)))
+        writer.finish()
+    lines = [f"{i}.mp4,{'ab'[i % 2]},{'test' if i > 8 else 'train'}" for i in range(12)]
+    (path / "labels.csv").write_text("\n".join(["video,class,split", *lines]) + "\n")
+    torch.manual_seed(0)
+    save_model(Vimpac.from_preset("tiny", grid=(2, 4, 4), dropout=0.1), path / "model")
     return path
 
 

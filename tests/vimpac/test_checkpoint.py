@@ -31,10 +31,10 @@ def _save(folder: Path, step: int, keep: int = 3) -> Path:
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    description, tensors, state = ckpt.load_checkpoint(_save(tmp_path, 7))
+    description, tensors, state, averaged = ckpt.load_checkpoint(_save(tmp_path, 7))
     assert description == DESCRIPTION
     assert torch.equal(tensors["weight"], torch.full((2, 3), 7.0))
-    assert state == {"step": 7}
+    assert (state, averaged) == ({"step": 7}, None)
     assert (tmp_path / "step-00000007" / ckpt.CONFIG).read_text() == "seed: 0\n"
 
 

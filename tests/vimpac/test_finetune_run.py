@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.vimpac.runs import ON_TWO_RANKS, run_process, start_process, wait_for_steps
+from tests.vimpac.runs import (
+    ON_TWO_RANKS,
+    make_labelled,
+    run_process,
+    start_process,
+    wait_for_steps,
+)
 from vimpac import Vimpac, cli, load_classifier, save_model
 from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
 from vimpac.config import FinetuneConfig
@@ -40,16 +46,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A store of twelve videos, their labels, and a model with dropout."""
-    path, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    with TokenStoreWriter(path / "store", StoreMeta("patch", 8192, 4, 4, 2.0)) as writer:
-        for video in range(12):
-            writer.add(f"{video}.mp4", 100 * (video % 2) + rng.integers(0, 10, (1, 4, 4, 4)))
-        writer.finish()
-    lines = [f"{i}.mp4,{'ab'[i % 2]},{'test' if i > 8 else 'train'}" for i in range(12)]
-    (path / "labels.csv").write_text("\n".join(["video,class,split", *lines]) + "\n")
-    torch.manual_seed(0)
-    save_model(Vimpac.from_preset("tiny", grid=(2, 4, 4), dropout=0.1), path / "model")
-    return path
+    return make_labelled(tmp_path_factory.mktemp("data"))
 
 
 def _words(folder: Path, out: Path, *more: str) -> list[str]:

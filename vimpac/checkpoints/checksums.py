@@ -20,8 +20,8 @@ _CHUNK = 1 << 24
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the checksums of all files that are in a directory."""
-    sums = {file.name: _crc32(file) for file in sorted(folder.iterdir())}
+    """Writes the checksums of all files that are in a directory, those of others in it apart."""
+    sums = {file.name: _crc32(file) for file in sorted(folder.iterdir()) if file.is_file()}
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@
         training_state.pt                step, optimiser, sampler: tensors and numbers only
         config.yaml                      the resolved configuration
         checksums.json                   of all of them, see `vimpac.checkpoints.checksums`
+        averaged/                        a model directory, if the run averages its weights
 
 A checkpoint is written under a name that starts with `.tmp-`, brought to the disk and then renamed,
 so a name `step-*` always stands for a complete one, whenever the process dies.
@@ -34,7 +35,7 @@ from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
 from vimpac.paths import local_path
 
-STATE, CONFIG = "training_state.pt", "config.yaml"
+STATE, CONFIG, AVERAGED = "training_state.pt", "config.yaml", "averaged"
 
 
 class Checkpoint(NamedTuple):
@@ -43,6 +44,7 @@ class Checkpoint(NamedTuple):
     description: ModelDescription
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    averaged: dict[str, Tensor] | None = None  # the mean of `tensors` over the last steps
 
 
 def save_checkpoint(
@@ -75,6 +77,10 @@ def save_checkpoint(
             torch.save(checkpoint.state, temporary / STATE)
             (temporary / CONFIG).write_text(config, encoding="utf-8")
             write_checksums(temporary)
+            if checkpoint.averaged is not None:
+                (temporary / AVERAGED).mkdir()
+                write_model(temporary / AVERAGED, checkpoint.description, checkpoint.averaged)
+                write_checksums(temporary / AVERAGED)
     except (SafetensorError, RuntimeError) as error:
         raise VimpacError(
             f"cannot write {final}: {error}; earlier checkpoints are intact"
@@ -153,14 +159,17 @@ def find_damage(path: Path) -> VimpacError | None:
     Raises:
         UsageError: It is of a later version.
     """
-    missing = next((name for name in (WEIGHTS, STATE) if not (path / name).is_file()), None)
+    models = [path, *_averaged(path)]
+    files = [*(model / WEIGHTS for model in models), path / STATE]
+    missing = next((file for file in files if not file.is_file()), None)
     if missing is not None and not version_01.is_checkpoint(path):
-        return damaged(path, f"it has no {missing}")
+        return damaged(path, f"it has no {missing.relative_to(path)}")
     try:
-        read_description(path)
-        if has_checksums(path):  # quicker than to read what they are of
-            check_file(path / WEIGHTS)
-            check_file(path / STATE)
+        for model in models:
+            read_description(model)
+        if all(has_checksums(model) for model in models):  # quicker than to read what they are of
+            for file in files:
+                check_file(file)
         else:
             load_checkpoint(path)
     except UsageError:
@@ -188,4 +197,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if file is None:
         raise UsageError(f"{path} has no {STATE}, so it cannot be continued: take an earlier one")
     check_file(file)
-    return Checkpoint(description, tensors, load_state(file))
+    averaged = next((read_model(folder)[1] for folder in _averaged(path)), None)
+    return Checkpoint(description, tensors, load_state(file), averaged)
+
+
+def _averaged(path: Path) -> list[Path]:
+    """The directory of a checkpoint's averaged weights, if it has one."""
+    return [folder for folder in (path / AVERAGED,) if folder.is_dir()]

@@ -30,6 +30,7 @@ from vimpac.checkpoints.model_dir import (
     read_description,
 )
 from vimpac.checkpoints.training_state import (
+    AVERAGED,
     Checkpoint,
     list_checkpoints,
     save_checkpoint,
@@ -73,7 +74,7 @@ class FinetuneResult:
     """How a run ended.
 
     Attributes:
-        checkpoint: The classifier.
+        checkpoint: The classifier that was tested; its averaged weights, if there are any.
         clip_accuracy: The share of test clips that are right.
         video_accuracy: Of test videos (top-1).
         top5_accuracy: Of test videos whose class is among the five likeliest.
@@ -165,7 +166,9 @@ def _train(
     if probe == "linear":
         return _fit_probe(run, quiet)
     result = Loop(run, config, world, path).run(stop, quiet)
-    return result.checkpoint, result.record
+    averaged = result.checkpoint / AVERAGED  # what was tested
+    tested = averaged if config.ema is not None and averaged.is_dir() else result.checkpoint
+    return tested, result.record
 
 
 def _fit_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, float]]:
@@ -249,7 +252,7 @@ class Finetuning:
         data = DataFacts.of(self.store.meta, self.config.clips.frame_stride)
         return ModelDescription.of(self.model, classes=self.classes, data=data)
 
-    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
         """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
         description = checkpoint.description
         if description.kind == "vimpac":

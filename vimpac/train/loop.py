@@ -13,7 +13,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from vimpac.checkpoints.training_state import (
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_file
 from vimpac.settings import to_yaml
+from vimpac.train.averaged_weights import AveragedWeights
 from vimpac.train.batches import read
 from vimpac.train.distributed import World
+from vimpac.train.divergence import absurd_weights, are_absurd, check_losses
 from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer
 from vimpac.train.parallel import load_whole, whole
@@ -41,8 +43,6 @@ from vimpac.train.system import System
 from vimpac.train.update import Update
 from vimpac.train_config import TrainConfig
 
-# No training that works comes near them: a token is guessed at 9, weights are drawn at 0.02.
-ABSURD_LOSS, ABSURD_WEIGHT = 1e6, 1e4
 STOP = 1  # what `stop` asks for, among the numbers of signals
 
 
@@ -85,8 +85,8 @@ class Loop:
         self._wait = 0.0  # seconds since the last record in which the data was not ready
         self._notes: list[str] = []  # for the log
         self.optimizer = make_optimizer(system.model, config.optim)
-        if path is not None:
-            self._restore(path)
+        decay: float | None = getattr(config, "ema", None)
+        average = None if path is None else self._restore(path, averaging=decay is not None)
         loaded = self.optimizer.state_dict()
         self.step = system.make_step()
         if config.parallel == "fsdp":  # the parameters are other ones now
@@ -94,6 +94,9 @@ class Loop:
             load_whole(self.optimizer, loaded)
         graph = getattr(config, "graph", False)
         self.update = Update(self.step, system.model, self.optimizer, config.optim, world, graph)
+        self.averaged: AveragedWeights | None = None
+        if decay is not None:
+            self.averaged = AveragedWeights(system.model, decay, average)
         self.end = self._find_end()
 
     def run(self, stop: Callable[[], bool] = lambda: False, quiet: bool = False) -> Result:
@@ -172,6 +175,8 @@ class Loop:
             lr = lr_at(self.done, system.steps, self.config.optim)
             first = system.sampler.position + self.world.rank * self.step.group_part
             sums += self.update(self._groups(batches), first, lr)
+            if self.averaged is not None:
+                self.averaged.update()
             self.done += 1
             log.step(self.done)
             request = self.world.largest(asked())
@@ -184,11 +189,11 @@ class Loop:
                 if save or due:  # an evaluation may take longer than a scheduler waits
                     self.path = self._save()
                 if due and not request and self.done < self.end:
-                    log.record({"step": self.done, **system.evaluate(final=False)})
+                    log.record({"step": self.done, **self._evaluate(final=False)})
                 since, start, self._wait = self.done, time.perf_counter(), 0.0
         assert self.path is not None  # there is a step to do or one that was done
         if self.done == self.end:
-            found = system.evaluate(final=True)
+            found = self._evaluate(final=True)
             if found:
                 log.record({"step": self.done, **found})
             record |= found
@@ -215,15 +220,7 @@ class Loop:
         """The record of the steps after `since`; the one place that waits for the device."""
         names = (*self.system.metrics, "grad_norm")
         values = dict(zip(names, self.world.mean(means).tolist(), strict=True))
-        finite = all(math.isfinite(value) for value in values.values())
-        if not finite or any(x > ABSURD_LOSS for name, x in values.items() if "loss" in name):
-            what = f"beyond {ABSURD_LOSS:g}" if finite else "not finite"
-            raise VimpacError(
-                f"the loss is {what} between steps {since + 1} and {self.done} "
-                f"({', '.join(f'{k} {v:.4g}' for k, v in values.items())}); the last good "
-                f"checkpoint is {self.path or 'not there yet'}; "
-                "lower optim.lr, or use precision=fp32"
-            )
+        check_losses(values, since, self.done, self.path)
         seconds, sampler = time.perf_counter() - start, self.system.sampler
         videos = (self.done - since) * self.step.groups * sampler.global_batch
         return {
@@ -235,21 +232,22 @@ class Loop:
             "data_wait": self._wait / seconds,
         }
 
+    def _evaluate(self, *, final: bool) -> dict[str, float]:
+        with nullcontext() if self.averaged is None else self.averaged.applied():
+            return self.system.evaluate(final=final)
+
     def _save(self) -> Path:
         """Writes a checkpoint on the main process; the others only bring their shards."""
         folder, model = self.out / "checkpoints", self.system.model
         tensors = whole(model.state_dict())
         optimizer = whole(self.optimizer.state_dict())
+        averaged = None if self.averaged is None else self.averaged.whole()
         path = checkpoint_path(folder, self.done)
         absurd = False
         if self.world.is_main:  # the losses are those of the weights before the last update
-            weights = [tensors[name] for name, _ in model.named_parameters()]
-            absurd = not torch.nn.utils.get_total_norm(weights, math.inf) < ABSURD_WEIGHT
+            absurd = are_absurd(tensors[name] for name, _ in model.named_parameters())
         if self.world.largest(absurd):
-            raise VimpacError(
-                f"step {self.done} made weights beyond {ABSURD_WEIGHT:g}, which are not saved; the "
-                f"last good checkpoint is {self.path or 'not there yet'}; lower optim.lr"
-            )
+            raise absurd_weights(self.done, self.path)
         if self.world.is_main:
             state = {
                 "step": self.done,
@@ -259,16 +257,16 @@ class Loop:
             path = save_checkpoint(
                 folder,
                 self.done,
-                Checkpoint(self.system.describe(), tensors, state),
+                Checkpoint(self.system.describe(), tensors, state, averaged),
                 config=to_yaml(self.config),
                 keep=self.config.run.keep,
             )
         self.world.largest(0)  # torchrun ends all processes with the first one: not before this
         return path
 
-    def _restore(self, path: Path) -> None:
-        """Continues from a checkpoint."""
-        checkpoint = load_checkpoint(path)
+    def _restore(self, path: Path, averaging: bool) -> dict[str, Tensor] | None:
+        """Continues from a checkpoint; returns the average of its weights, if it is wanted."""
+        checkpoint, average = load_checkpoint(path), None
         state, steps = checkpoint.state, self.system.steps
         if "optimizer" not in state:
             raise UsageError(f"{path} holds a model but no run that could be continued")
@@ -277,6 +275,11 @@ class Loop:
             # Its moments: the rates and bounds are those of this configuration.
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+            if averaging and checkpoint.averaged is not None:
+                self.system.restore(checkpoint._replace(tensors=checkpoint.averaged), None)
+                average = {name: x.clone() for name, x in self.system.model.state_dict().items()}
+            elif averaging:
+                self._notes.append(f"the mean of the weights begins here: {path} has none")
             self.system.restore(checkpoint, self.optimizer)
             check_moments(self.optimizer)
             self.system.sampler.load_state_dict(state["sampler"])
@@ -289,3 +292,4 @@ class Loop:
                 f"{path} is at step {self.done}, this run ends at step {steps}: raise optim.steps "
                 "or optim.epochs"
             )
+        return average

@@ -111,15 +111,16 @@ def load_whole(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         state: From the `state_dict()` of an optimiser of the same parameters, before sharding.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def share(parameter: Tensor, value: Tensor) -> Tensor:
-        if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
-            return value  # one process, or the number of updates
-        mesh, placements = parameter.device_mesh, parameter.placements
-        return distribute_tensor(value, mesh, placements, src_data_rank=None)
-
     shards = {
-        number: {name: share(parameters[number], x) for name, x in values.items()}
+        number: {name: share_like(parameters[number], x) for name, x in values.items()}
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": shards})
+
+
+def share_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """This process's share of a whole tensor, divided as a parameter of its shape is."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value  # one process, or the number of updates
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)

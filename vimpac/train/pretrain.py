@@ -120,7 +120,7 @@ class Pretraining:
         data = DataFacts.of(self.store.meta, self.config.clips.frame_stride)
         return ModelDescription.of(self.model, data=data)
 
-    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
         """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
         if checkpoint.description.kind != "vimpac":
             raise ValueError(f"it holds a {checkpoint.description.kind}")

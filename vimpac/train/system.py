@@ -62,8 +62,8 @@ class System(Protocol):
     def describe(self) -> ModelDescription:
         """What a checkpoint says of the model."""
 
-    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-        """Loads the model; the optimiser holds the checkpoint's state already.
+    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
+        """Loads the model; the optimiser, if it is given, holds the checkpoint's state already.
 
         Raises:
             RuntimeError: The checkpoint is of another model.

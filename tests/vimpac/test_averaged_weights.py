@@ -1,0 +1,219 @@
+"""The mean of a fine-tuning's weights: what it is, where it is saved, and that it is tested."""
+
+import copy
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.vimpac.runs import (
+    ON_TWO_RANKS,
+    make_labelled,
+    run_process,
+    start_process,
+    wait_for_steps,
+)
+from vimpac import load_classifier
+from vimpac.checkpoints.training_state import find_checkpoint, load_checkpoint
+from vimpac.config import FinetuneConfig
+from vimpac.errors import UsageError, VimpacError
+from vimpac.files import move_files
+from vimpac.settings import load_config
+from vimpac.train.averaged_weights import AveragedWeights
+from vimpac.train.finetune import finetune
+from vimpac.train.log import read_log
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = (
+    "clips.frames=2",
+    "clips.workers=0",
+    "precision=fp32",
+    "device=cpu",
+    "test_clips=2",
+    "batch=4",
+    "batch.micro=2",
+    "optim.steps=6",
+    "run.log_every=1",
+    "run.save_every=2",
+    "run.evaluate_every=1",
+    "run.tensorboard=false",
+    "ema=0.5",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A store of twelve videos, their labels, and a model with dropout."""
+    return make_labelled(tmp_path_factory.mktemp("data"))
+
+
+def _words(folder: Path, out: Path, *more: str) -> list[str]:
+    paths = (f"data={folder / 'store'}", f"labels={folder / 'labels.csv'}", f"out={out}")
+    return [*SETTINGS, *paths, *more]
+
+
+def _config(folder: Path, out: Path, *more: str) -> FinetuneConfig:
+    return load_config(FinetuneConfig, None, _words(folder, out, *more))
+
+
+def _program(folder: Path, out: Path, *more: str) -> list[str]:
+    words = ["finetune", str(folder / "model"), *_words(folder, out, *more)]
+    return [sys.executable, "-m", "vimpac", *words]
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder, tmp_path_factory) -> Path:
+    """The run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    finetune(_config(folder, out), folder / "model", quiet=True)
+    return out
+
+
+def _end(out: Path) -> Path:
+    return out / "checkpoints/step-00000006"
+
+
+def _tests(out: Path) -> list[dict]:
+    return [r for r in read_log(out / "log.jsonl") if "test_video_accuracy" in r]
+
+
+def test_average_is_that_of_its_definition_over_three_steps():
+    model = nn.BatchNorm1d(2)  # floating parameters and buffers, and a number that is none
+    averaged, values = AveragedWeights(model, 0.9), []
+    expected = {name: x.clone() for name, x in model.state_dict().items()}
+    for step in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(step + 1.0)
+        model(torch.randn(4, 2))
+        averaged.update()
+        for name, x in model.state_dict().items():
+            mean = 0.9 * expected[name] + 0.1 * x
+            expected[name] = mean if x.is_floating_point() else x.clone()
+        values.append(averaged.whole()["weight"].clone())
+    torch.testing.assert_close(averaged.whole(), expected)
+    assert [x[0].item() for x in values] == pytest.approx([1.1, 1.39, 1.951])
+    assert averaged.whole()["num_batches_tracked"] == 3
+
+
+def test_model_has_the_average_inside_and_its_own_bits_afterwards():
+    model = nn.Linear(3, 2)
+    averaged = AveragedWeights(model, 0.5)
+    began = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model.weight.mul_(3)
+    averaged.update()
+    own, addresses = copy.deepcopy(model.state_dict()), [p.data_ptr() for p in model.parameters()]
+    with pytest.raises(KeyError), averaged.applied():
+        torch.testing.assert_close(model.weight.data, 2 * began["weight"])
+        raise KeyError  # as a test may end
+    for name, x in model.state_dict().items():
+        assert torch.equal(x, own[name])
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    torch.testing.assert_close(averaged.whole()["weight"], 2 * began["weight"])
+
+
+def test_average_stands_beside_the_weights_and_is_what_is_tested(folder, tmp_path, monkeypatch):
+    tested = []
+
+    def note(logits, *_: object) -> dict[str, float]:
+        tested.append(logits(clips))
+        return {"test_clip_accuracy": 0.0, "test_video_accuracy": 0.0}
+
+    monkeypatch.setattr("vimpac.train.finetune.accuracies", note)
+    clips = torch.randint(200, (3, 2, 4, 4))
+    result = finetune(_config(folder, tmp_path), folder / "model", quiet=True)
+    assert result.checkpoint == _end(tmp_path) / "averaged"
+    raw, classes = load_classifier(_end(tmp_path))
+    mean, same = load_classifier(result.checkpoint)
+    assert classes == same
+    assert torch.equal(tested[-1], mean(clips))
+    assert not torch.equal(tested[-1], raw(clips))
+
+
+def test_average_changes_nothing_in_the_training(folder, whole_run, tmp_path):
+    result = finetune(_config(folder, tmp_path, "ema=null"), folder / "model", quiet=True)
+    plain, averaged = load_checkpoint(result.checkpoint), load_checkpoint(_end(whole_run))
+    assert result.checkpoint == _end(tmp_path) and plain.averaged is None
+    torch.testing.assert_close(plain[1:3], averaged[1:3], rtol=0, atol=0)
+
+
+def test_average_that_begins_late_begins_with_the_weights_and_says_so(folder, tmp_path, capsys):
+    finetune(_config(folder, tmp_path, "ema=null", "optim.steps=4"), folder / "model", quiet=True)
+    config = _config(folder, tmp_path, "ema=0.25", "optim.steps=5")
+    finetune(config, folder / "model", resume="auto")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the mean of the weights begins here: " in said
+    before, after = (load_checkpoint(tmp_path / f"checkpoints/step-0000000{n}") for n in (4, 5))
+    name = "encoder.cls_token"
+    expected = 0.25 * before.tensors[name] + 0.75 * after.tensors[name]
+    torch.testing.assert_close(after.averaged[name], expected)
+
+
+def test_average_goes_on_at_another_grid(folder, whole_run, tmp_path):
+    path = str(whole_run / "checkpoints/step-00000004")
+    words = ("clips.frames=3", "optim.lr=1e-9", "optim.steps=5")
+    result = finetune(_config(folder, tmp_path, *words), folder / "model", resume=path, quiet=True)
+    before, after = (load_classifier(f)[0].encoder for f in (f"{path}/averaged", result.checkpoint))
+    assert after.grid == (3, 4, 4)
+    before.positions.resize_((3, 4, 4))
+    raw = load_classifier(path)[0].encoder
+    raw.positions.resize_((3, 4, 4))
+    expected = 0.5 * before.positions.time + 0.5 * raw.positions.time
+    torch.testing.assert_close(after.positions.time, expected, rtol=0, atol=1e-6)
+
+
+def test_damaged_average_is_a_damaged_checkpoint(whole_run, tmp_path):
+    shutil.copytree(whole_run / "checkpoints", tmp_path / "checkpoints")
+    weights = _end(tmp_path) / "averaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(VimpacError, match=r"averaged is damaged \(model.safetensors has another"):
+        load_checkpoint(_end(tmp_path))
+    found = find_checkpoint("auto", tmp_path / "checkpoints")
+    assert found == tmp_path / "checkpoints/step-00000004"
+    weights.unlink()
+    assert find_checkpoint("auto", tmp_path / "checkpoints") == found
+
+
+def test_checkpoint_is_written_where_directories_cannot_be_renamed(whole_run, tmp_path):
+    checkpoint = shutil.copytree(_end(whole_run), tmp_path / "checkpoint")
+    move_files(checkpoint, tmp_path / "moved")
+    found, expected = (
+        sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+        for folder in (tmp_path / "moved", _end(whole_run))
+    )
+    assert found == expected
+    assert not checkpoint.exists() and load_classifier(tmp_path / "moved" / "averaged")
+
+
+@pytest.mark.parametrize("value", ["1", "-0.1"])
+def test_decay_out_of_range_is_refused(value):
+    with pytest.raises(UsageError, match=r"ema=.* must lie in \[0, 1\)"):
+        load_config(FinetuneConfig, None, [f"ema={value}"])
+
+
+def test_kill_and_resume_is_bit_exact(folder, whole_run, tmp_path):
+    process = start_process(*_program(folder, tmp_path))
+    wait_for_steps(process, tmp_path / "log.jsonl", 3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    finetune(_config(folder, tmp_path), folder / "model", resume="auto", quiet=True)
+    ends = [load_checkpoint(_end(run)) for run in (tmp_path, whole_run)]
+    torch.testing.assert_close(ends[0][1:], ends[1][1:], rtol=0, atol=0)
+    assert _tests(tmp_path)[-1] == _tests(whole_run)[-1]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_equal_one(folder, tmp_path, parallel):
+    words = ("optim.lr=1e-5",)
+    finetune(_config(folder, tmp_path / "one", *words), folder / "model", quiet=True)
+    more = (*words, f"parallel={parallel}")
+    run_process(*ON_TWO_RANKS, *_program(folder, tmp_path / "two", *more)[1:])
+    one, two = (load_checkpoint(_end(tmp_path / run)) for run in ("one", "two"))
+    torch.testing.assert_close(two[1:], one[1:], rtol=1e-3, atol=1e-5)
+    assert _tests(tmp_path / "one") == _tests(tmp_path / "two")
