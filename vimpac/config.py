@@ -199,6 +199,9 @@ class FinetuneConfig(TrainConfig):
     label_smoothing: float = setting(
         0.0, BELOW_ONE, "share of a clip's label that all classes have alike"
     )
+    drop_path: float = setting(
+        0.0, BELOW_ONE, "share of clips that go past a branch of the last layer; lower ones: fewer"
+    )
     ema: float | None = setting(
         None, BELOW_ONE, "decay of the mean weights, which are tested and saved, too; null: none"
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vimpac.model.checks import check_flag, check_integers, check_kind, check_seed, may_look
 from vimpac.model.config import ModelConfig
+from vimpac.model.drop_path import draw_scales, drop_rates
 from vimpac.model.initial import init_bert
 from vimpac.model.layer import LAYER_NORM_EPS, MLP, Attention, Layer
 from vimpac.model.masked_rows import cls_rows
@@ -32,9 +33,12 @@ class VideoTokenEncoder(nn.Module):
         config: As it was made; `grid` may be another one since.
         activation_checkpointing: Keep only what enters a layer, and run the layer again in
             backward, with the same dropout; gradients are the same bits.
+        drop_path: Share of clips that go past a branch of the last layer in training, in [0, 1);
+            see `vimpac.model.drop_path`.
     """
 
     activation_checkpointing = False
+    drop_path = 0.0
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -84,8 +88,8 @@ class VideoTokenEncoder(nn.Module):
             has_padding: False promises that no clip holds PAD, which saves the padding mask.
             rows: (R,) rows of the flattened (B * (1 + T*H*W), D) states, all that the last layer
                 then computes after its attention. Their dropout goes by their place in `rows`.
-            seed: Of dropout (joint axes': PyTorch's generator), int in [-2^63, 2^63) or 0-d int64;
-                None draws one, as without.
+            seed: Of dropout (joint axes': PyTorch's generator) and of `drop_path`, int in
+                [-2^63, 2^63) or 0-d int64; None draws one, as without.
 
         Returns:
             (B, 1 + T*H*W, D): [CLS], then the tokens in (t, h, w) order; (R, D) for `rows`. Under
@@ -107,7 +111,7 @@ class VideoTokenEncoder(nn.Module):
         layers = [cast(Layer, layer) for layer in self.layers]
         norms = [branch.norm for branch in self._branches()]
         per_layer = len(norms) // len(layers)
-        embedding_seed, seeds = self._seeds(seed, len(layers), per_layer, tokens.device)
+        embedding_seed, seeds, scales = self._draw(seed, len(layers), per_layer, tokens)
         x = stream = self._embed(tokens, embedding_seed)  # pre-LN: x is what a branch reads
         if self.prenorm:
             x, norms = norms[0](stream), [*norms[1:], self.final_norm]
@@ -115,7 +119,8 @@ class VideoTokenEncoder(nn.Module):
             own = norms[i * per_layer : (i + 1) * per_layer]
             needed = rows if layer is layers[-1] else None
             own_seeds, recompute = seeds and seeds[i], self.activation_checkpointing
-            x, stream = layer(x, stream, own, self.grid, padding, own_seeds, needed, recompute)
+            inputs = x, stream, own, self.grid, padding, own_seeds, needed, recompute
+            x, stream = layer(*inputs, scales and scales[i])
         return x
 
     def cls(
@@ -129,16 +134,33 @@ class VideoTokenEncoder(nn.Module):
         self._check(tokens)
         return self(tokens, has_padding=has_padding, rows=cls_rows(tokens), seed=seed)
 
-    def _seeds(
-        self, seed: Tensor | None, layers: int, branches: int, device: torch.device
-    ) -> tuple[Tensor | None, Sequence[Tensor] | None]:  # 0-d int64; (branches, 2) per layer
-        """`seed` and the numbers after it, which the ops read on the device, or no dropout."""
-        if not self.training or self.dropout == 0:
-            return None, None
+    def _draw(
+        self,
+        seed: Tensor | None,
+        layers: int,
+        branches: int,
+        tokens: Tensor,  # (B, T, H, W)
+    ) -> tuple[Tensor | None, Sequence[Tensor] | None, Sequence[Tensor | None] | None]:
+        """What is random: seeds, which the ops read on the device, and stochastic depth.
+
+        Returns:
+            `seed`, 0-d int64, and the numbers after it, (branches, 2) per layer, or no dropout;
+            then what branches are multiplied by, (branches, B) per layer, or none are.
+        """
+        device, embedding_seed, seeds, scales = tokens.device, None, None, None
+        if not self.training or (self.dropout == 0 and self.drop_path == 0):
+            return None, None, None
         if seed is None:
             seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device=device)
-        seeds = seed + torch.arange(1 + layers * branches * 2, device=device)
-        return seeds[0], seeds[1:].view(layers, branches, 2).unbind()
+        of_dropout = 1 + layers * branches * 2
+        if self.dropout:
+            numbers = seed + torch.arange(of_dropout, device=device)
+            embedding_seed = numbers[0]
+            seeds = numbers[1:].view(layers, branches, 2).unbind()
+        if self.drop_path:
+            numbers = seed + torch.arange(of_dropout, of_dropout + layers, device=device)
+            scales = draw_scales(numbers, drop_rates(self.drop_path, layers), branches, len(tokens))
+        return embedding_seed, seeds, scales
 
     def _branches(self) -> list[Attention | MLP]:
         return [branch for layer in self.layers for branch in cast(Layer, layer).branches()]

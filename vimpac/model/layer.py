@@ -13,6 +13,7 @@ LayerNorm are one op:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vimpac.model.cls_per_line import attend_per_line, count_lines, merge_cls, repeat_cls
 from vimpac.model.config import ModelConfig
+from vimpac.model.drop_path import scale_branch
 from vimpac.model.masked_rows import take_rows
 from vimpac_kernels import AxialAttention, bias_gelu, dropout_add_layer_norm
 
@@ -129,9 +131,10 @@ class Layer(nn.Module):
         seeds: Tensor | None,  # (branches, 2) int64, of the probabilities and of the output
         rows: Tensor | None = None,  # (R,) of the flattened (B * S, D); None: all
         recompute: bool = False,  # keep the arguments only, and run again in backward
+        scales: Tensor | None = None,  # (branches, B) of stochastic depth; None: all 1
     ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer, or their rows (R, D)
         if recompute:  # within the call, so that what compiles or shards a layer sees both runs
-            arguments = x, stream, norms, grid, key_padding_mask, seeds, rows
+            arguments = x, stream, norms, grid, key_padding_mask, seeds, rows, False, scales
             # Most dropout follows the seeds among the arguments; the rest, the generator.
             draws = self.training and self.dropout > 0 and self.draws_from_generator(x.device)
             run = self.forward
@@ -151,12 +154,16 @@ class Layer(nn.Module):
                     residual = take_rows(residual, early)
             else:
                 update, cls_rows, residual = branch(x), 1, stream
+            bias: Tensor | None = branch.out.bias
+            if scales is not None:
+                clip = None if update.dim() == 3 or rows is None else rows // (1 + math.prod(grid))
+                update, bias = scale_branch(update, branch.out.bias, scales[i], clip), None
             x, stream = dropout_add_layer_norm(
                 update,
                 residual if cls_rows == 1 else repeat_cls(residual, cls_rows),
                 norm.weight,
                 norm.bias,
-                linear_bias=branch.out.bias,
+                linear_bias=bias,
                 dropout_p=dropout_p,
                 eps=LAYER_NORM_EPS,
                 prenorm=self.prenorm,

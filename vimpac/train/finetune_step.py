@@ -36,6 +36,7 @@ class FinetuneStep:
         self.group_part, self.micro = config.batch.on_rank(world.size)
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
+        model.encoder.drop_path = config.drop_path
         self._forward = parallelise(model, config, world, layers=[*model.encoder.layers])
         self.seed = DropoutSeeds(model.encoder, config.seed, world.device)
 
