@@ -199,6 +199,7 @@ class FinetuneConfig(TrainConfig):
     label_smoothing: float = setting(
         0.0, BELOW_ONE, "share of a clip's label that all classes have alike"
     )
+    cutmix: float = setting(0.0, SHARE, "share of clips that get a box of another one")
     drop_path: float = setting(
         0.0, BELOW_ONE, "share of clips that go past a branch of the last layer; lower ones: fewer"
     )
@@ -218,3 +219,8 @@ class FinetuneConfig(TrainConfig):
         """As `TrainConfig.check`."""
         super().check(world_size, device_type)
         self.batch.check("batch.videos", world_size)
+        if self.cutmix and self.batch.on_rank(world_size)[1] == 1:
+            raise UsageError(
+                f"cutmix={self.cutmix:g} pastes from another clip of a micro-batch, which has one "
+                "clip here: raise batch.micro or batch.videos"
+            )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Streams: the order of an epoch, the clips of a sample, the dropout of a clip.
-ORDER, CLIPS, DROPOUT = 1, 2, 3
+# Streams: the order of an epoch, the clips of a sample, the dropout and the mixing of a clip.
+ORDER, CLIPS, DROPOUT, CUTMIX = 1, 2, 3, 4
 
 
 def words(stream: int, seed: int, number: int, count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vimpac.checkpoints.model_dir import Classifier
 from vimpac.config import FinetuneConfig
+from vimpac.train.cutmix import CutMix
 from vimpac.train.distributed import World
 from vimpac.train.dropout_seeds import DropoutSeeds
 from vimpac.train.parallel import averaging, parallelise
@@ -38,6 +39,10 @@ class FinetuneStep:
         model.encoder.activation_checkpointing = config.activation_checkpointing
         model.encoder.drop_path = config.drop_path
         self._forward = parallelise(model, config, world, layers=[*model.encoder.layers])
+        self._cutmix: CutMix | None = None
+        if config.cutmix:
+            num_classes = model.classifier.out_features
+            self._cutmix = CutMix(config.cutmix, num_classes, config.seed, world.device)
         self.seed = DropoutSeeds(model.encoder, config.seed, world.device)
 
     def gradients(
@@ -45,14 +50,21 @@ class FinetuneStep:
         groups: Iterable[Sequence[tuple[Tensor, Tensor]]],  # ((micro, T, H, W), (micro,)) each
         first_sample: int | Tensor,  # 0-d int64
     ) -> Tensor:
-        """Adds the gradients of one update; see `vimpac.train.system.Step`."""
+        """Adds the gradients of one update; see `vimpac.train.system.Step`.
+
+        The accuracy of clips that are mixed is that of guessing what most of a clip shows.
+        """
         metrics = torch.zeros(len(METRICS), device=self.world.device)
         (parts,) = groups
         for i, (clips, classes) in enumerate(parts):
-            seed = self.seed(first_sample + i * self.micro)
+            number = first_sample + i * self.micro
+            seed, targets = self.seed(number), classes
+            if self._cutmix is not None:
+                clips, targets = self._cutmix(clips, classes, number)
+                classes = targets.argmax(-1)
             with averaging(self._forward, i + 1 == len(parts)):
                 logits = self.logits(clips, seed)
-                loss = F.cross_entropy(logits, classes, label_smoothing=self.config.label_smoothing)
+                loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
                 (loss / len(parts)).backward()
             right = (logits.argmax(-1) == classes).float().mean()
             metrics += torch.stack((loss.detach(), right))
