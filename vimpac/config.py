@@ -42,6 +42,15 @@ LABELS = Range(
 
 
 @dataclasses.dataclass
+class LabelledClipConfig(ClipConfig):
+    """What is read of videos whose class is known."""
+
+    repeat: int = setting(
+        1, POSITIVE, "clips of each video in an epoch, side by side; batch.videos counts clips"
+    )
+
+
+@dataclasses.dataclass
 class PairConfig(ClipConfig):
     """What is read where two clips of a video meet."""
 
@@ -110,7 +119,7 @@ class PairBatchConfig(GroupedBatch):
 
 @dataclasses.dataclass
 class BatchConfig(GroupedBatch):
-    """How many clips, each of another video, make an update; `batch=64` sets `batch.videos`."""
+    """How many clips make an update; `batch=64` sets `batch.videos`."""
 
     shorthand: ClassVar[str] = "videos"
 
@@ -206,7 +215,7 @@ class FinetuneConfig(TrainConfig):
     ema: float | None = setting(
         None, BELOW_ONE, "decay of the mean weights, which are tested and saved, too; null: none"
     )
-    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    clips: LabelledClipConfig = dataclasses.field(default_factory=LabelledClipConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: FinetuneOptimConfig = dataclasses.field(
         default_factory=lambda: FinetuneOptimConfig(
@@ -219,8 +228,14 @@ class FinetuneConfig(TrainConfig):
         """As `TrainConfig.check`."""
         super().check(world_size, device_type)
         self.batch.check("batch.videos", world_size)
-        if self.cutmix and self.batch.on_rank(world_size)[1] == 1:
+        repeat, micro = self.clips.repeat, self.batch.on_rank(world_size)[1]
+        if self.batch.videos % repeat:
             raise UsageError(
-                f"cutmix={self.cutmix:g} pastes from another clip of a micro-batch, which has one "
-                "clip here: raise batch.micro or batch.videos"
+                f"batch.videos={self.batch.videos} counts clips, of which every video has "
+                f"clips.repeat={repeat}: give a multiple of it"
+            )
+        if self.cutmix and micro <= repeat:
+            raise UsageError(
+                f"cutmix={self.cutmix:g} pastes from another video of a micro-batch, which has "
+                "one video here: raise batch.micro or batch.videos"
             )

@@ -1,4 +1,4 @@
-"""Small pre-training runs for the tests, in this process and in others."""
+"""Small runs for the tests, in this process and in others."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vimpac import Vimpac, save_model
-from vimpac.config import PretrainConfig
+from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.settings import load_config
@@ -27,6 +27,18 @@ SETTINGS = (
     "run.save_every=5",
     "run.tensorboard=false",
     "device=cpu",
+)
+FINETUNE_SETTINGS = (
+    "clips.frames=2",
+    "clips.workers=0",
+    "precision=fp32",
+    "device=cpu",
+    "test_clips=2",
+    "batch=4",
+    "optim.steps=12",
+    "run.log_every=1",
+    "run.save_every=4",
+    "run.tensorboard=false",
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -66,6 +78,23 @@ def tiny_config(store: Path, out: Path, *more: str) -> PretrainConfig:
 def program(store: Path, out: Path, *more: str) -> list[str]:
     """The command that makes the same run in a process of its own."""
     words = ["pretrain", "--config", "tiny", *SETTINGS, f"data={store}", f"out={out}", *more]
+    return [sys.executable, "-m", "vimpac", *words]
+
+
+def finetune_words(folder: Path, out: Path, *more: str) -> list[str]:
+    """The settings of a fine-tuning on what `make_labelled` has put into a directory."""
+    paths = (f"data={folder / 'store'}", f"labels={folder / 'labels.csv'}", f"out={out}")
+    return [*FINETUNE_SETTINGS, *paths, *more]
+
+
+def finetune_config(folder: Path, out: Path, *more: str) -> FinetuneConfig:
+    """The configuration with these settings."""
+    return load_config(FinetuneConfig, None, finetune_words(folder, out, *more))
+
+
+def finetune_program(folder: Path, out: Path, *more: str) -> list[str]:
+    """The command that makes the same run in a process of its own."""
+    words = ["finetune", str(folder / "model"), *finetune_words(folder, out, *more)]
     return [sys.executable, "-m", "vimpac", *words]
 
 

@@ -2,21 +2,13 @@
 
 import copy
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.vimpac.runs import (
-    ON_TWO_RANKS,
-    make_labelled,
-    run_process,
-    start_process,
-    wait_for_steps,
-)
+from tests.vimpac.runs import finetune_config, make_labelled
 from vimpac import load_classifier
 from vimpac.checkpoints.training_state import find_checkpoint, load_checkpoint
 from vimpac.config import FinetuneConfig
@@ -25,25 +17,10 @@ from vimpac.files import move_files
 from vimpac.settings import load_config
 from vimpac.train.averaged_weights import AveragedWeights
 from vimpac.train.finetune import finetune
-from vimpac.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = (
-    "clips.frames=2",
-    "clips.workers=0",
-    "precision=fp32",
-    "device=cpu",
-    "test_clips=2",
-    "batch=4",
-    "batch.micro=2",
-    "optim.steps=6",
-    "run.log_every=1",
-    "run.save_every=2",
-    "run.evaluate_every=1",
-    "run.tensorboard=false",
-    "ema=0.5",
-)
+SETTINGS = ("optim.steps=6", "run.save_every=2", "ema=0.5")
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +29,8 @@ def folder(tmp_path_factory) -> Path:
     return make_labelled(tmp_path_factory.mktemp("data"))
 
 
-def _words(folder: Path, out: Path, *more: str) -> list[str]:
-    paths = (f"data={folder / 'store'}", f"labels={folder / 'labels.csv'}", f"out={out}")
-    return [*SETTINGS, *paths, *more]
-
-
 def _config(folder: Path, out: Path, *more: str) -> FinetuneConfig:
-    return load_config(FinetuneConfig, None, _words(folder, out, *more))
-
-
-def _program(folder: Path, out: Path, *more: str) -> list[str]:
-    words = ["finetune", str(folder / "model"), *_words(folder, out, *more)]
-    return [sys.executable, "-m", "vimpac", *words]
+    return finetune_config(folder, out, *SETTINGS, *more)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +43,6 @@ def whole_run(folder, tmp_path_factory) -> Path:
 
 def _end(out: Path) -> Path:
     return out / "checkpoints/step-00000006"
-
-
-def _tests(out: Path) -> list[dict]:
-    return [r for r in read_log(out / "log.jsonl") if "test_video_accuracy" in r]
 
 
 def test_average_is_that_of_its_definition_over_three_steps():
@@ -195,25 +158,3 @@ def test_checkpoint_is_written_where_directories_cannot_be_renamed(whole_run, tm
 def test_decay_out_of_range_is_refused(value):
     with pytest.raises(UsageError, match=r"ema=.* must lie in \[0, 1\)"):
         load_config(FinetuneConfig, None, [f"ema={value}"])
-
-
-def test_kill_and_resume_is_bit_exact(folder, whole_run, tmp_path):
-    process = start_process(*_program(folder, tmp_path))
-    wait_for_steps(process, tmp_path / "log.jsonl", 3)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    finetune(_config(folder, tmp_path), folder / "model", resume="auto", quiet=True)
-    ends = [load_checkpoint(_end(run)) for run in (tmp_path, whole_run)]
-    torch.testing.assert_close(ends[0][1:], ends[1][1:], rtol=0, atol=0)
-    assert _tests(tmp_path)[-1] == _tests(whole_run)[-1]
-
-
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_equal_one(folder, tmp_path, parallel):
-    words = ("optim.lr=1e-5",)
-    finetune(_config(folder, tmp_path / "one", *words), folder / "model", quiet=True)
-    more = (*words, f"parallel={parallel}")
-    run_process(*ON_TWO_RANKS, *_program(folder, tmp_path / "two", *more)[1:])
-    one, two = (load_checkpoint(_end(tmp_path / run)) for run in ("one", "two"))
-    torch.testing.assert_close(two[1:], one[1:], rtol=1e-3, atol=1e-5)
-    assert _tests(tmp_path / "one") == _tests(tmp_path / "two")

@@ -138,9 +138,9 @@ def test_accuracy_is_that_of_what_most_of_a_clip_shows(monkeypatch):
 
 def test_clip_without_another_one_in_its_micro_batch_is_refused():
     config = load_config(FinetuneConfig, None, ["batch=4", "batch.micro=1", "cutmix=0.5"])
-    with pytest.raises(UsageError, match="cutmix=0.5 pastes from another clip .*: raise batch"):
+    with pytest.raises(UsageError, match="cutmix=0.5 pastes from another video .*: raise batch"):
         config.check()
     config = load_config(FinetuneConfig, None, ["batch=4", "cutmix=0.5"])
     config.check(2)
-    with pytest.raises(UsageError, match="cutmix=0.5 pastes from another clip"):
+    with pytest.raises(UsageError, match="cutmix=0.5 pastes from another video"):
         config.check(4)

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,51 +15,25 @@ from tests.vimpac.runs import (
     start_process,
     wait_for_steps,
 )
+from tests.vimpac.runs import finetune_config as _config
+from tests.vimpac.runs import finetune_program as _program
+from tests.vimpac.runs import finetune_words as _words
 from vimpac import Vimpac, cli, load_classifier, save_model
 from vimpac.checkpoints.training_state import list_checkpoints, load_checkpoint
-from vimpac.config import FinetuneConfig
 from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
-from vimpac.settings import load_config
 from vimpac.train.finetune import finetune
 from vimpac.train.log import read_log
 from vimpac.train.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = (
-    "clips.frames=2",
-    "clips.workers=0",
-    "precision=fp32",
-    "device=cpu",
-    "test_clips=2",
-    "batch=4",
-    "optim.steps=12",
-    "run.log_every=1",
-    "run.save_every=4",
-    "run.tensorboard=false",
-)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A store of twelve videos, their labels, and a model with dropout."""
     return make_labelled(tmp_path_factory.mktemp("data"))
-
-
-def _words(folder: Path, out: Path, *more: str) -> list[str]:
-    return [*SETTINGS, f"data={folder / 'store'}", f"labels={folder / 'labels.csv'}", f"out={out}",
-            *more]  # fmt: skip
-
-
-def _config(folder: Path, out: Path, *more: str) -> FinetuneConfig:
-    return load_config(FinetuneConfig, None, _words(folder, out, *more))
-
-
-def _program(folder: Path, out: Path, *more: str) -> list[str]:
-    words = ["finetune", str(folder / "model"), *_words(folder, out, *more)]
-    return [sys.executable, "-m", "vimpac", *words]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """The order of the samples: a function of (seed, epoch), whatever the ranks and workers.
 
-Samples are numbered 0, 1, 2, ... through all epochs; sample p belongs to epoch
-p // num_videos. Global step s consumes the samples [s * G, (s + 1) * G); rank r of W takes the
-r-th of W equal, contiguous parts, so the ranks' parts in rank order are what one rank reads.
+Samples are numbered 0, 1, 2, ... through all epochs, in each of which every video has `repeat` of
+them, side by side; sample p belongs to epoch p // (num_videos * repeat). Global step s consumes the
+samples [s * G, (s + 1) * G); rank r of W takes the r-th of W equal, contiguous parts, so the ranks'
+parts in rank order are what one rank reads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from vimpac.data.random import ORDER, words
+
+_SETTINGS = ("seed", "num_videos", "repeat")  # without which a position means nothing
 
 
 class ResumableSampler(Sampler[tuple[int, int]]):
@@ -28,6 +31,11 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         rank: This process.
         world_size: Number of processes.
         seed: Seed of the order.
+        repeat: Samples of a video in an epoch.
+
+    Attributes:
+        epoch_size: Samples of an epoch.
+        position: Samples that are consumed.
 
     Raises:
         ValueError: A count is not positive, or the batch does not divide.
@@ -41,9 +49,10 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        repeat: int = 1,
     ) -> None:
-        if num_videos < 1 or global_batch < 1:
-            raise ValueError(f"{num_videos=} and {global_batch=} must be positive")
+        if min(num_videos, global_batch, repeat) < 1:
+            raise ValueError(f"{num_videos=}, {global_batch=} and {repeat=} must be positive")
         if not 0 <= rank < world_size or global_batch % world_size:
             raise ValueError(f"{global_batch=} does not divide among {world_size=}, {rank=}")
         self.num_videos = num_videos
@@ -51,12 +60,14 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
+        self.repeat = repeat
+        self.epoch_size = num_videos * repeat
         self.position = 0
 
     @property
     def epoch(self) -> int:
         """The epoch of the next sample."""
-        return self.position // self.num_videos
+        return self.position // self.epoch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         part = self.global_batch // self.world_size
@@ -64,10 +75,10 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         start = self.position + self.rank * part
         while True:
             for position in range(start, start + part):
-                if position // self.num_videos != epoch:
-                    epoch = position // self.num_videos
+                if position // self.epoch_size != epoch:
+                    epoch = position // self.epoch_size
                     order = epoch_order(self.num_videos, self.seed, epoch)
-                yield position, int(order[position % self.num_videos])
+                yield position, int(order[position % self.epoch_size // self.repeat])
             start += self.global_batch
 
     def advance(self, steps: int = 1) -> None:
@@ -76,19 +87,22 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 
     def state_dict(self) -> dict[str, int]:
         """The position and what it refers to."""
-        return {"position": self.position, "seed": self.seed, "num_videos": self.num_videos}
+        settings = {key: getattr(self, key) for key in _SETTINGS}
+        return {"position": self.position, **settings}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues from `state_dict()`; the ranks and the batch may differ.
 
         Args:
-            state: From a sampler with the same videos and seed.
+            state: From a sampler with the same videos, seed and repetition; of before there was
+                one, too.
 
         Raises:
-            ValueError: The videos or the seed differ, so the position means nothing.
+            ValueError: One of them differs, so the position means nothing.
             TypeError: The position is no whole number.
         """
-        for key in ("seed", "num_videos"):
+        state = {"repeat": 1, **state}
+        for key in _SETTINGS:
             if state[key] != getattr(self, key):
                 now = getattr(self, key)
                 raise ValueError(f"its order is that of {key}={state[key]}, not of {key}={now}")

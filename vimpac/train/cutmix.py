@@ -1,7 +1,7 @@
 """CutMix on tokens: a box of a clip, and that share of its label, come from another clip.
 
-The other clip is the next one of the micro-batch. Which clips get a box, and where, is a function
-of the seed and of the number of the clip, drawn on the device, for which nothing waits.
+The other clip is one of the next video of the micro-batch. Which clips get a box, and where, is a
+function of the seed and of the number of the clip, drawn on the device, for which nothing waits.
 
 Source: Yun et al., "CutMix", 2019.
 """
@@ -25,11 +25,18 @@ class CutMix:
         num_classes: Number of classes.
         seed: Of the run.
         device: Where the clips are.
+        repeat: Clips of a video, which stand side by side.
     """
 
     def __init__(
-        self, probability: float, num_classes: int, seed: int, device: torch.device
+        self,
+        probability: float,
+        num_classes: int,
+        seed: int,
+        device: torch.device,
+        repeat: int = 1,
     ) -> None:
+        self._repeat = repeat
         self._probability, self._num_classes = probability, num_classes
         keys = torch.from_numpy(words(CUTMIX, seed, 0, 2).view("int64")).to(device)
         self._of_choice, self._of_boxes = keys.unbind()
@@ -54,7 +61,7 @@ class CutMix:
             other clip's class its share of the tokens, without padding, for the clip's own the
             rest.
         """
-        others = clips.roll(-1, 0)
+        others = clips.roll(-self._repeat, 0)
         chosen = mask_tokens(
             clips[:, :1, :1, :1],
             mask_token=MASK_TOKEN,
@@ -75,5 +82,6 @@ class CutMix:
         pasted = chosen & box & (others != PAD_TOKEN)
         share = pasted.flatten(1).sum(1) / (clips != PAD_TOKEN).flatten(1).sum(1)
         own = F.one_hot(classes, self._num_classes)
-        weights = own * (1 - share[:, None]) + own.roll(-1, 0) * share[:, None]
+        other = own.roll(-self._repeat, 0)
+        weights = own * (1 - share[:, None]) + other * share[:, None]
         return torch.where(pasted, others, clips), weights

@@ -4,10 +4,10 @@
     vimpac finetune runs/small/checkpoints/step-00012000 data=ucf labels=ucf.csv --probe linear
     torchrun --nproc-per-node 8 -m vimpac finetune runs/... data=ucf labels=ucf.csv --resume auto
 
-Fine-tuning draws a clip per video and step, as does an attentive probe, which leaves the encoder
-as it is. A linear probe encodes `test_clips` clips of every
-training video once and fits a logistic regression to their [CLS]. All are tested on `test_clips`
-evenly spaced clips of the `test_crops` of a video, whose probabilities are averaged.
+Fine-tuning draws `clips.repeat` clips of every video in an epoch, as does an attentive probe, which
+leaves the encoder as it is. A linear probe encodes `test_clips` clips of every training video once
+and fits a logistic regression to their [CLS]. All are tested on `test_clips` evenly spaced clips of
+the `test_crops` of a video, whose probabilities are averaged.
 `vimpac.load_classifier` reads the result, which can itself be fine-tuned.
 """
 
@@ -233,8 +233,9 @@ class Finetuning:
             rank=world.rank,
             world_size=world.size,
             seed=config.seed,
+            repeat=config.clips.repeat,
         )
-        epoch_steps = len(train.videos) / config.batch.videos
+        epoch_steps = self.sampler.epoch_size / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
         every = config.run.evaluate_every
         self.evaluate_every = 0 if every is None else max(1, round(every * epoch_steps))

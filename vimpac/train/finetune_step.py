@@ -42,7 +42,9 @@ class FinetuneStep:
         self._cutmix: CutMix | None = None
         if config.cutmix:
             num_classes = model.classifier.out_features
-            self._cutmix = CutMix(config.cutmix, num_classes, config.seed, world.device)
+            self._cutmix = CutMix(
+                config.cutmix, num_classes, config.seed, world.device, config.clips.repeat
+            )
         self.seed = DropoutSeeds(model.encoder, config.seed, world.device)
 
     def gradients(

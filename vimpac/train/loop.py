@@ -152,7 +152,7 @@ class Loop:
         steps, until, sampler = self.system.steps, self.config.run.until, self.system.sampler
         end = steps
         if until is not None:
-            epoch_steps = sampler.num_videos / (self.step.groups * sampler.global_batch)
+            epoch_steps = sampler.epoch_size / (self.step.groups * sampler.global_batch)
             end = min(steps, math.ceil(until * epoch_steps))
         if self.done > end:
             raise UsageError(
@@ -225,7 +225,7 @@ class Loop:
         videos = (self.done - since) * self.step.groups * sampler.global_batch
         return {
             "step": self.done,
-            "epoch": sampler.position / sampler.num_videos,
+            "epoch": sampler.position / sampler.epoch_size,
             "loss": self.system.total_loss(values),
             **values,
             "videos_per_s": videos / seconds,
