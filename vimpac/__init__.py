@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vimpac.checkpoints.model_dir import load_classifier, load_model, save_model
     from vimpac.checkpoints.released import export_released, load_released
+    from vimpac.eval.extract import extract
     from vimpac.model.config import PRESETS, LossConfig, ModelConfig, preset
     from vimpac.model.contrastive import info_nce
     from vimpac.model.encoder import VideoTokenEncoder
@@ -31,6 +32,7 @@ _HOME = {
     "VideoTokenEncoder": "model.encoder",
     "Vimpac": "model.pretraining",
     "export_released": "checkpoints.released",
+    "extract": "eval.extract",
     "info_nce": "model.contrastive",
     "load_classifier": "checkpoints.model_dir",
     "load_model": "checkpoints.model_dir",
@@ -53,6 +55,7 @@ __all__ = [
     "VideoTokenEncoder",
     "Vimpac",
     "export_released",
+    "extract",
     "info_nce",
     "load_classifier",
     "load_model",

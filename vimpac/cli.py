@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
     "finetune": ("vimpac.commands.finetune", "train a video classifier on a pre-trained encoder"),
     "evaluate": ("vimpac.commands.evaluate", "test a video classifier"),
     "predict": ("vimpac.commands.predict", "classify video files"),
+    "extract": ("vimpac.commands.extract", "write the features of videos into a file"),
     "demo": ("vimpac.commands.demo", "see it work on two real videos, in a minute or two"),
     "doctor": ("vimpac.commands.doctor", "what runs on this machine, and why"),
     "convert": ("vimpac.commands.convert", "convert a released checkpoint"),
@@ -42,6 +43,7 @@ EXTRAS = {  # optional package: what installs it
     "tensorboard": "vimpac-kernels[train]",
     "matplotlib": "vimpac-kernels[train]",
     "skvideo": "vimpac-kernels[demo]",
+    "pyarrow": "vimpac-kernels[parquet]",
     "lmdb": "lmdb",
 }
 

@@ -72,15 +72,12 @@ def table(report: Report) -> list[str]:
 
 
 def _line(scores: Scores) -> str:
-    top1 = _share(scores.top1, scores.top1_interval)
-    top5 = _share(scores.top5, scores.top5_interval)
+    from vimpac.eval.metrics import in_percent
+
+    top1 = in_percent(scores.top1, scores.top1_interval)
+    top5 = in_percent(scores.top5, scores.top5_interval)
     views = "" if scores.clip_top1 is None else f"{scores.clip_top1:.1%}"
     return f"{scores.clips:5}  {top1:22}  {top5:22}  {scores.class_accuracy:15.1%}  {views:>8}"
-
-
-def _share(share: float, interval: tuple[float, float]) -> str:
-    low, high = (f"{100 * end:.1f}" for end in interval)
-    return f"{share:6.1%} ({low}-{high})"
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from vimpac.commands.view_arguments import parse_clips
+from vimpac.commands.view_arguments import parse_number_of_clips
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path, on_one_line
 
@@ -61,9 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the predictions."""
-    clips = parse_clips(args.clips)
-    if len(clips) > 1:
-        raise UsageError(f"--clips {args.clips}: give one number")
+    clips = parse_number_of_clips(args.clips)
     if args.top < 1:
         raise UsageError(f"--top {args.top} must be positive")
     from rich.console import Console
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     predictor = Predictor(
         args.classifier,
-        clips=clips[0],
+        clips=clips,
         crops=args.crops,
         weights=args.weights,
         batch=args.batch,

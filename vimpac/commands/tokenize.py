@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 
 from vimpac.errors import UsageError, VimpacError
@@ -81,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from vimpac.data.sources import find_videos
     from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
     from vimpac.data.variants import parse_variants
-    from vimpac.progress import progress_bar
+    from vimpac.progress import progress_bar, terminated_as_interrupted
 
     try:
         fps = Fraction(args.fps)
@@ -114,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
                 say(line)
             progress.update(task, completed=done)
 
-        with _terminated_as_interrupted():
+        with terminated_as_interrupted():
             store = tokenize_videos(
                 videos,
                 args.out,
@@ -139,16 +136,6 @@ def run(args: argparse.Namespace) -> int:
             "others; if they are enough, raise --max-skipped"
         )
     return 0
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, as at the end of a job's time, blames no video for what it ends."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _allowed(args: argparse.Namespace, videos: int) -> float:

@@ -49,7 +49,33 @@ def parse_clips(text: str) -> tuple[int, ...]:
     return clips
 
 
+def parse_number_of_clips(text: str) -> int:
+    """Reads --clips where it is a single number.
+
+    Raises:
+        UsageError: It is no positive number.
+    """
+    clips = parse_clips(text)
+    if len(clips) > 1:
+        raise UsageError(f"--clips {text}: give one number")
+    return clips[0]
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tells paths from settings key=value, where a command takes several of both."""
     settings = [word for word in words if "=" in word and not os.path.lexists(word)]
     return [word for word in words if word not in settings], settings
+
+
+def one_checkpoint(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The checkpoint, and the settings that stand beside it.
+
+    Raises:
+        UsageError: There is none, or more than one.
+    """
+    paths, settings = split_words(words)
+    if not paths:
+        raise UsageError("the checkpoint is missing: name it before the settings")
+    if len(paths) > 1:
+        raise UsageError(f"'{paths[1]}' is a second checkpoint, or not of the form key=value")
+    return paths[0], settings

@@ -28,35 +28,54 @@ class Reading:
 
 
 def fit_to_store(
-    encoder: VideoTokenEncoder, path: Path, description: ModelDescription, meta: StoreMeta
+    encoder: VideoTokenEncoder,
+    path: Path,
+    description: ModelDescription,
+    meta: StoreMeta,
+    *,
+    frames: int | None = None,
+    stride: int | None = None,
 ) -> Reading:
-    """Finds how clips are read for a model, and interpolates its positions to a store's map.
+    """Finds how clips are read for a model, and interpolates its positions to them.
 
     Args:
         encoder: Of the model.
         path: Its directory, for messages.
         description: What it says of the model.
         meta: Of the store.
+        frames: Of a clip; None: as many as in training.
+        stride: Stored frames from one of a clip to the next; None: as far apart as in training.
 
     Returns:
-        The clips that the model was trained on.
+        How clips are read.
 
     Raises:
         UsageError: The tokens are another tokenizer's, or no frames are as far apart as in
             training.
     """
-    frames, stride, notes = encoder.grid[0], 1, list[str]()
-    if description.data is None:
+    was, notes = description.data, list[str]()
+    frames = frames or encoder.grid[0]
+    if was is not None:
+        now = DataFacts.of(meta, stride or 1)
+        check_tokenizer(path, was, now)
+        if stride is not None and not was.same_interval(now):
+            notes.append(
+                f"{path} was trained on frames {was.interval:g} s apart ({was.clock}), these are "
+                f"{now.interval:g} s apart ({now.clock})"
+            )
+        stride = stride or find_stride(path, was, meta.fps)
+    elif stride is None:
         notes.append(f"{path} does not say what it was trained on: frames are taken one by one")
-    else:
-        check_tokenizer(path, description.data, DataFacts.of(meta, 1))
-        stride = find_stride(path, description.data, meta.fps)
     grid = (frames, meta.height, meta.width)
-    if grid != encoder.grid:
-        was, now = (f"{height} x {width}" for _, height, width in (encoder.grid, grid))
-        notes.append(f"the token map is {now}, {path} has {was}: positions are interpolated")
-        encoder.positions.resize_(grid, None)
-    return Reading(frames, stride, notes)
+    if frames != encoder.grid[0]:
+        notes.append(
+            f"clips have {frames} frames, {path} has {encoder.grid[0]}: positions are interpolated"
+        )
+    if grid[1:] != encoder.grid[1:]:
+        here, there = (f"{height} x {width}" for _, height, width in (grid, encoder.grid))
+        notes.append(f"the token map is {here}, {path} has {there}: positions are interpolated")
+    encoder.positions.resize_(grid, None)
+    return Reading(frames, stride or 1, notes)
 
 
 def find_stride(path: Path, was: DataFacts, fps: float) -> int:

@@ -35,11 +35,21 @@ def top_k(
 ) -> Tensor:
     """Which labels are among the k highest scores; all are where there are no more classes.
 
+    Of equal scores the one of the lowest class comes first.
+
     Returns:
         (M,) bool.
     """
-    best = scores.topk(min(k, scores.shape[-1])).indices
-    return (best == labels[:, None]).any(-1)
+    own, label = scores.gather(-1, labels[:, None]), labels[:, None]
+    number = torch.arange(scores.shape[-1], device=scores.device)
+    after = (scores < own) | ((scores == own) & (number > label))
+    return (~after).sum(-1) <= min(k, scores.shape[-1])
+
+
+def in_percent(share: float, interval: tuple[float, float]) -> str:
+    """A share and its interval, for a table."""
+    low, high = (f"{100 * end:.1f}" for end in interval)
+    return f"{share:6.1%} ({low}-{high})"
 
 
 def mean_class_accuracy(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Generator
 from contextlib import closing
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +22,7 @@ def over_views(
     batch: int,
     workers: int,
     prefetch: int = 4,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Generator[tuple[int, Tensor]]:
     """Applies a function to every view of this process's videos, each once.
 
     Every process calls it equally often, as a sharded model needs it; those with fewer views read
@@ -43,11 +43,15 @@ def over_views(
     videos = len(views.videos)
     shares = [range(rank, videos, world.size) for rank in range(world.size)]
     sizes = [sum(len(views.views_of(place)) for place in share) for share in shares]
-    mine = [np.arange(0), *(np.asarray(views.views_of(p)) for p in shares[world.rank])]
-    numbers = np.zeros(max(sizes), np.int64)
-    numbers[: sizes[world.rank]] = np.concatenate(mine)
+    mine = itertools.chain.from_iterable(map(views.views_of, shares[world.rank]))
+    again = itertools.repeat(0, max(sizes) - sizes[world.rank])
     loader = make_loader(
-        views, numbers.tolist(), batch, workers=workers, prefetch=prefetch, device=world.device
+        views,
+        itertools.chain(mine, again),
+        batch,
+        workers=workers,
+        prefetch=prefetch,
+        device=world.device,
     )
     places = iter(shares[world.rank])
     place, found = next(places, None), list[Tensor]()
@@ -56,6 +60,7 @@ def over_views(
             found.extend(function(clips).cpu())
             while place is not None and len(found) >= len(views.views_of(place)):
                 own = len(views.views_of(place))
-                yield place, torch.stack(found[:own])
+                values = torch.stack(found[:own])
                 del found[:own]
+                yield place, values
                 place = next(places, None)
