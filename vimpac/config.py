@@ -20,12 +20,19 @@ from vimpac.settings import (
     BOXES,
     FOLDER,
     NOT_NEGATIVE,
+    PATH,
     POSITIVE,
     SHARE,
     Range,
     setting,
 )
-from vimpac.train_config import ClipConfig, FinetuneOptimConfig, TestedRunConfig, TrainConfig
+from vimpac.train_config import (
+    ClipConfig,
+    FinetuneOptimConfig,
+    RunConfig,
+    TestedRunConfig,
+    TrainConfig,
+)
 
 
 def _are_labels(text: str) -> bool:
@@ -133,6 +140,17 @@ class BatchConfig(GroupedBatch):
 
 
 @dataclasses.dataclass
+class WatchedRunConfig(RunConfig):
+    """Bookkeeping of a run whose features may be tested while it trains (see `vimpac knn`)."""
+
+    knn_every: float | None = setting(
+        None, POSITIVE, "epochs from k-NN test to test, with one at the end; null: none"
+    )
+    knn_data: str = setting("", PATH, "its token store, of the same tokenizer; empty: data")
+    knn_labels: str = setting("", LABELS, "the classes of its videos, in train and val or test")
+
+
+@dataclasses.dataclass
 class PretrainConfig(TrainConfig):
     """A pre-training run."""
 
@@ -148,6 +166,7 @@ class PretrainConfig(TrainConfig):
     clips: PairConfig = dataclasses.field(default_factory=PairConfig)
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
     batch: PairBatchConfig = dataclasses.field(default_factory=PairBatchConfig)
+    run: WatchedRunConfig = dataclasses.field(default_factory=WatchedRunConfig)
 
     def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
         """As `TrainConfig.check`."""
@@ -164,6 +183,8 @@ class PretrainConfig(TrainConfig):
                 f"batch.videos={batch.videos} must be a multiple of "
                 f"batch.contrastive={batch.contrastive}"
             )
+        if self.run.knn_every is not None and not self.run.knn_labels:
+            raise UsageError(f"run.knn_every={self.run.knn_every:g} needs run.knn_labels")
         if self.graph:
             self._check_graph(world_size, device_type)
         batch.check("batch.contrastive", world_size)

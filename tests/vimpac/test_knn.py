@@ -1,4 +1,4 @@
-"""Nearest neighbours judge features, from the command line and inside a pre-training."""
+"""Nearest neighbours judge features."""
 
 import math
 from pathlib import Path

@@ -78,11 +78,11 @@ def fit_to_store(
     return Reading(frames, stride or 1, notes)
 
 
-def find_stride(path: Path, was: DataFacts, fps: float) -> int:
+def find_stride(model: str | Path, was: DataFacts, fps: float) -> int:
     """Stored frames between those that are as far apart as a model's were.
 
     Args:
-        path: The model's directory, for messages.
+        model: What messages call it.
         was: What it was trained on.
         fps: Stored frames per second.
 
@@ -92,7 +92,7 @@ def find_stride(path: Path, was: DataFacts, fps: float) -> int:
     stride = round(was.interval * fps)
     if stride < 1 or abs(stride / fps / was.interval - 1) > 1e-3:
         raise UsageError(
-            f"{path} was trained on frames {was.interval:g} s apart, of which a store at {fps:g} "
+            f"{model} was trained on frames {was.interval:g} s apart, of which a store at {fps:g} "
             f"frames per second has none: tokenise at {1 / was.interval:g} frames per second"
         )
     return stride

@@ -123,6 +123,8 @@ def make_loader(
 ) -> DataLoader:
     """Batches of a dataset, in pinned memory where they go to a GPU.
 
+    Reading them draws nothing from PyTorch's generator, from which others may be drawing.
+
     Args:
         dataset: What is read.
         sampler: The indices, in order.
@@ -142,6 +144,7 @@ def make_loader(
         prefetch_factor=prefetch if workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),
     )
 
 

@@ -25,6 +25,7 @@ COLUMNS = {
     "test_video_accuracy": ("test videos", ".1%"),
     "test_top5_accuracy": ("test top-5", ".1%"),
     "test_class_accuracy": ("mean of classes", ".1%"),
+    "knn_accuracy": ("k-NN", ".1%"),
     "mask_accuracy": ("mask acc", ".1%"),
     "cl_loss": ("CL", ".3f"),
     "lr": ("lr", ".1e"),

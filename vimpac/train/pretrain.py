@@ -37,6 +37,7 @@ from vimpac.train.batches import (
 )
 from vimpac.train.distributed import World, join_world
 from vimpac.train.loop import Loop, Result
+from vimpac.train.neighbour_test import NeighbourTest
 from vimpac.train.optim import with_lr
 from vimpac.train.pretrain_step import METRICS, PretrainStep, expected_ratio
 from vimpac.train.resume import choose_checkpoint
@@ -84,7 +85,6 @@ class Pretraining:
     """
 
     metrics: Sequence[str] = METRICS
-    evaluate_every = 0
 
     def __init__(self, config: PretrainConfig, store: TokenStore, world: World) -> None:
         config = with_stride(config, store)
@@ -103,6 +103,10 @@ class Pretraining:
         )
         epoch_steps = len(store) / batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
+        every = config.run.knn_every
+        self.evaluate_every = 0 if every is None else max(1, round(every * epoch_steps))
+        self._neighbours = None if every is None else NeighbourTest(config, store, world)
+        self._step: PretrainStep | None = None
         self.damaged = damaged_videos(store, config.clips)
         pairs = clip_pairs(store, config, stand_ins(len(store), self.damaged))
         _, micro = batch.on_rank(world.size)
@@ -132,7 +136,8 @@ class Pretraining:
     def make_step(self) -> PretrainStep:
         """See `System`."""
         has_padding = int(self.store.frames.min()) < self.config.clips.span
-        return PretrainStep(self.model, self.config, self.world, has_padding=has_padding)
+        self._step = PretrainStep(self.model, self.config, self.world, has_padding=has_padding)
+        return self._step
 
     def headline(self) -> str:
         """See `System`."""
@@ -155,6 +160,8 @@ class Pretraining:
         hidden = expected_ratio(self.config.mask, self.grid) * math.prod(self.grid)
         if self.config.loss.mask and hidden < 1:
             yield f"masks hide {hidden:.2g} tokens of a clip on average: raise mask.ratio"
+        if self._neighbours is not None:
+            yield from self._neighbours.warnings()
         yield from padding_warning(self.store, self.config.clips)
         yield from damage_warning(self.store, self.damaged)
 
@@ -163,5 +170,11 @@ class Pretraining:
         return self.config.loss.total(means["mask_loss"], means["cl_loss"])
 
     def evaluate(self, *, final: bool) -> dict[str, float]:
-        """Nothing: a pre-training is judged by what is trained on it."""
-        return {}
+        """The accuracy of the nearest neighbours, if it is asked for."""
+        if self._neighbours is None:
+            return {}
+        step = self._step or self.make_step()
+        self.model.eval()
+        found = self._neighbours(step.features, self.model.config.width)
+        self.model.train()
+        return found

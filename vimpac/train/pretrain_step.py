@@ -69,9 +69,9 @@ class MaskedTokenModel(nn.Module):
 
     def encode(
         self,
-        inputs: Tensor,  # (B, T, H, W), masked
+        inputs: Tensor,  # (B, T, H, W)
         has_padding: bool,
-        seed: Tensor,  # 0-d int64, of the dropout
+        seed: Tensor | None,  # 0-d int64, of the dropout
     ) -> Tensor:
         """Returns the [CLS] vectors (B, D)."""
         rows = cls_rows(inputs)
@@ -189,15 +189,25 @@ class PretrainStep:
             row_offset=1,
         )
 
+    def features(
+        self,
+        clips: Tensor,  # (B, T, H, W), on any device
+        *,
+        has_padding: bool,
+    ) -> Tensor:  # (B, D), at least fp32
+        """[CLS] of clips that are not masked; in evaluation mode nothing is drawn for it."""
+        return self._encode(clips.to(self.world.device, non_blocking=True), None, has_padding)
+
     @torch.no_grad()
     def _encode(
         self,
-        inputs: Tensor,  # (B, T, H, W), masked
-        seed: Tensor,  # 0-d int64
+        inputs: Tensor,  # (B, T, H, W)
+        seed: Tensor | None,  # 0-d int64
+        has_padding: bool,
     ) -> Tensor:
         """[CLS] of one micro-batch, (B, D), at least fp32."""
         with self.world.autocast(self.config.precision):
-            cls = self._module.encode(inputs, self._has_padding, seed)
+            cls = self._module.encode(inputs, has_padding, seed)
         return cls.to(torch.promote_types(cls.dtype, torch.float32))
 
     def _contrast(
@@ -205,7 +215,8 @@ class PretrainStep:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The contrastive loss of all micro-batches, 0-d, and its gradients d[CLS], (B, D) each."""
         parts = [
-            self._encode(part, self.seed(clip)) for part, clip in zip(inputs, clips, strict=True)
+            self._encode(part, self.seed(clip), self._has_padding)
+            for part, clip in zip(inputs, clips, strict=True)
         ]
         cls = torch.cat(parts).requires_grad_()
         loss = self._contrastive_loss(cls)
