@@ -378,7 +378,9 @@ def test_store_of_another_tokenizer_or_rate_is_refused(folder, tmp_path):
         vimpac.extract(folder / "model", tmp_path / "slow", **HERE)
 
 
-@pytest.mark.parametrize("options", [{"pool": "max"}, {"clips": 0}, {"batch": 0}, {"frames": -1}])
+@pytest.mark.parametrize(
+    "options", [{"pool": "max"}, {"clips": 0}, {"batch": 0}, {"frames": -1}, {"precision": "fp8"}]
+)
 def test_wrong_option_is_refused_at_once(folder, options):
     with pytest.raises(VimpacError, match=next(iter(options))):
         vimpac.extract(folder / "model", folder / "store", **{**HERE, **options})

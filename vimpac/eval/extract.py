@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from vimpac.errors import UsageError
-from vimpac.eval.config import FeatureClipConfig, FeatureConfig
+from vimpac.eval.config import FeatureConfig
 from vimpac.eval.feature_files import FeatureTable, check_out, write_features
 from vimpac.eval.features import Featurizer, Pool
 from vimpac.eval.over_views import over_views
 from vimpac.model.encoder import VideoTokenEncoder
-from vimpac.settings import range_problem
+from vimpac.settings import load_config
 from vimpac.train.distributed import World, join_world, pick_device
 from vimpac.train.launch import Place
 
@@ -70,18 +70,16 @@ def extract(
         UsageError: Model, store and settings do not fit together.
         VimpacError: A file is damaged.
     """
-    config = FeatureConfig(
-        data=str(store),
-        batch=batch,
-        workers=workers,
-        clips=FeatureClipConfig(frames, frame_stride),
-    )
-    problem = range_problem(config)
-    if precision not in ("bf16", "fp32"):
-        problem = f"precision={precision}: give bf16 or fp32"
-    if problem:
-        raise UsageError(problem)
-    config.precision = "fp32" if precision == "fp32" else "bf16"
+    settings = {
+        "data": store,
+        "batch": batch,
+        "workers": workers,
+        "precision": precision,
+        "clips.frames": frames,
+        "clips.frame_stride": frame_stride,
+    }
+    words = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
+    config = load_config(FeatureConfig, None, words)
     if isinstance(model, VideoTokenEncoder):
         world = World(model.cls_token.device)
     else:

@@ -158,7 +158,7 @@ def _write_parquet(path: Path, table: FeatureTable, features: Iterable[np.ndarra
     feature = pa.list_(pa.float32(), table.width)
     schema = pa.schema({"name": text, **per_clip, "features": feature})
     rows: list[tuple[Any, ...]] = []
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(path, schema, use_dictionary=False) as writer:
 
         def write() -> None:
             columns = [
