@@ -231,7 +231,9 @@ class FinetuneConfig(TrainConfig):
     )
     cutmix: float = setting(0.0, SHARE, "share of clips that get a box of another one")
     drop_path: float = setting(
-        0.0, BELOW_ONE, "share of clips that go past a branch of the last layer; lower ones: fewer"
+        0.0,
+        BELOW_ONE,
+        "share of clips that go past a branch of the last layer, fewer past lower ones",
     )
     ema: float | None = setting(
         None, BELOW_ONE, "decay of the mean weights, which are tested and saved, too; null: none"

@@ -62,10 +62,10 @@ class OptimConfig:
 
 @dataclasses.dataclass
 class FinetuneOptimConfig(OptimConfig):
-    """The same, with a lower rate for what a pre-trained model learnt first."""
+    """AdamW with a linear warm-up and decay; lower layers may have a lower rate."""
 
     layer_decay: float = setting(
-        1.0, ABOVE_ZERO, "of the rate from each layer to the one below it; 1: one rate"
+        1.0, ABOVE_ZERO, "factor from a layer's rate to that of the one below; 1: one rate"
     )
 
 

@@ -54,6 +54,13 @@ def _step(model: VideoClassifier, *words: str) -> FinetuneStep:
     return FinetuneStep(model, config, WORLD, has_padding=False)
 
 
+def test_no_option_is_on_by_default():
+    plain, off = FinetuneConfig(), ("optim.layer_decay=1", "label_smoothing=0", "cutmix=0")
+    assert plain == load_config(
+        FinetuneConfig, None, [*off, "drop_path=0", "ema=null", "clips.repeat=1"]
+    )
+
+
 def test_label_smoothing_divides_its_share_among_all_classes():
     model, clips = _classifier(), torch.randint(8192, (4, 2, 4, 4))
     classes = torch.tensor([0, 1, 2, 0])
