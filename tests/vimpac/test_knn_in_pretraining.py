@@ -59,14 +59,11 @@ def _knn_records(out: Path) -> dict[float, float]:
 
 
 @pytest.mark.parametrize("layout", ["T,H|W", "T,HW"])
-def test_knn_changes_no_bit_of_the_run(folder, plain_run, tmp_path, layout):
+def test_knn_changes_no_bit_of_the_run(folder, tmp_path, layout):
     """Joint axes draw their dropout from PyTorch's generator."""
-    words = () if layout == "T,H|W" else (f"model.layout={layout}",)
-    plain = plain_run
-    if words:
-        plain = tmp_path / "plain"
-        pretrain(tiny_config(folder / "store", plain, *WORDS, *words), quiet=True)
-    watched = tiny_config(folder / "store", tmp_path / "watched", *_knn(folder), *words)
+    plain, layout = tmp_path / "plain", f"model.layout={layout}"
+    pretrain(tiny_config(folder / "store", plain, *WORDS, layout), quiet=True)
+    watched = tiny_config(folder / "store", tmp_path / "watched", *_knn(folder), layout)
     result = pretrain(watched, quiet=True)
     assert [*_knn_records(result.out)] == [4, 8] and len(_losses(plain)) == 8
     assert _losses(result.out) == _losses(plain)
