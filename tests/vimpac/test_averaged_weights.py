@@ -13,6 +13,7 @@ from vimpac import load_classifier
 from vimpac.checkpoints.training_state import find_checkpoint, load_checkpoint
 from vimpac.config import FinetuneConfig
 from vimpac.errors import UsageError, VimpacError
+from vimpac.eval.evaluate import Verdicts, classify
 from vimpac.files import move_files
 from vimpac.settings import load_config
 from vimpac.train.averaged_weights import AveragedWeights
@@ -84,11 +85,11 @@ def test_model_has_the_average_inside_and_its_own_bits_afterwards():
 def test_average_stands_beside_the_weights_and_is_what_is_tested(folder, tmp_path, monkeypatch):
     tested = []
 
-    def note(logits, *_: object) -> dict[str, float]:
+    def note(logits, *others, **more) -> Verdicts:
         tested.append(logits(clips))
-        return {"test_clip_accuracy": 0.0, "test_video_accuracy": 0.0}
+        return classify(logits, *others, **more)
 
-    monkeypatch.setattr("vimpac.train.finetune.accuracies", note)
+    monkeypatch.setattr("vimpac.train.finetune_system.classify", note)
     clips = torch.randint(200, (3, 2, 4, 4))
     result = finetune(_config(folder, tmp_path), folder / "model", quiet=True)
     assert result.checkpoint == _end(tmp_path) / "averaged"

@@ -26,7 +26,8 @@ from vimpac.eval.probes import fit_linear
 from vimpac.settings import load_config
 from vimpac.train.batches import read
 from vimpac.train.distributed import World
-from vimpac.train.finetune import Finetuning, finetune
+from vimpac.train.finetune import finetune
+from vimpac.train.finetune_system import Finetuning
 from vimpac.train.log import read_log
 from vimpac.train.loop import Loop
 from vimpac.train.optim import lr_at

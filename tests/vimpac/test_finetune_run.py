@@ -128,7 +128,7 @@ def test_checkpoint_is_written_before_the_test(folder, tmp_path, monkeypatch):
     def fail(*_: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vimpac.train.finetune.classify", fail)
+    monkeypatch.setattr("vimpac.train.finetune_system.classify", fail)
     config = _config(folder, tmp_path, "run.evaluate_every=1", "run.save_every=100")
     with pytest.raises(KeyboardInterrupt):
         finetune(config, folder / "model", quiet=True)

@@ -16,7 +16,8 @@ from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.settings import load_config
 from vimpac.train.cutmix import CutMix
 from vimpac.train.distributed import World
-from vimpac.train.finetune import Finetuning, finetune
+from vimpac.train.finetune import finetune
+from vimpac.train.finetune_system import Finetuning
 from vimpac.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")

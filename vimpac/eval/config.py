@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
+from vimpac.config import LABELS
 from vimpac.settings import NOT_NEGATIVE, PATH, POSITIVE, setting
 
 
@@ -15,7 +16,7 @@ class InferenceConfig:
     command: ClassVar[str] = "evaluate"
 
     data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
-    labels: str = setting("", doc="the classes of its videos, as `vimpac finetune` takes them")
+    labels: str = setting("", LABELS, "the classes of its videos: see `vimpac labels`")
     batch: int = setting(32, POSITIVE, "views at once, of each process")
     workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
     device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
