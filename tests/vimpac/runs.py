@@ -1,5 +1,6 @@
 """Small runs for the tests, in this process and in others."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -117,3 +118,13 @@ def wait_for_steps(process: subprocess.Popen, log: Path, steps: int) -> None:
         if log.exists() and len(read_log(log)) >= steps:
             break
         time.sleep(0.005)
+
+
+def find_worker(marker: str, rank: int) -> int:
+    """The id of the process of a rank that torchrun started with an environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+            if {marker, f"RANK={rank}"} <= {*words}:
+                return int(folder.name)
+    raise AssertionError("the worker has gone")

@@ -1,6 +1,5 @@
 """What ends a run before its last step: signals, damage, lack of memory, wrong settings."""
 
-import contextlib
 import multiprocessing
 import os
 import re
@@ -14,6 +13,7 @@ import torch
 from tests.vimpac.runs import (
     ENVIRONMENT,
     ON_TWO_RANKS,
+    find_worker,
     make_store,
     program,
     start_process,
@@ -35,16 +35,6 @@ def store(tmp_path_factory) -> Path:
     return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
-def _find_worker(marker: str, rank: int) -> int:
-    """The id of the process of a rank that torchrun started with an environment."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-            if {marker, f"RANK={rank}"} <= {*words}:
-                return int(folder.name)
-    raise AssertionError("the worker has gone")
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monkeypatch, number):
     """A killed one cannot answer: the other says where the last checkpoint is."""
@@ -52,7 +42,7 @@ def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monke
     words = program(store, tmp_path, "optim.steps=100000")[1:]
     process = start_process(*ON_TWO_RANKS, *words)
     wait_for_steps(process, tmp_path / "log.jsonl", 7)
-    os.kill(_find_worker(f"VIMPAC_TEST={tmp_path}", rank=1), number)
+    os.kill(find_worker(f"VIMPAC_TEST={tmp_path}", rank=1), number)
     start = time.monotonic()
     error = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and time.monotonic() - start < 60
