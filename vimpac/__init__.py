@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vimpac.checkpoints.model_dir import load_classifier, load_model, save_model
     from vimpac.checkpoints.released import export_released, load_released
+    from vimpac.eval.evaluate import evaluate
     from vimpac.eval.extract import extract
+    from vimpac.eval.predict import Predictor
     from vimpac.model.config import PRESETS, LossConfig, ModelConfig, preset
     from vimpac.model.contrastive import info_nce
     from vimpac.model.encoder import VideoTokenEncoder
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ContrastiveHead": "model.heads",
+    "Predictor": "eval.predict",
+    "evaluate": "eval.evaluate",
     "MASK_TOKEN": "tokens",
     "MaskedTokenHead": "model.heads",
     "LossConfig": "model.config",
@@ -50,10 +54,12 @@ __all__ = [
     "LossConfig",
     "MaskedTokenHead",
     "ModelConfig",
+    "Predictor",
     "PretrainingOutput",
     "VideoClassifier",
     "VideoTokenEncoder",
     "Vimpac",
+    "evaluate",
     "export_released",
     "extract",
     "info_nce",

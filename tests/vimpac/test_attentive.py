@@ -15,7 +15,6 @@ from vimpac.config import FinetuneConfig
 from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
-from vimpac.eval.config import InferenceConfig
 from vimpac.eval.evaluate import evaluate
 from vimpac.model.attentive import AttentiveClassifier
 from vimpac.settings import load_config
@@ -129,9 +128,9 @@ def test_probe_learns_is_saved_and_resumes_bit_for_bit(folder, tmp_path):
 
 def test_probe_is_evaluated_and_starts_a_finetuning(folder, tmp_path):
     saved = _run(folder, tmp_path / "probe").checkpoint
-    words = dict(data=str(folder / "store"), labels=str(folder / "labels.csv"), device="cpu")
-    config = InferenceConfig(**words, precision="fp32", workers=0)
-    assert evaluate(saved, config, clips=(2,)).best.top1 == 1.0
+    settings = {"device": "cpu", "precision": "fp32", "workers": 0, "clips": 2}
+    report = evaluate(saved, folder / "store", folder / "labels.csv", **settings)
+    assert report.best.top1 == 1.0
     encoder, _ = load_encoder(saved)
     assert encoder.training and all(p.requires_grad for p in encoder.parameters())
     settings = load_config(FinetuneConfig, None, _words(folder, tmp_path / "more"))

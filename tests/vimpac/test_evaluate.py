@@ -16,7 +16,6 @@ from vimpac.config import FinetuneConfig
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
-from vimpac.eval.config import InferenceConfig
 from vimpac.eval.evaluate import evaluate
 from vimpac.settings import load_config
 from vimpac.train.finetune import FinetuneResult, finetune
@@ -68,13 +67,14 @@ def results(folder) -> list[FinetuneResult]:
     return [_finetune(folder, number) for number in (0, 1)]
 
 
-def _config(folder: Path, *more: str) -> InferenceConfig:
-    return load_config(InferenceConfig, None, [*_data(folder), *COMMON, "workers=0", *more])
+def _settings(folder: Path, **more) -> dict:
+    paths = {"data": folder / "store", "labels": folder / "labels.csv"}
+    return {**paths, "device": "cpu", "precision": "fp32", "workers": 0, **more}
 
 
 def test_evaluation_is_the_test_of_the_finetuning(folder, results):
     for result in results:
-        best = evaluate(result.checkpoint, _config(folder), clips=(3,)).best
+        best = evaluate(result.checkpoint, **_settings(folder), clips=(3,)).best
         assert (best.clip_top1, best.top1) == (result.clip_accuracy, result.video_accuracy)
         assert best.top5 == result.top5_accuracy == 1.0  # of three classes
         assert best.class_accuracy == result.class_accuracy
@@ -82,10 +82,10 @@ def test_evaluation_is_the_test_of_the_finetuning(folder, results):
 
 def test_one_pass_over_many_clips_gives_the_scores_of_a_pass_over_few(folder, results):
     path = results[0].checkpoint
-    together = evaluate(path, _config(folder, "batch=5"), clips=(10, 1, 2))
+    together = evaluate(path, **_settings(folder, batch=5), clips=(10, 1, 2))
     assert [scores.clips for scores in together.scores] == [1, 2, 10]
     for clips, scores in zip((1, 2, 10), together.scores, strict=True):
-        alone = evaluate(path, _config(folder), clips=(clips,))
+        alone = evaluate(path, **_settings(folder), clips=(clips,))
         assert alone.best == scores
         assert alone.facts["views"] <= together.facts["views"]
     torch.testing.assert_close(alone.probabilities, together.probabilities)
@@ -94,7 +94,7 @@ def test_one_pass_over_many_clips_gives_the_scores_of_a_pass_over_few(folder, re
 def test_probabilities_are_means_over_clips_and_crops(folder, results):
     model, classes = load_classifier(results[0].checkpoint)
     report = evaluate(
-        results[0].checkpoint, _config(folder), clips=(2,), crops="1x-topleft,1x-center"
+        results[0].checkpoint, **_settings(folder), clips=(2,), crops="1x-topleft,1x-center"
     )
     assert report.classes == classes == ["a", "b", "c"] and report.names[-1] == "14.mp4"
     tokens = TokenStore(folder / "store")
@@ -110,22 +110,22 @@ def test_probabilities_are_means_over_clips_and_crops(folder, results):
 
 def test_ensemble_is_the_mean_of_its_members(folder, results):
     paths = [result.checkpoint for result in results]
-    both = evaluate(paths, _config(folder), clips=(2,))
-    parts = [evaluate(path, _config(folder), clips=(2,)).probabilities for path in paths]
+    both = evaluate(paths, **_settings(folder), clips=(2,))
+    parts = [evaluate(path, **_settings(folder), clips=(2,)).probabilities for path in paths]
     torch.testing.assert_close(both.probabilities, (parts[0] + parts[1]) / 2)
     assert both.best.clip_top1 is None and not torch.equal(*parts)
 
 
 def test_store_at_twice_the_rate_is_read_with_twice_the_stride(folder, results, tmp_path):
     write_store(tmp_path / "fast", fps=4.0)
-    once = evaluate(results[0].checkpoint, _config(folder, f"data={tmp_path / 'fast'}"), clips=(1,))
+    once = evaluate(results[0].checkpoint, **_settings(folder, data=tmp_path / "fast"), clips=(1,))
     with torch.no_grad():
         model, _ = load_classifier(results[0].checkpoint)
         frames = TokenStore(tmp_path / "fast").read(14, 6, 9, 1)[::2].astype(np.int64)
         expected = model(torch.from_numpy(frames)[None]).softmax(-1)
     one_crop = evaluate(
         results[0].checkpoint,
-        _config(folder, f"data={tmp_path / 'fast'}"),
+        **_settings(folder, data=tmp_path / "fast"),
         clips=(1,),
         crops="center",
     )
@@ -136,8 +136,8 @@ def test_store_at_twice_the_rate_is_read_with_twice_the_stride(folder, results, 
 def test_larger_map_is_read_and_told(folder, results, tmp_path):
     said = []
     write_store(tmp_path / "large", side=6)
-    config = _config(folder, f"data={tmp_path / 'large'}")
-    assert evaluate(results[0].checkpoint, config, clips=(1,), say=said.append).best.videos == 8
+    settings = _settings(folder, data=tmp_path / "large", clips=1, say=said.append)
+    assert evaluate(results[0].checkpoint, **settings).best.videos == 8
     assert said == [
         f"the token map is 6 x 6, {results[0].checkpoint} has 4 x 4: positions are interpolated"
     ]
@@ -174,7 +174,7 @@ def test_two_ranks_write_the_report_of_one(folder, results, tmp_path):
     words = ["-m", "vimpac", "evaluate", str(results[0].checkpoint), *_data(folder), *COMMON]
     words += ["workers=0", "--clips", "2", "--out"]
     run_process(*ON_TWO_RANKS, *words, str(tmp_path / "two"))
-    report = evaluate(results[0].checkpoint, _config(folder), clips=(2,))
+    report = evaluate(results[0].checkpoint, **_settings(folder), clips=(2,))
     report.write(tmp_path / "one")
     for name in ("predictions.csv", "confusion.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -205,27 +205,27 @@ def test_store_or_labels_of_something_else_are_refused(folder, results, tmp_path
     path = results[0].checkpoint
     write_store(tmp_path / "odd", fps=3.0)
     with pytest.raises(UsageError, match=r"frames 0.5 s apart, .* at 3 frames .* tokenise at 2 fr"):
-        evaluate(path, _config(folder, f"data={tmp_path / 'odd'}"))
+        evaluate(path, **_settings(folder, data=tmp_path / "odd"))
     write_store(tmp_path / "other", tokenizer="other")
     with pytest.raises(UsageError, match="tokens of the tokenizer 'patch', .* 'other'"):
-        evaluate(path, _config(folder, f"data={tmp_path / 'other'}"))
+        evaluate(path, **_settings(folder, data=tmp_path / "other"))
     labels = tmp_path / "labels.csv"
     labels.write_text("video,class,split\n1.mp4,a,test\n2.mp4,new,test\n")
     with pytest.raises(UsageError, match="line 3: the classifier does not know the class 'new'"):
-        evaluate(path, _config(folder, f"labels={labels}"))
+        evaluate(path, **_settings(folder, labels=labels))
     with pytest.raises(UsageError, match="model0 holds no classifier"):
-        evaluate(folder / "model0", _config(folder))
+        evaluate(folder / "model0", **_settings(folder))
     other = VideoClassifier(Vimpac.from_preset("tiny", grid=(2, 4, 4)).encoder, 2)
     save_model(other, tmp_path / "other-classes", classes=["a", "b"])
     with pytest.raises(UsageError, match="other-classes tells other classes apart than"):
-        evaluate([path, tmp_path / "other-classes"], _config(folder))
+        evaluate([path, tmp_path / "other-classes"], **_settings(folder))
 
 
 def test_model_that_does_not_say_its_data_reads_frame_by_frame(folder, tmp_path):
     encoder = Vimpac.from_preset("tiny", grid=(2, 4, 4)).encoder
     save_model(VideoClassifier(encoder, 3), tmp_path / "bare", classes=["a", "b", "c"])
     said = []
-    report = evaluate(tmp_path / "bare", _config(folder), clips=(1,), say=said.append)
+    report = evaluate(tmp_path / "bare", **_settings(folder), clips=(1,), say=said.append)
     assert report.best.videos == 8 and "does not say what it was trained on" in said[0]
 
 

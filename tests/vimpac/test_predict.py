@@ -17,7 +17,6 @@ from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
 from vimpac.data.variants import parse_variants
 from vimpac.data.video import UnreadableVideo
 from vimpac.errors import UsageError
-from vimpac.eval.config import InferenceConfig
 from vimpac.eval.evaluate import evaluate
 from vimpac.eval.predict import Predictor
 
@@ -50,9 +49,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_file_is_classified_as_its_tokens_are(folder, workers):
-    words = dict(data=str(folder / "store"), labels=str(folder / "labels.csv"), device="cpu")
-    config = InferenceConfig(**words, precision="fp32", workers=0)
-    report = evaluate(folder / "model", config, clips=(4,))
+    settings = {"device": "cpu", "precision": "fp32", "workers": 0, "clips": 4}
+    report = evaluate(folder / "model", folder / "store", folder / "labels.csv", **settings)
     predictor = Predictor(folder / "model", clips=4, device="cpu", precision="fp32")
     videos = [(name, folder / "videos" / name) for name in report.names]
     found = [*predictor.predict(videos, workers=workers)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_new(args.out)
     report = evaluate(
-        classifiers, config, clips=clips, crops=args.crops, split=args.split, say=_say
+        classifiers,
+        **dataclasses.asdict(config),
+        clips=clips,
+        crops=args.crops,
+        split=args.split,
+        say=_say,
     )
     if is_main_process():
         for line in table(report):

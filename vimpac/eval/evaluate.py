@@ -25,6 +25,7 @@ from vimpac.eval.metrics import top_k
 from vimpac.eval.over_views import over_views
 from vimpac.eval.report import Report, Scores, score
 from vimpac.paths import local_path
+from vimpac.settings import load_config
 from vimpac.train.batches import open_store
 from vimpac.train.distributed import World, join_world
 
@@ -93,11 +94,17 @@ def classify(
 
 def evaluate(
     classifiers: str | Path | Sequence[str | Path],
-    config: InferenceConfig,
+    data: str | Path,
+    labels: str | Path,
     *,
-    clips: Sequence[int] = (10,),
+    clips: int | Sequence[int] = 10,
     crops: str = "all",
     split: str = "test",
+    batch: int = 32,
+    workers: int = 2,
+    device: str = "auto",
+    precision: str = "bf16",
+    timeout: float = 300.0,
     say: Callable[[str], object] = lambda line: None,
 ) -> Report:
     """Tests a classifier, or the mean of several, on the videos of a split.
@@ -105,10 +112,16 @@ def evaluate(
     Args:
         classifiers: Directories of `vimpac finetune`'s checkpoints; with several, their
             probabilities are averaged.
-        config: The store, the labels, and how it is computed.
-        clips: Numbers of clips, evenly spaced; one pass serves them all.
+        data: A token store.
+        labels: The classes of its videos, as `vimpac finetune` takes them.
+        clips: Numbers of clips, evenly spaced; one pass serves several.
         crops: "all", "center" or names: see `vimpac.data.even_clips.find_crops`.
         split: "test", "val" or "train".
+        batch: Views at once, of each process.
+        workers: Processes that read, for each process; 0: none.
+        device: "auto", "cpu" or "cuda".
+        precision: "bf16" is autocast; "fp32".
+        timeout: Seconds until a silent process counts as dead.
         say: Told, on the main process, what is not as it was in training.
 
     Returns:
@@ -118,8 +131,20 @@ def evaluate(
         UsageError: Classifier, store and labels do not fit together.
         VimpacError: A file is damaged, or another process was lost.
     """
+    settings = {
+        "data": data,
+        "labels": labels,
+        "batch": batch,
+        "workers": workers,
+        "device": device,
+        "precision": precision,
+        "timeout": timeout,
+    }
+    words = [f"{key}={value}" for key, value in settings.items()]
+    config = load_config(InferenceConfig, None, words)
     paths = [classifiers] if isinstance(classifiers, str | Path) else [*classifiers]
-    folders, numbers = [local_path(path) for path in paths], sorted({*clips})
+    folders = [local_path(path) for path in paths]
+    numbers = sorted({clips} if isinstance(clips, int) else {*clips})
     if not folders or not numbers or numbers[0] < 1:
         raise UsageError("give a classifier, and a positive number of clips")
     begin = time.perf_counter()
@@ -128,14 +153,14 @@ def evaluate(
     with join_world(config.device, config.timeout) as world:
         classes = _common_classes(folders)
         videos = read_split(config.labels, store, split, classes)
-        labels, parts, views = torch.tensor(videos.classes), list[Verdicts](), 0
+        parts, views = list[Verdicts](), 0
         for folder in folders:
             part, computed, notes = _test(folder, store, videos, numbers, variants, config, world)
             parts.append(part)
             views += computed
             for note in notes if world.is_main else ():
                 say(note)
-    verdicts = parts[0] if len(parts) == 1 else _mean(parts)
+    verdicts, truth = parts[0] if len(parts) == 1 else _mean(parts), torch.tensor(videos.classes)
     seconds = time.perf_counter() - begin
     facts = {
         "classifiers": [str(folder) for folder in folders],
@@ -149,7 +174,7 @@ def evaluate(
     }
     names = [store.name(video) for video in videos.videos]
     best = verdicts.probabilities[numbers[-1]]
-    return Report(classes, names, labels, best, verdicts.scores(labels), facts)
+    return Report(classes, names, truth, best, verdicts.scores(truth), facts)
 
 
 def _test(
