@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 TOKENIZING = (ROOT / "docs/tokenizing.md").read_text(encoding="utf-8")
+EVALUATION = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
@@ -26,7 +27,9 @@ def _blocks(text: str, language: str) -> list[str]:
 
 def _commands() -> list[str]:
     """The arguments of every `vimpac` in a block of commands."""
-    lines = "\n".join(_blocks(README + TRAINING + TOKENIZING, "bash")).replace("\\\n", " ")
+    lines = "\n".join(_blocks(README + TRAINING + TOKENIZING + EVALUATION, "bash")).replace(
+        "\\\n", " "
+    )
     return re.findall(r"(?:^|&& | -m )vimpac (.+)", lines, flags=re.M)
 
 
@@ -57,11 +60,23 @@ def test_settings_of_the_docs_exist() -> None:
     assert len(settings) == 5
     for key, value in settings:
         load_config(PretrainConfig, None, [f"{key}={value.replace('N', '2')}"])
+    options = re.findall(r"^\| `(\S+=\S+?)`", EVALUATION, flags=re.M)
+    assert len(options) == 6
+    load_config(FinetuneConfig, None, options).check()
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("folder", ["", "docs/"])
+def test_links_lead_somewhere(folder: str) -> None:
+    pages = [README] if not folder else [TRAINING, TOKENIZING, EVALUATION]
+    for target in re.findall(r"\]\(([^)#:]+)\)", "".join(pages)):
+        assert (ROOT / folder / target).exists(), target
+
+
+def test_annotations_of_the_docs_are_the_ones_that_are_read() -> None:
+    from vimpac.data.annotations.datasets import DATASETS
+
+    told = re.findall(r"`(\w+):", EVALUATION)
+    assert {*DATASETS} <= {*told, "kinetics600", "kinetics700"}
 
 
 def test_every_op_has_its_row() -> None:
