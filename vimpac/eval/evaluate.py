@@ -131,6 +131,10 @@ def evaluate(
         UsageError: Classifier, store and labels do not fit together.
         VimpacError: A file is damaged, or another process was lost.
     """
+    paths = [classifiers] if isinstance(classifiers, str | Path) else [*classifiers]
+    numbers = sorted({clips} if isinstance(clips, int) else {*clips})
+    if not paths or not numbers or numbers[0] < 1:
+        raise UsageError("give a classifier, and a positive number of clips")
     settings = {
         "data": data,
         "labels": labels,
@@ -142,11 +146,18 @@ def evaluate(
     }
     words = [f"{key}={value}" for key, value in settings.items()]
     config = load_config(InferenceConfig, None, words)
-    paths = [classifiers] if isinstance(classifiers, str | Path) else [*classifiers]
-    folders = [local_path(path) for path in paths]
-    numbers = sorted({clips} if isinstance(clips, int) else {*clips})
-    if not folders or not numbers or numbers[0] < 1:
-        raise UsageError("give a classifier, and a positive number of clips")
+    return _evaluate([local_path(path) for path in paths], config, numbers, crops, split, say)
+
+
+def _evaluate(
+    folders: Sequence[Path],
+    config: InferenceConfig,
+    numbers: Sequence[int],  # of clips, rising
+    crops: str,
+    split: str,
+    say: Callable[[str], object],
+) -> Report:
+    """As `evaluate`."""
     begin = time.perf_counter()
     store = open_store(config.data)
     variants = find_crops(store.meta.variants, crops, "--crops")
