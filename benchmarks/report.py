@@ -2,7 +2,8 @@
 
     python benchmarks/report.py
 
-Rewrites what stands between the `results` and the `learning` comments of README.md, and docs/*.png.
+Rewrites what stands between the `results` and the `learning` comments of README.md, and between the
+`evaluate` comments of docs/evaluation.md, and docs/*.png.
 An op's speed-up is against the fastest peer of the same shape, forward and backward together. Its
 memory ratio is the lowest peak memory of a peer over that of our fastest implementation.
 """
@@ -121,6 +122,26 @@ def step_table(rows: list[dict[str, Any]], where: str = "this machine") -> list[
                 f"{'-' if paper is None else f'{paper:.2f}x'} | {row['mfu_percent']:.0f} % | "
                 f"{row['peak_mib']:.0f} |"
             )
+    return lines
+
+
+def evaluate_table(results: dict[str, Any]) -> list[str]:
+    """Markdown rows of the tests of a classifier, with their ratio to the plain loop."""
+    environment = next(shape["environment"] for shape in results["evaluate"].values())
+    lines = [
+        f"{environment['device']}, torch {environment['torch']}, {environment['date']}:\n",
+        "| small model, 10 clips x 3 crops | implementation | views asked for / encoded | views/s "
+        "| ratio | peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for shape, timed in results["evaluate"].items():
+        plain = next(row for row in timed["rows"] if row["impl"] == "plain loop")
+        lines += [
+            f"| {shape} videos | {row['impl']} | {row['views']} / {row['encoded']} | "
+            f"{row['views_per_s']:.3g} | {row['views_per_s'] / plain['views_per_s']:.2f}x | "
+            f"{row['peak_mib']:.0f} |"
+            for row in timed["rows"]
+        ]
     return lines
 
 
@@ -278,6 +299,11 @@ def main() -> None:
     if learning.exists():
         text = _fill(text, "learning", learning_tables(json.loads(learning.read_text())))
     readme.write_text(text)
+    tested = [results for results in found.values() if "evaluate" in results]
+    if tested:
+        page = ROOT / "docs" / "evaluation.md"
+        tables = [line for results in tested for line in evaluate_table(results)]
+        page.write_text(_fill(page.read_text(), "evaluate", tables))
 
 
 if __name__ == "__main__":
