@@ -226,6 +226,9 @@ class FinetuneConfig(TrainConfig):
     labels: str = setting("", LABELS, "the class and the split of every video: see `vimpac labels`")
     test_clips: int = setting(10, POSITIVE, "evenly spaced, of every video and crop")
     test_crops: str = setting("all", doc="all (unflipped, at scale 1), center, or variants by name")
+    sweep: bool = setting(
+        False, doc="linear probe: choose optim.weight_decay by a held-out tenth of the videos"
+    )
     label_smoothing: float = setting(
         0.0, BELOW_ONE, "share of a clip's label that all classes have alike"
     )

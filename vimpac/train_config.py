@@ -77,6 +77,9 @@ class RunConfig:
     tensorboard: bool = setting(True, doc="write TensorBoard events, too")
     save_every: int = setting(500, POSITIVE, "steps between checkpoints")
     keep: int = setting(3, POSITIVE, "newest checkpoints that are kept")
+    keep_best: bool = setting(
+        False, doc="copy the one that val, else test, else k-NN finds best to out/best"
+    )
     until: float | None = setting(
         None, POSITIVE, "epoch after which the run ends, its schedule unchanged; null: its last"
     )

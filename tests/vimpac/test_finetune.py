@@ -22,7 +22,7 @@ from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError
 from vimpac.eval.evaluate import classify
 from vimpac.eval.over_views import over_views
-from vimpac.eval.probes import fit_linear
+from vimpac.eval.probes import DECAYS, choose_decay, fit_linear
 from vimpac.settings import load_config
 from vimpac.train.batches import read
 from vimpac.train.distributed import World
@@ -279,8 +279,22 @@ def test_command_probes_a_model_directory(store, labels, tmp_path, capsys):
     words = [*SETTINGS, f"data={store}", f"labels={labels}", f"out={tmp_path / 'run'}"]
     assert cli.main(["finetune", str(tmp_path / "model"), "--probe", "linear", *words]) == 0
     accuracy, folder = capsys.readouterr().out.splitlines()
-    assert accuracy == "clips 1.0000 videos 1.0000"
+    assert accuracy == "clips 1.0000 videos 1.0000 top-5 1.0000 mean of classes 1.0000"
     assert (Path(folder) / "model.safetensors").is_file()
+
+
+def test_sweep_chooses_the_decay_that_a_held_out_tenth_prefers(store, checkpoint, tmp_path, capsys):
+    """Of labels that are noise but for one direction, a large decay keeps the direction."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 3, 40, generator=generator)
+    labels = (x[:, :, 0].mean(1) > 0).long()
+    decay = choose_decay(x, labels, 2)
+    assert decay in DECAYS and decay > DECAYS[0]
+    assert choose_decay(torch.zeros(9, 1, 2), torch.zeros(9, dtype=torch.int64), 2) == DECAYS[-1]
+    config = _config(store, _write(tmp_path, _lines()), tmp_path / "run", "sweep=true")
+    result = finetune(config, checkpoint, probe="linear")
+    assert result.video_accuracy == 1.0
+    assert "weight decay 1, by a held-out tenth" in capsys.readouterr().err
 
 
 def test_linear_fit_is_the_regularised_optimum():

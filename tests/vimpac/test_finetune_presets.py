@@ -142,7 +142,7 @@ def test_mean_of_splits_is_printed_and_each_has_its_run(folder, tmp_path, capsys
     assert cli.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith(str(out / "split-1")) and lines[3].startswith(str(out / "split-2"))
-    videos = [float(line.split()[-1]) for line in (lines[0], lines[2], lines[4])]
+    videos = [float(line.split("videos ")[1].split()[0]) for line in (lines[0], *lines[2::2])]
     assert lines[4].startswith("mean of 2 splits: clips ")
     assert videos[2] == pytest.approx((videos[0] + videos[1]) / 2, abs=1e-4)
     assert cli.main([*command, "--resume", "auto"]) == 0

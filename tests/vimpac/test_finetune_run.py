@@ -24,6 +24,7 @@ from vimpac.data.store import TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
 from vimpac.train.finetune import finetune
+from vimpac.train.finetune_system import Finetuning
 from vimpac.train.log import read_log
 from vimpac.train.signals import Interrupted
 
@@ -134,6 +135,23 @@ def test_checkpoint_is_written_before_the_test(folder, tmp_path, monkeypatch):
         finetune(config, folder / "model", quiet=True)
     (saved,) = list_checkpoints(tmp_path / "checkpoints")
     assert saved.name == "step-00000002"
+
+
+def test_best_checkpoint_is_kept_if_asked_also_over_a_stop(folder, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.75, 0.25, 0.75])  # of steps 3, 6, 9, 12, of which the run stops at 7
+
+    def judge(self: Finetuning, *, final: bool) -> dict[str, float]:
+        return {"test_video_accuracy": next(scores)}
+
+    monkeypatch.setattr(Finetuning, "evaluate", judge)
+    words = ("run.evaluate_every=1.3", "run.keep=1", "run.keep_best=true")
+    config, steps = _config(folder, tmp_path, *words), iter(range(100))
+    finetune(config, folder / "model", quiet=True, stop=lambda: next(steps) == 6)
+    assert load_checkpoint(tmp_path / "best").state["step"] == 6
+    finetune(config, folder / "model", quiet=True, resume="auto")
+    assert load_checkpoint(tmp_path / "best").state["step"] == 6
+    assert load_classifier(tmp_path / "best")[1] == ["a", "b"]
+    assert next(scores, None) is None
 
 
 def test_compiled_run_is_the_plain_run(folder, tmp_path, monkeypatch):

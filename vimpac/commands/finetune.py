@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import FinetuneConfig
 from vimpac.errors import UsageError
 from vimpac.presets import config_help
 from vimpac.settings import load_config, to_yaml
+
+if TYPE_CHECKING:
+    from vimpac.train.finetune import FinetuneResult
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -69,14 +74,10 @@ def run(args: argparse.Namespace) -> int:
         result = finetune(run, args.checkpoint, probe=args.probe, resume=args.resume)
         results.append(result)
         if is_main_process():
-            print(_line(result.clip_accuracy, result.video_accuracy))
+            print(_line([result]))
             print(result.checkpoint)
     if args.splits is not None and is_main_process():
-        clips, videos = (
-            sum(getattr(result, name) for result in results) / len(results)
-            for name in ("clip_accuracy", "video_accuracy")
-        )
-        print(f"mean of {len(results)} splits: {_line(clips, videos)}")
+        print(f"mean of {len(results)} splits: {_line(results)}")
     return 0
 
 
@@ -93,5 +94,16 @@ def _of_splits(config: FinetuneConfig, text: str) -> list[FinetuneConfig]:
     ]
 
 
-def _line(clips: float, videos: float) -> str:
-    return f"clips {clips:.4f} videos {videos:.4f}"
+def _line(results: Sequence[FinetuneResult]) -> str:
+    """The means of the accuracies of runs."""
+    names = {
+        "clips": "clip_accuracy",
+        "videos": "video_accuracy",
+        "top-5": "top5_accuracy",
+        "mean of classes": "class_accuracy",
+    }
+    means = {
+        title: sum(getattr(result, name) for result in results) / len(results)
+        for title, name in names.items()
+    }
+    return " ".join(f"{title} {mean:.4f}" for title, mean in means.items())

@@ -41,3 +41,40 @@ def fit_linear(
         optimizer.step(loss)
     weight = weight.detach() / std
     return weight, bias.detach() - weight @ mean
+
+
+DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def choose_decay(
+    features: Tensor,  # (videos, views, D)
+    labels: Tensor,  # (videos,)
+    classes: int,
+) -> float:
+    """The weight decay of `DECAYS` that serves a held-out tenth of the videos best.
+
+    Args:
+        features: (videos, views, D).
+        labels: (videos,) integers.
+        classes: Their number.
+
+    Returns:
+        The decay; the largest of those that are as good.
+
+    Raises:
+        ValueError: There are fewer than two videos.
+    """
+    if len(labels) < 2:
+        raise ValueError("two videos are needed, so that one can be held out")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held, kept = order.split((max(1, len(order) // 10), len(order) - max(1, len(order) // 10)))
+    views = features.shape[1]
+    x, y = features[kept].flatten(0, 1), labels[kept].repeat_interleave(views)
+    best, chosen = -1, DECAYS[0]
+    for decay in DECAYS:
+        weight, bias = fit_linear(x, y, classes, decay)
+        logits = F.linear(features[held].double(), weight, bias)  # (held, views, classes)
+        right = int((logits.argmax(-1) == labels[held, None]).sum())
+        if right >= best:
+            best, chosen = right, decay
+    return chosen

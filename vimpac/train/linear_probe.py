@@ -11,7 +11,7 @@ from vimpac.checkpoints.training_state import Checkpoint, list_checkpoints, save
 from vimpac.config import FinetuneConfig
 from vimpac.errors import UsageError
 from vimpac.eval.over_views import over_views
-from vimpac.eval.probes import fit_linear
+from vimpac.eval.probes import choose_decay, fit_linear
 from vimpac.settings import to_yaml
 from vimpac.train.distributed import World
 from vimpac.train.finetune_system import Finetuning
@@ -41,7 +41,10 @@ def fit_linear_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, floa
     with hold_folder(out, run.world):
         with RunLog(out, steps=0, done=0, active=True, tensorboard=False, quiet=quiet) as log:
             log.say(f"linear probe of {run.headline()}")
-            _fit(run)
+            decay = _fit(run)
+            log.say(
+                f"weight decay {decay:g}" + (", by a held-out tenth" if run.config.sweep else "")
+            )
             found = run.evaluate(final=True)
             log.record({"step": 0, **found})
         checkpoint = Checkpoint(run.describe(), run.model.state_dict(), {"step": 0})
@@ -49,8 +52,12 @@ def fit_linear_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, floa
 
 
 @torch.no_grad()
-def _fit(run: Finetuning) -> None:
-    """Fits the classifier to the clips by which the training videos would be judged."""
+def _fit(run: Finetuning) -> float:
+    """Fits the classifier to the clips by which the training videos would be judged.
+
+    Returns:
+        The weight decay.
+    """
     model, split, config = run.model.eval(), run.splits["train"], run.config
 
     def features(clips: Tensor) -> Tensor:
@@ -64,8 +71,11 @@ def _fit(run: Finetuning) -> None:
         features, views, run.world, batch=config.batch.micro, **run.reading
     ):
         rows.append(values[views.chosen(place, config.test_clips)])
-        labels += [split.classes[place]] * len(rows[-1])
-    decay, classes = config.optim.weight_decay, len(run.classes)
-    weight, bias = fit_linear(torch.cat(rows), torch.tensor(labels), classes, decay)
+        labels.append(split.classes[place])
+    x, y, classes = torch.stack(rows), torch.tensor(labels), len(run.classes)
+    decay = choose_decay(x, y, classes) if config.sweep else config.optim.weight_decay
+    views_each = x.shape[1]
+    weight, bias = fit_linear(x.flatten(0, 1), y.repeat_interleave(views_each), classes, decay)
     model.classifier.weight.copy_(weight)
     model.classifier.bias.copy_(bias)
+    return decay

@@ -31,6 +31,7 @@ from vimpac.files import whole_file
 from vimpac.settings import to_yaml
 from vimpac.train.averaged_weights import AveragedWeights
 from vimpac.train.batches import read
+from vimpac.train.best import BestCheckpoint
 from vimpac.train.distributed import World
 from vimpac.train.divergence import absurd_weights, are_absurd, check_losses
 from vimpac.train.log import RunLog
@@ -97,6 +98,8 @@ class Loop:
         self.averaged: AveragedWeights | None = None
         if decay is not None:
             self.averaged = AveragedWeights(system.model, decay, average)
+        keep_best = config.run.keep_best and world.is_main
+        self.best = BestCheckpoint(self.out, self.done, active=keep_best)
         self.end = self._find_end()
 
     def run(self, stop: Callable[[], bool] = lambda: False, quiet: bool = False) -> Result:
@@ -234,7 +237,9 @@ class Loop:
 
     def _evaluate(self, *, final: bool) -> dict[str, float]:
         with nullcontext() if self.averaged is None else self.averaged.applied():
-            return self.system.evaluate(final=final)
+            found = self.system.evaluate(final=final)
+        self.best.offer(self.path, found)
+        return found
 
     def _save(self) -> Path:
         """Writes a checkpoint on the main process; the others only bring their shards."""
