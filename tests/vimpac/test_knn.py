@@ -69,6 +69,16 @@ def test_of_equal_neighbours_and_classes_the_first_count():
     assert top_k(scores, torch.tensor([2, 1]), 3).tolist() == [False, False]
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e300])
+def test_any_positive_temperature_weighs_neighbours(temperature):
+    train = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    scores = knn(train, torch.tensor([2, 1, 0]), train, classes=3, k=2, temperature=temperature)
+    assert scores.sum(1).tolist() == pytest.approx([1, 1, 1])
+    nearest = torch.tensor([2, 1, 0])
+    expected = 1.0 if temperature < 1 else 0.5
+    assert scores.gather(1, nearest[:, None]).flatten().tolist() == pytest.approx(3 * [expected])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -21,7 +21,7 @@ from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.applied import fit_to_store
 from vimpac.eval.config import InferenceConfig
-from vimpac.eval.metrics import top_k
+from vimpac.eval.metrics import check_finite, top_k
 from vimpac.eval.over_views import over_views
 from vimpac.eval.report import Report, Scores, score
 from vimpac.paths import local_path
@@ -217,7 +217,9 @@ def _test(
 
     labels = torch.tensor(videos.classes)
     how = {"batch": config.batch, "workers": config.workers}
-    return classify(logits, views, labels, len(classes), world, **how), len(views), reading.notes
+    verdicts = classify(logits, views, labels, len(classes), world, **how)
+    check_finite(torch.stack([*verdicts.probabilities.values()]), f"probabilities of {folder}")
+    return verdicts, len(views), reading.notes
 
 
 def _common_classes(folders: Sequence[Path]) -> list[str]:

@@ -19,6 +19,7 @@ from vimpac.errors import UsageError
 from vimpac.eval.config import FeatureConfig
 from vimpac.eval.feature_files import FeatureTable, check_out, write_features
 from vimpac.eval.features import Featurizer, Pool
+from vimpac.eval.metrics import check_finite
 from vimpac.eval.over_views import over_views
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.settings import load_config
@@ -68,7 +69,7 @@ def extract(
 
     Raises:
         UsageError: Model, store and settings do not fit together.
-        VimpacError: A file is damaged.
+        VimpacError: A file is damaged, or a feature is not finite.
     """
     settings = {
         "data": store,
@@ -113,7 +114,9 @@ def read_features(source: Featurizer, *, per_clip: bool) -> Generator[tuple[int,
                 place, values = next(parts)
                 values = values[views.chosen(place, source.clips)]
                 rows[world.rank] = values if per_clip else values.mean(0)
-            yield from zip(videos, world.sum(rows), strict=True)
+            for video, row in zip(videos, world.sum(rows), strict=True):
+                check_finite(row, f"features of '{source.store.name(video)}'")
+                yield video, row
 
 
 def extract_to_file(
@@ -148,7 +151,7 @@ def extract_to_file(
     Raises:
         UsageError: The file exists or has another suffix, or model, store and settings do not fit
             together.
-        VimpacError: A file is damaged.
+        VimpacError: A file is damaged, or a feature is not finite.
     """
     if config.labels:
         raise UsageError(f"labels={config.labels}: features need no labels, drop it")

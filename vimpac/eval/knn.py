@@ -19,10 +19,10 @@ from torch import Tensor
 
 from vimpac.data.even_clips import EvenClips
 from vimpac.data.labels import Split, read_labels
-from vimpac.errors import UsageError, VimpacError
+from vimpac.errors import UsageError
 from vimpac.eval.config import FeatureConfig
 from vimpac.eval.features import Featurizer, Pool
-from vimpac.eval.metrics import top_k, wilson
+from vimpac.eval.metrics import check_finite, top_k, wilson
 from vimpac.eval.over_views import over_views
 from vimpac.train.distributed import World, join_world
 
@@ -54,8 +54,8 @@ def knn(
 ) -> Tensor:  # (M, classes)
     """Classifies features by the nearest of the training features.
 
-    It is computed in fp32 and in blocks, so memory is bounded. Of equal neighbours the first ones
-    count.
+    It is computed in fp32, the weights in fp64, and in blocks, so memory is bounded. Of equal
+    neighbours the first ones count.
 
     Args:
         train_features: (N, D), of any length but 0.
@@ -78,8 +78,10 @@ def knn(
     for part, found in zip(features.split(size), scores.split(size), strict=True):
         similarity = F.normalize(part.float(), dim=-1) @ train.T  # (size, N)
         nearest = _nearest(similarity, min(k, len(train)))  # (size, k)
-        weight = (similarity.gather(1, nearest) / temperature).softmax(-1)
-        found.scatter_add_(1, train_labels[nearest], weight)
+        cosine = similarity.gather(1, nearest).double()
+        # From the largest on: a low temperature makes nothing that is not finite.
+        weight = ((cosine - cosine.amax(1, keepdim=True)) / temperature).softmax(-1)
+        found.scatter_add_(1, train_labels[nearest], weight.float())
     return scores
 
 
@@ -150,8 +152,7 @@ def judge_by_neighbours(
         for name, split in splits.items()
     }
     for name, found in features.items():
-        if not found.isfinite().all():
-            raise VimpacError(f"features of the split '{name}' are not finite: use precision=fp32")
+        check_finite(found, f"features of the split '{name}'")
     train, known = features.pop("train"), torch.tensor(splits["train"].classes)
     counts: dict[str, Neighbours] = {}
     for name, found in features.items():

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from vimpac.errors import VimpacError
+
 Z_95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
@@ -44,6 +46,17 @@ def top_k(
     number = torch.arange(scores.shape[-1], device=scores.device)
     after = (scores < own) | ((scores == own) & (number > label))
     return (~after).sum(-1) <= min(k, scores.shape[-1])
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raises VimpacError if a value is not finite, which no score would show.
+
+    Args:
+        values: What a model has computed.
+        what: What it is, for the message.
+    """
+    if not values.isfinite().all():
+        raise VimpacError(f"{what} are not finite: use precision=fp32, or another checkpoint")
 
 
 def in_percent(share: float, interval: tuple[float, float]) -> str:

@@ -25,6 +25,7 @@ from vimpac.data.tokenize import TokenizeSettings, make_work, tokenize_video
 from vimpac.data.tokenize_workers import Outcome, outcomes
 from vimpac.data.variants import Variant, parse_variants
 from vimpac.errors import UsageError
+from vimpac.eval.metrics import check_finite
 from vimpac.eval.over_views import over_views
 from vimpac.paths import local_path
 from vimpac.tokenizers import Tokenizer, get_tokenizer
@@ -81,7 +82,7 @@ class Predictor:
     ) -> None:
         if min(clips, batch) < 1:
             raise UsageError(f"clips={clips} and batch={batch} must be positive")
-        path = local_path(folder)
+        self._path = path = local_path(folder)
         model, self.classes = load_classifier(path)
         data = read_description(path).data
         if data is None:
@@ -165,7 +166,9 @@ class Predictor:
                 return self.model(clips.to(self.world.device), has_padding=has_padding)
 
         ((place, values),) = over_views(logits, views, self.world, batch=self.batch, workers=0)
-        return values.float().softmax(-1)[views.chosen(place, self.clips)].mean(0)
+        found = values.float().softmax(-1)[views.chosen(place, self.clips)].mean(0)
+        check_finite(found, f"probabilities of {self._path}")
+        return found
 
     def _prediction(self, name: str, outcome: Outcome) -> Prediction:
         tokens, note = outcome

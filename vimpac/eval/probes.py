@@ -24,7 +24,9 @@ def fit_linear(
     Returns:
         The weight (classes, D) and the bias (classes,) for the features as they are.
     """
-    mean, std = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
+    mean = features.double().mean(0)
+    single = len(features) == 1  # without a spread
+    std = features.double().std(0, correction=0 if single else 1).clamp_min(1e-6)
     x = (features - mean) / std
     with torch.enable_grad():
         weight = x.new_zeros(classes, x.shape[1], requires_grad=True)

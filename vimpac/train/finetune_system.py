@@ -17,6 +17,7 @@ from vimpac.data.labelled_clips import RandomClips
 from vimpac.data.labels import SPLITS, Split, read_labels
 from vimpac.data.sampler import ResumableSampler
 from vimpac.eval.evaluate import classify
+from vimpac.eval.metrics import check_finite
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.train.batches import (
     damage_warning,
@@ -173,6 +174,8 @@ class Finetuning:
                 batch=self.config.batch.micro,
                 **self.reading,
             )
+            for probabilities in verdicts.probabilities.values():
+                check_finite(probabilities, f"probabilities of the split '{name}'")
             (scores,) = verdicts.scores(torch.tensor(split.classes))
             assert scores.clip_top1 is not None
             values = (scores.clip_top1, scores.top1, scores.top5, scores.class_accuracy)

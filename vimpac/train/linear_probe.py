@@ -10,6 +10,7 @@ from torch import Tensor
 from vimpac.checkpoints.training_state import Checkpoint, list_checkpoints, save_checkpoint
 from vimpac.config import FinetuneConfig
 from vimpac.errors import UsageError
+from vimpac.eval.metrics import check_finite
 from vimpac.eval.over_views import over_views
 from vimpac.eval.probes import choose_decay, fit_linear
 from vimpac.settings import to_yaml
@@ -73,6 +74,7 @@ def _fit(run: Finetuning) -> float:
         rows.append(values[views.chosen(place, config.test_clips)])
         labels.append(split.classes[place])
     x, y, classes = torch.stack(rows), torch.tensor(labels), len(run.classes)
+    check_finite(x, "features of the training videos")
     decay = choose_decay(x, y, classes) if config.sweep else config.optim.weight_decay
     views_each = x.shape[1]
     weight, bias = fit_linear(x.flatten(0, 1), y.repeat_interleave(views_each), classes, decay)
