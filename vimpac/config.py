@@ -18,6 +18,7 @@ from vimpac.paths import is_url
 from vimpac.settings import (
     BELOW_ONE,
     BOXES,
+    CLIPS,
     FOLDER,
     NOT_NEGATIVE,
     PATH,
@@ -224,7 +225,7 @@ class FinetuneConfig(TrainConfig):
 
     out: str = setting("runs/finetune", FOLDER, "directory of the run")
     labels: str = setting("", LABELS, "the class and the split of every video: see `vimpac labels`")
-    test_clips: int = setting(10, POSITIVE, "evenly spaced, of every video and crop")
+    test_clips: int = setting(10, CLIPS, "evenly spaced, of every video and crop")
     test_crops: str = setting("all", doc="all (unflipped, at scale 1), center, or variants by name")
     sweep: bool = setting(
         False, doc="linear probe: choose optim.weight_decay by a held-out tenth of the videos"

@@ -37,17 +37,19 @@ class Range:
     of: type = float
 
 
+MOST_CLIPS = 10_000  # of a video
 POSITIVE = Range("be positive", lambda x: x > 0)
 NOT_NEGATIVE = Range("not be negative", lambda x: x >= 0)
 SHARE = Range("lie in [0, 1]", lambda x: 0 <= x <= 1)
 BELOW_ONE = Range("lie in [0, 1)", lambda x: 0 <= x < 1)
 ABOVE_ZERO = Range("lie in (0, 1]", lambda x: 0 < x <= 1)
 SIZE = Range("lie in [1, 65,536]", lambda x: 1 <= x <= 65_536)  # of a network
+CLIPS = Range("lie in [1, 10,000]", lambda x: 1 <= x <= MOST_CLIPS)
 BOXES = Range("lie in [0, 65,536]", lambda x: 0 <= x <= 65_536)  # what mask_tokens takes
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)
 PATH = Range("be a path on this machine, no URL", lambda x: not is_url(x), str)
 FOLDER = Range("name a directory on this machine", lambda x: x.strip() and not is_url(x), str)
-_LARGEST = 10**9  # no setting but the seed needs more, and everything can compute with it
+LARGEST = 10**9  # no setting but the seed needs more, and everything can compute with it
 
 
 def setting(
@@ -86,8 +88,8 @@ def range_problem(config: Any, prefix: str = "") -> str | None:
                 continue
             if isinstance(x, float) and not math.isfinite(x):
                 return f"{key}={x} must be finite"
-            if legal is not SEED and abs(x) > _LARGEST:
-                return f"{key}={x} must be within {_LARGEST:,} of 0"
+            if legal is not SEED and abs(x) > LARGEST:
+                return f"{key}={x} must be within {LARGEST:,} of 0"
             if legal is not None and not legal.legal(x):
                 return f"{key}={value} must {legal.must}"
     return None

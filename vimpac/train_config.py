@@ -15,6 +15,7 @@ from vimpac.settings import (
     POSITIVE,
     SEED,
     SHARE,
+    SIZE,
     range_problem,
     setting,
 )
@@ -24,7 +25,7 @@ from vimpac.settings import (
 class ClipConfig:
     """What is read from the token store."""
 
-    frames: int = setting(5, POSITIVE, "of a clip, T")
+    frames: int = setting(5, SIZE, "of a clip, T")
     frame_stride: int = setting(1, POSITIVE, "stored frames from one of a clip to the next")
     fps: float | None = setting(
         None, POSITIVE, "of a clip, from which the stride follows; null: as frame_stride says"

@@ -9,6 +9,7 @@ from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError
+from vimpac.tokens import PAD_TOKEN
 
 PAPER = tuple(map(str, parse_variants("finetune")))
 LENGTHS = (1, 3, 4, 9, 40)
@@ -81,3 +82,8 @@ def test_all_crops_are_the_unflipped_ones_at_scale_1():
 def test_crop_that_is_not_there_is_named(which, message):
     with pytest.raises(UsageError, match=message):
         find_crops(("a", "b"), which)
+
+
+def test_clip_takes_no_more_memory_than_its_frames(store):
+    views = _views(store, 2, frames=2, stride=10**9)
+    assert views[0].shape == (2, 1, 1) and views[0].flatten().tolist() == [0, PAD_TOKEN]

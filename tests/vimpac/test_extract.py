@@ -329,7 +329,7 @@ def test_damaged_video_ends_the_run_or_is_left_out(folder, tmp_path, capsys):
         (["data="], "data= is missing"),
         (["labels=x.csv"], "features need no labels"),
         (["batch=0"], "batch=0 must be positive"),
-        (["clips.frames=0"], "clips.frames=0 must be positive"),
+        (["clips.frames=0"], "clips.frames=0 must lie in [1, 65,536]"),
         (["clips.size=3"], "unknown key 'clips.size'"),
         (["device=tpu"], "device=tpu: give auto, cpu or cuda"),
         (["other"], "'other' is not of the form key=value"),

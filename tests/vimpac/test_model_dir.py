@@ -1,6 +1,7 @@
 """A model directory says what it holds; what is wrong in one is one line that names it."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def test_classifier_is_saved_with_its_classes(tmp_path):
     for classes in (None, ["a", "b"], "abc"):
         with pytest.raises(ValueError, match="classes must be the names of 3 classes"):
             save_model(model, tmp_path / "model", classes=classes)
+    with pytest.raises(ValueError, match="two classes have one name"):
+        save_model(model, tmp_path / "model", classes=["a", "b", "a"])
     with pytest.raises(TypeError, match="must be a Vimpac or a classifier, got Linear"):
         save_model(nn.Linear(2, 2), tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -66,6 +69,28 @@ def test_setting_that_is_none_is_one_line(folder, key, value):
     file.write_text(json.dumps(values))
     with pytest.raises(VimpacError, match=f"{folder} is damaged"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("fps", value) for value in ("2", math.inf, math.nan, 0, 1e300)),
+        *(("frame_stride", value) for value in (0.5, 0, True, 10**12)),
+        ("height", 3.0),
+        *(("classes", value) for value in ("ab", {"a": 1, "b": 2}, ["a", "a"], [1, 2])),
+    ],
+)
+def test_fact_or_class_that_is_none_is_one_line(tmp_path, key, value):
+    model = VideoClassifier(Vimpac.from_preset("tiny", **SIZES).encoder, 2)
+    data = DataFacts("patch", "", 2.0, 1, 3, 4)
+    save_model(model, tmp_path / "model", classes=["a", "b"], data=data)
+    file = tmp_path / "model" / "model.json"
+    values = json.loads(file.read_text())
+    (values if key in values else values["data"])[key] = value
+    file.write_text(json.dumps(values))
+    (tmp_path / "model" / CHECKSUMS).unlink()  # as of an older version
+    with pytest.raises(VimpacError, match=f"{tmp_path / 'model'} is damaged"):
+        load_classifier(tmp_path / "model")
 
 
 @pytest.mark.parametrize("key", ["layout", "cls", "heads", "contrastive_dim"])

@@ -22,6 +22,7 @@ from vimpac.model.config import LossConfig, ModelConfig
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
 from vimpac.model.pretraining import Vimpac
+from vimpac.settings import LARGEST
 
 # 2 and 3 are read, too. Their data has no variants, and in 2 "pre" is what is "pre_textbook" now.
 FORMAT = 4
@@ -45,8 +46,11 @@ class DataFacts:
         object.__setattr__(self, "variants", tuple(self.variants))
         if not all(isinstance(text, str) for text in (self.tokenizer, self.digest, *self.variants)):
             raise TypeError(f"tokenizer {self.tokenizer!r}, digest and variants must be texts")
-        if not (self.fps > 0 and self.frame_stride > 0 and self.height > 0 and self.width > 0):
-            raise ValueError(f"fps {self.fps} and sizes must be positive")
+        sizes = (self.frame_stride, self.height, self.width)
+        if not all(type(size) is int for size in sizes):
+            raise TypeError(f"frame_stride, height and width {sizes} must be whole numbers")
+        if not all(0 < number <= LARGEST for number in (self.fps, *sizes)):
+            raise ValueError(f"fps {self.fps} and {sizes} must be positive, up to {LARGEST:,}")
 
     @classmethod
     def of(cls, meta: StoreMeta, frame_stride: int) -> DataFacts:
@@ -133,8 +137,8 @@ class ModelDescription:
                 "of vimpac does not know: upgrade it"
             )
         classes = values["classes"]
-        if classes is not None and not all(isinstance(name, str) for name in [*classes]):
-            raise TypeError(f"classes must be names, got {classes!r}")
+        if classes is not None:
+            check_classes(classes)
         network, data = values["config"], values["data"]
         if values["format"] == 2:
             network = version_01.with_new_norm(network)
@@ -147,6 +151,14 @@ class ModelDescription:
             classes,
             _from_fields(DataFacts, data) if data else None,
         )
+
+
+def check_classes(classes: Any) -> None:
+    """Raises TypeError or ValueError unless these are names of classes, each another one."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"classes must be a list of names, got {classes!r}")
+    if len({*classes}) < len(classes):
+        raise ValueError("two classes have one name")
 
 
 T = TypeVar("T")

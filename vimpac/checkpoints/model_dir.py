@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from vimpac.checkpoints import version_01
 from vimpac.checkpoints.checksums import check_file, damaged, write_checksums
-from vimpac.checkpoints.description import CLASSIFIERS, DataFacts, ModelDescription
+from vimpac.checkpoints.description import (
+    CLASSIFIERS,
+    DataFacts,
+    ModelDescription,
+    check_classes,
+)
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
 from vimpac.model.attentive import AttentiveClassifier
@@ -106,7 +111,7 @@ def save_model(
 
     Raises:
         TypeError: If the model is of neither kind.
-        ValueError: If a classifier has another number of classes.
+        ValueError: If a classifier has another number of classes, or two of one name.
         UsageError: If `folder` exists.
     """
     folder = local_path(folder)
@@ -115,6 +120,8 @@ def save_model(
     outputs = 0 if isinstance(model, Vimpac) else model.classifier.out_features
     if len([] if classes is None else [*classes]) != outputs or isinstance(classes, str):
         raise ValueError(f"classes must be the names of {outputs} classes, got {classes!r}")
+    if classes is not None:
+        check_classes([*classes])
     if folder.exists():
         raise UsageError(f"{folder} exists already: remove it or name another directory")
     description = ModelDescription.of(model, classes=classes, data=data)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from vimpac.errors import UsageError
+from vimpac.settings import MOST_CLIPS
 
 
 def add_view_arguments(parser: argparse.ArgumentParser, clips: str, settings: str) -> None:
@@ -44,8 +45,10 @@ def parse_clips(text: str) -> tuple[int, ...]:
         clips = tuple(sorted({int(word) for word in text.split(",")}))
     except ValueError:
         clips = (0,)
-    if not 1 <= clips[0] <= clips[-1] <= 10_000:
-        raise UsageError(f"--clips {text}: give a positive number of clips, such as 10")
+    if not 1 <= clips[0] <= clips[-1] <= MOST_CLIPS:
+        raise UsageError(
+            f"--clips {text}: give a positive number of clips, such as 10, up to {MOST_CLIPS:,}"
+        )
     return clips
 
 

@@ -71,7 +71,7 @@ class EvenClips(Dataset[Tensor]):
         clips: Sequence[int],
         variants: Sequence[int],
     ) -> None:
-        self.store, self.videos = store, videos
+        self.store, self.videos, self.frames = store, videos, frames
         self.stride, self.variants, self.clips = stride, variants, tuple(clips)
         self.span = clip_span(frames, stride)
         lengths = [len(self.starts(place)) * len(variants) for place in range(len(videos))]
@@ -87,9 +87,9 @@ class EvenClips(Dataset[Tensor]):
         start = starts[clip]
         stop = min(start + self.span, self.store.num_frames(video))
         tokens = self.store.read(video, start, stop, self.variants[crop])
-        missing = ((0, self.span - len(tokens)), (0, 0), (0, 0))
-        padded = np.pad(tokens.astype(np.int32), missing, constant_values=PAD_TOKEN)
-        return torch.from_numpy(padded[:: self.stride])
+        tokens = tokens[:: self.stride].astype(np.int32)
+        missing = ((0, self.frames - len(tokens)), (0, 0), (0, 0))
+        return torch.from_numpy(np.pad(tokens, missing, constant_values=PAD_TOKEN))
 
     def starts(self, place: int) -> list[int]:
         """The first frames of all clips of the video at a place, in order, each once."""
@@ -111,7 +111,7 @@ class EvenClips(Dataset[Tensor]):
         """
         starts = self.starts(place)
         wanted = even_starts(self._last(place), clips)
-        own = torch.tensor([starts.index(start) for start in wanted])
+        own = torch.from_numpy(np.searchsorted(starts, wanted))
         first = len(starts) * torch.arange(len(self.variants))
         return (first[:, None] + own).flatten()
 

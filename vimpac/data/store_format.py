@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
@@ -71,7 +72,8 @@ class StoreMeta:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        if min(self.vocab_size, self.height, self.width, self.fps) <= 0 or not self.variants:
+        numbers = (self.vocab_size, self.height, self.width, self.fps)
+        if not all(0 < number < math.inf for number in numbers) or not self.variants:
             raise ValueError(f"sizes, fps and the number of variants must be positive: {self}")
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from vimpac.config import LABELS
-from vimpac.settings import NOT_NEGATIVE, PATH, POSITIVE, setting
+from vimpac.settings import NOT_NEGATIVE, PATH, POSITIVE, SIZE, setting
 
 
 @dataclasses.dataclass
@@ -28,7 +28,7 @@ class InferenceConfig:
 class FeatureClipConfig:
     """What is read of a video, where it is not what the model was trained on."""
 
-    frames: int | None = setting(None, POSITIVE, "of a clip, T; null: as in training")
+    frames: int | None = setting(None, SIZE, "of a clip, T; null: as in training")
     frame_stride: int | None = setting(
         None, POSITIVE, "stored frames from one of a clip to the next; null: as far as in training"
     )

@@ -15,6 +15,7 @@ from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.store import DamagedVideo, TokenStore
 from vimpac.errors import UsageError, VimpacError
+from vimpac.settings import LARGEST
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
 from vimpac.train_config import ClipConfig, TrainConfig
 
@@ -61,7 +62,7 @@ def with_stride(config: Config, store: TokenStore) -> Config:
     if fps is None:
         return config
     stride = store.meta.fps / fps
-    if round(stride) < 1 or abs(stride - round(stride)) > 1e-3 * stride:
+    if not 0.5 < stride < LARGEST or abs(stride - round(stride)) > 1e-3 * stride:
         raise UsageError(
             f"clips.fps={fps:g}: {store.path} has {store.meta.fps:g} frames per second, which it "
             "does not divide: give another clips.fps, or tokenise again"
