@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,26 @@ def test_store_or_labels_of_something_else_are_refused(folder, results, tmp_path
     save_model(other, tmp_path / "other-classes", classes=["a", "b"])
     with pytest.raises(UsageError, match="other-classes tells other classes apart than"):
         evaluate([path, tmp_path / "other-classes"], **_settings(folder))
+
+
+def test_damaged_video_ends_the_test_or_is_left_out(folder, results, tmp_path, capsys):
+    shutil.copytree(folder / "store", tmp_path / "store")
+    shard = tmp_path / "store" / "shard-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # of the last video, in the last variant
+    shard.write_bytes(data)
+    words = ["evaluate", str(results[0].checkpoint), f"data={tmp_path / 'store'}", *COMMON]
+    words += [f"labels={folder / 'labels.csv'}", "--crops", CROPS[-1], "--clips", "1,9"]
+    for workers in ("workers=0", "workers=1"):
+        assert cli.main([*words, workers]) == 1
+        error = capsys.readouterr().err
+        assert "'14.mp4': copy the file again" in error
+        assert error.endswith("leave such videos out with clips.skip_damaged=true\n")
+        assert error.count("\n") == 1
+    assert cli.main([*words, "workers=0", "clips.skip_damaged=true"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "vimpac: 1 of 15 videos are damaged and left out: '14.mp4'\n"
+    assert said.out.startswith("7 videos, ")
 
 
 def test_model_that_does_not_say_its_data_reads_frame_by_frame(folder, tmp_path):

@@ -48,9 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_new(args.out)
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    skip_damaged = settings.pop("clips").skip_damaged
     report = evaluate(
         classifiers,
-        **dataclasses.asdict(config),
+        **settings,
+        skip_damaged=skip_damaged,
         clips=clips,
         crops=args.crops,
         split=args.split,

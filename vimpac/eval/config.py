@@ -10,6 +10,15 @@ from vimpac.settings import NOT_NEGATIVE, PATH, POSITIVE, SIZE, setting
 
 
 @dataclasses.dataclass
+class InferenceClipConfig:
+    """What is read of a store."""
+
+    skip_damaged: bool = setting(
+        False, doc="read the whole store first and leave damaged videos out, which else end the run"
+    )
+
+
+@dataclasses.dataclass
 class InferenceConfig:
     """What is read, and how it is computed."""
 
@@ -22,18 +31,16 @@ class InferenceConfig:
     device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
     precision: Literal["bf16", "fp32"] = setting("bf16", doc="bf16 is autocast")
     timeout: float = setting(300.0, POSITIVE, "seconds until a silent process counts as dead")
+    clips: InferenceClipConfig = dataclasses.field(default_factory=InferenceClipConfig)
 
 
 @dataclasses.dataclass
-class FeatureClipConfig:
+class FeatureClipConfig(InferenceClipConfig):
     """What is read of a video, where it is not what the model was trained on."""
 
     frames: int | None = setting(None, SIZE, "of a clip, T; null: as in training")
     frame_stride: int | None = setting(
         None, POSITIVE, "stored frames from one of a clip to the next; null: as far as in training"
-    )
-    skip_damaged: bool = setting(
-        False, doc="read the whole store first and leave damaged videos out, which else end the run"
     )
 
 

@@ -21,12 +21,13 @@ from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.applied import fit_to_store
 from vimpac.eval.config import InferenceConfig
+from vimpac.eval.knn import keep_videos
 from vimpac.eval.metrics import check_finite, top_k
 from vimpac.eval.over_views import over_views
 from vimpac.eval.report import Report, Scores, score
 from vimpac.paths import local_path
 from vimpac.settings import load_config
-from vimpac.train.batches import open_store
+from vimpac.train.batches import damage_warning, damaged_videos, open_store
 from vimpac.train.distributed import World, join_world
 
 Logits = Callable[[Tensor], Tensor]  # (B, T, H, W) -> (B, classes)
@@ -104,6 +105,7 @@ def evaluate(
     workers: int = 2,
     device: str = "auto",
     precision: str = "bf16",
+    skip_damaged: bool = False,
     timeout: float = 300.0,
     say: Callable[[str], object] = lambda line: None,
 ) -> Report:
@@ -121,8 +123,9 @@ def evaluate(
         workers: Processes that read, for each process; 0: none.
         device: "auto", "cpu" or "cuda".
         precision: "bf16" is autocast; "fp32".
+        skip_damaged: Whether to read the whole store first and leave damaged videos out.
         timeout: Seconds until a silent process counts as dead.
-        say: Told, on the main process, what is not as it was in training.
+        say: Told, on the main process, what is not as it was in training, or is left out.
 
     Returns:
         The scores, and what they are made of.
@@ -142,6 +145,7 @@ def evaluate(
         "workers": workers,
         "device": device,
         "precision": precision,
+        "clips.skip_damaged": str(bool(skip_damaged)).lower(),
         "timeout": timeout,
     }
     words = [f"{key}={value}" for key, value in settings.items()]
@@ -163,7 +167,12 @@ def _evaluate(
     variants = find_crops(store.meta.variants, crops, "--crops")
     with join_world(config.device, config.timeout) as world:
         classes = _common_classes(folders)
+        damaged = damaged_videos(store, config.clips)
+        whole = sorted({*range(len(store))} - {*damaged})
         videos = read_split(config.labels, store, split, classes)
+        videos = keep_videos({split: videos}, whole)[split]
+        for note in damage_warning(store, damaged) if world.is_main else ():
+            say(note)
         parts, views = list[Verdicts](), 0
         for folder in folders:
             part, computed, notes = _test(folder, store, videos, numbers, variants, config, world)

@@ -20,7 +20,7 @@ from vimpac.eval.config import FeatureConfig
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.paths import local_path
 from vimpac.tokens import PAD_TOKEN
-from vimpac.train.batches import damage_warning, open_store
+from vimpac.train.batches import damage_warning, damaged_videos, open_store
 from vimpac.train.distributed import World
 
 Pool = Literal["cls", "mean"]
@@ -70,8 +70,8 @@ class Featurizer:
         self.notes = [*self.reading.notes]
         self.width = self.encoder.width
         self.videos: Sequence[int] = range(len(self.store))
-        if config.clips.skip_damaged:
-            damaged = [i for i, problem in enumerate(self.store.verify()) if problem]
+        damaged = damaged_videos(self.store, config.clips)
+        if damaged:
             self.videos = sorted({*self.videos} - {*damaged})
             self.notes += damage_warning(self.store, damaged)
             if not self.videos:

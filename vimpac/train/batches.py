@@ -15,6 +15,7 @@ from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.store import DamagedVideo, TokenStore
 from vimpac.errors import UsageError, VimpacError
+from vimpac.eval.config import InferenceClipConfig
 from vimpac.settings import LARGEST
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
 from vimpac.train_config import ClipConfig, TrainConfig
@@ -71,7 +72,7 @@ def with_stride(config: Config, store: TokenStore) -> Config:
     return dataclasses.replace(config, clips=clips)
 
 
-def damaged_videos(store: TokenStore, clips: ClipConfig) -> list[int]:
+def damaged_videos(store: TokenStore, clips: ClipConfig | InferenceClipConfig) -> list[int]:
     """The videos that are to be left out, as `clips.skip_damaged` says."""
     if not clips.skip_damaged:
         return []
