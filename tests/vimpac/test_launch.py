@@ -215,3 +215,26 @@ def test_run_that_ended_while_another_began_is_not_overwritten(tmp_path, monkeyp
     with pytest.raises(VimpacError, match="step-00000002 is later than the beginning"):
         pretrain(config, quiet=True)
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            "memory ran out, lower the batch: C",
+        ),
+        (RuntimeError("enforce fail: can't allocate memory: you"), "memory ran out, lower the b"),
+        (RuntimeError("DataLoader worker (pid 7) exited"), "a data-loading process died; if memo"),
+        (RuntimeError("[gloo/pair.cc] Connection closed by peer"), "process 0 lost contact with"),
+    ],
+)
+def test_error_that_a_user_can_do_something_about_is_one_line(error, message):
+    with pytest.raises(VimpacError, match=message) as found, join_world("cpu"):
+        raise error
+    assert "\n" not in str(found.value)
+
+
+def test_any_other_error_stays_as_it_is():
+    with pytest.raises(RuntimeError, match="shapes"), join_world("cpu"):
+        raise RuntimeError("shapes do not fit")

@@ -102,14 +102,15 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
 
     Raises:
         UsageError: There is no such device, or the processes cannot find each other.
-        VimpacError: Not all of them came.
+        VimpacError: Not all of them came, one was lost, or memory ran out.
     """
     place = find_place()
     chosen = pick_device(device, place)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if place.size == 1 and not place.by_torchrun:
-        yield World(chosen)
+        with _explained(place.rank):
+            yield World(chosen)
         return
     # With a GPU, small tensors of the hosts still travel by gloo, past the queue of the device.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
@@ -122,10 +123,29 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
             f"process {place.rank} of {place.size} did not find the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {line}"
         ) from error
-    yield World(chosen, dist.get_rank(), dist.get_world_size())
+    with _explained(place.rank):
+        yield World(chosen, dist.get_rank(), dist.get_world_size())
     # Not after an error: leaving waits for the others, one of which may be the cause.
     gc.collect()  # FSDP's hooks are cycles, which would hold the process group
     dist.destroy_process_group()
+
+
+@contextmanager
+def _explained(rank: int) -> Iterator[None]:
+    """Turns the errors of PyTorch about which a user can do something into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        line = str(error).partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in line:
+            reason = "memory ran out, lower the batch"
+        elif "DataLoader worker" in line:
+            reason = "a data-loading process died; if memory ran out, lower workers"
+        elif lost_contact(error):
+            reason = f"process {rank} lost contact with another one, which died or hangs"
+        else:
+            raise
+        raise VimpacError(f"{reason}: {line}") from error
 
 
 def is_main_process() -> bool:
