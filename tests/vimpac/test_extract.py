@@ -348,6 +348,7 @@ def test_wrong_argument_is_one_line(folder, tmp_path, capsys, words, message):
         ("old.npz", "old.npz exists: remove it or name another file"),
         ("f.csv", "f.csv must end in one of .npz, .safetensors, .parquet"),
         ("f", "f must end in one of"),
+        ("none/f.npz", "f.npz: there is no directory"),
     ],
 )
 def test_file_that_exists_or_is_of_no_kind_is_refused(folder, tmp_path, capsys, name, message):

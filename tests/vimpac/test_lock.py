@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from vimpac.errors import VimpacError
+from vimpac.eval.feature_files import FeatureTable, write_features
 from vimpac.lock import lock
 
 REFUSALS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP]
@@ -125,3 +127,19 @@ def test_other_errors_name_the_file(tmp_path, monkeypatch):
     _refuse_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="lock"):
         lock(tmp_path / "lock", "it")
+
+
+def test_second_writer_is_refused_and_the_first_one_goes_on(tmp_path):
+    table = FeatureTable(2, str, 3, None, lambda place: np.zeros((1, 2)), ["x"])
+    out = tmp_path / "f.npz"
+
+    def rows():
+        yield np.full(3, 1, np.float32)
+        with pytest.raises(VimpacError, match=f"another process is writing {out}: wait for it"):
+            write_features(out, table, iter(np.zeros((2, 3), np.float32)))
+        yield np.full(3, 2, np.float32)
+
+    write_features(out, table, rows())
+    with np.load(out) as arrays:
+        assert arrays["features"].tolist() == [[1, 1, 1], [2, 2, 2]]
+    assert [*tmp_path.iterdir()] == [out]

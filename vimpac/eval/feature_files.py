@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from vimpac.errors import UsageError
-from vimpac.files import whole_file
+from vimpac.files import temporary_path, whole_file
+from vimpac.lock import lock
 
 ROW_GROUP = 1024  # rows of a Parquet file that are held in memory
 
@@ -69,13 +71,15 @@ def check_out(path: Path) -> None:
     """Checks that a file can be written.
 
     Raises:
-        UsageError: It exists, or it is not said what it is to be.
+        UsageError: It or no directory for it exists, or it is not said what it is to be.
         ModuleNotFoundError: Its kind needs a package that is not installed.
     """
     if path.suffix not in _WRITERS:
         raise UsageError(f"--out {path} must end in one of {', '.join(_WRITERS)}")
-    if path.exists():
+    if os.path.lexists(path):
         raise UsageError(f"--out {path} exists: remove it or name another file")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no directory {path.parent}: make it first")
     if path.suffix == ".parquet":
         importlib.import_module("pyarrow")  # before the work of hours
 
@@ -90,10 +94,15 @@ def write_features(path: Path, table: FeatureTable, features: Iterable[np.ndarra
 
     Raises:
         UsageError: As `check_out`.
+        VimpacError: Another process is writing it.
     """
     check_out(path)
-    with whole_file(path) as temporary:
-        _WRITERS[path.suffix](temporary, table, features)
+    held = lock(temporary_path(path), str(path))  # it may take hours
+    try:
+        with whole_file(path) as temporary:
+            _WRITERS[path.suffix](temporary, table, features)
+    finally:
+        held.close()
 
 
 def _write_npz(path: Path, table: FeatureTable, features: Iterable[np.ndarray]) -> None:
