@@ -18,6 +18,7 @@ from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
 from vimpac.eval.evaluate import evaluate
+from vimpac.eval.report import Report, score
 from vimpac.settings import load_config
 from vimpac.train.finetune import FinetuneResult, finetune
 
@@ -169,6 +170,44 @@ def test_command_writes_the_report(folder, results, tmp_path, capsys):
     assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main([*words, "--out", str(out)]) == 2
     assert "exists: remove it or name another directory" in capsys.readouterr().err
+
+
+def test_report_is_written_though_nobody_reads_what_is_printed(
+    folder, results, tmp_path, monkeypatch
+):
+    def close(line: str) -> str:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("vimpac.commands.evaluate.on_one_line", close)
+    words = ["evaluate", str(results[0].checkpoint), *_data(folder), *COMMON, "workers=0"]
+    assert cli.main([*words, "--clips", "1", "--out", str(tmp_path / "report")]) == 1
+    assert len([*(tmp_path / "report").iterdir()]) == 3
+
+
+@pytest.mark.parametrize("out", ["file/report", "file/a/report", "link"])
+def test_place_where_no_report_can_be_is_refused_before_the_work(
+    folder, results, tmp_path, capsys, out
+):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    words = ["evaluate", str(results[0].checkpoint), *_data(folder), *COMMON]
+    assert cli.main([*words, "--out", str(tmp_path / out)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith(f"vimpac: --out {tmp_path / out}")
+    assert said.err.endswith(": name another directory\n" if out != "link" else "directory\n")
+
+
+def test_of_equal_classes_the_first_is_predicted_everywhere(tmp_path):
+    classes = [f"class {number}" for number in range(40)]
+    labels = torch.tensor([0, 1, 2])
+    scores = torch.full((3, 40), 1 / 40)
+    report = Report(classes, ["x", "y", "z"], labels, scores, [score(scores, labels, 1)])
+    report.write(tmp_path / "report")
+    with (tmp_path / "report" / "predictions.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["predicted"] for row in rows] == 3 * ["class 0"]
+    assert [name for name, _ in json.loads(rows[0]["top5"])] == classes[:5]
+    assert report.confusion()[:, 0].tolist() == [1, 1, 1, *37 * [0]]
 
 
 def test_two_ranks_write_the_report_of_one(folder, results, tmp_path):

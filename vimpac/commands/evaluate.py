@@ -60,11 +60,14 @@ def run(args: argparse.Namespace) -> int:
         say=_say,
     )
     if is_main_process():
-        for line in table(report):
-            print(on_one_line(line))
+        try:
+            for line in table(report):
+                print(on_one_line(line))
+        finally:  # also where nobody reads what is printed
+            if args.out is not None:
+                report.write(args.out)
         if args.out is not None:
-            report.write(args.out)
-            print(args.out)
+            print(on_one_line(str(args.out)))
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Report:
             draw_confusion(self.confusion(), self.classes, temporary / "confusion.png")
 
     def _write_predictions(self, path: Path) -> None:
-        p, likeliest = self.probabilities.topk(min(5, len(self.classes)))
+        p, likeliest = (x[:, :5] for x in self.probabilities.sort(descending=True, stable=True))
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             lines = csv.writer(file)
             lines.writerow(("video", "class", "predicted", "p", "top5"))
@@ -131,9 +132,14 @@ class Report:
 
 
 def check_new(folder: Path) -> None:
-    """Raises UsageError if there is something where a report is to be."""
-    if folder.exists():
+    """Raises UsageError if a report cannot be written, or something is in its place."""
+    if os.path.lexists(folder):
         raise UsageError(f"--out {folder} exists: remove it or name another directory")
+    above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(
+            f"--out {folder}: nothing can be written into {above}: name another directory"
+        )
 
 
 def score(
