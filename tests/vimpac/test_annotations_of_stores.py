@@ -1,5 +1,8 @@
 """The annotations of a data set and the videos of a store: which means which, and the command."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 
@@ -230,6 +233,30 @@ def test_command_refuses_wrong_input_and_writes_nothing(
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("bad", ["\ud800", "two\nlines", "two\rlines", "nul\0"])
+def test_name_that_no_table_can_hold_is_refused(bad, tmp_path, capsys):
+    index = {f"Tilting {bad} [something]": "0"}
+    entry = [{"id": "1", "template": f"Tilting {bad} [something]"}]
+    texts = {"labels": index, "train": entry, "validation": entry}
+    write_files(tmp_path, {f"{name}.json": json.dumps(value) for name, value in texts.items()})
+    out = tmp_path / "labels.csv"
+    assert cli.main(["labels", "ssv2", str(tmp_path), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "is no name of a class: it must be a line of text" in error and error.count("\n") == 1
+    plain = {"labels": {"x": 0}, "train": [{"id": bad, "template": "x"}], "validation": []}
+    write_files(tmp_path, {f"{name}.json": json.dumps(value) for name, value in plain.items()})
+    assert cli.main(["labels", "ssv2", str(tmp_path), "--out", str(out)]) == 2
+    assert "train.json, entry 1: '" in capsys.readouterr().err and not out.exists()
+
+
+def test_class_of_a_file_whose_name_is_no_text_is_refused(tmp_path, capsys):
+    file = tmp_path / os.fsdecode(b"\xff_test_split1.txt")
+    file.write_text("a.avi 1\nb.avi 2\n")
+    out = tmp_path / "labels.csv"
+    assert cli.main(["labels", "hmdb51", str(tmp_path), "--out", str(out)]) == 2
+    assert "'\\udcff' is no name of a class" in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from vimpac.data.annotations.diving48 import read_diving48
 from vimpac.data.annotations.hmdb51 import read_hmdb51
 from vimpac.data.annotations.kinetics import FILES, read_kinetics
 from vimpac.data.annotations.lists import read_lists
-from vimpac.data.annotations.rows import Annotations
+from vimpac.data.annotations.rows import Annotations, check_names
 from vimpac.data.annotations.ssv2 import read_ssv2
 from vimpac.data.annotations.ucf101 import read_ucf101
 from vimpac.errors import UsageError
@@ -104,7 +104,9 @@ def read_source(source: Source) -> Annotations:
     if source.dataset == LIST:
         if source.split is not None:
             raise UsageError("list has one split: name other lists instead")
-        return read_lists(source.where)
+        annotations = read_lists(source.where)
+        check_names(annotations, f"list:{source.where}")
+        return annotations
     dataset, split = DATASETS[source.dataset], source.split or 1
     if source.split is not None and not 1 <= source.split <= dataset.splits:
         last = f"the splits 1 to {dataset.splits}" if dataset.splits > 1 else "one split"
@@ -113,6 +115,7 @@ def read_source(source: Source) -> Annotations:
     annotations = dataset.read(folder, split) if dataset.splits > 1 else dataset.read(folder)
     if not annotations.rows:
         raise UsageError(f"{folder} names no video")
+    check_names(annotations, str(folder))
     return annotations
 
 

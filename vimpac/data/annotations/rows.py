@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vimpac.errors import UsageError
+
+_NO_TEXT = re.compile(r"[\0\r\n\ud800-\udfff]")  # of a line of UTF-8
+_FIX = "it must be a line of text without spaces at its ends"
 
 SPLITS = ("train", "val", "test")
 
@@ -57,6 +61,28 @@ class Annotations:
 
     rows: Sequence[Row]
     classes: list[str] | None = None
+
+
+def check_names(annotations: Annotations, source: str) -> None:
+    """Checks that a table can hold the names: it is UTF-8, and its fields lose outer spaces.
+
+    Args:
+        annotations: Of a data set.
+        source: What they are called in messages.
+
+    Raises:
+        UsageError: A video or a class has no such name.
+    """
+    for name in annotations.classes or ():
+        if name != name.strip() or not _is_line(name):
+            raise UsageError(f"{source}: '{name}' is no name of a class: {_FIX}")
+    for row in annotations.rows:
+        if not _is_line(row.video):
+            raise UsageError(f"{row.where}: '{row.video}' is no name of a video: {_FIX}")
+
+
+def _is_line(name: str) -> bool:
+    return bool(name) and not _NO_TEXT.search(name)
 
 
 def order_classes(

@@ -35,7 +35,7 @@ def read_ssv2(folder: Path) -> Annotations:
             video, template = entry.get("id"), entry.get("template")
             if not isinstance(video, str | int) or not isinstance(template, str):
                 raise UsageError(f"{file}, {place}: it needs an 'id' and a 'template'")
-            label = template.replace("[", "").replace("]", "")
+            label = _name(template)
             if label not in known:
                 raise UsageError(f"{file}, {place}: class '{label}' is not in {index}")
             rows.append(Row(str(video), label, split, file, place))
@@ -57,4 +57,9 @@ def _classes(index: Path) -> Iterator[tuple[str, int, str]]:
         value = whole_number(str(label))
         if value is None:
             raise UsageError(f"{index}, entry {number}: '{label}' is no label of '{template}'")
-        yield template.replace("[", "").replace("]", ""), value, f"entry {number}"
+        yield _name(template), value, f"entry {number}"
+
+
+def _name(template: str) -> str:
+    """The class of a template."""
+    return template.replace("[", "").replace("]", "").strip()
