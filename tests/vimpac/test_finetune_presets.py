@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from tests.vimpac.annotation_trees import UCF101, write_files
 from vimpac import Vimpac, cli, load_classifier, save_model
 from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.data.store import TokenStoreWriter
@@ -150,7 +151,28 @@ def test_mean_of_splits_is_printed_and_each_has_its_run(folder, tmp_path, capsys
     assert capsys.readouterr().out.splitlines() == lines
 
 
-@pytest.mark.parametrize("splits", ["", "1,1", "a", "1,,2"])
+def test_splits_are_looked_at_before_the_first_one_is_trained(folder, tmp_path, capsys):
+    out = tmp_path / "runs"
+    words = [str(folder / "model"), *SETTINGS, f"data={folder / 'store'}", f"out={out}"]
+    write_files(tmp_path / "ucf101", UCF101)
+    for labels, splits, message in (
+        (folder / "labels", "1,3", "give labels=ucf101:DIR or hmdb51:DIR, not labels="),
+        (f"ssv2:{folder}", "1", "give labels=ucf101:DIR or hmdb51:DIR"),
+        (f"ucf101:{tmp_path / 'ucf101'}", "1,4", "ucf101 has the splits 1 to 3, no split 4"),
+        (f"ucf101:{tmp_path / 'ucf101'}", "1,3", "trainlist03.txt: no such file"),
+        (f"hmdb51:{folder}", "1", "holds no annotations of hmdb51"),
+    ):
+        assert cli.main(["finetune", *words, f"labels={labels}", "--splits", splits]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not out.exists()
+    (out / "split-2" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    command = ["finetune", *words, f"labels={folder / 'labels'}", "--splits", "1,2"]
+    assert cli.main(command) == 2
+    assert "split-2/checkpoints has checkpoints already" in capsys.readouterr().err
+    assert not (out / "split-1").exists()
+
+
+@pytest.mark.parametrize("splits", ["", "1,1", "1,01", "a", "1,,2"])
 def test_wrong_splits_are_one_line(folder, splits, capsys):
     assert cli.main(["finetune", str(folder / "model"), f"--splits={splits}"]) == 2
     assert f"--splits {splits}: give numbers of splits" in capsys.readouterr().err

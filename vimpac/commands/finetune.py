@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import FinetuneConfig
+from vimpac.data.annotations.datasets import parse_source, read_source
 from vimpac.errors import UsageError
 from vimpac.presets import config_help
 from vimpac.settings import load_config, to_yaml
@@ -66,9 +68,13 @@ def run(args: argparse.Namespace) -> int:
     runs = [config] if args.splits is None else _of_splits(config, args.splits)
     if args.splits is not None and args.resume not in ("none", "auto"):
         raise UsageError("--splits makes several runs: continue them with --resume auto")
+    from vimpac.checkpoints.training_state import find_checkpoint
     from vimpac.train.distributed import is_main_process
     from vimpac.train.finetune import finetune  # torch: seconds that --show need not wait
 
+    if args.splits is not None and args.resume == "none":
+        for run in runs:
+            find_checkpoint("none", Path(run.out) / "checkpoints")
     results = []
     for run in runs:
         result = finetune(run, args.checkpoint, probe=args.probe, resume=args.resume)
@@ -82,16 +88,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_splits(config: FinetuneConfig, text: str) -> list[FinetuneConfig]:
-    """The run of every split."""
+    """The run of every split, all of which are there: the first one may take days."""
     splits = [word.strip() for word in text.split(",")]
-    if not all(split.isdecimal() for split in splits) or len({*splits}) < len(splits):
+    if not all(map(str.isdecimal, splits)) or len({*map(int, splits)}) < len(splits):
         raise UsageError(f"--splits {text}: give numbers of splits, such as 1,2,3")
-    return [
-        dataclasses.replace(
-            config, labels=f"{config.labels}:{split}", out=f"{config.out}/split-{split}"
-        )
-        for split in splits
-    ]
+    runs = []
+    for split in splits:
+        labels = f"{config.labels}:{split}"
+        source = parse_source(labels)
+        if source is not None and source.split is not None:
+            read_source(source)
+        elif not os.path.isfile(labels):
+            raise UsageError(
+                f"--splits {text}: give labels=ucf101:DIR or hmdb51:DIR, not labels={config.labels}"
+            )
+        runs.append(dataclasses.replace(config, labels=labels, out=f"{config.out}/split-{split}"))
+    return runs
 
 
 def _line(results: Sequence[FinetuneResult]) -> str:
