@@ -91,3 +91,9 @@ def test_rate_is_of_the_steps_and_not_of_the_checkpoints(tmp_path, monkeypatch):
     words = ("optim.steps=4", "run.save_every=2")  # of 8 videos
     pretrain(tiny_config(make_store(tmp_path / "store"), tmp_path, *words), quiet=True)
     assert [record["videos_per_s"] for record in read_log(tmp_path / LOG)] == 4 * [4.0]
+
+
+def test_line_about_a_name_stays_one_line(tmp_path, capsys):
+    with RunLog(tmp_path, steps=1, done=0, active=True, tensorboard=False) as log:
+        log.say("a\nb \x1b[31m \udcff [red]")
+    assert capsys.readouterr().err == "a\\nb \\x1b[31m \\udcff [red]\n"

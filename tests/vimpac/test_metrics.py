@@ -72,3 +72,8 @@ def test_picture_shows_the_share_of_every_pair(tmp_path, classes):
         pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
         dark.append((pixels == (8, 48, 107)).all(-1).sum())  # of a share of 1
     assert dark[0] > dark[1] + 500
+
+
+def test_letters_that_the_font_has_not_are_drawn_without_a_word(tmp_path, recwarn):
+    draw_confusion(torch.eye(2).long(), ["\u65e5\u672c", "b"], tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").is_file() and not recwarn.list

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def draw_confusion(
             _write_shares(matrix, shares)
     else:
         _list_worst(axes[0, 1], counts, classes)
-    figure.savefig(path, dpi=110, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the font has no such letters: it draws boxes
+        figure.savefig(path, dpi=110, format="png")
     pyplot.close(figure)
 
 

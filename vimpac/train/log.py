@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vimpac.files import whole_file
+from vimpac.paths import on_one_line
 
 LOG = "log.jsonl"
 
@@ -122,7 +123,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         if self._active:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(on_one_line(text), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Flushes and closes everything."""
