@@ -119,6 +119,15 @@ def test_average_that_begins_late_begins_with_the_weights_and_says_so(folder, tm
     torch.testing.assert_close(after.averaged[name], expected)
 
 
+def test_average_that_ends_early_is_said(folder, whole_run, tmp_path, capsys):
+    path = str(whole_run / "checkpoints/step-00000004")
+    config = _config(folder, tmp_path, "ema=null", "optim.steps=5")
+    result = finetune(config, folder / "model", resume=path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the mean of the weights in {path} is dropped: ema is not set" in said
+    assert load_checkpoint(result.checkpoint).averaged is None
+
+
 def test_average_goes_on_at_another_grid(folder, whole_run, tmp_path):
     path = str(whole_run / "checkpoints/step-00000004")
     words = ("clips.frames=3", "optim.lr=1e-9", "optim.steps=5")

@@ -285,6 +285,8 @@ class Loop:
                 average = {name: x.clone() for name, x in self.system.model.state_dict().items()}
             elif averaging:
                 self._notes.append(f"the mean of the weights begins here: {path} has none")
+            elif checkpoint.averaged is not None:
+                self._notes.append(f"the mean of the weights in {path} is dropped: ema is not set")
             self.system.restore(checkpoint, self.optimizer)
             check_moments(self.optimizer)
             self.system.sampler.load_state_dict(state["sampler"])
