@@ -121,6 +121,17 @@ def test_video_that_cannot_be_read_raises_in_python(folder, tmp_path):
         Predictor(folder / "model", device="cpu")(tmp_path / "x.mp4")
 
 
+def test_memory_that_runs_out_is_one_line(folder, monkeypatch, capsys):
+    def run_out(*_: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(VideoClassifier, "forward", run_out)
+    words = ["predict", str(folder / "model"), str(folder / "videos/a.mp4"), "--device", "cpu"]
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("vimpac: memory ran out, lower the batch: CUDA out of memory.\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -29,7 +29,7 @@ from vimpac.eval.metrics import check_finite
 from vimpac.eval.over_views import over_views
 from vimpac.paths import local_path
 from vimpac.tokenizers import Tokenizer, get_tokenizer
-from vimpac.train.distributed import World, pick_device
+from vimpac.train.distributed import World, explained, pick_device
 from vimpac.train.launch import Place
 from vimpac.train_config import clip_span
 
@@ -165,7 +165,8 @@ class Predictor:
             with self.world.autocast(self.precision):
                 return self.model(clips.to(self.world.device), has_padding=has_padding)
 
-        ((place, values),) = over_views(logits, views, self.world, batch=self.batch, workers=0)
+        with explained():
+            ((place, values),) = over_views(logits, views, self.world, batch=self.batch, workers=0)
         found = values.float().softmax(-1)[views.chosen(place, self.clips)].mean(0)
         check_finite(found, f"probabilities of {self._path}")
         return found

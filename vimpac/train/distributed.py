@@ -109,7 +109,7 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if place.size == 1 and not place.by_torchrun:
-        with _explained(place.rank):
+        with explained(place.rank):
             yield World(chosen)
         return
     # With a GPU, small tensors of the hosts still travel by gloo, past the queue of the device.
@@ -123,7 +123,7 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
             f"process {place.rank} of {place.size} did not find the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {line}"
         ) from error
-    with _explained(place.rank):
+    with explained(place.rank):
         yield World(chosen, dist.get_rank(), dist.get_world_size())
     # Not after an error: leaving waits for the others, one of which may be the cause.
     gc.collect()  # FSDP's hooks are cycles, which would hold the process group
@@ -131,8 +131,15 @@ def join_world(device: str, timeout: float = 300.0) -> Iterator[World]:
 
 
 @contextmanager
-def _explained(rank: int) -> Iterator[None]:
-    """Turns the errors of PyTorch about which a user can do something into one line."""
+def explained(rank: int = 0) -> Iterator[None]:
+    """Makes one line of the errors of PyTorch about which a user can do something.
+
+    Args:
+        rank: Of this process.
+
+    Raises:
+        VimpacError: Memory ran out, or another process was lost.
+    """
     try:
         yield
     except RuntimeError as error:
