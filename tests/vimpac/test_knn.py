@@ -201,6 +201,14 @@ def test_damaged_videos_are_left_out_if_asked_for(folder, tmp_path, capsys):
     assert "are damaged: copy the store again" in capsys.readouterr().err
 
 
+def test_training_videos_of_one_class_are_said(folder, tmp_path, capsys):
+    lines = [f"{i},a,{'test' if i > 2 else 'train'}" for i in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["video,class,split", *lines]))
+    assert _run(folder, f"labels={tmp_path / 'labels.csv'}", "-k", "2") == 0
+    said = capsys.readouterr().err
+    assert "all training videos are of one class, so the accuracy says nothing" in said
+
+
 def test_features_that_are_not_finite_are_refused(folder, tmp_path):
     model = load_model(folder / "model")
     torch.nn.init.constant_(model.encoder.cls_token, math.nan)

@@ -234,6 +234,8 @@ def judge_model(
         notes, train = source.notes, len(splits["train"].videos)
         if k > train:
             notes.append(f"k is {train}: there are no more training videos")
+        if len({*splits["train"].classes}) == 1:
+            notes.append("all training videos are of one class, so the accuracy says nothing")
         for note in notes if world.is_main else ():
             say(note)
         found = judge_by_neighbours(
