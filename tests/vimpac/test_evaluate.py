@@ -210,6 +210,16 @@ def test_of_equal_classes_the_first_is_predicted_everywhere(tmp_path):
     assert report.confusion()[:, 0].tolist() == [1, 1, 1, *37 * [0]]
 
 
+def test_report_of_very_many_classes_has_no_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("vimpac.eval.report.MOST_DRAWN", 3)
+    for classes, names in ((3, {"report.json", "predictions.csv", "confusion.png"}),
+                           (4, {"report.json", "predictions.csv"})):  # fmt: skip
+        labels, scores = torch.tensor([0]), torch.full((1, classes), 1 / classes)
+        report = Report([*"abcd"][:classes], ["x"], labels, scores, [score(scores, labels, 1)])
+        report.write(tmp_path / str(classes))
+        assert {file.name for file in (tmp_path / str(classes)).iterdir()} == names
+
+
 def test_two_ranks_write_the_report_of_one(folder, results, tmp_path):
     words = ["-m", "vimpac", "evaluate", str(results[0].checkpoint), *_data(folder), *COMMON]
     words += ["workers=0", "--clips", "2", "--out"]
@@ -259,6 +269,10 @@ def test_store_or_labels_of_something_else_are_refused(folder, results, tmp_path
     save_model(other, tmp_path / "other-classes", classes=["a", "b"])
     with pytest.raises(UsageError, match="other-classes tells other classes apart than"):
         evaluate([path, tmp_path / "other-classes"], **_settings(folder))
+    turned = VideoClassifier(other.encoder, 3)
+    save_model(turned, tmp_path / "turned", classes=["c", "b", "a"])
+    with pytest.raises(UsageError, match="turned has the classes in another order than"):
+        evaluate([path, tmp_path / "turned"], **_settings(folder))
 
 
 def test_damaged_video_ends_the_test_or_is_left_out(folder, results, tmp_path, capsys):

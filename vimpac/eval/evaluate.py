@@ -240,7 +240,9 @@ def _common_classes(folders: Sequence[Path]) -> list[str]:
             raise UsageError(f"{folder} holds no classifier: train one with `vimpac finetune`")
         found.append(description.classes)
         if found[-1] != found[0]:
-            raise UsageError(f"{folder} tells other classes apart than {folders[0]}")
+            same = sorted(found[-1]) == sorted(found[0])
+            problem = "has the classes in another order" if same else "tells other classes apart"
+            raise UsageError(f"{folder} {problem} than {folders[0]}")
     return found[0]
 
 

@@ -2,7 +2,7 @@
 
 report.json        the scores of every number of clips, and of every class by the largest
 predictions.csv    video, class, predicted, p, top5 (JSON: [class, p] each)
-confusion.png      which classes are taken for which
+confusion.png      which classes are taken for which, if they are no more than `MOST_DRAWN`
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from vimpac.errors import UsageError
 from vimpac.eval.metrics import mean_class_accuracy, top_k, wilson
 from vimpac.files import whole_directory
 from vimpac.pictures.confusion import draw_confusion
+
+MOST_DRAWN = 2000  # classes; the matrix of more takes gigabytes, and shows nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Report:
         return {**self.facts, "scores": scores, "per_class": self.per_class()}
 
     def write(self, folder: Path) -> None:
-        """Writes the three files; the directory appears complete or not at all.
+        """Writes the files; the directory appears complete or not at all.
 
         Raises:
             UsageError: The directory exists.
@@ -115,7 +117,8 @@ class Report:
                 text, encoding="utf-8", errors="backslashreplace"
             )
             self._write_predictions(temporary / "predictions.csv")
-            draw_confusion(self.confusion(), self.classes, temporary / "confusion.png")
+            if len(self.classes) <= MOST_DRAWN:
+                draw_confusion(self.confusion(), self.classes, temporary / "confusion.png")
 
     def _write_predictions(self, path: Path) -> None:
         p, likeliest = (x[:, :5] for x in self.probabilities.sort(descending=True, stable=True))
