@@ -49,6 +49,7 @@ BOXES = Range("lie in [0, 65,536]", lambda x: 0 <= x <= 65_536)  # what mask_tok
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)
 PATH = Range("be a path on this machine, no URL", lambda x: not is_url(x), str)
 FOLDER = Range("name a directory on this machine", lambda x: x.strip() and not is_url(x), str)
+_FEW = 12  # keys that a message can name
 LARGEST = 10**9  # no setting but the seed needs more, and everything can compute with it
 
 
@@ -212,7 +213,10 @@ def _nearest(key: str, legal: list[str]) -> str:
     close = same_leaf or difflib.get_close_matches(key, legal, 1)
     if section:
         return f": it is a section with the keys {', '.join(section)}"
-    return f": did you mean '{close[0]}'?" if close else "; --show prints all keys"
+    if close:
+        return f": did you mean '{close[0]}'?"
+    few = len(legal) <= _FEW  # of a command that has no --show
+    return f": the keys are {', '.join(legal)}" if few else "; --show prints all keys"
 
 
 def _convert(text: Any, hint: Any) -> Any:

@@ -256,3 +256,13 @@ def test_probe_cannot_be_resumed(folder, tmp_path):
         finetune(_config(folder, tmp_path), folder / "model", probe="linear", resume="auto")
     with pytest.raises(UsageError, match=f"{result.checkpoint} holds a model but no run"):
         finetune(_config(folder, tmp_path), folder / "model", resume="auto")
+
+
+def test_linear_probe_says_what_is_odd_in_its_videos(folder, tmp_path, capsys):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("video,class,split\n0.mp4,a,train\n1.mp4,a,test\n")
+    words = [*_words(folder, tmp_path / "run"), f"labels={labels}"]
+    assert cli.main(["finetune", str(folder / "model"), "--probe", "linear", *words]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: all videos of the split 'train' are of the class 'a'" in said
+    assert "warning: 10 of 12 videos are left out" in said

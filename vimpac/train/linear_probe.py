@@ -42,6 +42,8 @@ def fit_linear_probe(run: Finetuning, quiet: bool) -> tuple[Path, dict[str, floa
     with hold_folder(out, run.world):
         with RunLog(out, steps=0, done=0, active=True, tensorboard=False, quiet=quiet) as log:
             log.say(f"linear probe of {run.headline()}")
+            for warning in run.warnings():
+                log.say(f"warning: {warning}")
             decay = _fit(run)
             log.say(
                 f"weight decay {decay:g}" + (", by a held-out tenth" if run.config.sweep else "")
