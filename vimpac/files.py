@@ -26,6 +26,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Yields:
         An empty directory beside it, `.tmp-<name>`. At the end its files are brought to the disk
         and it gets the name; after an error it is removed, and `path` is as it was.
+
+    Raises:
+        OSError: Writing failed; it names `path`, or a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
@@ -44,7 +47,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 raise
             move_files(temporary, path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # of a write
+            error.filename = str(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 

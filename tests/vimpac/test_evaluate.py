@@ -1,6 +1,7 @@
 """`vimpac evaluate` finds what the classifier is worth, and says so in numbers and files."""
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -184,6 +185,18 @@ def test_report_is_written_though_nobody_reads_what_is_printed(
     assert len([*(tmp_path / "report").iterdir()]) == 3
 
 
+def test_full_disk_is_named_and_leaves_nothing(folder, results, tmp_path, monkeypatch, capsys):
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vimpac.eval.report.draw_confusion", fill)
+    words = ["evaluate", str(results[0].checkpoint), *_data(folder), *COMMON, "workers=0"]
+    assert cli.main([*words, "--clips", "1", "--out", str(tmp_path / "report")]) == 1
+    said = capsys.readouterr()
+    assert f"disk full writing {tmp_path / 'report'}: free some space" in said.err
+    assert said.out.startswith("8 videos") and [*tmp_path.iterdir()] == []
+
+
 @pytest.mark.parametrize("out", ["file/report", "file/a/report", "link"])
 def test_place_where_no_report_can_be_is_refused_before_the_work(
     folder, results, tmp_path, capsys, out
@@ -241,6 +254,7 @@ def test_two_ranks_write_the_report_of_one(folder, results, tmp_path):
         (["labels="], "labels= is missing"),
         (["batch=0"], "batch=0 must be positive"),
         (["clips.frames=2"], "unknown key 'clips.frames'"),
+        (["x=1"], "unknown key 'x' in x=1: the keys are data, labels, batch, workers, device,"),
     ],
 )
 def test_wrong_argument_is_one_line(folder, results, tmp_path, capsys, words, message):
