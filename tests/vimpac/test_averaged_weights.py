@@ -48,20 +48,24 @@ def _end(out: Path) -> Path:
 
 def test_average_is_that_of_its_definition_over_three_steps():
     model = nn.BatchNorm1d(2)  # floating parameters and buffers, and a number that is none
-    averaged, values = AveragedWeights(model, 0.9), []
+    averaged, values = AveragedWeights(model, 0.2), []
     expected = {name: x.clone() for name, x in model.state_dict().items()}
     for step in range(3):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(step + 1.0)
         model(torch.randn(4, 2))
-        averaged.update()
+        averaged.update(step)
+        decay = (0.1, 2 / 11, 0.2)[step]  # it warms up
         for name, x in model.state_dict().items():
-            mean = 0.9 * expected[name] + 0.1 * x
+            mean = decay * expected[name] + (1 - decay) * x
             expected[name] = mean if x.is_floating_point() else x.clone()
         values.append(averaged.whole()["weight"].clone())
     torch.testing.assert_close(averaged.whole(), expected)
-    assert [x[0].item() for x in values] == pytest.approx([1.1, 1.39, 1.951])
+    first = 0.1 + 0.9 * 2
+    second = 2 / 11 * first + 9 / 11 * 4
+    expected_values = [first, second, 0.2 * second + 0.8 * 7]
+    assert [x[0].item() for x in values] == pytest.approx(expected_values)
     assert averaged.whole()["num_batches_tracked"] == 3
 
 
@@ -71,7 +75,7 @@ def test_model_has_the_average_inside_and_its_own_bits_afterwards():
     began = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         model.weight.mul_(3)
-    averaged.update()
+    averaged.update(100)
     own, addresses = copy.deepcopy(model.state_dict()), [p.data_ptr() for p in model.parameters()]
     with pytest.raises(KeyError), averaged.applied():
         torch.testing.assert_close(model.weight.data, 2 * began["weight"])
@@ -137,7 +141,8 @@ def test_average_goes_on_at_another_grid(folder, whole_run, tmp_path):
     before.positions.resize_((3, 4, 4))
     raw = load_classifier(path)[0].encoder
     raw.positions.resize_((3, 4, 4))
-    expected = 0.5 * before.positions.time + 0.5 * raw.positions.time
+    decay = (1 + 4) / (10 + 4)  # of the fifth update
+    expected = decay * before.positions.time + (1 - decay) * raw.positions.time
     torch.testing.assert_close(after.positions.time, expected, rtol=0, atol=1e-6)
 
 

@@ -136,6 +136,18 @@ def test_store_at_twice_the_rate_is_read_with_twice_the_stride(folder, results, 
     assert once.best.videos == 8
 
 
+def test_videos_that_the_store_lacks_are_told(folder, results, tmp_path, capsys):
+    labels, said = tmp_path / "more.csv", []
+    labels.write_text((folder / "labels.csv").read_text() + "99.mp4,a,test\n98.mp4,a,train\n")
+    settings = _settings(folder, labels=labels, clips=1, say=said.append)
+    report = evaluate(results[0].checkpoint, **settings)
+    assert said == [f"1 of the 9 test videos of {labels} are not in the store"]
+    assert report.facts["missing_videos"] == 1 and report.best.videos == 8
+    words = [f"data={folder / 'store'}", f"labels={labels}", *COMMON, "workers=0"]
+    assert cli.main(["knn", str(folder / "model0"), *words]) == 0
+    assert "1 of the 8 train videos of" in capsys.readouterr().err
+
+
 def test_larger_map_is_read_and_told(folder, results, tmp_path):
     said = []
     write_store(tmp_path / "large", side=6)

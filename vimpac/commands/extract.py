@@ -20,13 +20,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declares the arguments."""
     parser = subparsers.add_parser(
         "extract",
+        usage="%(prog)s [options] checkpoint [key=value ...]",
         help="write the features of videos into a file",
         description="Writes names and features (N, D) of the videos of a store into a file, in the "
         "order of the store. Start it with torchrun for several devices.",
         epilog="example: vimpac extract runs/a/checkpoints/step-00012000 data=store --out f.npz",
     )
     parser.add_argument(
-        "checkpoint", nargs="+", help="of `vimpac pretrain`, `finetune` or `convert`"
+        "checkpoint",
+        nargs="+",
+        help="of `vimpac pretrain`, `finetune` or `convert`",
     )
     parser.add_argument(
         "--out",

@@ -23,13 +23,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declares the arguments."""
     parser = subparsers.add_parser(
         "knn",
+        usage="%(prog)s [options] checkpoint [key=value ...]",
         help="test a model by the nearest neighbours of its features",
         description="Classifies the videos of test (and val) by the nearest training videos; "
         "nothing is trained. Start it with torchrun for several devices.",
         epilog="example: vimpac knn runs/a/checkpoints/step-00012000 data=ucf labels=ucf.csv",
     )
     parser.add_argument(
-        "checkpoint", nargs="+", help="of `vimpac pretrain`, `finetune` or `convert`"
+        "checkpoint",
+        nargs="+",
+        help="of `vimpac pretrain`, `finetune` or `convert`",
     )
     parser.add_argument("-k", default=200, type=int, metavar="N", help="neighbours that vote (200)")
     parser.add_argument(

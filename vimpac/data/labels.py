@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 
 from vimpac.data.annotations.datasets import looks_like, parse_source, read_source
 from vimpac.data.annotations.rows import SPLITS, Annotations, Row
@@ -16,15 +17,23 @@ from vimpac.paths import local_path
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Some videos of a store, by their numbers, and the class of each."""
+    """Some videos of a store, by their numbers, and the class of each.
+
+    Attributes:
+        videos: Their numbers.
+        classes: The class of each.
+        missing: How many more the labels name for this split, which the store lacks.
+    """
 
     videos: list[int]
     classes: list[int]
+    missing: int = 0
 
     def take(self, positions: Iterable[int]) -> Split:
         """The videos at some positions of this split."""
         chosen = list(positions)
-        return Split([self.videos[i] for i in chosen], [self.classes[i] for i in chosen])
+        videos, classes = ([values[i] for i in chosen] for values in (self.videos, self.classes))
+        return Split(videos, classes, self.missing)
 
 
 def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Split]]:
@@ -50,7 +59,9 @@ def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Spli
     trained = {row.class_name for row in rows.values() if row.split == "train"}
     classes = annotations.classes or sorted(trained)
     numbers = {name: number for number, name in enumerate(classes)}
-    splits = {split: Split([], []) for split in SPLITS}
+    named = _count(annotations.rows)
+    found = _count(rows.values())
+    splits = {split: Split([], [], named[split] - found[split]) for split in SPLITS}
     for video, row in rows.items():
         if row.split not in SPLITS:
             continue
@@ -85,9 +96,10 @@ def read_split(path: str, store: TokenStore, split: str, classes: list[str]) -> 
             in `classes`.
     """
     names = [store.name(i) for i in range(len(store))]
-    rows = match_names(names, _read(path, {*names}).rows, path)
+    annotations = _read(path, {*names})
+    rows = match_names(names, annotations.rows, path)
     numbers = {name: number for number, name in enumerate(classes)}
-    found = Split([], [])
+    found = Split([], [], _count(annotations.rows)[split] - _count(rows.values())[split])
     for video, row in rows.items():
         if row.split != split:
             continue
@@ -102,6 +114,26 @@ def read_split(path: str, store: TokenStore, split: str, classes: list[str]) -> 
     if not found.videos:
         raise _without_split(path, store, split, rows.values())
     return found
+
+
+def missing_warning(path: str, name: str, split: Split) -> Iterator[str]:
+    """A line, if the store lacks videos of a split that the labels name.
+
+    Args:
+        path: The labels.
+        name: Of the split.
+        split: Its videos.
+    """
+    if split.missing:
+        yield (
+            f"{split.missing} of the {split.missing + len(split.videos)} {name} videos of {path} "
+            "are not in the store"
+        )
+
+
+def _count(rows: Iterable[Row]) -> Counter[str]:
+    """Videos of every split, each name once."""
+    return Counter(dict((row.video, row.split) for row in rows).values())
 
 
 def _without_split(path: str, store: TokenStore, split: str, rows: Iterable[Row]) -> UsageError:

@@ -15,8 +15,8 @@ import threading
 import time
 import types
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import popen_spawn_posix
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -146,7 +146,7 @@ class _Worker:
         self.connection, theirs = multiprocessing.Pipe()
         arguments = (theirs, make_work, timeout)
         self.process = _Context().Process(target=_serve, args=arguments, daemon=True)
-        with theirs:
+        with theirs, _interrupts_blocked():
             self.process.start()
         self.ready = False
         self.task: _Task | None = None
@@ -158,6 +158,16 @@ class _Worker:
         self.process.kill()
         self.process.join()
         return self.process.exitcode
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """What is started inside never sees a Ctrl-C; this process sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Popen(popen_spawn_posix.Popen):

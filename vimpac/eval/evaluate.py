@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vimpac.checkpoints.model_dir import load_classifier, read_description
 from vimpac.data.even_clips import EvenClips, find_crops
-from vimpac.data.labels import Split, read_split
+from vimpac.data.labels import Split, missing_warning, read_split
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.applied import fit_to_store
@@ -171,7 +171,8 @@ def _evaluate(
         whole = sorted({*range(len(store))} - {*damaged})
         videos = read_split(config.labels, store, split, classes)
         videos = keep_videos({split: videos}, whole)[split]
-        for note in damage_warning(store, damaged) if world.is_main else ():
+        notes = [*missing_warning(config.labels, split, videos), *damage_warning(store, damaged)]
+        for note in notes if world.is_main else ():
             say(note)
         parts, views = list[Verdicts](), 0
         for folder in folders:
@@ -187,6 +188,7 @@ def _evaluate(
         "data": config.data,
         "labels": config.labels,
         "split": split,
+        "missing_videos": videos.missing,
         "crops": [store.meta.variants[variant] for variant in variants],
         "precision": config.precision,
         "views": views,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimpac.data.even_clips import EvenClips
-from vimpac.data.labels import Split, read_labels
+from vimpac.data.labels import Split, missing_warning, read_labels
 from vimpac.errors import UsageError
 from vimpac.eval.config import FeatureConfig
 from vimpac.eval.features import Featurizer, Pool
@@ -232,6 +232,8 @@ def judge_model(
         classes, splits = read_labels(config.labels, source.store)
         splits = keep_videos(splits, source.videos)
         notes, train = source.notes, len(splits["train"].videos)
+        for name, split in splits.items():
+            notes += missing_warning(config.labels, name, split)
         if k > train:
             notes.append(f"k is {train}: there are no more training videos")
         if len({*splits["train"].classes}) == 1:

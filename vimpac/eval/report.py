@@ -21,6 +21,7 @@ from torch import Tensor
 from vimpac.errors import UsageError
 from vimpac.eval.metrics import mean_class_accuracy, top_k, wilson
 from vimpac.files import whole_directory
+from vimpac.paths import local_path
 from vimpac.pictures.confusion import draw_confusion
 
 MOST_DRAWN = 2000  # classes; the matrix of more takes gigabytes, and shows nothing
@@ -110,6 +111,7 @@ class Report:
         Raises:
             UsageError: The directory exists.
         """
+        folder = local_path(folder)
         check_new(folder)
         with whole_directory(folder) as temporary:
             text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"

@@ -97,8 +97,8 @@ def _list_worst(axes: Any, counts: Tensor, classes: Sequence[str]) -> None:
     axes.axis("off")
     videos = counts.sum(1)
     lines = [
-        f"{number:4d} of {int(videos[true]):4d}  {_short(classes[true])} \u2192 "
-        f"{_short(classes[predicted])}"
+        f"{number:4d} of {int(videos[true]):4d}  {true}: {_short(classes[true])} \u2192 "
+        f"{predicted}: {_short(classes[predicted])}"
         for true, predicted, number in worst_pairs(counts)
     ]
     title = "most often confused (true \u2192 predicted)" if lines else "no video is confused"

@@ -1,8 +1,8 @@
 """The exponential moving average of a model's weights, which is tested in their place.
 
-After every update average = decay * average + (1 - decay) * weights, beginning with the weights
-that the run begins with. So it looks back over about 1 / (1 - decay) updates, which a run should be
-much longer than. Nothing waits for the device.
+After update n, from 0, average = d * average + (1 - d) * weights, beginning with the weights that
+the run begins with, where d = min(decay, (1 + n) / (10 + n)). So it looks back over about
+1 / (1 - decay) updates, and in a shorter run over a good part of it. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -35,13 +35,18 @@ class AveragedWeights:
             self._average[name] = share_like(self._average[name], value)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes in the weights that an update has made."""
+    def update(self, number: int) -> None:
+        """Takes in the weights that an update has made.
+
+        Args:
+            number: Of the update in the run, from 0.
+        """
+        decay = min(self._decay, (1 + number) / (10 + number))
         pairs = self._pairs()
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         if floating:
             averages, weights = zip(*floating, strict=True)
-            torch._foreach_lerp_(averages, weights, 1 - self._decay)
+            torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, weight in pairs:
             if not average.is_floating_point():
                 average.copy_(weight)

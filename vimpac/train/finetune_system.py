@@ -14,7 +14,7 @@ from vimpac.config import FinetuneConfig
 from vimpac.data.clips import stand_ins
 from vimpac.data.even_clips import EvenClips, find_crops
 from vimpac.data.labelled_clips import RandomClips
-from vimpac.data.labels import SPLITS, Split, read_labels
+from vimpac.data.labels import SPLITS, Split, missing_warning, read_labels
 from vimpac.data.sampler import ResumableSampler
 from vimpac.eval.evaluate import classify
 from vimpac.eval.metrics import check_finite
@@ -140,6 +140,14 @@ class Finetuning:
                     f"all videos of the split '{name}' are of the class '{only}', so its accuracy "
                     "says nothing"
                 )
+        for name, split in self.splits.items():
+            yield from missing_warning(self.config.labels, name, split)
+        clips, videos = self.config.batch.videos, len(self.splits["train"].videos)
+        if clips > videos * self.config.clips.repeat:
+            yield (
+                f"an update takes {clips} clips of {videos} training videos: lower batch, or each "
+                "is seen several times in it"
+            )
         was, now = self.pretrained_on, self.describe().data
         if was and now and not was.same_interval(now):
             yield (

@@ -179,7 +179,7 @@ class Loop:
             first = system.sampler.position + self.world.rank * self.step.group_part
             sums += self.update(self._groups(batches), first, lr)
             if self.averaged is not None:
-                self.averaged.update()
+                self.averaged.update(self.done)
             self.done += 1
             log.step(self.done)
             request = self.world.largest(asked())
