@@ -46,8 +46,8 @@ SIDE, FRAMES, T = 48, 20, 5  # pixels; frames of a video; frames of a clip
 BATCH, BLOCKS = 32, 4  # videos that compete; boxes per clip
 PROBED = 1500  # videos with labels, none of them pre-trained on; a third is to test on
 CLIPS = 2  # of a video that is tested, evenly spaced
-# Of the attentive probe. Tried on seed 100, pre-trained: after 200 and 400 steps of 32 clips and 400
-# of 16, direction has 40, 39 and 38 %, shape 71, 81 and 76 %. So shape is not at its best yet.
+# Of the attentive probe. Tried on seed 100, pre-trained: 200 or 400 steps of 32 clips or 400 of 16
+# read direction in 40, 39 and 38 %, shape in 71, 81 and 76 %, which is not its best yet.
 ATTENTIVE = ["optim.steps=400", "batch=16"]
 NEIGHBOURS = 20  # a direction has 125 training videos, fewer than the 200 of `vimpac knn`
 PROBES: dict[str, Probe] = {"linear probe": "linear", "attentive probe": "attentive"}
