@@ -3,11 +3,11 @@
     python benchmarks/learning.py [--steps 500] [--videos 4000] [--seeds 1]
 
 A video shows one shape that moves at a constant velocity over a torus. Its colour and shape stand
-in every frame; its direction shows only over time, and only in the order of the frames. For each
-seed two models are pre-trained, with block and with iid masks at the same ratio. Colour, shape,
-direction and speed are then read off the first, frozen, and off a model that was never trained: by
-a linear probe of [CLS], by an attentive probe of all tokens, and by the nearest neighbours of
-[CLS]. Writes results/learning.json.
+in every frame; its direction shows only over time, which way along a line only in the order of the
+frames. For each seed two models are pre-trained, with block and with iid masks at the same ratio.
+Colour, shape, direction and speed are then read off the first, frozen, and off a model that was
+never trained: by a linear probe of [CLS], by an attentive probe of all tokens, and by the nearest
+neighbours of [CLS]. Writes results/learning.json.
 """
 
 from __future__ import annotations
