@@ -211,7 +211,7 @@ def _plot_phases(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def learning_tables(results: dict[str, Any]) -> list[str]:
-    """Markdown: accuracy of linear probes on [CLS], and the final losses."""
+    """Markdown: what each test reads off each model, and the final losses."""
     rows, chance = results["rows"], results["chance"]
 
     def percent(values: list[float]) -> str:
@@ -224,7 +224,7 @@ def learning_tables(results: dict[str, Any]) -> list[str]:
 
     attributes = list(chance["probes"])
     rule = "|---" * (1 + len(attributes)) + "|"
-    lines = [f"| linear probe on [CLS] | {' | '.join(attributes)} |", rule]
+    lines = [f"| read off the frozen model | {' | '.join(attributes)} |", rule]
     for name in rows[0]["probes"]:
         cells = [percent([row["probes"][name][a] for row in rows]) for a in attributes]
         lines.append(f"| {name} | {' | '.join(cells)} |")

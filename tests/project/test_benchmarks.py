@@ -254,3 +254,28 @@ def test_shapes_move_as_labelled():
                 assert pixels[1].mean(0) - pixels[0].mean(0) == pytest.approx(step, abs=0.5)
                 steps += 1
     assert steps > 10
+
+
+def test_learning_table_has_a_row_for_each_test_and_model():
+    def row(linear: float, neighbours: float) -> dict:
+        record = {"mask_loss": 1.0, "mask_accuracy": 0.5, "cl_loss": 0.5}
+        accuracies = {"linear probe, pre-trained": linear, "k-NN, pre-trained": neighbours}
+        return {
+            "probes": {name: {"shape": share} for name, share in accuracies.items()},
+            "training": {"block": record},
+            "commonest": 0.2,
+            "cpu_minutes": 1.0,
+        }
+
+    results = {
+        "environment": {"device": "a CPU", "date": "today"},
+        "command": "python benchmarks/learning.py",
+        "settings": {"steps": 1, "videos": 2},
+        "chance": {"mask_loss": 9.0, "cl_loss": 1.7, "probes": {"shape": 0.25}},
+        "rows": [row(0.5, 0.3), row(0.7, 0.3)],
+    }
+    assert report.learning_tables(results)[2:5] == [
+        "| linear probe, pre-trained | 60.0 % (50.0-70.0) |",
+        "| k-NN, pre-trained | 30.0 % |",
+        "| chance | 25.0 % |",
+    ]
