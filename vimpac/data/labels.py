@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from vimpac.data.annotations.datasets import looks_like, parse_source, read_source
 from vimpac.data.annotations.rows import SPLITS, Annotations, Row
@@ -113,6 +113,23 @@ def read_split(path: str, store: TokenStore, split: str, classes: list[str]) -> 
         found.classes.append(numbers[row.class_name])
     if not found.videos:
         raise _without_split(path, store, split, rows.values())
+    return found
+
+
+def keep_videos(splits: dict[str, Split], videos: Sequence[int]) -> dict[str, Split]:
+    """The splits without the videos that are left out.
+
+    Raises:
+        UsageError: Nothing is left of one.
+    """
+    kept = {*videos}
+    found = {
+        name: split.take(i for i, video in enumerate(split.videos) if video in kept)
+        for name, split in splits.items()
+    }
+    for name, split in found.items():
+        if not split.videos:
+            raise UsageError(f"all videos of the split '{name}' are damaged: copy the store again")
     return found
 
 

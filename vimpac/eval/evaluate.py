@@ -16,12 +16,11 @@ from torch import Tensor
 
 from vimpac.checkpoints.model_dir import load_classifier, read_description
 from vimpac.data.even_clips import EvenClips, find_crops
-from vimpac.data.labels import Split, missing_warning, read_split
+from vimpac.data.labels import Split, keep_videos, missing_warning, read_split
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.applied import fit_to_store
 from vimpac.eval.config import InferenceConfig
-from vimpac.eval.knn import keep_videos
 from vimpac.eval.metrics import check_finite, top_k
 from vimpac.eval.over_views import over_views
 from vimpac.eval.report import Report, Scores, score

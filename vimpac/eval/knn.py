@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimpac.data.even_clips import EvenClips
-from vimpac.data.labels import Split, missing_warning, read_labels
+from vimpac.data.labels import Split, keep_videos, missing_warning, read_labels
 from vimpac.errors import UsageError
 from vimpac.eval.config import FeatureConfig
 from vimpac.eval.features import Featurizer, Pool
@@ -253,20 +253,3 @@ def judge_model(
             temperature=temperature,
         )
     return Judgement(found, train, len(classes), min(k, train))
-
-
-def keep_videos(splits: dict[str, Split], videos: Sequence[int]) -> dict[str, Split]:
-    """The splits without the videos that are left out.
-
-    Raises:
-        UsageError: Nothing is left of one.
-    """
-    kept = {*videos}
-    found = {
-        name: split.take(i for i, video in enumerate(split.videos) if video in kept)
-        for name, split in splits.items()
-    }
-    for name, split in found.items():
-        if not split.videos:
-            raise UsageError(f"all videos of the split '{name}' are damaged: copy the store again")
-    return found

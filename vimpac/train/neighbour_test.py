@@ -11,11 +11,11 @@ from torch import Tensor
 from vimpac.checkpoints.description import DataFacts
 from vimpac.config import PretrainConfig
 from vimpac.data.even_clips import EvenClips
-from vimpac.data.labels import read_labels
+from vimpac.data.labels import keep_videos, read_labels
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.applied import find_stride
-from vimpac.eval.knn import K, judge_by_neighbours, keep_videos
+from vimpac.eval.knn import K, judge_by_neighbours
 from vimpac.train.batches import damage_warning, damaged_videos, open_store
 from vimpac.train.distributed import World
 
