@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.vimpac.runs import ON_TWO_RANKS, run_process
-from vimpac import PAD_TOKEN, Vimpac, load_classifier, save_model
+from tests.vimpac.runs import ON_TWO_RANKS, make_labelled, run_process
+from vimpac import PAD_TOKEN, Vimpac, load_classifier
 from vimpac.checkpoints.model_dir import load_encoder, read_description
 from vimpac.config import FinetuneConfig
-from vimpac.data.store import TokenStoreWriter
-from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
 from vimpac.eval.evaluate import evaluate
 from vimpac.model.attentive import AttentiveClassifier
@@ -83,17 +81,7 @@ def test_only_the_probe_learns_and_nothing_is_dropped(model):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Twelve videos of two classes, their labels, and a model that was never trained."""
-    path, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    with TokenStoreWriter(path / "store", StoreMeta("patch", 8192, 4, 4, 2.0)) as writer:
-        for video in range(12):
-            writer.add(f"{video}.mp4", 100 * (video % 2) + rng.integers(0, 10, (1, 4, 4, 4)))
-        writer.finish()
-    lines = [f"{i}.mp4,{'ab'[i % 2]},{'test' if i > 8 else 'train'}" for i in range(12)]
-    (path / "labels.csv").write_text("\n".join(["video,class,split", *lines]) + "\n")
-    torch.manual_seed(0)
-    save_model(Vimpac.from_preset("tiny", grid=GRID, dropout=0.1), path / "model")
-    return path
+    return make_labelled(tmp_path_factory.mktemp("data"))
 
 
 def _words(folder: Path, out: Path, *more: str) -> list[str]:
