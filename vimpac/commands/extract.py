@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from vimpac.commands.view_arguments import (
+    add_feature_arguments,
     add_view_arguments,
     one_checkpoint,
     parse_number_of_clips,
@@ -26,20 +27,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "order of the store. Start it with torchrun for several devices.",
         epilog="example: vimpac extract runs/a/checkpoints/step-00012000 data=store --out f.npz",
     )
-    parser.add_argument(
-        "checkpoint",
-        nargs="+",
-        help="of `vimpac pretrain`, `finetune` or `convert`",
-    )
+    add_feature_arguments(parser)
     parser.add_argument(
         "--out",
         required=True,
         type=local_path,
         metavar="FILE",
         help="what is written: .npz, .safetensors or .parquet",
-    )
-    parser.add_argument(
-        "--pool", default="cls", choices=("cls", "mean"), help="[CLS], or the mean of the tokens"
     )
     parser.add_argument(
         "--per-clip",

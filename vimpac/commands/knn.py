@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from vimpac.commands.view_arguments import (
+    add_feature_arguments,
     add_view_arguments,
     one_checkpoint,
     parse_number_of_clips,
@@ -29,11 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "nothing is trained. Start it with torchrun for several devices.",
         epilog="example: vimpac knn runs/a/checkpoints/step-00012000 data=ucf labels=ucf.csv",
     )
-    parser.add_argument(
-        "checkpoint",
-        nargs="+",
-        help="of `vimpac pretrain`, `finetune` or `convert`",
-    )
+    add_feature_arguments(parser)
     parser.add_argument("-k", default=200, type=int, metavar="N", help="neighbours that vote (200)")
     parser.add_argument(
         "--temperature",
@@ -41,9 +38,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=float,
         metavar="T",
         help="a neighbour's weight is exp(cosine / T) (0.07)",
-    )
-    parser.add_argument(
-        "--pool", default="cls", choices=("cls", "mean"), help="[CLS], or the mean of the tokens"
     )
     add_view_arguments(parser, "10", "data=STORE labels=LABELS, clips.frames, clips.frame_stride")
 

@@ -35,6 +35,16 @@ def add_view_arguments(parser: argparse.ArgumentParser, clips: str, settings: st
     )
 
 
+def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the checkpoint and --pool, of the commands that use a model's features."""
+    parser.add_argument(
+        "checkpoint", nargs="+", help="of `vimpac pretrain`, `finetune` or `convert`"
+    )
+    parser.add_argument(
+        "--pool", default="cls", choices=("cls", "mean"), help="[CLS], or the mean of the tokens"
+    )
+
+
 def parse_clips(text: str) -> tuple[int, ...]:
     """Reads --clips: numbers of clips, rising.
 
