@@ -1,0 +1,44 @@
+"""SimVTP (arXiv 2212.03490): masked video-text pre-training, on the same loop and kernels.
+
+The names below are imported on first use, so that `vimpac --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
+    from vimpac.simvtp.model import SimVTP, SimVTPOutput
+    from vimpac.simvtp.released import export_released, load_released
+
+_HOME = {
+    "export_released": "released",
+    "load_released": "released",
+    "NetworkConfig": "config",
+    "ObjectiveConfig": "config",
+    "SimVTP": "model",
+    "SimVTPOutput": "model",
+    "TextConfig": "config",
+}
+
+__all__ = [
+    "NetworkConfig",
+    "ObjectiveConfig",
+    "SimVTP",
+    "SimVTPOutput",
+    "TextConfig",
+    "export_released",
+    "load_released",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vimpac.simvtp' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vimpac.simvtp.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,124 @@
+"""One encoder for videos, texts and pairs: a ViT over [visible tubelets ; words]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vimpac.simvtp.config import NetworkConfig
+from vimpac.simvtp.layer import LAYER_NORM_EPS, Layer, run_layers
+from vimpac.simvtp.positions import sine_table
+from vimpac.simvtp.tubelets import tubelet_embed
+from vimpac_kernels import embed_tokens
+
+WORD_NORM_EPS = 1e-12  # BERT's
+
+
+class TubeletEmbedding(nn.Module):
+    """A 3-d convolution, whose stride is its kernel, over normalised pixels, plus positions."""
+
+    table: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        t, P = config.tubelet, config.patch
+        self.weight = nn.Parameter(torch.empty(config.width, 3, t, P, P))
+        self.bias = nn.Parameter(torch.zeros(config.width))
+        nn.init.xavier_uniform_(self.weight.data.view(config.width, -1))
+        self.register_buffer("table", sine_table(config.tubelets, config.width), persistent=False)
+
+    def forward(
+        self,
+        video: Tensor,  # (B, T, S, S, 3) uint8
+        tubelets: Tensor,  # (B, V) int32
+    ) -> Tensor:  # (B, V, D)
+        return tubelet_embed(video, tubelets, self.weight, self.bias, self.table)
+
+
+class _WithoutRowGradient(torch.autograd.Function):
+    """A table, of which one row gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row: int) -> Tensor:
+        ctx.row = row
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.clone()
+        grad[ctx.row] = 0
+        return grad, None
+
+
+class WordEmbedding(nn.Module):
+    """BERT's: word + position + the row of the first text, LayerNorm, dropout.
+
+    The row of padding gets no gradient, and those of a second text are never read.
+    """
+
+    def __init__(self, config: NetworkConfig, dropout: float, padding: int = 0) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocabulary, config.width)
+        self.positions = nn.Embedding(config.text_positions, config.width)
+        self.texts = nn.Embedding(2, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=WORD_NORM_EPS)
+        self.dropout, self.padding = dropout, padding
+        for table in (self.words, self.positions, self.texts):
+            nn.init.normal_(table.weight, std=0.02)
+        with torch.no_grad():
+            self.words.weight[padding].zero_()
+
+    def forward(
+        self,
+        ids: Tensor,  # (B, L) integer
+        seed: Tensor | None = None,  # 0-d int64, of the dropout
+    ) -> Tensor:  # (B, L, D)
+        words = _WithoutRowGradient.apply(self.words.weight, self.padding)
+        places = self.positions.weight[: ids.shape[1]] + self.texts.weight[0]
+        dropout_p = self.dropout if self.training else 0.0
+        norm = self.norm
+        return embed_tokens(
+            ids,
+            words,
+            [places],
+            norm.weight,
+            norm.bias,
+            dropout_p=dropout_p,
+            eps=norm.eps,
+            seed=seed,
+        )
+
+
+class JointEncoder(nn.Module):
+    """The layers, which read tubelets, words, or tubelets before words."""
+
+    def __init__(self, config: NetworkConfig, dropout: float) -> None:
+        super().__init__()
+        self.tubelets = TubeletEmbedding(config)
+        self.words = WordEmbedding(config, dropout)
+        self.layers = nn.ModuleList(
+            Layer(config.width, config.heads, config.mlp_width) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.activation_checkpointing = False
+
+    def forward(
+        self,
+        tubelets: Tensor | None,  # (B, V, D) embedded
+        words: Tensor | None,  # (B, L, D) embedded
+        attention: Tensor | None = None,  # (B, L) bool: false is padding
+    ) -> tuple[Tensor, Tensor]:  # (B, V + L, D) each: normalised, and the sum before
+        """Encodes what is given; padding is not read, but its own rows are computed."""
+        keys = None
+        if words is not None and attention is not None:
+            keys = attention
+            if tubelets is not None:
+                seen = attention.new_ones(attention.shape[0], tubelets.shape[1])
+                keys = torch.cat((seen, attention), 1)
+            keys = keys[:, None, None]
+        parts = [part for part in (tubelets, words) if part is not None]
+        stream = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        recompute = self.activation_checkpointing and self.training
+        return run_layers([*self.layers], stream, self.norm, keys, recompute=recompute)

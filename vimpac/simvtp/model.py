@@ -1,0 +1,330 @@
+"""SimVTP: one encoder for videos, texts and pairs, a decoder for pixels, and four losses.
+
+    joint(video, text)   -> decoder -> pixels of masked tubelets;  -> masked words
+    joint(other, text)   -> with the one above: does the text match the video (VTM)?
+    video alone, text alone -> which text is of which video (VTC)
+
+The released code runs the joint pass of the matching pairs twice, embeds every tubelet, and
+predicts every word. Here that pass runs once, masked tubelets are never embedded, and only masked
+words are predicted: the losses and gradients are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vimpac.simvtp.config import PRESETS, NetworkConfig, ObjectiveConfig, TextConfig
+from vimpac.simvtp.decoder import Decoder
+from vimpac.simvtp.encoder import JointEncoder
+from vimpac.simvtp.objective import (
+    MaskedWords,
+    contrastive_loss,
+    match_loss,
+    mean_row,
+    word_loss,
+)
+from vimpac.simvtp.tubelets import split_mask, tubelet_mse, tubelet_targets
+
+
+@dataclasses.dataclass
+class SimVTPOutput:
+    """What a forward pass returns.
+
+    Attributes:
+        loss: The weighted sum of the four losses, 0-d.
+        pixel_loss: Mean squared error of masked, normalised pixels.
+        word_loss: Mean cross-entropy of masked words.
+        word_accuracy: Share of them that is predicted right.
+        contrastive_loss: Video-text contrast (VTC), both directions added.
+        match_loss: Video-text matching (VTM).
+        match_accuracy: Share of pairs that is told right.
+        predicted_pixels: (B, M, t*P*P*3) of the M masked tubelets, (frame, row, column, channel).
+    """
+
+    loss: Tensor
+    pixel_loss: Tensor
+    word_loss: Tensor
+    word_accuracy: Tensor
+    contrastive_loss: Tensor
+    match_loss: Tensor
+    match_accuracy: Tensor
+    predicted_pixels: Tensor
+    _video: Tensor
+    _masked: Tensor
+    _tubelet: tuple[int, int]
+
+    @property
+    def target_pixels(self) -> Tensor:
+        """(B, M, t*P*P*3), what `predicted_pixels` should be; made when it is asked for."""
+        dtype = torch.promote_types(self.predicted_pixels.dtype, torch.float32)
+        return tubelet_targets(self._video, self._masked, self._tubelet, dtype)
+
+
+@dataclasses.dataclass
+class Passes:
+    """What the encoder passes of a micro-batch give; means are at least fp32.
+
+    Attributes:
+        pixel_loss: 0-d.
+        word_loss: 0-d, the mean over the micro-batch's masked words.
+        word_accuracy: 0-d.
+        match_loss: 0-d.
+        match_accuracy: 0-d.
+        video: (B, D), the mean of the video-only pass.
+        text: (B, D), the mean of the text-only pass.
+        predicted_pixels: (B, M, t*P*P*3).
+    """
+
+    pixel_loss: Tensor
+    word_loss: Tensor
+    word_accuracy: Tensor
+    match_loss: Tensor
+    match_accuracy: Tensor
+    video: Tensor
+    text: Tensor
+    predicted_pixels: Tensor
+
+
+class SimVTP(nn.Module):
+    """The whole network.
+
+    Args:
+        config: Its sizes.
+        text: How texts are read.
+        loss: Weights of the losses.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        text: TextConfig | None = None,
+        loss: ObjectiveConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.text_config = text or TextConfig()
+        self.loss_config = loss or ObjectiveConfig()
+        self.encoder = JointEncoder(config, self.text_config.dropout)
+        self.decoder = Decoder(config)
+        self.word_head = nn.Linear(config.width, config.vocabulary)
+        self.match_head = nn.Linear(config.width, 2)
+        self.apply(_init_linear)
+        if self.text_config.tied:
+            self.word_head.register_parameter("weight", None)
+
+    @classmethod
+    def from_preset(cls, name: str, **settings: Any) -> SimVTP:
+        """A network by name, with fresh weights.
+
+        Args:
+            name: "base" or "tiny".
+            settings: Fields of `NetworkConfig` to change.
+
+        Raises:
+            ValueError: There is no such preset, or a setting is illegal.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"name: preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        return cls(dataclasses.replace(NetworkConfig().named(name), **settings))
+
+    @property
+    def word_weight(self) -> Tensor:
+        """(V, D), by which words are predicted."""
+        own: Tensor | None = self.word_head.weight
+        return self.encoder.words.words.weight if own is None else own
+
+    def forward(
+        self,
+        video: Tensor,
+        mask: Tensor,
+        text_ids: Tensor,
+        text_attention: Tensor,
+        text_masked_ids: Tensor,
+        text_labels: Tensor,
+        negatives: Tensor | None = None,
+    ) -> SimVTPOutput:
+        """All losses of one batch.
+
+        Args:
+            video: (B, T, S, S, 3) uint8.
+            mask: (B, N) bool, true where a tubelet is masked, in as many places in every clip.
+            text_ids: (B, L) integer: [CLS] words [SEP] padding.
+            text_attention: (B, L) bool or integer, 0 where there is padding.
+            text_masked_ids: (B, L): `text_ids` with [MASK] in some places.
+            text_labels: (B, L) ids of the masked words, -100 elsewhere.
+            negatives: (B,) which clip each text is shown beside as a mismatch; None: drawn.
+
+        Raises:
+            ValueError: A shape or a dtype is not as above, or there is one pair only.
+        """
+        masked = self._check(video, mask, text_ids, text_attention, negatives)
+        attention = text_attention.bool()
+        if negatives is None:
+            negatives = draw_negatives(len(video), video.device)
+        visible, hidden = split_mask(mask, masked)
+        tubelets = self.encoder.tubelets(video, visible)
+        whole = text_ids if self.text_config.contrast == "whole" else None
+        words = MaskedWords.of(text_labels)
+        masked_ids, others = text_masked_ids, tubelets[negatives.long()]
+        passes = self.passes(
+            video, tubelets, others, visible, hidden, masked_ids, attention, words, whole
+        )
+        contrast = contrastive_loss(passes.text, passes.video, self.loss_config.temperature)
+        total = self.loss_config.total(
+            passes.pixel_loss, passes.word_loss, contrast, passes.match_loss
+        )
+        return SimVTPOutput(
+            total,
+            passes.pixel_loss,
+            passes.word_loss,
+            passes.word_accuracy,
+            contrast,
+            passes.match_loss,
+            passes.match_accuracy,
+            passes.predicted_pixels,
+            video,
+            hidden,
+            (self.config.tubelet, self.config.patch),
+        )
+
+    def passes(
+        self,
+        video: Tensor,  # (B, T, S, S, 3) uint8
+        tubelets: Tensor,  # (B, V, D) embedded, the visible ones
+        others: Tensor,  # (B, V, D) embedded, of the clip that each text does not describe
+        visible: Tensor,  # (B, V) int32
+        masked: Tensor,  # (B, M) int32
+        masked_ids: Tensor,  # (B, L)
+        attention: Tensor,  # (B, L) bool
+        words: MaskedWords,
+        whole_ids: Tensor | None = None,  # (B, L): the text of the contrast, if not the masked one
+        seed: Tensor | None = None,  # 0-d int64, of the dropout
+    ) -> Passes:
+        """Everything but the contrastive loss, which may meet more than this batch."""
+        V = tubelets.shape[1]
+        text = self.encoder.words(masked_ids, seed)
+        alone = text if whole_ids is None else self.encoder.words(whole_ids, seed)
+        video_mean, text_mean = self._alone(tubelets, alone, attention)
+        pairs = torch.cat((tubelets, others)), torch.cat((text, text))
+        hidden, _ = self.encoder(*pairs, torch.cat((attention, attention)))
+        joint = hidden[: len(tubelets)]
+        pooled = mean_row(hidden, torch.cat((attention, attention)) if self._skips else None)
+        matched, match_accuracy = match_loss(pooled, self.match_head)
+        found = word_loss(joint[:, V:], words, self.word_head, self.word_weight)
+        predicted = self.decoder(joint[:, :V], visible, masked)
+        pixels = tubelet_mse(predicted, video, masked, (self.config.tubelet, self.config.patch))
+        return Passes(
+            pixels,
+            found.loss,
+            found.accuracy,
+            matched,
+            match_accuracy,
+            video_mean,
+            text_mean,
+            predicted,
+        )
+
+    def features(
+        self,
+        tubelets: Tensor,  # (B, V, D) embedded, the visible ones
+        ids: Tensor,  # (B, L): the text of the contrast
+        attention: Tensor,  # (B, L) bool
+        seed: Tensor | None = None,  # 0-d int64, of the dropout
+    ) -> tuple[Tensor, Tensor]:  # (B, D) each: of videos and of texts
+        """The two means that the contrastive loss compares, as `passes` computes them."""
+        return self._alone(tubelets, self.encoder.words(ids, seed), attention)
+
+    def _alone(self, tubelets: Tensor, text: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        video, _ = self.encoder(tubelets, None)
+        hidden, _ = self.encoder(None, text, attention)
+        return mean_row(video), mean_row(hidden, attention if self._skips else None)
+
+    @property
+    def _skips(self) -> bool:
+        """Whether means leave padding out."""
+        return self.text_config.pool == "words"
+
+    def embed_video(
+        self,
+        video: Tensor,  # (B, T, S, S, 3) uint8
+    ) -> Tensor:  # (B, D)
+        """L2-normalised features of whole videos: the last LayerNorm of the mean row.
+
+        So the released code pools when it fine-tunes. The contrastive loss of pre-training
+        compares means of normalised rows.
+        """
+        grid = torch.arange(self.config.tubelets, dtype=torch.int32, device=video.device)
+        tubelets = self.encoder.tubelets(video, grid.expand(len(video), -1).contiguous())
+        _, stream = self.encoder(tubelets, None)
+        return F.normalize(self.encoder.norm(mean_row(stream)), dim=-1)
+
+    def embed_text(
+        self,
+        ids: Tensor,  # (B, L) integer
+        attention: Tensor,  # (B, L) bool or integer
+    ) -> Tensor:  # (B, D)
+        """L2-normalised features of texts, of which no word is masked; see `embed_video`."""
+        attention = attention.bool()
+        _, stream = self.encoder(None, self.encoder.words(ids), attention)
+        row = mean_row(stream, attention if self._skips else None)
+        return F.normalize(self.encoder.norm(row), dim=-1)
+
+    def _check(
+        self,
+        video: Tensor,
+        mask: Tensor,
+        ids: Tensor,
+        attention: Tensor,
+        negatives: Tensor | None,
+    ) -> int:
+        """Raises ValueError for wrong shapes; returns the number of masked tubelets of a clip."""
+        config = self.config
+        shape = (len(video), config.frames, config.size, config.size, 3)
+        if video.shape != shape or video.dtype != torch.uint8:
+            raise ValueError(
+                f"video must be (B, {', '.join(map(str, shape[1:]))}) uint8, got "
+                f"{tuple(video.shape)} {video.dtype}"
+            )
+        if mask.shape != (len(video), config.tubelets) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask must be ({len(video)}, {config.tubelets}) bool, got {tuple(mask.shape)} "
+                f"{mask.dtype}"
+            )
+        if ids.dim() != 2 or len(ids) != len(video) or attention.shape != ids.shape:
+            raise ValueError(
+                f"text_ids and text_attention must be ({len(video)}, L), got {tuple(ids.shape)} "
+                f"and {tuple(attention.shape)}"
+            )
+        if ids.shape[1] > config.text_positions:
+            raise ValueError(
+                f"a text of {ids.shape[1]} tokens is longer than text_positions="
+                f"{config.text_positions}"
+            )
+        if negatives is None and len(video) < 2:
+            raise ValueError("a batch of one pair has no mismatch: give two pairs or more")
+        counts = mask.sum(1)
+        masked = int(counts[0])
+        if not 0 < masked < config.tubelets or bool((counts != masked).any()):
+            raise ValueError(
+                f"every clip must have as many masked tubelets, between 1 and "
+                f"{config.tubelets - 1}, got {counts.tolist()}"
+            )
+        return masked
+
+
+def draw_negatives(pairs: int, device: torch.device) -> Tensor:
+    """For every pair the number of another one, (B,) int64, from PyTorch's generator."""
+    shift = torch.randint(1, pairs, (pairs,), device=device)
+    return (torch.arange(pairs, device=device) + shift) % pairs
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,182 @@
+"""The released names <-> ours, exactly, in both directions; VideoMAE's are a part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vimpac.simvtp.config import NetworkConfig, TextConfig
+from vimpac.simvtp.model import SimVTP
+
+_TEXT = "text_embeddings."
+_PAIRS = {  # ours: released; a name that ends in a dot stands for all that begin with it
+    "encoder.tubelets.": "encoder.patch_embed.proj.",
+    "encoder.norm.": "encoder.norm.",
+    "encoder.words.words.": f"{_TEXT}word_embeddings.",
+    "encoder.words.positions.": f"{_TEXT}position_embeddings.",
+    "encoder.words.texts.": f"{_TEXT}token_type_embeddings.",
+    "encoder.words.norm.": f"{_TEXT}LayerNorm.",
+    "decoder.project.": "encoder_to_decoder.",
+    "decoder.mask_token": "mask_token",
+    "decoder.norm.": "decoder.norm.",
+    "decoder.head.": "decoder.head.",
+    "word_head.": "text_cls.",
+    "match_head.": "vtm_head.",
+}
+_LAYER = {
+    "attention_norm.": "norm1.",
+    "attention.q_bias": "attn.q_bias",
+    "attention.v_bias": "attn.v_bias",
+    "attention.qkv.": "attn.qkv.",
+    "attention.out.": "attn.proj.",
+    "mlp_norm.": "norm2.",
+    "mlp.up.": "mlp.fc1.",
+    "mlp.out.": "mlp.fc2.",
+}
+# Of what VideoMAE lacks, and of buffers that follow from the settings.
+_NOT_OF_VIDEOS = (_TEXT, "text_cls.", "vtm_head.")
+_BUFFERS = ("pos_embed", "encoder.pos_embed", f"{_TEXT}position_ids", f"{_TEXT}token_type_ids")
+
+
+def network_of(config: Mapping[str, Any]) -> NetworkConfig:
+    """Our settings of a released model's.
+
+    Args:
+        config: size, patch, frames, width, layers, heads, dec_width, dec_layers, dec_heads, vocab
+            and max_text; tubelet (2), mlp_width (4 * width) and dec_mlp_width may stand there, too.
+
+    Raises:
+        KeyError: A size is absent.
+        ValueError: A value is not legal.
+    """
+    width, narrow = config["width"], config["dec_width"]
+    return NetworkConfig(
+        frames=config["frames"],
+        size=config["size"],
+        tubelet=config.get("tubelet", 2),
+        patch=config["patch"],
+        width=width,
+        layers=config["layers"],
+        heads=config["heads"],
+        mlp_width=config.get("mlp_width", 4 * width),
+        decoder_width=narrow,
+        decoder_layers=config["dec_layers"],
+        decoder_heads=config["dec_heads"],
+        decoder_mlp_width=config.get("dec_mlp_width", 4 * narrow),
+        vocabulary=config["vocab"],
+        text_positions=config["max_text"],
+    )
+
+
+def load_released(
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any] | NetworkConfig,
+    text: TextConfig | None = None,
+) -> SimVTP:
+    """Builds our model from a released state dict.
+
+    Args:
+        state_dict: Released names -> tensors; a `module.` prefix of all names is dropped.
+        config: The released model's sizes, as `network_of` reads them, or ours.
+        text: How texts are read; None: as released, without dropout.
+
+    Returns:
+        The model, on the CPU, in training mode.
+
+    Raises:
+        KeyError: A size is absent.
+        ValueError: A key is missing, unexpected, or of a shape that does not fit; it is named.
+    """
+    network = config if isinstance(config, NetworkConfig) else network_of(config)
+    with torch.device("meta"):
+        model = SimVTP(network, text or TextConfig(dropout=0.0))
+    state = _without_prefix(state_dict)
+    ours = _renamed(model, state, lambda name: True)
+    used = {theirs for _, theirs in _names(model)}
+    unexpected = sorted(set(state) - used - set(_BUFFERS))
+    if unexpected:
+        raise ValueError(f"the released checkpoint has the unexpected key {unexpected[0]!r}")
+    model.load_state_dict(ours, assign=True)
+    return model.requires_grad_()
+
+
+def load_videomae(model: SimVTP, state_dict: Mapping[str, Tensor]) -> None:
+    """Fills a model's encoder and decoder of videos from a released VideoMAE; texts stay.
+
+    Args:
+        model: Of the same sizes.
+        state_dict: VideoMAE's names -> tensors.
+
+    Raises:
+        ValueError: A key is missing or of a shape that does not fit.
+    """
+    state = _without_prefix(state_dict)
+    ours = _renamed(model, state, lambda name: not name.startswith(_NOT_OF_VIDEOS))
+    model.load_state_dict(ours, strict=False)
+
+
+def export_released(model: SimVTP) -> dict[str, Tensor]:
+    """The model's state dict under the released names.
+
+    Args:
+        model: With a word head of its own.
+
+    Raises:
+        ValueError: The released code ties no word head.
+    """
+    if model.text_config.tied:
+        raise ValueError("text.tied=true: the released code has a word head of its own")
+    state = model.state_dict()
+    released = {theirs: state[ours] for ours, theirs in _names(model)}
+    released["mask_token"] = released["mask_token"].view(1, 1, -1)
+    return released
+
+
+def _renamed(model: SimVTP, state: Mapping[str, Tensor], wanted: Any) -> dict[str, Tensor]:
+    """Our names -> tensors of a released state dict, of the shapes that the model has."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for ours, theirs in _names(model):
+        if not wanted(theirs):
+            continue
+        if theirs not in state:
+            raise ValueError(f"the released checkpoint lacks {theirs!r}")
+        tensor = state[theirs].detach()
+        if theirs == "mask_token":
+            tensor = tensor.flatten()
+        if tensor.shape != shapes[ours]:
+            raise ValueError(
+                f"{theirs!r} is {tuple(tensor.shape)}, the settings say {tuple(shapes[ours])}"
+            )
+        found[ours] = tensor.clone()
+    return found
+
+
+def _names(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """(our name, the released one) of every tensor."""
+    for name in model.state_dict():
+        yield name, _released_name(name)
+
+
+def _released_name(name: str) -> str:
+    for half in ("encoder", "decoder"):
+        if name.startswith(f"{half}.layers."):
+            number, _, rest = name.removeprefix(f"{half}.layers.").partition(".")
+            return f"{half}.blocks.{number}.{_replaced(rest, _LAYER)}"
+    return _replaced(name, _PAIRS)
+
+
+def _replaced(name: str, pairs: Mapping[str, str]) -> str:
+    for ours, theirs in pairs.items():
+        if name == ours or (ours.endswith(".") and name.startswith(ours)):
+            return theirs + name[len(ours) :]
+    raise ValueError(f"{name} has no released name")
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if state and all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
