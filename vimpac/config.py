@@ -32,7 +32,7 @@ from vimpac.train_config import (
     FinetuneOptimConfig,
     RunConfig,
     TestedRunConfig,
-    TrainConfig,
+    TokenTrainConfig,
 )
 
 
@@ -152,7 +152,7 @@ class WatchedRunConfig(RunConfig):
 
 
 @dataclasses.dataclass
-class PretrainConfig(TrainConfig):
+class PretrainConfig(TokenTrainConfig):
     """A pre-training run."""
 
     command: ClassVar[str] = "pretrain"
@@ -217,7 +217,7 @@ class PretrainConfig(TrainConfig):
 
 
 @dataclasses.dataclass
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(TokenTrainConfig):
     """A classifier on a pre-trained encoder; the defaults are Table 4's for UCF101."""
 
     command: ClassVar[str] = "finetune"

@@ -22,7 +22,15 @@ from vimpac.settings import (
 
 
 @dataclasses.dataclass
-class ClipConfig:
+class ReadConfig:
+    """How samples are read."""
+
+    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
+    prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
+
+
+@dataclasses.dataclass
+class ClipConfig(ReadConfig):
     """What is read from the token store."""
 
     frames: int = setting(5, SIZE, "of a clip, T")
@@ -33,8 +41,6 @@ class ClipConfig:
     variant: int | None = setting(
         None, NOT_NEGATIVE, "of the stored ones, to train on; null: drawn per sample"
     )
-    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
-    prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
     skip_damaged: bool = setting(
         False, doc="read the whole store first and leave damaged videos out, which else end the run"
     )
@@ -47,7 +53,7 @@ class ClipConfig:
 
 @dataclasses.dataclass
 class OptimConfig:
-    """AdamW with a linear warm-up and a linear decay to zero (Table 4)."""
+    """AdamW with a linear warm-up and a decay to zero, a linear one in the paper (Table 4)."""
 
     lr: float | None = setting(
         1e-3, POSITIVE, "learning rate after the warm-up; null: the paper's for the model's width"
@@ -57,6 +63,8 @@ class OptimConfig:
     weight_decay: float = setting(0.05, NOT_NEGATIVE, "of Linear and token embedding weights")
     max_grad_norm: float = setting(1.0, NOT_NEGATIVE, "the gradient is clipped to it; 0: not")
     warmup: float = setting(0.1, SHARE, "share of the updates in which the rate rises")
+    schedule: Literal["linear", "cosine"] = setting("linear", doc="how the rate falls")
+    min_lr: float = setting(0.0, NOT_NEGATIVE, "where it ends")
     epochs: float = setting(10.0, POSITIVE, "passes over the videos")
     steps: int | None = setting(None, POSITIVE, "updates; null: from the epochs")
 
@@ -102,7 +110,7 @@ class TrainConfig:
 
     lrs: ClassVar[tuple[float, float]]  # where optim.lr is null: of a base model, of a large one
 
-    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
+    data: str = setting("", PATH, "what is learned from")
     out: str = setting("", FOLDER, "directory of the run")
     seed: int = setting(0, SEED, "of initial weights, order, clips, masks and dropout")
     device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
@@ -116,7 +124,7 @@ class TrainConfig:
     activation_checkpointing: bool = setting(
         False, doc="keep a layer's input only, run it again in backward"
     )
-    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    clips: ReadConfig = dataclasses.field(default_factory=ReadConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
@@ -133,6 +141,21 @@ class TrainConfig:
         problem = range_problem(self)
         if problem:
             raise UsageError(problem)
+        optim = self.optim
+        if optim.lr is not None and optim.min_lr > optim.lr:
+            raise UsageError(f"optim.min_lr={optim.min_lr:g} must not exceed optim.lr={optim.lr:g}")
+
+
+@dataclasses.dataclass
+class TokenTrainConfig(TrainConfig):
+    """What every training on a token store has."""
+
+    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
+    clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+
+    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
+        """As `TrainConfig.check`."""
+        super().check(world_size, device_type)
         if self.clips.fps is not None and self.clips.frame_stride > 1:
             raise UsageError(
                 f"clips.fps={self.clips.fps:g} and clips.frame_stride={self.clips.frame_stride}: "

@@ -12,8 +12,9 @@ import torch
 from vimpac import LossConfig, preset
 from vimpac.checkpoints import training_state as ckpt
 from vimpac.checkpoints.checksums import CHECKSUMS
-from vimpac.checkpoints.model_dir import DESCRIPTION as DESCRIPTION_FILE
-from vimpac.checkpoints.model_dir import WEIGHTS, DataFacts, ModelDescription, read_model
+from vimpac.checkpoints.model_dir import DataFacts, ModelDescription, read_model
+from vimpac.checkpoints.model_files import DESCRIPTION as DESCRIPTION_FILE
+from vimpac.checkpoints.model_files import WEIGHTS
 from vimpac.errors import UsageError, VimpacError
 
 DESCRIPTION = ModelDescription(

@@ -23,10 +23,10 @@ from vimpac.errors import UsageError
 from vimpac.eval.evaluate import classify
 from vimpac.eval.over_views import over_views
 from vimpac.settings import load_config
-from vimpac.train.batches import read
 from vimpac.train.distributed import World
 from vimpac.train.finetune import finetune
 from vimpac.train.finetune_system import Finetuning
+from vimpac.train.loader import read
 from vimpac.train.log import read_log
 from vimpac.train.loop import Loop
 from vimpac.train.optim import lr_at

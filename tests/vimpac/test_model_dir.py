@@ -110,7 +110,7 @@ def test_text_that_is_no_description_is_one_line(folder, text):
         load_model(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("format", 5), ("kind", "simvtp")])
+@pytest.mark.parametrize(("key", "value"), [("format", 5), ("kind", "of another system")])
 def test_directory_of_a_later_version_says_so(folder, key, value):
     file = folder / "model.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))

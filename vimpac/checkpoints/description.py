@@ -1,4 +1,4 @@
-"""What `model.json` says of a model: its kind, its settings and the data it was trained on.
+"""What `model.json` says of a VIMPAC model: its kind, its settings and the data it was trained on.
 
 {"format": 4, "kind": "vimpac" | "classifier" | "attentive_classifier",
  "config": ModelConfig,
@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from vimpac.checkpoints import version_01
+from vimpac.checkpoints.protocol import Description
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
 from vimpac.model.attentive import AttentiveClassifier
@@ -116,6 +119,24 @@ class ModelDescription:
         """The text of `model.json`."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
+    def with_new_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Description`."""
+        return version_01.with_new_names(tensors)
+
+    def check_data(self, path: Path, was: Description) -> Iterator[str]:
+        """See `Description`; the tokenizer and the time between two frames must be the same."""
+        if not isinstance(was, ModelDescription) or was.data is None or self.data is None:
+            return
+        check_tokenizer(path, was.data, self.data)
+        if not was.data.same_interval(self.data):
+            raise UsageError(
+                f"{path} was trained on frames {was.data.interval:g} s apart ({was.data.clock}), "
+                f"here they are {self.data.interval:g} s apart ({self.data.clock}): give the same "
+                "data= and clips.frame_stride, or another out="
+            )
+        if was.data.map != self.data.map:
+            yield f"the token map is {self.data.map}, it was {was.data.map} in {path}"
+
     @classmethod
     def from_json(cls, text: str) -> ModelDescription:
         """Reads `to_json`, or the file of version 0.1.
@@ -150,6 +171,22 @@ class ModelDescription:
             _from_fields(LossConfig, values["loss"]) if values["loss"] else None,
             classes,
             _from_fields(DataFacts, data) if data else None,
+        )
+
+
+from_json = ModelDescription.from_json  # see `vimpac.checkpoints.protocol`
+
+
+def of_version_01(folder: Path) -> ModelDescription:
+    """Of a checkpoint of version 0.1, which has no `model.json`."""
+    return ModelDescription(**version_01.read_description(folder))
+
+
+def check_tokenizer(path: Path, was: DataFacts | None, now: DataFacts | None) -> None:
+    """Raises UsageError if a model would read tokens that another tokenizer made."""
+    if was and now and (was.tokenizer, was.digest) != (now.tokenizer, now.digest):
+        raise UsageError(
+            f"{path} was trained on tokens of {was.tokens}, data= holds those of {now.tokens}"
         )
 
 

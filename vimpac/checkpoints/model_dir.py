@@ -1,30 +1,23 @@
-"""A model on disk: a directory with `model.safetensors` and `model.json`, which says what it is.
-
-    model.json        see `vimpac.checkpoints.description`
-    checksums.json    of both, see `vimpac.checkpoints.checksums`
-
-Every checkpoint of a run is such a directory, with the files beside that continue the run
-(`vimpac.checkpoints.training_state`). Those of version 0.1 are read, too.
-"""
+"""VIMPAC's models on disk: directories as `vimpac.checkpoints.model_files` describes them."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vimpac.checkpoints import version_01
-from vimpac.checkpoints.checksums import check_file, damaged, write_checksums
+from vimpac.checkpoints import model_files
+from vimpac.checkpoints.checksums import damaged, write_checksums
 from vimpac.checkpoints.description import (
     CLASSIFIERS,
     DataFacts,
     ModelDescription,
     check_classes,
 )
+from vimpac.checkpoints.model_files import write_model
+from vimpac.checkpoints.protocol import Description
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
 from vimpac.model.attentive import AttentiveClassifier
@@ -35,63 +28,29 @@ from vimpac.paths import local_path
 
 Classifier = VideoClassifier | AttentiveClassifier
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-
-
-def write_model(folder: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> None:
-    """Writes the two files into a directory."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    (folder / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
-    save_file(whole, folder / WEIGHTS)
-    shutil.copymode(folder / DESCRIPTION, folder / WEIGHTS)  # safetensors writes for one user only
-
 
 def read_model(folder: str | Path) -> tuple[ModelDescription, dict[str, Tensor]]:
-    """Reads a model directory, never running code from it.
-
-    Args:
-        folder: The directory.
-
-    Returns:
-        What the model is, and its tensors on the CPU.
+    """`vimpac.checkpoints.model_files.read_model` for models of VIMPAC.
 
     Raises:
-        UsageError: The directory is no model directory.
+        UsageError: The directory is no model directory, or of another system.
         VimpacError: A file is damaged.
     """
-    folder = local_path(folder)
-    description = read_description(folder)
-    (folder / WEIGHTS).open("rb").close()  # raises with the reason, which safetensors does not say
-    check_file(folder / WEIGHTS)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise damaged(folder, error) from error
-    return description, version_01.with_new_names(tensors)
+    description, tensors = model_files.read_model(folder)
+    return _of_vimpac(folder, description), tensors
 
 
 def read_description(folder: Path) -> ModelDescription:
     """What `read_model` says the model is."""
-    if not (folder / WEIGHTS).is_file():
-        reason = f"it has no {WEIGHTS}" if folder.exists() else "it does not exist"
-        inside = folder / "checkpoints"
-        hint = f"; look into {inside}" if inside.is_dir() else ""
-        raise UsageError(f"{folder} is no model: {reason}{hint}")
-    try:
-        if (folder / DESCRIPTION).is_file():
-            text = (folder / DESCRIPTION).read_text(encoding="utf-8")
-            description = ModelDescription.from_json(text)
-            check_file(folder / DESCRIPTION)
-            return description
-        if version_01.is_checkpoint(folder):
-            return ModelDescription(**version_01.read_description(folder))
-    except UsageError as error:
-        raise UsageError(f"{folder}: {error}") from None
-    except (OSError, VimpacError):
-        raise
-    except Exception as error:  # anything, over damaged bytes that still are JSON, YAML or a dict
-        raise damaged(folder, error) from error
-    raise UsageError(f"{folder} is no model: it has no {DESCRIPTION}")
+    return _of_vimpac(folder, model_files.read_description(folder))
+
+
+def _of_vimpac(folder: str | Path, description: Description) -> ModelDescription:
+    if not isinstance(description, ModelDescription):
+        raise UsageError(
+            f"{folder} holds a model of another system: use `vimpac {description.kind}`"
+        )
+    return description
 
 
 def save_model(

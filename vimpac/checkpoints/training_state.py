@@ -1,7 +1,7 @@
 """Checkpoints of a run: model directories with what continues the run.
 
     <run>/checkpoints/step-00000500/
-        model.json, model.safetensors    see `vimpac.checkpoints.model_dir`
+        model.json, model.safetensors    see `vimpac.checkpoints.model_files`
         training_state.pt                step, optimiser, sampler: tensors and numbers only
         config.yaml                      the resolved configuration
         checksums.json                   of all of them, see `vimpac.checkpoints.checksums`
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from vimpac.checkpoints import version_01
 from vimpac.checkpoints.checksums import check_file, damaged, has_checksums, write_checksums
-from vimpac.checkpoints.model_dir import (
+from vimpac.checkpoints.model_files import (
     WEIGHTS,
-    ModelDescription,
     read_description,
     read_model,
     write_model,
 )
+from vimpac.checkpoints.protocol import Description
 from vimpac.checkpoints.state_file import load_state
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
@@ -41,7 +41,7 @@ STATE, CONFIG, AVERAGED = "training_state.pt", "config.yaml", "averaged"
 class Checkpoint(NamedTuple):
     """What a checkpoint holds, on the CPU."""
 
-    description: ModelDescription
+    description: Description
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     averaged: dict[str, Tensor] | None = None  # the mean of `tensors` over the last steps

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from vimpac.checkpoints.description import DataFacts, ModelDescription
+from vimpac.checkpoints.description import DataFacts, ModelDescription, check_tokenizer
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError
 from vimpac.model.encoder import VideoTokenEncoder
-from vimpac.train.resume import check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vimpac.data.even_clips import EvenClips
-from vimpac.train.batches import make_loader, read
 from vimpac.train.distributed import World
+from vimpac.train.loader import make_loader, read
 
 
 def over_views(

@@ -1,26 +1,21 @@
-"""What a run reads: the token store, and batches of it in the order of a sampler."""
+"""What a run on a token store reads of it, and what it says of the videos."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
-
-import torch
-from torch.utils.data import DataLoader, Dataset
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
-from vimpac.data.store import DamagedVideo, TokenStore
-from vimpac.errors import UsageError, VimpacError
+from vimpac.data.store import TokenStore
+from vimpac.errors import UsageError
 from vimpac.eval.config import InferenceClipConfig
 from vimpac.settings import LARGEST
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
-from vimpac.train_config import ClipConfig, TrainConfig
+from vimpac.train_config import ClipConfig, TokenTrainConfig
 
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", bound=TokenTrainConfig)
 
 
 def open_store(path: str, variant: int | None = None) -> TokenStore:
@@ -112,63 +107,3 @@ def padding_warning(store: TokenStore, clips: ClipConfig) -> Iterator[str]:
             f"{short} of {videos} videos have fewer than the {clips.span} frames of a clip and are "
             "padded: lower clips.frames or clips.frame_stride"
         )
-
-
-def make_loader(
-    dataset: Dataset,
-    sampler: Iterable,
-    batch: int,
-    *,
-    workers: int,
-    prefetch: int,
-    device: torch.device,
-) -> DataLoader:
-    """Batches of a dataset, in pinned memory where they go to a GPU.
-
-    Reading them draws nothing from PyTorch's generator, from which others may be drawing.
-
-    Args:
-        dataset: What is read.
-        sampler: The indices, in order.
-        batch: Samples of a batch.
-        workers: Processes that read; 0: none.
-        prefetch: Batches that each of them keeps ready.
-        device: Where the batches will go.
-
-    Returns:
-        The loader.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=batch,
-        sampler=sampler,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_outlive_signals,
-        generator=torch.Generator(),
-    )
-
-
-def read(loader: DataLoader) -> Generator[Any, None, None]:
-    """The loader's batches; what a worker finds wrong is one line, as it is without workers.
-
-    Close it: workers outlive the signal by which Python would end those that are left at its exit.
-    """
-    iterator = iter(loader)
-    try:
-        yield from iterator
-    except VimpacError as error:  # torch puts the worker's traceback in front
-        line = re.sub(r"^vimpac\.[\w.]+: ", "", str(error).strip().splitlines()[-1])
-        if isinstance(error, DamagedVideo):
-            line += ", or leave such videos out with clips.skip_damaged=true"
-        raise VimpacError(line) from None
-    finally:
-        # Not left to the garbage collector: a traceback may hold the iterator to the end.
-        getattr(iterator, "_shutdown_workers", lambda: None)()
-
-
-def _outlive_signals(worker: int) -> None:
-    """A terminal or SLURM signals every process, but the step in hand still needs its data."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

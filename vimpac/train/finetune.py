@@ -21,7 +21,8 @@ from typing import Literal
 
 import torch
 
-from vimpac.checkpoints.model_dir import ModelDescription, load_encoder, read_description
+from vimpac.checkpoints.description import ModelDescription, check_tokenizer
+from vimpac.checkpoints.model_dir import load_encoder, read_description
 from vimpac.checkpoints.training_state import AVERAGED
 from vimpac.config import FinetuneConfig
 from vimpac.model.config import PRESETS, preset
@@ -31,7 +32,7 @@ from vimpac.train.finetune_system import KINDS, Finetuning
 from vimpac.train.linear_probe import check_linear_probe, fit_linear_probe
 from vimpac.train.loop import Loop
 from vimpac.train.optim import with_lr
-from vimpac.train.resume import check_tokenizer, choose_checkpoint
+from vimpac.train.resume import choose_checkpoint
 
 Probe = Literal["none", "linear", "attentive"]
 ATTENTIVE_LR = 1e-3  # of so few parameters, from random ones; V-JEPA's

@@ -22,13 +22,13 @@ from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.train.batches import (
     damage_warning,
     damaged_videos,
-    make_loader,
     open_store,
     padding_warning,
     with_stride,
 )
 from vimpac.train.distributed import World
 from vimpac.train.finetune_step import METRICS, FinetuneStep
+from vimpac.train.loader import make_loader
 
 KINDS = ("clip", "video", "top5", "class")  # of accuracies, in the log
 
@@ -107,7 +107,7 @@ class Finetuning:
         description = checkpoint.description
         if description.kind == "vimpac":
             raise ValueError("it is of a pre-training, which finetune starts from without --resume")
-        if description.kind != self.kind:
+        if not isinstance(description, ModelDescription) or description.kind != self.kind:
             raise ValueError(f"its kind is {description.kind}: give the --probe of its run")
         if description.classes != self.classes:
             raise ValueError(f"its classes are {description.classes}, not {self.classes}")

@@ -30,14 +30,14 @@ from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_file
 from vimpac.settings import to_yaml
 from vimpac.train.averaged_weights import AveragedWeights
-from vimpac.train.batches import read
 from vimpac.train.best import BestCheckpoint
 from vimpac.train.distributed import World
 from vimpac.train.divergence import absurd_weights, are_absurd, check_losses
+from vimpac.train.loader import read
 from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer
 from vimpac.train.parallel import load_whole, whole
-from vimpac.train.resume import check_data, check_moments, set_damaged_aside
+from vimpac.train.resume import check_moments, set_damaged_aside
 from vimpac.train.run_folder import hold_folder
 from vimpac.train.signals import Interrupted, catch_signals, explain
 from vimpac.train.system import System
@@ -275,7 +275,7 @@ class Loop:
         state, steps = checkpoint.state, self.system.steps
         if "optimizer" not in state:
             raise UsageError(f"{path} holds a model but no run that could be continued")
-        self._notes += check_data(path, checkpoint.description.data, self.system.describe().data)
+        self._notes += self.system.describe().check_data(path, checkpoint.description)
         try:
             # Its moments: the rates and bounds are those of this configuration.
             groups = self.optimizer.state_dict()["param_groups"]

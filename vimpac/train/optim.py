@@ -7,6 +7,7 @@ first in a pre-trained model is what other videos need alike.
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import groupby
 from typing import Any, TypeVar, cast
 
@@ -125,7 +126,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of an update: up to `lr` in a line, then down to 0 in a line.
+    """Learning rate of an update: up to `lr` in a line, then down to `min_lr`.
+
+    The way down is a line, or half a wave of a cosine.
 
     Args:
         step: Updates done before this one.
@@ -139,7 +142,10 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    return config.lr * max(steps - step, 0) / max(steps - warmup, 1)
+    left = max(steps - step, 0) / max(steps - warmup, 1)  # 1 at the end of the warm-up
+    if config.schedule == "cosine":
+        left = 0.5 * (1 - math.cos(math.pi * left))
+    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 def update(

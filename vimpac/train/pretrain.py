@@ -30,12 +30,12 @@ from vimpac.train.batches import (
     clip_pairs,
     damage_warning,
     damaged_videos,
-    make_loader,
     open_store,
     padding_warning,
     with_stride,
 )
 from vimpac.train.distributed import World, join_world
+from vimpac.train.loader import make_loader
 from vimpac.train.loop import Loop, Result
 from vimpac.train.neighbour_test import NeighbourTest
 from vimpac.train.optim import with_lr
@@ -126,10 +126,11 @@ class Pretraining:
 
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
         """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
-        if checkpoint.description.kind != "vimpac":
-            raise ValueError(f"it holds a {checkpoint.description.kind}")
-        check_same_network(checkpoint.description.config, self.model.config)
-        self.model.resize_grid(checkpoint.description.config.grid)
+        was = checkpoint.description
+        if not isinstance(was, ModelDescription) or was.kind != "vimpac":
+            raise ValueError(f"it holds a {was.kind}")
+        check_same_network(was.config, self.model.config)
+        self.model.resize_grid(was.config.grid)
         self.model.load_state_dict(checkpoint.tensors)
         self.model.resize_grid(self.grid, optimizer)
 

@@ -1,15 +1,13 @@
-"""From which checkpoint a run continues, and what both must have in common."""
+"""From which checkpoint a run continues, and whether its optimiser is whole."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from vimpac.checkpoints.description import DataFacts
 from vimpac.checkpoints.training_state import (
     checkpoint_path,
     find_checkpoint,
@@ -80,41 +78,6 @@ def set_damaged_aside(out: Path, done: int, path: Path | None) -> list[str]:
         reason = str(problem).rpartition(": ")[0]  # without the advice
         notes.append(f"{reason}; it is now {aside.name}, and the run goes on before it")
     return notes
-
-
-def check_tokenizer(path: Path, was: DataFacts | None, now: DataFacts | None) -> None:
-    """Raises UsageError if a model would read tokens that another tokenizer made."""
-    if was and now and (was.tokenizer, was.digest) != (now.tokenizer, now.digest):
-        raise UsageError(
-            f"{path} was trained on tokens of {was.tokens}, data= holds those of {now.tokens}"
-        )
-
-
-def check_data(path: Path, was: DataFacts | None, now: DataFacts | None) -> Iterator[str]:
-    """Compares the data of a run with those that it goes on with.
-
-    Args:
-        path: The checkpoint.
-        was: The facts of its data, if known.
-        now: Those of the run's data.
-
-    Yields:
-        What differs and may, for the log.
-
-    Raises:
-        UsageError: The tokenizer or the time between two frames differs.
-    """
-    check_tokenizer(path, was, now)
-    if was is None or now is None:
-        return
-    if not was.same_interval(now):
-        raise UsageError(
-            f"{path} was trained on frames {was.interval:g} s apart ({was.clock}), here they are "
-            f"{now.interval:g} s apart ({now.clock}): give the same data= and clips.frame_stride, "
-            "or another out="
-        )
-    if was.map != now.map:
-        yield f"the token map is {now.map}, it was {was.map} in {path}"
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:

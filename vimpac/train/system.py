@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vimpac.checkpoints.model_dir import ModelDescription
+from vimpac.checkpoints.protocol import Description
 from vimpac.checkpoints.training_state import Checkpoint
 from vimpac.data.sampler import ResumableSampler
 
@@ -59,7 +59,7 @@ class System(Protocol):
     def model(self) -> nn.Module:
         """All parameters and buffers of a checkpoint."""
 
-    def describe(self) -> ModelDescription:
+    def describe(self) -> Description:
         """What a checkpoint says of the model."""
 
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
