@@ -13,7 +13,9 @@ from vimpac.errors import UsageError
 _SHOWN = 3  # names of each side, if they have nothing in common
 
 
-def match_names(names: Sequence[str], rows: Sequence[Row], source: str) -> dict[int, Row]:
+def match_names(
+    names: Sequence[str], rows: Sequence[Row], source: str, *, of: str = "the store"
+) -> dict[int, Row]:
     """Finds the row of every video.
 
     The same name wins; otherwise the path without its suffix counts, and otherwise as much of it
@@ -23,6 +25,7 @@ def match_names(names: Sequence[str], rows: Sequence[Row], source: str) -> dict[
         names: Of the videos of the store, each another one.
         rows: Of the annotations; those of videos that are not in the store are passed over.
         source: What the annotations are called in messages.
+        of: What has the videos, in messages.
 
     Returns:
         Row by number of the video, in the order of the store, of those that have one.
@@ -48,7 +51,7 @@ def match_names(names: Sequence[str], rows: Sequence[Row], source: str) -> dict[
             if len(meant) > 1:
                 first, second = (names[number] for number in meant[:2])
                 raise UsageError(
-                    f"{row.where}: '{row.video}' may be '{first}' or '{second}' of the store: "
+                    f"{row.where}: '{row.video}' may be '{first}' or '{second}' of {of}: "
                     "write it in full"
                 )
             problem = row.contradiction(found.setdefault(meant[0], row), names[meant[0]])
@@ -57,8 +60,8 @@ def match_names(names: Sequence[str], rows: Sequence[Row], source: str) -> dict[
         left = rest
     if not found:
         raise UsageError(
-            f"{source} names no video of the store: it has {_show(row.video for row in rows)}, "
-            f"the store {_show(names)}"
+            f"{source} names no video of {of}: it has {_show(row.video for row in rows)}, "
+            f"{of} {_show(names)}"
         )
     return dict(sorted(found.items()))
 

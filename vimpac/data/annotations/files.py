@@ -55,11 +55,28 @@ def read_entries(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"entry {number}", entry
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file holds."""
+def read_json(file: Path, *, unique_keys: bool = False) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        file: The file.
+        unique_keys: Whether a key that comes twice in an object is an error; else the last counts.
+
+    Raises:
+        UsageError: There is no such file, it is no JSON, or a key comes twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise UsageError(f"{file} has '{key}' twice in one object")
+            found[key] = value
+        return found
+
     text = read_text(file)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique if unique_keys else None)
     except json.JSONDecodeError as error:
         raise UsageError(f"{file}, line {error.lineno} is not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:  # an endless number, endless brackets
