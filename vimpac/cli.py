@@ -45,6 +45,7 @@ EXTRAS = {  # optional package: what installs it
     "matplotlib": "vimpac-kernels[train]",
     "skvideo": "vimpac-kernels[demo]",
     "pyarrow": "vimpac-kernels[parquet]",
+    "tokenizers": "vimpac-kernels[text]",
     "lmdb": "lmdb",
 }
 
