@@ -1,8 +1,13 @@
-"""Presentation times that rise steadily, from timestamps that may repeat, jump or be absent."""
+"""Presentation times that rise steadily, from timestamps that may repeat, jump or be absent, and
+which frame is on screen at even times."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 LONGEST_GAP = 10  # seconds between two frames that need no proof
 LONGEST_FREEZE = 3600  # seconds between two frames that are believed at all
@@ -100,3 +105,25 @@ class BestStamp:
         if presentation is None or (self._faults[0] > self._faults[1] and decoding is not None):
             return decoding
         return presentation
+
+
+def resample(timed: Iterable[tuple[Fraction, Item | None]], fps: Fraction) -> Iterator[Item]:
+    """Samples frames at even times.
+
+    Args:
+        timed: (time, frame) with times that do not fall; last (end of the last frame, None).
+        fps: Output frames per second.
+
+    Yields:
+        For k = 0, 1, ... the last frame whose time is at most `first time + k / fps`.
+    """
+    shown: Item | None = None
+    start, count = Fraction(0), 0
+    for time, frame in timed:
+        if shown is None:
+            start = time
+        else:
+            while start + count / fps < time:
+                yield shown
+                count += 1
+        shown = frame

@@ -110,7 +110,7 @@ def _resize(frame: av.VideoFrame, shorter: int) -> np.ndarray:
     short = min(frame.width, frame.height)
     width, height = (side * shorter // short for side in (frame.width, frame.height))
     image = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
-    return _upright(image, frame)
+    return upright(image, frame)
 
 
 def _other_type(cls: type[Type], value: int) -> Type:
@@ -125,7 +125,7 @@ def _other_type(cls: type[Type], value: int) -> Type:
 Type._missing_ = classmethod(_other_type)  # type: ignore[assignment]  # declared as a method
 
 
-def _upright(
+def upright(
     image: np.ndarray,  # (H, W, 3)
     frame: av.VideoFrame,
 ) -> np.ndarray:

@@ -7,19 +7,17 @@ that is cut short, or of which too much is damaged, is refused with its reason.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
 
 import av
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from vimpac.data.clock import BestStamp, Clock
+from vimpac.data.clock import BestStamp, Clock, resample
 from vimpac.errors import VimpacError
-
-Item = TypeVar("Item")
 
 MOST_DAMAGED = 0.1  # share of the pictures of a video that may be damaged
 MOST_PIXELS = 1 << 27  # of a picture; a damaged header may say anything
@@ -63,6 +61,31 @@ def frames_at(
         UnreadableVideo: It is no video, has no frame, is cut short, or too damaged.
         FFmpegError: With an errno of `SCARCE`: memory, threads or open files do not suffice.
     """
+    with open_video(path, threads) as (container, stream):
+        video = VideoReader(container, stream, alive)
+        for frame in resample(video.timed_frames(), fps):
+            yield with_square_pixels(frame, stream.sample_aspect_ratio)
+        for text in video.notes():
+            note(text)
+
+
+@contextmanager
+def open_video(
+    path: Path, threads: int = 0
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Opens a video, and turns what FFmpeg says against it into our error.
+
+    Args:
+        path: The video, a local file.
+        threads: Decoder threads; 0 lets the decoder choose.
+
+    Yields:
+        The container, and the stream that a player shows.
+
+    Raises:
+        UnreadableVideo: It is no video, or fails while it is open.
+        FFmpegError: With an errno of `SCARCE`.
+    """
     try:
         # "file:" keeps FFmpeg from reading a name as an address, and the white list what is in
         # the file: a playlist may name any other file or host.
@@ -75,11 +98,7 @@ def frames_at(
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = threads
             stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
-            video = _Video(container, stream, alive)
-            for frame in resample(video.timed_frames(), fps):
-                yield _with_square_pixels(frame, stream.sample_aspect_ratio)
-            for text in video.notes():
-                note(text)
+            yield container, stream
     except FFmpegError as error:
         if error.errno in SCARCE:
             raise
@@ -105,36 +124,14 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream:
     raise UnreadableVideo("has no video stream")
 
 
-def resample(timed: Iterable[tuple[Fraction, Item | None]], fps: Fraction) -> Iterator[Item]:
-    """Samples frames at even times.
-
-    Args:
-        timed: (time, frame) with times that do not fall; last (end of the last frame, None).
-        fps: Output frames per second.
-
-    Yields:
-        For k = 0, 1, ... the last frame whose time is at most `first time + k / fps`.
-    """
-    shown: Item | None = None
-    start, count = Fraction(0), 0
-    for time, frame in timed:
-        if shown is None:
-            start = time
-        else:
-            while start + count / fps < time:
-                yield shown
-                count += 1
-        shown = frame
-
-
-class _Video:
+class VideoReader:
     """One stream of an open container, decoded to its end whatever is damaged in it."""
 
     def __init__(
         self,
         container: av.container.InputContainer,
         stream: av.VideoStream,
-        alive: Callable[[], object],
+        alive: Callable[[], object] = lambda: None,
     ) -> None:
         self.container, self.stream, self.alive = container, stream, alive
         self.base = stream.time_base or Fraction(1, 1000)
@@ -158,19 +155,24 @@ class _Video:
             UnreadableVideo: There is no frame, too many are damaged, or the end comes too early.
         """
         best = BestStamp()
-        for frame in self._decoded():
+        for frame in self.frames():
             stamp = best.choose(frame.pts, frame.dts)
+            base = frame.time_base or self.base
+            duration = frame.duration * base if frame.duration else None
+            yield self.clock.time(None if stamp is None else stamp * base, duration), frame
+        self.check_damage()
+        self.check_length()
+        yield self.clock.end, None
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Frames in the order of display, from the first good one on."""
+        for frame in self._decoded():
             if frame.is_corrupt and not self.good:
                 self.leading += 1  # it refers to pictures that the file does not have
                 continue
             self.good += not frame.is_corrupt
             self.damaged += frame.is_corrupt
-            base = frame.time_base or self.base
-            duration = frame.duration * base if frame.duration else None
-            yield self.clock.time(None if stamp is None else stamp * base, duration), frame
-        self._check_damage()
-        self._check_length()
-        yield self.clock.end, None
+            yield frame
 
     def notes(self) -> Iterator[str]:
         """What is wrong with the video, although it is used."""
@@ -186,7 +188,7 @@ class _Video:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """The frames of the stream; packets that cannot be decoded are counted."""
-        for packet in self._packets():
+        for packet in self.read_packets():
             self.alive()
             if packet.stream.index != self.stream.index:
                 continue
@@ -199,7 +201,7 @@ class _Video:
             else:
                 yield from frames
 
-    def _packets(self) -> Iterator[av.Packet]:
+    def read_packets(self) -> Iterator[av.Packet]:
         """The packets of all streams: where the last of them ends, the file ends."""
         errors = 0  # in a row
         while True:
@@ -223,15 +225,16 @@ class _Video:
                 if errors == _ERRORS_IN_A_ROW:
                     return
 
-    def _check_damage(self) -> None:
+    def check_damage(self) -> None:
+        """Raises `UnreadableVideo` if too much of what was decoded is damaged."""
         if not self.good:
             raise UnreadableVideo("has no whole picture" + (self.error and f": {self.error}"))
         damaged = self.damaged + self.lost
         if damaged > MOST_DAMAGED * (self.good + damaged):
             raise UnreadableVideo(f"{damaged} of its {self.good + damaged} pictures are damaged")
 
-    def _check_length(self) -> None:
-        """Compares what came with what the header states; guesses prove nothing."""
+    def check_length(self) -> None:
+        """Raises `UnreadableVideo` if fewer packets came than the header states, guesses apart."""
         stream, container = self.stream, self.container
         if not self.formats & STATE_DURATION or stream.index not in self.ends:
             return
@@ -261,7 +264,7 @@ class _Video:
                 )
 
 
-def _with_square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> av.VideoFrame:
+def with_square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> av.VideoFrame:
     """The frame, enlarged along one side if a pixel is not as wide as high."""
     width, height = Fraction(frame.width), Fraction(frame.height)
     if aspect is not None and aspect > 1:
