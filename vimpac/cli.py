@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
     "predict": ("vimpac.commands.predict", "classify video files"),
     "extract": ("vimpac.commands.extract", "write the features of videos into a file"),
     "knn": ("vimpac.commands.knn", "test a model by the nearest neighbours of its features"),
+    "simvtp": ("vimpac.commands.simvtp", "pre-train on videos and their captions"),
     "demo": ("vimpac.commands.demo", "see it work on two real videos, in a minute or two"),
     "doctor": ("vimpac.commands.doctor", "what runs on this machine, and why"),
     "convert": ("vimpac.commands.convert", "convert a released checkpoint"),

@@ -30,6 +30,7 @@ from vimpac.settings import (
 from vimpac.train_config import (
     ClipConfig,
     FinetuneOptimConfig,
+    GroupedBatch,
     RunConfig,
     TestedRunConfig,
     TokenTrainConfig,
@@ -82,33 +83,6 @@ class MaskConfig:
     noise_unit: Literal["block", "token"] = setting(
         "token", doc="noise is drawn once per box, or per token"
     )
-
-
-class GroupedBatch:
-    """A batch of groups of samples, which ranks and micro-batches divide."""
-
-    micro: int
-
-    @property
-    def group(self) -> int:
-        """Samples of a group, all ranks together."""
-        raise NotImplementedError
-
-    def on_rank(self, world_size: int) -> tuple[int, int]:
-        """Samples of a group, and of a micro-batch, on each of so many processes."""
-        part = self.group // world_size
-        return part, min(self.micro, part)
-
-    def check(self, key: str, world_size: int) -> None:
-        """Raises UsageError unless a group, the setting `key`, divides among them evenly."""
-        part, micro = self.on_rank(world_size)
-        if self.group % world_size:
-            raise UsageError(f"{key}={self.group} does not divide among {world_size} processes")
-        if part % micro:
-            raise UsageError(
-                f"batch.micro={self.micro} must divide the {part} videos of {key}={self.group} on "
-                "each process"
-            )
 
 
 @dataclasses.dataclass

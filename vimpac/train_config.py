@@ -51,6 +51,33 @@ class ClipConfig(ReadConfig):
         return clip_span(self.frames, self.frame_stride)
 
 
+class GroupedBatch:
+    """A batch of groups of samples, which ranks and micro-batches divide."""
+
+    micro: int
+
+    @property
+    def group(self) -> int:
+        """Samples of a group, all ranks together."""
+        raise NotImplementedError
+
+    def on_rank(self, world_size: int) -> tuple[int, int]:
+        """Samples of a group, and of a micro-batch, on each of so many processes."""
+        part = self.group // world_size
+        return part, min(self.micro, part)
+
+    def check(self, key: str, world_size: int) -> None:
+        """Raises UsageError unless a group, the setting `key`, divides among them evenly."""
+        part, micro = self.on_rank(world_size)
+        if self.group % world_size:
+            raise UsageError(f"{key}={self.group} does not divide among {world_size} processes")
+        if part % micro:
+            raise UsageError(
+                f"batch.micro={self.micro} must divide the {part} videos of {key}={self.group} on "
+                "each process"
+            )
+
+
 @dataclasses.dataclass
 class OptimConfig:
     """AdamW with a linear warm-up and a decay to zero, a linear one in the paper (Table 4)."""

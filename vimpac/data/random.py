@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-# Streams: the order of an epoch, the clips of a sample, the dropout and the mixing of a clip.
-ORDER, CLIPS, DROPOUT, CUTMIX = 1, 2, 3, 4
+# Streams: the order of an epoch, the clips of a sample, the dropout and the mixing of a clip; the
+# masked words of a run, the mismatch of a caption.
+ORDER, CLIPS, DROPOUT, CUTMIX, WORD_MASK, MISMATCH = 1, 2, 3, 4, 5, 6
 
 
 def words(stream: int, seed: int, number: int, count: int) -> np.ndarray:

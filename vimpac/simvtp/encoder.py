@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vimpac.simvtp.config import NetworkConfig
-from vimpac.simvtp.layer import LAYER_NORM_EPS, Layer, run_layers
+from vimpac.simvtp.layer import Transformer
 from vimpac.simvtp.positions import sine_table
 from vimpac.simvtp.tubelets import tubelet_embed
 from vimpac_kernels import embed_tokens
@@ -98,11 +98,7 @@ class JointEncoder(nn.Module):
         super().__init__()
         self.tubelets = TubeletEmbedding(config)
         self.words = WordEmbedding(config, dropout)
-        self.layers = nn.ModuleList(
-            Layer(config.width, config.heads, config.mlp_width) for _ in range(config.layers)
-        )
-        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.activation_checkpointing = False
+        self.transformer = Transformer(config.layers, config.width, config.heads, config.mlp_width)
 
     def forward(
         self,
@@ -120,5 +116,4 @@ class JointEncoder(nn.Module):
             keys = keys[:, None, None]
         parts = [part for part in (tubelets, words) if part is not None]
         stream = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        recompute = self.activation_checkpointing and self.training
-        return run_layers([*self.layers], stream, self.norm, keys, recompute=recompute)
+        return self.transformer(stream, keys)

@@ -1,14 +1,14 @@
 """A pre-LN transformer layer, of the encoder and of the decoder.
 
-    s = s + attention(y);  y = LN(s);  s = s + mlp(y);  y = LN_next(s)
+    s = s + attention(y);  y = LN(s);  s = s + mlp(y);  y = LN(s)
 
 A layer reads the normalised rows y and the residual stream s, and each sum, with the bias of the
-branch before it and the LayerNorm after it, is one op.
+branch before it and the LayerNorm after it, is one op. So a layer holds the LayerNorm that the
+next one begins with, and `Transformer` the first of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -61,47 +61,57 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a LayerNorm."""
+    """Attention and MLP, and the LayerNorm after each."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.attention = Attention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = MLP(width, hidden)
+        self.mlp_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
     def forward(
         self,
         x: Tensor,  # (B, S, D), normalised
         stream: Tensor,  # (B, S, D), the residual
-        next_norm: nn.LayerNorm,
         keys: Tensor | None,  # (B, 1, 1, S) bool
         first: int = 0,  # the first row that is wanted
     ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer, (B, S - first, D) each
         update = self.attention(x, keys, first)
-        x, stream = _add_and_norm(update, stream[:, first:], self.attention.out, self.mlp_norm)
-        return _add_and_norm(self.mlp(x), stream, self.mlp.out, next_norm)
+        linear, norm = self.attention.out, self.attention_norm
+        x, stream = _add_and_norm(update, stream[:, first:], linear, norm)
+        return _add_and_norm(self.mlp(x), stream, self.mlp.out, self.mlp_norm)
 
 
-def run_layers(
-    layers: Sequence[nn.Module],
-    stream: Tensor,  # (B, S, D)
-    last_norm: nn.LayerNorm,
-    keys: Tensor | None = None,  # (B, 1, 1, S) bool: true where a key is read; None: all are
-    first: int = 0,  # the first row that is wanted
-    recompute: bool = False,  # keep what a layer reads only, and run it again in backward
-) -> tuple[Tensor, Tensor]:  # (B, S - first, D) each: normalised, and the residual stream
-    """Runs `Layer`s. The last one computes no row that is not wanted, beyond its keys."""
-    run = cast(Sequence[Layer], layers)
-    norms = [*(layer.attention_norm for layer in run), last_norm]
-    x = norms[0](stream)
-    for i, layer in enumerate(run):
-        arguments = x, stream, norms[i + 1], keys, first if i + 1 == len(run) else 0
-        if recompute:
-            x, stream = checkpoint(layer, *arguments, use_reentrant=False)
-        else:
-            x, stream = layer(*arguments)
-    return x, stream
+class Transformer(nn.Module):
+    """The layers of an encoder or a decoder, one after the other."""
+
+    def __init__(self, layers: int, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(width, heads, hidden) for _ in range(layers))
+        self.first_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.recompute = False  # keep what a layer reads only, and run it again in backward
+
+    @property
+    def last_norm(self) -> nn.LayerNorm:
+        """The one after the last layer."""
+        return cast(Layer, self.layers[-1]).mlp_norm
+
+    def forward(
+        self,
+        stream: Tensor,  # (B, S, D)
+        keys: Tensor | None = None,  # (B, 1, 1, S) bool: true where a key is read; None: all are
+        first: int = 0,  # the first row that is wanted
+    ) -> tuple[Tensor, Tensor]:  # (B, S - first, D) each: normalised, and the residual stream
+        """Runs all; the last one computes no row that is not wanted, beyond its keys."""
+        x = self.first_norm(stream)
+        for i, layer in enumerate(self.layers):
+            arguments = x, stream, keys, first if i + 1 == len(self.layers) else 0
+            if self.recompute and self.training:
+                x, stream = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x, stream = layer(*arguments)
+        return x, stream
 
 
 def _add_and_norm(

@@ -43,7 +43,8 @@ class SimVTPOutput:
         contrastive_loss: Video-text contrast (VTC), both directions added.
         match_loss: Video-text matching (VTM).
         match_accuracy: Share of pairs that is told right.
-        predicted_pixels: (B, M, t*P*P*3) of the M masked tubelets, (frame, row, column, channel).
+        predicted_pixels: (B, M, t*P*P*3) of the M masked tubelets, (frame, row, column, channel);
+            None where the weight of their loss is 0.
     """
 
     loss: Tensor
@@ -53,7 +54,7 @@ class SimVTPOutput:
     contrastive_loss: Tensor
     match_loss: Tensor
     match_accuracy: Tensor
-    predicted_pixels: Tensor
+    predicted_pixels: Tensor | None
     _video: Tensor
     _masked: Tensor
     _tubelet: tuple[int, int]
@@ -61,8 +62,9 @@ class SimVTPOutput:
     @property
     def target_pixels(self) -> Tensor:
         """(B, M, t*P*P*3), what `predicted_pixels` should be; made when it is asked for."""
-        dtype = torch.promote_types(self.predicted_pixels.dtype, torch.float32)
-        return tubelet_targets(self._video, self._masked, self._tubelet, dtype)
+        pixels = self.predicted_pixels
+        dtype = torch.float64 if pixels is not None and pixels.dtype == torch.float64 else None
+        return tubelet_targets(self._video, self._masked, self._tubelet, dtype or torch.float32)
 
 
 @dataclasses.dataclass
@@ -75,9 +77,9 @@ class Passes:
         word_accuracy: 0-d.
         match_loss: 0-d.
         match_accuracy: 0-d.
-        video: (B, D), the mean of the video-only pass.
-        text: (B, D), the mean of the text-only pass.
-        predicted_pixels: (B, M, t*P*P*3).
+        video: (B, D), the mean of the video-only pass; None without contrast.
+        text: (B, D), the mean of the text-only pass; None without contrast.
+        predicted_pixels: (B, M, t*P*P*3); None without pixel loss.
     """
 
     pixel_loss: Tensor
@@ -85,9 +87,9 @@ class Passes:
     word_accuracy: Tensor
     match_loss: Tensor
     match_accuracy: Tensor
-    video: Tensor
-    text: Tensor
-    predicted_pixels: Tensor
+    video: Tensor | None = None
+    text: Tensor | None = None
+    predicted_pixels: Tensor | None = None
 
 
 class SimVTP(nn.Module):
@@ -164,29 +166,30 @@ class SimVTP(nn.Module):
         """
         masked = self._check(video, mask, text_ids, text_attention, negatives)
         attention = text_attention.bool()
-        if negatives is None:
-            negatives = draw_negatives(len(video), video.device)
         visible, hidden = split_mask(mask, masked)
         tubelets = self.encoder.tubelets(video, visible)
+        others = None
+        if self.loss_config.match:
+            if negatives is None:
+                negatives = draw_negatives(len(video), video.device)
+            others = tubelets[negatives.long()]
         whole = text_ids if self.text_config.contrast == "whole" else None
         words = MaskedWords.of(text_labels)
-        masked_ids, others = text_masked_ids, tubelets[negatives.long()]
-        passes = self.passes(
-            video, tubelets, others, visible, hidden, masked_ids, attention, words, whole
+        found = self.passes(
+            video, tubelets, others, visible, hidden, text_masked_ids, attention, words, whole
         )
-        contrast = contrastive_loss(passes.text, passes.video, self.loss_config.temperature)
-        total = self.loss_config.total(
-            passes.pixel_loss, passes.word_loss, contrast, passes.match_loss
-        )
+        contrast = torch.zeros((), device=video.device)
+        if found.text is not None and found.video is not None:
+            contrast = contrastive_loss(found.text, found.video, self.loss_config.temperature)
         return SimVTPOutput(
-            total,
-            passes.pixel_loss,
-            passes.word_loss,
-            passes.word_accuracy,
+            self.loss_config.total(found.pixel_loss, found.word_loss, contrast, found.match_loss),
+            found.pixel_loss,
+            found.word_loss,
+            found.word_accuracy,
             contrast,
-            passes.match_loss,
-            passes.match_accuracy,
-            passes.predicted_pixels,
+            found.match_loss,
+            found.match_accuracy,
+            found.predicted_pixels,
             video,
             hidden,
             (self.config.tubelet, self.config.patch),
@@ -196,7 +199,7 @@ class SimVTP(nn.Module):
         self,
         video: Tensor,  # (B, T, S, S, 3) uint8
         tubelets: Tensor,  # (B, V, D) embedded, the visible ones
-        others: Tensor,  # (B, V, D) embedded, of the clip that each text does not describe
+        others: Tensor | None,  # (B, V, D) embedded, of the clip that each text does not describe
         visible: Tensor,  # (B, V) int32
         masked: Tensor,  # (B, M) int32
         masked_ids: Tensor,  # (B, L)
@@ -205,29 +208,46 @@ class SimVTP(nn.Module):
         whole_ids: Tensor | None = None,  # (B, L): the text of the contrast, if not the masked one
         seed: Tensor | None = None,  # 0-d int64, of the dropout
     ) -> Passes:
-        """Everything but the contrastive loss, which may meet more than this batch."""
-        V = tubelets.shape[1]
+        """Everything but the contrastive loss, which may meet more than this batch.
+
+        What only a loss of weight 0 reads is not computed.
+        """
+        V, loss = tubelets.shape[1], self.loss_config
+        zero = torch.zeros((), device=tubelets.device)
         text = self.encoder.words(masked_ids, seed)
-        alone = text if whole_ids is None else self.encoder.words(whole_ids, seed)
-        video_mean, text_mean = self._alone(tubelets, alone, attention)
-        pairs = torch.cat((tubelets, others)), torch.cat((text, text))
-        hidden, _ = self.encoder(*pairs, torch.cat((attention, attention)))
-        joint = hidden[: len(tubelets)]
-        pooled = mean_row(hidden, torch.cat((attention, attention)) if self._skips else None)
-        matched, match_accuracy = match_loss(pooled, self.match_head)
-        found = word_loss(joint[:, V:], words, self.word_head, self.word_weight)
-        predicted = self.decoder(joint[:, :V], visible, masked)
-        pixels = tubelet_mse(predicted, video, masked, (self.config.tubelet, self.config.patch))
-        return Passes(
-            pixels,
-            found.loss,
-            found.accuracy,
-            matched,
-            match_accuracy,
-            video_mean,
-            text_mean,
-            predicted,
-        )
+        found = Passes(zero, zero, zero, zero, zero)
+        if loss.contrast:
+            alone = text if whole_ids is None else self.encoder.words(whole_ids, seed)
+            found.video, found.text = self._alone(tubelets, alone, attention)
+        if not (loss.words or loss.pixels or loss.match):
+            return found
+        pairs, seen = tubelets, attention
+        if others is not None:
+            pairs, text = torch.cat((tubelets, others)), torch.cat((text, text))
+            seen = torch.cat((attention, attention))
+        hidden, _ = self.encoder(pairs, text, seen)
+        if others is not None:
+            pooled = mean_row(hidden, seen if self._skips else None)
+            found.match_loss, found.match_accuracy = match_loss(pooled, self.match_head)
+        hidden = hidden[: len(tubelets)]
+        if loss.words:
+            result = word_loss(hidden[:, V:], words, self.word_head, self.word_weight)
+            found.word_loss, found.word_accuracy = result.loss, result.accuracy
+        if loss.pixels:
+            found.predicted_pixels = self.decoder(hidden[:, :V], visible, masked)
+            sides = self.config.tubelet, self.config.patch
+            found.pixel_loss = tubelet_mse(found.predicted_pixels, video, masked, sides)
+        return found
+
+    def freeze_unused(self) -> None:
+        """Freezes what only a loss of weight 0 would train."""
+        loss = self.loss_config
+        for part, weight in (
+            (self.decoder, loss.pixels),
+            (self.word_head, loss.words),
+            (self.match_head, loss.match),
+        ):
+            part.requires_grad_(weight > 0)
 
     def features(
         self,
@@ -261,7 +281,7 @@ class SimVTP(nn.Module):
         grid = torch.arange(self.config.tubelets, dtype=torch.int32, device=video.device)
         tubelets = self.encoder.tubelets(video, grid.expand(len(video), -1).contiguous())
         _, stream = self.encoder(tubelets, None)
-        return F.normalize(self.encoder.norm(mean_row(stream)), dim=-1)
+        return F.normalize(self.encoder.transformer.last_norm(mean_row(stream)), dim=-1)
 
     def embed_text(
         self,
@@ -272,7 +292,7 @@ class SimVTP(nn.Module):
         attention = attention.bool()
         _, stream = self.encoder(None, self.encoder.words(ids), attention)
         row = mean_row(stream, attention if self._skips else None)
-        return F.normalize(self.encoder.norm(row), dim=-1)
+        return F.normalize(self.encoder.transformer.last_norm(row), dim=-1)
 
     def _check(
         self,
@@ -305,7 +325,7 @@ class SimVTP(nn.Module):
                 f"a text of {ids.shape[1]} tokens is longer than text_positions="
                 f"{config.text_positions}"
             )
-        if negatives is None and len(video) < 2:
+        if negatives is None and len(video) < 2 and self.loss_config.match:
             raise ValueError("a batch of one pair has no mismatch: give two pairs or more")
         counts = mask.sum(1)
         masked = int(counts[0])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vimpac.simvtp.config import NetworkConfig, TextConfig
 from vimpac.simvtp.model import SimVTP
@@ -14,25 +14,22 @@ from vimpac.simvtp.model import SimVTP
 _TEXT = "text_embeddings."
 _PAIRS = {  # ours: released; a name that ends in a dot stands for all that begin with it
     "encoder.tubelets.": "encoder.patch_embed.proj.",
-    "encoder.norm.": "encoder.norm.",
     "encoder.words.words.": f"{_TEXT}word_embeddings.",
     "encoder.words.positions.": f"{_TEXT}position_embeddings.",
     "encoder.words.texts.": f"{_TEXT}token_type_embeddings.",
     "encoder.words.norm.": f"{_TEXT}LayerNorm.",
     "decoder.project.": "encoder_to_decoder.",
     "decoder.mask_token": "mask_token",
-    "decoder.norm.": "decoder.norm.",
     "decoder.head.": "decoder.head.",
     "word_head.": "text_cls.",
     "match_head.": "vtm_head.",
 }
 _LAYER = {
-    "attention_norm.": "norm1.",
     "attention.q_bias": "attn.q_bias",
     "attention.v_bias": "attn.v_bias",
     "attention.qkv.": "attn.qkv.",
     "attention.out.": "attn.proj.",
-    "mlp_norm.": "norm2.",
+    "attention_norm.": "norm2.",
     "mlp.up.": "mlp.fc1.",
     "mlp.out.": "mlp.fc2.",
 }
@@ -135,6 +132,11 @@ def export_released(model: SimVTP) -> dict[str, Tensor]:
     return released
 
 
+def is_released(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of a released SimVTP, not of a VideoMAE."""
+    return any(name.removeprefix("module.").startswith(_TEXT) for name in state_dict)
+
+
 def _renamed(model: SimVTP, state: Mapping[str, Tensor], wanted: Any) -> dict[str, Tensor]:
     """Our names -> tensors of a released state dict, of the shapes that the model has."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -155,18 +157,26 @@ def _renamed(model: SimVTP, state: Mapping[str, Tensor], wanted: Any) -> dict[st
     return found
 
 
-def _names(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _names(model: SimVTP) -> Iterator[tuple[str, str]]:
     """(our name, the released one) of every tensor."""
+    layers = {"encoder": model.config.layers, "decoder": model.config.decoder_layers}
     for name in model.state_dict():
-        yield name, _released_name(name)
+        half, _, rest = name.partition(".transformer.")
+        if not rest:
+            yield name, _replaced(name, _PAIRS)
+        elif rest.startswith("first_norm."):
+            yield name, f"{half}.blocks.0.norm1.{rest.removeprefix('first_norm.')}"
+        else:
+            _, number, inner = rest.split(".", 2)
+            yield name, f"{half}.{_in_layer(int(number), inner, layers[half])}"
 
 
-def _released_name(name: str) -> str:
-    for half in ("encoder", "decoder"):
-        if name.startswith(f"{half}.layers."):
-            number, _, rest = name.removeprefix(f"{half}.layers.").partition(".")
-            return f"{half}.blocks.{number}.{_replaced(rest, _LAYER)}"
-    return _replaced(name, _PAIRS)
+def _in_layer(number: int, name: str, layers: int) -> str:
+    """The released name of a part of a layer; there a LayerNorm is in the layer that reads it."""
+    kind = name.removeprefix("mlp_norm.")
+    if kind == name:
+        return f"blocks.{number}.{_replaced(name, _LAYER)}"
+    return f"norm.{kind}" if number + 1 == layers else f"blocks.{number + 1}.norm1.{kind}"
 
 
 def _replaced(name: str, pairs: Mapping[str, str]) -> str:

@@ -106,18 +106,19 @@ def test_the_last_decoder_layer_needs_no_rows_of_visible_tubelets(model):
     decoder, hidden = model.decoder, torch.randn(4, visible.shape[1], TINY.width).double()
     table = decoder.table.double()
     seen = decoder.project(hidden) + table[visible.long()]
-    x = stream = torch.cat((seen, decoder.mask_token + table[masked.long()]), 1)
-    for layer in decoder.layers:
-        attention, y = layer.attention, layer.attention_norm(stream)
+    stream = torch.cat((seen, decoder.mask_token + table[masked.long()]), 1)
+    y = decoder.transformer.first_norm(stream)
+    for layer in decoder.transformer.layers:
+        attention = layer.attention
         bias = torch.cat((attention.q_bias, 0 * attention.q_bias, attention.v_bias))
         q, k, v = F.linear(y, attention.qkv.weight, bias).chunk(3, -1)
         q, k, v = (z.unflatten(-1, (2, -1)).transpose(1, 2) for z in (q, k, v))
         weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
         stream = stream + attention.out((weights @ v).transpose(1, 2).flatten(2))
-        y = layer.mlp_norm(stream)
+        y = layer.attention_norm(stream)
         stream = stream + layer.mlp.out(F.gelu(layer.mlp.up(y)))
-        x = stream
-    expected = decoder.head(decoder.norm(x[:, visible.shape[1] :]))
+        y = layer.mlp_norm(stream)
+    expected = decoder.head(y[:, visible.shape[1] :])
     torch.testing.assert_close(decoder(hidden, visible, masked), expected)
 
 
@@ -200,7 +201,7 @@ def test_activation_checkpointing_changes_no_gradient(model):
     model(**batch).loss.backward()
     before = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    model.encoder.activation_checkpointing = model.decoder.activation_checkpointing = True
+    model.encoder.transformer.recompute = model.decoder.transformer.recompute = True
     model(**batch).loss.backward()
     for parameter, expected in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(parameter.grad, expected)

@@ -186,10 +186,10 @@ def test_base_model_has_the_published_parameters():
         named = model.named_parameters()
         return sum(p.numel() for name, p in named if name.startswith(prefixes))
 
-    assert count("encoder.tubelets", "encoder.layers", "encoder.norm") == 86_227_200
+    assert count("encoder.tubelets", "encoder.transformer") == 86_227_200
     assert count("encoder.tubelets") == 1_180_416
-    assert count("encoder.layers") == 85_045_248
-    assert count("decoder.layers", "decoder.norm", "decoder.head") == 7_688_448
+    assert count("encoder.transformer") == 85_045_248 + 1_536  # layers and the last norm
+    assert count("decoder.transformer", "decoder.head") == 7_688_448
     assert count("decoder.project") == 294_912
     assert count("decoder.mask_token") == 384
     assert count("encoder.words") == 23_837_184

@@ -1,0 +1,156 @@
+"""What `model.json` says of a SimVTP model, and models on disk.
+
+{"format": 1, "kind": "simvtp",
+ "config": NetworkConfig, "text": TextConfig, "loss": ObjectiveConfig,
+ "frame_step": frames of a video from one of a clip to the next | null,
+ "words": what turns captions into ids, see `vimpac.simvtp.text` | null}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from vimpac.checkpoints.checksums import damaged, write_checksums
+from vimpac.checkpoints.model_files import read_model, write_model
+from vimpac.checkpoints.protocol import Description
+from vimpac.errors import UsageError
+from vimpac.files import whole_directory
+from vimpac.paths import local_path
+from vimpac.settings import LARGEST
+from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
+from vimpac.simvtp.model import SimVTP
+
+FORMAT = 1
+KIND = "simvtp"
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class SimVTPDescription:
+    """What `model.json` says."""
+
+    kind: ClassVar[str] = KIND
+
+    config: NetworkConfig
+    text: TextConfig
+    loss: ObjectiveConfig
+    frame_step: int | None = None
+    words: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        step = self.frame_step
+        if step is not None and (type(step) is not int or not 0 < step <= LARGEST):
+            raise ValueError(f"frame_step={step!r} must be a positive whole number")
+
+    @classmethod
+    def of(cls, model: SimVTP, **more: Any) -> SimVTPDescription:
+        """Describes a model."""
+        return cls(model.config, model.text_config, model.loss_config, **more)
+
+    def build(self) -> SimVTP:
+        """The model, with fresh weights, on the current default device."""
+        return SimVTP(self.config, self.text, self.loss)
+
+    def to_json(self) -> str:
+        """The text of `model.json`."""
+        values = {"format": FORMAT, "kind": self.kind, **dataclasses.asdict(self)}
+        return json.dumps(values, indent=2) + "\n"
+
+    def with_new_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Description`; names have not changed yet."""
+        return tensors
+
+    def check_data(self, path: Path, was: Description) -> Iterator[str]:
+        """See `Description`; the words must be the same."""
+        if not isinstance(was, SimVTPDescription):
+            return
+        if was.words is not None and was.words != self.words:
+            raise UsageError(
+                f"{path} was trained on other words: give the captions or the vocab= of its run, "
+                "or another out="
+            )
+        if was.frame_step is not None and was.frame_step != self.frame_step:
+            yield f"clips.step is {self.frame_step}, it was {was.frame_step} in {path}"
+
+
+def from_json(text: str) -> SimVTPDescription:
+    """Reads `to_json`.
+
+    Raises:
+        ValueError: If it is something else.
+        KeyError: If something is missing.
+        TypeError: If something has a wrong type or name.
+    """
+    values = json.loads(text)
+    if values["format"] != FORMAT:
+        raise UsageError(
+            f"it is of format {values['format']}, which this version of vimpac does not know: "
+            "upgrade it"
+        )
+    return SimVTPDescription(
+        NetworkConfig(**values["config"]),
+        TextConfig(**values["text"]),
+        ObjectiveConfig(**values["loss"]),
+        values["frame_step"],
+        values["words"],
+    )
+
+
+def save_simvtp(model: SimVTP, folder: str | Path, **more: Any) -> None:
+    """Writes a model; the directory appears complete or not at all.
+
+    Args:
+        model: The model.
+        folder: A directory that does not exist yet.
+        more: `frame_step` and `words`, as `SimVTPDescription` has them.
+
+    Raises:
+        UsageError: If `folder` exists.
+    """
+    folder = local_path(folder)
+    if folder.exists():
+        raise UsageError(f"{folder} exists already: remove it or name another directory")
+    with whole_directory(folder) as temporary:
+        write_model(temporary, SimVTPDescription.of(model, **more), model.state_dict())
+        write_checksums(temporary)
+
+
+def read_simvtp(folder: str | Path) -> tuple[SimVTP, SimVTPDescription]:
+    """Reads a model: of `save_simvtp`, `vimpac convert` or a run's checkpoint.
+
+    Args:
+        folder: The directory.
+
+    Returns:
+        The model, on the CPU, in training mode, and what the directory says of it.
+
+    Raises:
+        UsageError: The directory holds no such model.
+        VimpacError: A file is damaged, or does not fit the other.
+    """
+    description, tensors = read_model(folder)
+    if not isinstance(description, SimVTPDescription):
+        raise UsageError(
+            f"{folder} holds a {description.kind}, no model of SimVTP: train one with "
+            "`vimpac simvtp pretrain`"
+        )
+    try:
+        with torch.device("meta"):
+            model = description.build()
+        model.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise damaged(Path(folder), error) from None
+    return model.requires_grad_(), description
+
+
+def load_simvtp(folder: str | Path) -> SimVTP:
+    """`read_simvtp` without the description."""
+    return read_simvtp(folder)[0]
