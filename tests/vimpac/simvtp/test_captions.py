@@ -207,6 +207,8 @@ def test_wrong_list_is_named(zipped, write, name, text, message):
         ({}, "has no captions"),
         ({"a.mp4": 3}, "entry 1: 'a.mp4' has no text as its caption"),
         ({"a.mp4": {"caption": "x"}}, "entry 1: 'a.mp4' has no text as its caption"),
+        ({"a.mp4": "x\ud800"}, "entry 1 has characters that are no text: .'a.mp4', 'x.+ud800'.$"),
+        ({"a\n.mp4": "x"}, "entry 1 has characters that are no text"),
         ({"a.mp4": []}, "entry 1: 'a.mp4' has no caption"),
         ({"a.mp4": ["x", ""]}, "entry 1, caption 2: the caption of 'a.mp4' is empty"),
         ('{"a.mp4": "x", "a.mp4": "y"}', "has 'a.mp4' twice in one object"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,11 @@ from typing import NamedTuple
 from vimpac.data.annotations.rows import SPLITS
 from vimpac.errors import UsageError
 
+_NO_TEXT = re.compile(r"[\0\r\n\ud800-\udfff]")  # JSON may hold them
 _OTHER_NAMES = {"training": "train", "validation": "val", "validate": "val", "testing": "test"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Captioned:
     """A video as a table of captions names it.
 
@@ -48,8 +50,8 @@ def collect(entries: Iterable[Entry], file: Path, *, repeats: bool = False) -> l
         repeats: Whether a video may have the same caption twice, as in MSR-VTT.
 
     Raises:
-        UsageError: A video or a caption is empty, comes twice, or is in two splits; or there are
-            no captions.
+        UsageError: A video or a caption is empty or no text, comes twice, or is in two splits; or
+            there are no captions.
     """
     found: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -59,6 +61,8 @@ def collect(entries: Iterable[Entry], file: Path, *, repeats: bool = False) -> l
             raise UsageError(f"{where} names no video")
         if not entry.caption:
             raise UsageError(f"{where}: the caption of '{entry.video}' is empty")
+        if _NO_TEXT.search(entry.video) or _NO_TEXT.search(entry.caption):
+            raise UsageError(f"{where} has characters that are no text: {entry[:2]!a:.200}")
         others = found.setdefault(entry.video, [])
         for other in others:
             if other.split != entry.split:
