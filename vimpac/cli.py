@@ -23,7 +23,8 @@ from vimpac.paths import on_one_line
 
 COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --help` shows)
     "tokenize": ("vimpac.commands.tokenize", "make a token store of video files"),
-    "store": ("vimpac.commands.store", "look at, check or convert token stores"),
+    "frames": ("vimpac.commands.frames", "make a store of the frames of video files"),
+    "store": ("vimpac.commands.store", "look at, check or convert stores"),
     "labels": ("vimpac.commands.labels", "write labels.csv of a data set's annotations"),
     "pretrain": ("vimpac.commands.pretrain", "pre-train on a token store"),
     "finetune": ("vimpac.commands.finetune", "train a video classifier on a pre-trained encoder"),

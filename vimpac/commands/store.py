@@ -11,7 +11,7 @@ from vimpac.paths import local_path, on_one_line
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declares the command."""
-    parser = subparsers.add_parser("store", help="look at, check or convert token stores")
+    parser = subparsers.add_parser("store", help="look at, check or convert stores")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     info = actions.add_parser("info", help="print what a store holds")
     verify = actions.add_parser("verify", help="read every frame and check its checksum")
@@ -37,11 +37,11 @@ def run(args: argparse.Namespace) -> int:
 def _info(path: Path) -> int:
     from vimpac.data.store import TokenStore
 
-    store = TokenStore(path)
+    store = TokenStore(path, kind=None)
     meta, frames = store.meta, int(store.frames.sum())
     weights = f", weights {meta.digest[:12]}" if meta.digest else ""
     print(f"tokenizer  {meta.tokenizer}, {meta.vocab_size} ids{weights}")
-    print(f"frame      {meta.height} x {meta.width} tokens, {meta.dtype}")
+    print(f"frame      {meta.height} x {meta.width} {meta.kind}, {meta.dtype}")
     print(f"variants   {', '.join(meta.variants)}")
     print(f"videos     {len(store)}, {len(store.skipped)} skipped")
     print(f"frames     {frames} at {meta.fps:g} per second, {frames / meta.fps:.0f} s")
@@ -56,7 +56,7 @@ def _info(path: Path) -> int:
 def _verify(path: Path) -> int:
     from vimpac.data.store import TokenStore
 
-    store = TokenStore(path)
+    store = TokenStore(path, kind=None)
     problems = [problem for problem in store.verify() if problem]
     for problem in problems:
         print(on_one_line(f"vimpac: {problem}"), file=sys.stderr)

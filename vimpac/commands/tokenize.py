@@ -10,9 +10,13 @@ import argparse
 import os
 import sys
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path, on_one_line
+
+if TYPE_CHECKING:
+    from vimpac.data.tokenize import TokenizeSettings
 
 MAX_SKIPPED = 5.0  # percent
 GPU_WORKERS = 2  # one decodes while the other encodes; each holds the weights once more
@@ -27,15 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "again continues. Videos that cannot be read are listed and recorded in the store.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, or directories of them")
-    parser.add_argument(
-        "--list",
-        metavar="FILE",
-        help="a file with one path on each line, which names the video; - reads standard input",
-    )
-    parser.add_argument("--out", required=True, type=local_path, help="where the store is to be")
-    parser.add_argument("--fps", default="2", help="frames per second of video time")
-    parser.add_argument("--size", default=128, type=int, help="side of the square crop in pixels")
+    add_video_arguments(parser, fps=2, size=128)
     parser.add_argument("--tokenizer", default="patch", help="patch (built in) or dalle")
     parser.add_argument("--weights", type=local_path, help="the tokenizer's weights")
     parser.add_argument("--device", default="cpu", help="where the tokenizer computes")
@@ -45,6 +41,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="pretrain (centre crop), finetune (12: 2 scales x 3 crops x flip), "
         "finetune-noflip (6), or names such as 1.25x-topleft-flip,1x-center",
     )
+
+
+def add_video_arguments(parser: argparse.ArgumentParser, *, fps: int, size: int) -> None:
+    """Declares what every store of videos needs, with the defaults of the command."""
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, or directories of them")
+    parser.add_argument(
+        "--list",
+        metavar="FILE",
+        help="a file with one path on each line, which names the video; - reads standard input",
+    )
+    parser.add_argument("--out", required=True, type=local_path, help="where the store is to be")
+    parser.add_argument("--fps", default=str(fps), help="frames per second of video time")
+    parser.add_argument("--size", default=size, type=int, help="side of the square crop in pixels")
     parser.add_argument(
         "--workers",
         default=argparse.SUPPRESS,  # depends on the device
@@ -73,25 +82,45 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Makes the store and prints what is in it."""
-    from rich.console import Console
-
-    from vimpac.data.sources import find_videos
-    from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
+    from vimpac.data.tokenize import TokenizeSettings
     from vimpac.data.variants import parse_variants
-    from vimpac.progress import progress_bar, terminated_as_interrupted
 
-    try:
-        fps = Fraction(args.fps)
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"--fps {args.fps} is no number: give e.g. 2 or 30000/1001") from None
     settings = TokenizeSettings(
-        fps=fps,
+        fps=read_fps(args),
         size=args.size,
         variants=parse_variants(args.variants),
         tokenizer=args.tokenizer,
         weights=args.weights,
         device=args.device,
     )
+    return make_store(args, settings, "tokenizing")
+
+
+def read_fps(args: argparse.Namespace) -> Fraction:
+    """The frame rate that was given."""
+    try:
+        return Fraction(args.fps)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--fps {args.fps} is no number: give e.g. 2 or 30000/1001") from None
+
+
+def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str) -> int:
+    """Makes a store of the videos of a command line and prints what is in it.
+
+    Args:
+        args: With what `add_video_arguments` declares.
+        settings: How.
+        doing: What the progress bar says.
+
+    Returns:
+        The exit code.
+    """
+    from rich.console import Console
+
+    from vimpac.data.sources import find_videos
+    from vimpac.data.tokenize import tokenize_videos
+    from vimpac.progress import progress_bar, terminated_as_interrupted
+
     console = Console(stderr=True, soft_wrap=True, highlight=False)
 
     def say(line: str) -> None:
@@ -104,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.video_timeout > 0:
         raise UsageError(f"--video-timeout {args.video_timeout:g} must be positive")
     with progress_bar(console) as progress:
-        task = progress.add_task("tokenizing", total=len(videos))
+        task = progress.add_task(doing, total=len(videos))
 
         def report(done: int, line: str) -> None:
             if line:
@@ -116,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
                 videos,
                 args.out,
                 settings,
-                workers=min(_workers(args), len(videos)),
+                workers=min(_workers(args, settings.device), len(videos)),
                 timeout=args.video_timeout,
                 report=report,
             )
@@ -148,10 +177,10 @@ def _allowed(args: argparse.Namespace, videos: int) -> float:
     return share / 100 * videos
 
 
-def _workers(args: argparse.Namespace) -> int:
+def _workers(args: argparse.Namespace, device: str) -> int:
     """How many processes work."""
     cpus = os.cpu_count() or 1
-    default = cpus if args.device == "cpu" else min(cpus, GPU_WORKERS)
+    default = cpus if device == "cpu" else min(cpus, GPU_WORKERS)
     workers = getattr(args, "workers", default)
     if workers < 0:
         raise UsageError(f"--workers {workers} must not be negative")

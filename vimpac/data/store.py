@@ -1,4 +1,4 @@
-"""Reading a token store: O(1) clips from memory-mapped shards, every frame checked.
+"""Reading a store of tokens or frames: O(1) clips from mapped shards, every frame checked.
 
 The byte layout is in `vimpac.data.store_format`. A store keeps one mapping per shard and no open
 file per video; pickling one (for a data-loading worker) carries its path only.
@@ -6,6 +6,7 @@ file per video; pickling one (for a data-loading worker) carries its path only.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from vimpac.paths import local_path
 
 __all__ = ["TokenStore", "TokenStoreWriter"]
 
+_MAKE = {
+    "tokens": "make one of tokens with `vimpac tokenize`",
+    "pixels": "make one of frames with `vimpac frames`",
+}
 FIX = "copy the file again from its source or make the store again"
 
 
@@ -31,6 +36,7 @@ class TokenStore:
 
     Args:
         path: The store's directory.
+        kind: What must be stored there, of `store_format.VERSIONS`; None: any of them.
 
     Attributes:
         meta: The settings all videos share.
@@ -39,10 +45,10 @@ class TokenStore:
 
     Raises:
         UsageError: The path is a URL.
-        VimpacError: The store is absent, unfinished, of another version or damaged.
+        VimpacError: The store is absent, unfinished, of another version or kind, or damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, kind: str | None = "tokens") -> None:
         self.path = local_path(path)
         values = read_meta(self.path)
         try:
@@ -54,6 +60,8 @@ class TokenStore:
             names_crc32 = int(values["names_crc32"])
         except (KeyError, TypeError, ValueError) as error:
             raise VimpacError(f"{self.path}/meta.json is corrupt ({error!r}): {FIX}") from error
+        if kind not in (None, self.meta.kind):
+            raise VimpacError(f"{self.path} is a store of {self.meta.kind}: {_MAKE[kind]}")
         index = self._read(INDEX, index_crc32)
         if len(index) != videos * VIDEO_RECORD.itemsize:
             raise VimpacError(f"{self.path / INDEX} does not hold {videos} videos: {FIX}")
@@ -65,7 +73,7 @@ class TokenStore:
         return len(self._index)
 
     def __reduce__(self) -> tuple:
-        return TokenStore, (self.path,)
+        return functools.partial(TokenStore, kind=None), (self.path,)
 
     @property
     def frames(self) -> np.ndarray:
@@ -96,7 +104,7 @@ class TokenStore:
             variant: Which of `meta.variants`.
 
         Returns:
-            Tokens (stop - start, H, W) of `meta.dtype`, a copy.
+            Tokens (stop - start, *meta.frame_shape) of `meta.dtype`, a copy.
 
         Raises:
             IndexError: No such video, frame or variant.
@@ -156,7 +164,7 @@ class TokenStore:
 
 
 def frame_problem(
-    tokens: np.ndarray,  # (frames, H, W)
+    tokens: np.ndarray,  # (frames, *frame_shape)
     crc32: np.ndarray,  # (frames,)
     vocab_size: int,
 ) -> str:

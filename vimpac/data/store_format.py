@@ -1,4 +1,4 @@
-"""The token store on disk: names, records and settings.
+"""The store of tokens, or of frames, on disk: names, records and settings.
 
 A store is a directory; all numbers are little-endian. With H x W the token map, V the number
 of variants and `dtype` the token's type (uint16, or uint32 above 65,536 ids):
@@ -14,6 +14,9 @@ of variants and `dtype` the token's type (uint16, or uint32 above 65,536 ids):
 Frame t of variant v of a video is record `first + v * frames + t` of its shard, so a clip is
 one contiguous read of a memory-mapped file, and each frame carries its own checksum, so every
 read is checked. A video never spans two shards. Labels are -1 where there is none.
+
+A store of frames has version 2 and "kind": "pixels". Its tokens are the levels (H, W, 3) of red,
+green and blue, one byte each; all else is the same.
 
 While it is written a store lives in `<path>.partial` together with journal.jsonl (see
 `vimpac.data.writer`). Finishing writes index.bin, names.bin and meta.json, removes the journal and
@@ -32,7 +35,7 @@ import numpy as np
 
 from vimpac.errors import UsageError, VimpacError
 
-VERSION = 1
+VERSIONS = {"tokens": 1, "pixels": 2}  # of the layout, by what is stored
 META, INDEX, NAMES, JOURNAL = "meta.json", "index.bin", "names.bin", "journal.jsonl"
 
 VIDEO_RECORD = np.dtype(
@@ -59,7 +62,7 @@ class StoreMeta:
         fps: Frames per second of video time.
         variants: A name for each resize/crop/flip variant of a video.
         digest: SHA-256 of the tokenizer's weights; empty when it has none.
-        version: Version of the layout.
+        kind: What is stored, of `VERSIONS`.
     """
 
     tokenizer: str
@@ -69,32 +72,44 @@ class StoreMeta:
     fps: float
     variants: tuple[str, ...] = ("1x-center",)
     digest: str = ""
-    version: int = VERSION
+    kind: str = "tokens"
 
     def __post_init__(self) -> None:
         numbers = (self.vocab_size, self.height, self.width, self.fps)
         if not all(0 < number < math.inf for number in numbers) or not self.variants:
             raise ValueError(f"sizes, fps and the number of variants must be positive: {self}")
+        if self.kind not in VERSIONS:
+            raise ValueError(f"kind='{self.kind}' must be one of {', '.join(VERSIONS)}")
 
     @property
     def dtype(self) -> np.dtype:
-        """The token's type on disk."""
+        """The type of a token, or a level, on disk."""
+        if self.kind == "pixels":
+            return np.dtype("u1")
         return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Of the tokens of a frame (H, W), or of its levels (H, W, 3)."""
+        return (self.height, self.width, *[3] * (self.kind == "pixels"))
 
     @property
     def frame_record(self) -> np.dtype:
         """One frame on disk: its tokens and their checksum."""
-        return np.dtype([("tokens", self.dtype, (self.height, self.width)), ("crc32", "<u4")])
+        return np.dtype([("tokens", self.dtype, self.frame_shape), ("crc32", "<u4")])
 
     def to_dict(self) -> dict:
-        """The settings as JSON has them."""
-        return {**dataclasses.asdict(self), "variants": list(self.variants)}
+        """The settings as JSON has them; a store of tokens names no kind, as before version 2."""
+        values = {**dataclasses.asdict(self), "variants": list(self.variants)}
+        kind = values.pop("kind")
+        values["version"] = VERSIONS[kind]
+        return values if kind == "tokens" else {**values, "kind": kind}
 
     @classmethod
     def from_dict(cls, values: dict) -> StoreMeta:
         """The settings from `to_dict()`; keys of the store itself are ignored."""
         names = [field.name for field in dataclasses.fields(cls)]
-        known = {name: values[name] for name in names}
+        known = {name: values[name] for name in names if name in values or name != "kind"}
         return cls(**{**known, "variants": tuple(values["variants"])})
 
 
@@ -148,9 +163,12 @@ def read_meta(path: Path) -> dict:
         raise VimpacError(f"{path} is no token store: make one with `vimpac tokenize`")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        version = values["version"]
-    except (ValueError, KeyError, TypeError) as error:
+        version, kind = values["version"], str(values.get("kind", "tokens"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VimpacError(f"{file} is corrupt ({error}): copy the store again") from error
-    if version != VERSION:
-        raise VimpacError(f"{file} has version {version}, this program reads version {VERSION}")
+    known = VERSIONS.get(kind)
+    if known is None:
+        raise VimpacError(f"{file} is of the kind '{kind}', which this program does not know")
+    if version != known:
+        raise VimpacError(f"{file} has version {version}, this program reads version {known}")
     return values

@@ -1,4 +1,4 @@
-"""Videos to a token store: decode, resample, crop and encode, in worker processes or here.
+"""Videos to a store of tokens or frames: decode, resample, crop, encode, in workers or here.
 
 Results are consumed in the order of the videos, whatever the workers' speed, and the writer
 journals each, so a killed run continues and ends in the same bytes as one that was not.
@@ -71,6 +71,7 @@ class TokenizeSettings:
             fps=float(self.fps),
             variants=tuple(map(str, self.variants)),
             digest=tokenizer.digest,
+            kind="pixels" if tokenizer.name == "pixels" else "tokens",
         )
 
 
@@ -94,7 +95,7 @@ def tokenize_video(
         alive: Called whenever there is progress.
 
     Returns:
-        Ids (variants, frames, H, W), int32.
+        Ids (variants, frames, H, W), int32; of pixels, levels (variants, frames, S, S, 3), uint8.
 
     Raises:
         UnreadableVideo: See `vimpac.data.video.frames_at`.
@@ -105,7 +106,8 @@ def tokenize_video(
     def encode() -> None:
         frames = torch.from_numpy(np.stack(batch, axis=1))  # (variants, F, 3, S, S)
         ids = tokenizer.encode(frames.flatten(0, 1))
-        encoded.append(ids.view(*frames.shape[:2], *ids.shape[1:]).numpy().astype(np.int32))
+        ids = ids.view(*frames.shape[:2], *ids.shape[1:])
+        encoded.append(ids.numpy() if ids.dtype == torch.uint8 else ids.int().numpy())
         batch.clear()
         alive()
 
@@ -149,7 +151,7 @@ def tokenize_videos(
     tokenizer = settings.make_tokenizer()
     meta, names = settings.meta(tokenizer), [name for name, _ in videos]
     if is_complete(out):
-        store = TokenStore(out)
+        store = TokenStore(out, kind=None)
         held = [store.name(i) for i in range(len(store))] + [name for name, _ in store.skipped]
         problem = difference(store.meta.to_dict(), meta.to_dict()) or _other_video(held, names)
         if problem:
@@ -184,7 +186,7 @@ def tokenize_videos(
                     line = f"{name}: {text}" if text else ""
                 report(len(writer.entries), line)
         writer.finish()
-    return TokenStore(out)
+    return TokenStore(out, kind=None)
 
 
 def _other_video(held: Sequence[str], names: Sequence[str]) -> str | None:

@@ -104,7 +104,8 @@ class TokenStoreWriter:
 
         Args:
             name: Its name.
-            tokens: Ids (variants, frames, H, W), integer, in [0, vocab_size).
+            tokens: Ids (variants, frames, H, W), integer, in [0, vocab_size); of a store of frames
+                levels (variants, frames, H, W, 3).
             label: Its class, or -1.
             note: What is wrong with it, although it is used.
 
@@ -113,14 +114,11 @@ class TokenStoreWriter:
             OSError: Nothing could be written (disk full); the videos before are kept.
         """
         meta = self.meta
-        if (
-            tokens.ndim != 4
-            or tokens.shape[::2] != (len(meta.variants), meta.height)
-            or (tokens.shape[3] != meta.width)
-        ):
+        if (tokens.shape[:1], tokens.shape[2:]) != ((len(meta.variants),), meta.frame_shape):
+            colours = ", 3" * (meta.kind == "pixels")
             raise ValueError(
                 f"'{name}': tokens {tokens.shape} are not (variants {len(meta.variants)}, frames, "
-                f"H {meta.height}, W {meta.width})"
+                f"H {meta.height}, W {meta.width}{colours})"
             )
         if tokens.shape[1] == 0:
             raise ValueError(f"'{name}' has no frames")
@@ -128,7 +126,7 @@ class TokenStoreWriter:
         if low < 0 or high >= meta.vocab_size:
             bad = low if low < 0 else high
             raise ValueError(f"'{name}': token id {bad} is not in [0, {meta.vocab_size})")
-        records = frame_records(tokens.reshape(-1, meta.height, meta.width), meta)
+        records = frame_records(tokens.reshape(-1, *meta.frame_shape), meta)
         shard = self._open_shard()
         write_all(shard, records)
         self._log(Entry(name, tokens.shape[1], label, note=note))
@@ -249,7 +247,7 @@ def _complete(path: Path) -> None:
 
 
 def frame_records(
-    tokens: np.ndarray,  # (frames, H, W)
+    tokens: np.ndarray,  # (frames, *frame_shape)
     meta: StoreMeta,
 ) -> bytes:
     """The frame records of some frames as a shard holds them."""

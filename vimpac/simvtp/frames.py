@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +12,18 @@ from torch.nn import functional
 from vimpac.data.clip_reader import clip_of, num_frames, read_frames
 from vimpac.data.random import below
 from vimpac.data.sources import Video, find_videos
+from vimpac.data.store import TokenStore
+from vimpac.data.store_format import META
+from vimpac.paths import local_path
 
 __all__ = [
     "CROP_DRAWS",
+    "StoredFrames",
     "VideoFiles",
     "clip_of",
     "multi_scale_crop",
     "num_frames",
+    "open_frames",
     "read_frames",
     "test_crops",
     "test_windows",
@@ -66,6 +72,63 @@ class VideoFiles:
         if video not in self._counts:
             self._counts[video] = num_frames(self.paths[video])
         return self._counts[video]
+
+    def read(self, video: int, numbers: Sequence[int]) -> np.ndarray:
+        """Frames of a video, RGB (N, H, W, 3) uint8; see `read_frames`."""
+        return read_frames(self.paths[video], numbers)
+
+
+class StoredFrames:
+    """The same of a store that `vimpac frames` made, where nothing is decoded.
+
+    Args:
+        path: The store.
+
+    Attributes:
+        store: It.
+        names: Of the videos.
+
+    Raises:
+        VimpacError: There is no such store.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.store = TokenStore(path, kind="pixels")
+        self.names = [self.store.name(video) for video in range(len(self.store))]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def num_frames(self, video: int) -> int:
+        """How many frames a video has."""
+        return self.store.num_frames(video)
+
+    def read(self, video: int, numbers: Sequence[int]) -> np.ndarray:
+        """Frames of a video.
+
+        Args:
+            video: Its number.
+            numbers: Of the frames, N from 0 in any order; past the end it is the last one.
+
+        Returns:
+            RGB (N, S, S, 3) uint8.
+
+        Raises:
+            DamagedVideo: The store is damaged there.
+            ValueError: There are no numbers, or one is negative.
+        """
+        if len(numbers) == 0 or min(numbers) < 0:
+            raise ValueError(f"numbers={[*numbers]} must be frames from 0")
+        last = self.num_frames(video) - 1
+        places = [min(int(number), last) for number in numbers]
+        return np.concatenate([self.store.read(video, place, place + 1) for place in places])
+
+
+def open_frames(path: str) -> VideoFiles | StoredFrames:
+    """The frames of a store, or else of the video file or the directory of such files at a path."""
+    if (local_path(path) / META).is_file():
+        return StoredFrames(path)
+    return VideoFiles.find(path)
 
 
 def multi_scale_crop(

@@ -1,6 +1,7 @@
 """Tokenizers: frames to maps of ids and, where a decoder is at hand, back.
 
-`patch` needs no download and is for trying things; `dalle` is the paper's tokenizer.
+`patch` needs no download and is for trying things; `dalle` is the paper's tokenizer. `pixels` keeps
+the frames as they are, for `vimpac frames`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def get_tokenizer(
     """Makes a tokenizer.
 
     Args:
-        name: One of `TOKENIZERS`.
+        name: One of `TOKENIZERS`, or "pixels".
         weights: Weights file, or directory with encoder and decoder files; `dalle` only.
         device: Where it computes.
 
@@ -64,6 +65,10 @@ def get_tokenizer(
         from vimpac.tokenizers.dalle import DalleTokenizer
 
         return DalleTokenizer(weights, device=device)
+    if name == "pixels" and weights is None:
+        from vimpac.tokenizers.pixels import PixelTokenizer
+
+        return PixelTokenizer()
     raise UsageError(f"unknown tokenizer '{name}': one of {', '.join(TOKENIZERS)}")
 
 
