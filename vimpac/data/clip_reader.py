@@ -17,6 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from vimpac.data.variants import upright
 from vimpac.data.video import UnreadableVideo, VideoReader, open_video, with_square_pixels
@@ -25,7 +26,7 @@ from vimpac.data.video import UnreadableVideo, VideoReader, open_video, with_squ
 # whose key frames need nothing before them. The others are decoded from the start.
 _TIMED = frozenset("mov matroska".split())
 _ONE_EACH = frozenset("h264 hevc mpeg4 mpeg1video mpeg2video vp9 av1 mjpeg prores ffv1".split())
-_MOST_INDICES = 256  # that are kept
+_MOST_INDICES = 4096  # that are kept
 
 Numbered = tuple[int, av.VideoFrame]
 
@@ -231,5 +232,6 @@ def _images(frames: list[av.VideoFrame], aspect: Fraction | None) -> list[np.nda
     """RGB (H, W, 3) uint8 of each frame, all of the size of the first."""
     square = [with_square_pixels(frame, aspect) for frame in frames]
     size = square[0].width, square[0].height
-    made = [frame.reformat(*size, "rgb24", interpolation="BICUBIC") for frame in square]
+    scaler = VideoReformatter()  # which keeps its tables from frame to frame
+    made = [scaler.reformat(frame, *size, "rgb24", interpolation="BICUBIC") for frame in square]
     return [upright(image.to_ndarray(), frame) for image, frame in zip(made, frames, strict=True)]
