@@ -48,7 +48,7 @@ def read_description(folder: Path) -> ModelDescription:
 def _of_vimpac(folder: str | Path, description: Description) -> ModelDescription:
     if not isinstance(description, ModelDescription):
         raise UsageError(
-            f"{folder} holds a model of another system: use `vimpac {description.kind}`"
+            f"{folder} holds a {description.kind}, a model of another system than VIMPAC"
         )
     return description
 

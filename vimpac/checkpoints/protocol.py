@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 # kind in model.json -> the module whose `from_json` reads it; the others are VIMPAC's
-READERS = {"simvtp": "vimpac.simvtp.description"}
+READERS = dict.fromkeys(("simvtp", "simvtp_dual"), "vimpac.simvtp.description")
 VIMPAC_READER = "vimpac.checkpoints.description"
 
 

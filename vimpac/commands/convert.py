@@ -1,8 +1,12 @@
-"""`vimpac convert`: a released checkpoint to a model directory, and back with --back."""
+"""`vimpac convert`: a released checkpoint to a model directory, and back with --back.
+
+Whether it is of VIMPAC or of SimVTP is told by its keys.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +17,9 @@ from vimpac.paths import local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vimpac.model.pretraining import Vimpac
+    from vimpac.simvtp.model import SimVTP
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -30,51 +37,113 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "out", type=local_path, help="the new directory; with --back the new .pt file"
     )
     parser.add_argument("--back", action="store_true", help="write the released names instead")
-    parser.add_argument("--layout", default="T,H|W", help="as trained (default: %(default)s)")
+    parser.add_argument("--layout", default="T,H|W", help="of VIMPAC (default: %(default)s)")
     parser.add_argument(
         "--heads", type=int, help="attention heads (default: width / 64, as in all released models)"
+    )
+    parser.add_argument("--frames", type=int, default=16, help="of SimVTP (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=224, help="of SimVTP, pixels (default: %(default)s)"
+    )
+    parser.add_argument("--decoder-heads", type=int, help="of SimVTP (default: width / 64)")
+    parser.add_argument(
+        "--vocab",
+        type=local_path,
+        metavar="FILE",
+        help="of SimVTP: BERT's vocab.txt, which the directory then holds, so that it reads texts",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from vimpac.checkpoints.model_dir import load_model, save_model
-
     if args.out.exists():
         raise UsageError(f"{args.out} exists already: remove it or name another one")
-    if args.back:
-        model = load_model(args.source)
-        try:
-            _write_released(model, args.out)
-        except ValueError as error:
-            raise VimpacError(f"{args.source}: {error}") from None
-    else:
-        model = _read_released(args)
-        save_model(model, args.out)
-    number = sum(p.numel() for p in model.parameters())
-    config = model.config
-    size = f"{config.layers} layers x {config.width}, {config.layout}, {config.heads} heads"
-    print(f"{args.out}: {size}, {number:,} parameters")
-    if args.back:
-        print(f"read it again with --layout '{config.layout}' --heads {config.heads}")
+    print(f"{args.out}: {_back(args) if args.back else _convert(args)}")
     return 0
 
 
-def _read_released(args: argparse.Namespace) -> Any:
-    """Reads the file without running code from it, and finds what only its keys show."""
-    from vimpac.checkpoints.released import load_released
+def _convert(args: argparse.Namespace) -> str:
+    """Writes a model directory; returns what it holds."""
+    from vimpac.checkpoints.model_dir import save_model
     from vimpac.checkpoints.state_file import load_state
+    from vimpac.simvtp.description import save_simvtp
+    from vimpac.simvtp.released import is_released, load_released, network_from
 
-    content = load_state(args.source)
-    state = _find_state(content, args.source)
+    state = _find_state(load_state(args.source), args.source)
+    try:
+        if not is_released(state):
+            model = _read_vimpac(state, args)
+            save_model(model, args.out)
+            return _describe(model)
+        network = network_from(
+            state,
+            frames=args.frames,
+            size=args.size,
+            heads=args.heads,
+            decoder_heads=args.decoder_heads,
+        )
+        other = load_released(state, network)
+        save_simvtp(other, args.out, words=_read_words(args.vocab, network.vocabulary))
+        return _describe_simvtp(other)
+    except ValueError as error:
+        raise VimpacError(f"{args.source}: {error}") from None
+
+
+def _read_words(vocab: Path | None, size: int) -> dict[str, Any] | None:
+    """What `model.json` says of the words."""
+    if vocab is None:
+        return None
+    from vimpac.simvtp.text import TokenizersVocabulary
+
+    words = TokenizersVocabulary.read(vocab)
+    if words.size != size:
+        raise UsageError(f"--vocab {vocab} has {words.size} words, the checkpoint {size}")
+    return json.loads(words.to_json())
+
+
+def _back(args: argparse.Namespace) -> str:
+    """Writes a released checkpoint; returns what it holds."""
+    from vimpac.checkpoints.model_dir import load_model
+    from vimpac.checkpoints.model_files import read_description
+    from vimpac.checkpoints.released import export_released
+    from vimpac.simvtp import description, released
+
+    try:
+        if read_description(args.source).kind in description.MODELS:
+            other = description.load_simvtp(args.source)
+            _write_state(released.export_released(other), args.out)
+            return _describe_simvtp(other)
+        model = load_model(args.source)
+        _write_state(export_released(model), args.out)
+    except ValueError as error:
+        raise VimpacError(f"{args.source}: {error}") from None
+    config = model.config
+    return (
+        f"{_describe(model)}\nread it again with --layout '{config.layout}' --heads {config.heads}"
+    )
+
+
+def _describe(model: Vimpac) -> str:
+    number, config = sum(p.numel() for p in model.parameters()), model.config
+    size = f"{config.layers} layers x {config.width}, {config.layout}, {config.heads} heads"
+    return f"{size}, {number:,} parameters"
+
+
+def _describe_simvtp(model: SimVTP) -> str:
+    number, config = sum(p.numel() for p in model.parameters()), model.config
+    size = f"{config.layers} layers x {config.width}, {config.heads} heads"
+    return f"SimVTP, {size}, {config.frames} frames of {config.size} pixels, {number:,} parameters"
+
+
+def _read_vimpac(state: Mapping[str, Tensor], args: argparse.Namespace) -> Vimpac:
+    """Builds the model, with what only the keys show."""
+    from vimpac.checkpoints.released import load_released
+
     embeddings = [v for k, v in state.items() if k.endswith("backbone.embedding.weight")]
     width = embeddings[0].shape[1] if embeddings else 64
     norm = "pre" if any(key.endswith("backbone.ln_post.weight") for key in state) else "post"
     heads = max(width // 64, 1) if args.heads is None else args.heads
-    try:
-        return load_released(state, layout=args.layout, num_heads=heads, norm=norm)
-    except ValueError as error:
-        raise VimpacError(f"{args.source}: {error}") from None
+    return load_released(state, layout=args.layout, num_heads=heads, norm=norm)
 
 
 def _find_state(content: object, path: Path) -> Mapping[str, Tensor]:
@@ -91,15 +160,13 @@ def _find_state(content: object, path: Path) -> Mapping[str, Tensor]:
     raise VimpacError(f"{path} holds no state dict (names -> tensors)")
 
 
-def _write_released(model: Any, path: Path) -> None:
+def _write_state(state: Mapping[str, Tensor], path: Path) -> None:
     import torch
-
-    from vimpac.checkpoints.released import export_released
 
     with whole_file(path) as temporary:
         # Clones: a slice would otherwise be saved with all of the packed tensor.
-        state = {k: v.clone() for k, v in export_released(model).items()}
+        own = {name: tensor.clone() for name, tensor in state.items()}
         try:
-            torch.save(state, temporary)
+            torch.save(own, temporary)
         except RuntimeError as error:  # of a full disk, in PyTorch's words
             raise VimpacError(f"cannot write {path}: {error}") from None

@@ -10,27 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
+    from vimpac.simvtp.description import load_simvtp, save_simvtp
+    from vimpac.simvtp.dual import DualEncoder
     from vimpac.simvtp.model import SimVTP, SimVTPOutput
     from vimpac.simvtp.released import export_released, load_released
+    from vimpac.simvtp.retrieval import Retriever
 
 _HOME = {
+    "DualEncoder": "dual",
     "export_released": "released",
     "load_released": "released",
+    "load_simvtp": "description",
     "NetworkConfig": "config",
     "ObjectiveConfig": "config",
+    "Retriever": "retrieval",
+    "save_simvtp": "description",
     "SimVTP": "model",
     "SimVTPOutput": "model",
     "TextConfig": "config",
 }
 
 __all__ = [
+    "DualEncoder",
     "NetworkConfig",
     "ObjectiveConfig",
+    "Retriever",
     "SimVTP",
     "SimVTPOutput",
     "TextConfig",
     "export_released",
     "load_released",
+    "load_simvtp",
+    "save_simvtp",
 ]
 
 

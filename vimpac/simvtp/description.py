@@ -1,8 +1,9 @@
 """What `model.json` says of a SimVTP model, and models on disk.
 
-{"format": 1, "kind": "simvtp",
+{"format": 1, "kind": "simvtp" | "simvtp_dual",
  "config": NetworkConfig, "text": TextConfig, "loss": ObjectiveConfig,
  "frame_step": frames of a video from one of a clip to the next | null,
+ "masked_cells": hidden cells of a frame | null,
  "words": what turns captions into ids, see `vimpac.simvtp.text` | null}
 """
 
@@ -12,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,44 +26,44 @@ from vimpac.files import whole_directory
 from vimpac.paths import local_path
 from vimpac.settings import LARGEST
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
+from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.model import SimVTP
 
 FORMAT = 1
-KIND = "simvtp"
-
-T = TypeVar("T")
+MODELS: dict[str, type[SimVTP | DualEncoder]] = {"simvtp": SimVTP, "simvtp_dual": DualEncoder}
 
 
 @dataclasses.dataclass(frozen=True)
 class SimVTPDescription:
     """What `model.json` says."""
 
-    kind: ClassVar[str] = KIND
-
+    kind: str
     config: NetworkConfig
     text: TextConfig
     loss: ObjectiveConfig
     frame_step: int | None = None
+    masked_cells: int | None = None
     words: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        step = self.frame_step
-        if step is not None and (type(step) is not int or not 0 < step <= LARGEST):
-            raise ValueError(f"frame_step={step!r} must be a positive whole number")
+        for name, most in (("frame_step", LARGEST), ("masked_cells", self.config.cells - 1)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 0 < value <= most):
+                raise ValueError(f"{name}={value!r} must be a whole number up to {most:,}")
 
     @classmethod
-    def of(cls, model: SimVTP, **more: Any) -> SimVTPDescription:
+    def of(cls, model: SimVTP | DualEncoder, **more: Any) -> SimVTPDescription:
         """Describes a model."""
-        return cls(model.config, model.text_config, model.loss_config, **more)
+        (kind,) = (kind for kind, other in MODELS.items() if type(model) is other)
+        return cls(kind, model.config, model.text_config, model.loss_config, **more)
 
-    def build(self) -> SimVTP:
+    def build(self) -> SimVTP | DualEncoder:
         """The model, with fresh weights, on the current default device."""
-        return SimVTP(self.config, self.text, self.loss)
+        return MODELS[self.kind](self.config, self.text, self.loss)
 
     def to_json(self) -> str:
         """The text of `model.json`."""
-        values = {"format": FORMAT, "kind": self.kind, **dataclasses.asdict(self)}
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     def with_new_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Description`; names have not changed yet."""
@@ -96,21 +97,23 @@ def from_json(text: str) -> SimVTPDescription:
             "upgrade it"
         )
     return SimVTPDescription(
+        values["kind"],
         NetworkConfig(**values["config"]),
         TextConfig(**values["text"]),
         ObjectiveConfig(**values["loss"]),
         values["frame_step"],
+        values["masked_cells"],
         values["words"],
     )
 
 
-def save_simvtp(model: SimVTP, folder: str | Path, **more: Any) -> None:
+def save_simvtp(model: SimVTP | DualEncoder, folder: str | Path, **more: Any) -> None:
     """Writes a model; the directory appears complete or not at all.
 
     Args:
         model: The model.
         folder: A directory that does not exist yet.
-        more: `frame_step` and `words`, as `SimVTPDescription` has them.
+        more: `frame_step`, `masked_cells` and `words`, as `SimVTPDescription` has them.
 
     Raises:
         UsageError: If `folder` exists.
@@ -123,7 +126,7 @@ def save_simvtp(model: SimVTP, folder: str | Path, **more: Any) -> None:
         write_checksums(temporary)
 
 
-def read_simvtp(folder: str | Path) -> tuple[SimVTP, SimVTPDescription]:
+def read_any(folder: str | Path) -> tuple[SimVTP | DualEncoder, SimVTPDescription]:
     """Reads a model: of `save_simvtp`, `vimpac convert` or a run's checkpoint.
 
     Args:
@@ -149,6 +152,19 @@ def read_simvtp(folder: str | Path) -> tuple[SimVTP, SimVTPDescription]:
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(Path(folder), error) from None
     return model.requires_grad_(), description
+
+
+def read_simvtp(folder: str | Path) -> tuple[SimVTP, SimVTPDescription]:
+    """`read_any` for a pre-trained model.
+
+    Raises:
+        UsageError: The directory holds no such model.
+        VimpacError: A file is damaged, or does not fit the other.
+    """
+    model, description = read_any(folder)
+    if not isinstance(model, SimVTP):
+        raise UsageError(f"{folder} holds a fine-tuned model: give a pre-trained one")
+    return model, description
 
 
 def load_simvtp(folder: str | Path) -> SimVTP:

@@ -18,6 +18,7 @@ from vimpac.paths import local_path
 
 __all__ = [
     "CROP_DRAWS",
+    "Frames",
     "StoredFrames",
     "VideoFiles",
     "clip_of",
@@ -124,7 +125,10 @@ class StoredFrames:
         return np.concatenate([self.store.read(video, place, place + 1) for place in places])
 
 
-def open_frames(path: str) -> VideoFiles | StoredFrames:
+Frames = VideoFiles | StoredFrames
+
+
+def open_frames(path: str) -> Frames:
     """The frames of a store, or else of the video file or the directory of such files at a path."""
     if (local_path(path) / META).is_file():
         return StoredFrames(path)
@@ -156,7 +160,7 @@ def multi_scale_crop(
     w, h = min(sides[chosen_w], width), min(sides[chosen_h], height)
     right, down = _OFFSETS[below(draws[1], len(_OFFSETS))]
     x, y = (width - w) // 4 * right, (height - h) // 4 * down
-    return _resize(clip[:, y : y + h, x : x + w], size, size)
+    return resize(clip[:, y : y + h, x : x + w], size, size)
 
 
 def test_crops(
@@ -178,7 +182,7 @@ def test_crops(
         raise ValueError(f"{size=} and {crops=} must be positive")
     height, width = clip.shape[1:3]
     shorter = min(height, width)
-    clip = _resize(clip, height * size // shorter, width * size // shorter)
+    clip = resize(clip, height * size // shorter, width * size // shorter)
     margin = max(clip.shape[1:3]) - size
     places = [margin // 2] if crops == 1 else [margin * i // (crops - 1) for i in range(crops)]
     if height > width:
@@ -207,7 +211,7 @@ def test_windows(count: int, frames: int, step: int, clips: int) -> np.ndarray:
     return np.minimum(places, len(used) - 1) * step
 
 
-def _resize(
+def resize(
     clip: np.ndarray,  # (T, H, W, 3)
     height: int,
     width: int,

@@ -76,11 +76,13 @@ class Layer(nn.Module):
         stream: Tensor,  # (B, S, D), the residual
         keys: Tensor | None,  # (B, 1, 1, S) bool
         first: int = 0,  # the first row that is wanted
+        scales: Tensor | None = None,  # (2, B): of both branches of a sample; None: 1
     ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer, (B, S - first, D) each
         update = self.attention(x, keys, first)
-        linear, norm = self.attention.out, self.attention_norm
-        x, stream = _add_and_norm(update, stream[:, first:], linear, norm)
-        return _add_and_norm(self.mlp(x), stream, self.mlp.out, self.mlp_norm)
+        scale, other = (None, None) if scales is None else scales.unbind()
+        stream = stream[:, first:]
+        x, stream = _add_and_norm(update, stream, self.attention.out, self.attention_norm, scale)
+        return _add_and_norm(self.mlp(x), stream, self.mlp.out, self.mlp_norm, other)
 
 
 class Transformer(nn.Module):
@@ -102,11 +104,13 @@ class Transformer(nn.Module):
         stream: Tensor,  # (B, S, D)
         keys: Tensor | None = None,  # (B, 1, 1, S) bool: true where a key is read; None: all are
         first: int = 0,  # the first row that is wanted
+        scales: Tensor | None = None,  # (layers, 2, B): of both branches of a sample; None: 1
     ) -> tuple[Tensor, Tensor]:  # (B, S - first, D) each: normalised, and the residual stream
         """Runs all; the last one computes no row that is not wanted, beyond its keys."""
         x = self.first_norm(stream)
         for i, layer in enumerate(self.layers):
-            arguments = x, stream, keys, first if i + 1 == len(self.layers) else 0
+            wanted = first if i + 1 == len(self.layers) else 0
+            arguments = x, stream, keys, wanted, None if scales is None else scales[i]
             if self.recompute and self.training:
                 x, stream = checkpoint(layer, *arguments, use_reentrant=False)
             else:
@@ -119,14 +123,19 @@ def _add_and_norm(
     stream: Tensor,  # (B, S, D)
     linear: nn.Linear,  # whose bias `update` lacks
     norm: nn.LayerNorm,
+    scale: Tensor | None,  # (B,)
 ) -> tuple[Tensor, Tensor]:
     """LN(sum) and the sum."""
+    bias: Tensor | None = linear.bias
+    if scale is not None:
+        factor = scale.to(update.dtype)[:, None, None]
+        update, bias = (update + linear.bias.to(update.dtype)) * factor, None
     result = dropout_add_layer_norm(
         update,
         stream,
         norm.weight,
         norm.bias,
-        linear_bias=linear.bias,
+        linear_bias=bias,
         eps=norm.eps,
         prenorm=True,
     )

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,8 +14,8 @@ from vimpac.data.random import CLIPS, below, words
 from vimpac.data.video import UnreadableVideo
 from vimpac.errors import UsageError, VimpacError
 from vimpac.simvtp.captions import Captioned, match_videos, read_captions
-from vimpac.simvtp.frames import CROP_DRAWS, VideoFiles, clip_of, multi_scale_crop
-from vimpac.simvtp.run_config import SimVTPConfig
+from vimpac.simvtp.clips import DrawClip
+from vimpac.simvtp.frames import Frames, open_frames
 from vimpac.simvtp.text import TokenizersVocabulary, Words, WordVocabulary
 
 MOST_UNREADABLE = 20  # videos in a row: if half of all are, one sample in a million meets so many
@@ -33,7 +32,7 @@ class CaptionedVideos:
         notes: What has no counterpart, a line each.
     """
 
-    files: VideoFiles
+    files: Frames
     captioned: list[Captioned]
     numbers: list[int]
     notes: list[str]
@@ -54,7 +53,7 @@ def open_pairs(
 
     Args:
         data: As `read_captions` takes it.
-        videos: A directory of video files, or one of them.
+        videos: A directory of video files, or a store of `vimpac frames`.
         split: As `read_captions` takes it.
         part: "train", "val" or "test": what of the table is used, if it says so of any video.
         missing: "error" or "skip": what to do about captions without a file.
@@ -67,8 +66,8 @@ def open_pairs(
     if not videos:
         raise UsageError("videos= is missing: give the directory of the video files")
     captioned = read_captions(data, split)
-    files = VideoFiles.find(videos)
-    matched = match_videos(captioned, files.videos, source=data, missing=missing)
+    files = open_frames(videos)
+    matched = match_videos(captioned, files.names, source=data, missing=missing)
     named = {one.split for one in captioned} - {""}
     kept = [i for i, one in enumerate(matched.captioned) if not named or one.split == part]
     if not kept:
@@ -97,13 +96,29 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     Args:
         pairs: The videos.
         vocabulary: How a caption becomes ids.
-        config: The run.
+        draw_clip: Draws a clip.
+        length: The most ids of a caption.
+        seed: Of the run.
+        out: Its directory, which gets the names of unreadable videos.
+
+    Attributes:
+        length: Ids of every caption, padding included: of the longest one.
     """
 
-    def __init__(self, pairs: CaptionedVideos, vocabulary: Words, config: SimVTPConfig) -> None:
-        self.pairs, self.vocabulary, self.config = pairs, vocabulary, config
-        ids, _ = vocabulary.encode(pairs.captions, config.text.length)
-        self.length = ids.shape[1]  # of every batch, however the samples are divided
+    def __init__(
+        self,
+        pairs: CaptionedVideos,
+        vocabulary: Words,
+        draw_clip: DrawClip,
+        *,
+        length: int,
+        seed: int,
+        out: str,
+    ) -> None:
+        self.pairs, self.vocabulary, self.draw_clip = pairs, vocabulary, draw_clip
+        self.seed, self.out = seed, Path(out)
+        # The same for every batch, so that nothing depends on how samples are divided.
+        self.length = vocabulary.encode(pairs.captions, length)[0].shape[1]
         self._named: set[int] = set()
 
     def __len__(self) -> int:
@@ -122,35 +137,27 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
             VimpacError: Many videos in a row are unreadable.
         """
         sample, video = index
-        draws = words(CLIPS, self.config.seed, sample, 2 + CROP_DRAWS)
+        draws = words(CLIPS, self.seed, sample, 1 + self.draw_clip.draws)
         for place in range(video, video + MOST_UNREADABLE):
             number = place % len(self.pairs)
             try:
-                clip = self._clip(self.pairs.numbers[number], draws[1:])
+                clip = self.draw_clip(self.pairs.files, self.pairs.numbers[number], draws[1:])
             except UnreadableVideo as error:
-                last = f"{self.pairs.files.paths[self.pairs.numbers[number]]}: {error}"
+                last = f"{self.pairs.files.names[self.pairs.numbers[number]]}: {error}"
                 self._note(number, last)
                 continue
             captions = self.pairs.captioned[number].captions
             caption = captions[below(draws[0], len(captions))]
-            ids, _ = self.vocabulary.encode([caption], self.config.text.length, pad_to=self.length)
+            ids, _ = self.vocabulary.encode([caption], self.length, pad_to=self.length)
             return torch.from_numpy(clip), ids[0], torch.tensor(int(place > video))
         raise VimpacError(f"{MOST_UNREADABLE} videos in a row are unreadable, the last: {last}")
-
-    def _clip(self, number: int, draws: np.ndarray) -> np.ndarray:
-        """A clip (T, S, S, 3) of a file."""
-        network, step = self.config.model, self.config.clips.step
-        window = network.frames * step
-        start = below(draws[0], max(self.pairs.files.num_frames(number) - window, 0) + 1)
-        frames = clip_of(self.pairs.files.paths[number], start, network.frames, step)
-        return multi_scale_crop(frames, network.size, draws[1:])
 
     def _note(self, number: int, line: str) -> None:
         """Names an unreadable video, once for each process, in a file of the run."""
         if number in self._named:
             return
         self._named.add(number)
-        with open(Path(self.config.out) / "unreadable.txt", "ab") as file:  # whole lines
+        with open(self.out / "unreadable.txt", "ab") as file:  # whole lines
             file.write(f"{line}\n".encode(errors="surrogateescape"))
             file.flush()
             os.fsync(file.fileno())

@@ -20,6 +20,7 @@ import torch
 
 from vimpac.checkpoints.training_state import Checkpoint
 from vimpac.data.sampler import ResumableSampler
+from vimpac.simvtp.clips import PretrainingClip
 from vimpac.simvtp.description import SimVTPDescription
 from vimpac.simvtp.initial import fill_from
 from vimpac.simvtp.model import SimVTP
@@ -102,7 +103,14 @@ class SimVTPPretraining:
         )
         _, micro = batch.on_rank(world.size)
         self.loader = make_loader(
-            PairDataset(pairs, self.words, self.config),
+            PairDataset(
+                pairs,
+                self.words,
+                PretrainingClip(network.frames, network.size, config.clips.step),
+                length=config.text.length,
+                seed=config.seed,
+                out=config.out,
+            ),
             self.sampler,
             micro,
             workers=config.clips.workers,
@@ -113,7 +121,12 @@ class SimVTPPretraining:
     def describe(self) -> SimVTPDescription:
         """See `System`."""
         words = json.loads(self.words.to_json())
-        return SimVTPDescription.of(self.model, frame_step=self.config.clips.step, words=words)
+        return SimVTPDescription.of(
+            self.model,
+            frame_step=self.config.clips.step,
+            masked_cells=self.config.mask.masked_cells(self.config.model.cells),
+            words=words,
+        )
 
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
         """See `System`."""

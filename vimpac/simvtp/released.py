@@ -68,6 +68,57 @@ def network_of(config: Mapping[str, Any]) -> NetworkConfig:
     )
 
 
+def network_from(
+    state_dict: Mapping[str, Tensor],
+    *,
+    frames: int = 16,
+    size: int = 224,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+) -> NetworkConfig:
+    """Reads the sizes of a released model from its arrays.
+
+    Args:
+        state_dict: Released names -> tensors.
+        frames: Of a clip, which no array shows.
+        size: Of a frame, which no array shows.
+        heads: Attention heads; None: width / 64, as in all released models.
+        decoder_heads: The decoder's; None: its width / 64.
+
+    Raises:
+        ValueError: A key is missing, or the sizes do not fit together.
+    """
+    state = _without_prefix(state_dict)
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in state:
+            raise ValueError(f"the released checkpoint lacks {name!r}")
+        return tuple(state[name].shape)
+
+    def layers(half: str) -> int:
+        return len({name.split(".")[2] for name in state if name.startswith(f"{half}.blocks.")})
+
+    width, _, tubelet, patch, _ = shape("encoder.patch_embed.proj.weight")
+    narrow = shape("encoder_to_decoder.weight")[0]
+    vocabulary, _ = shape(f"{_TEXT}word_embeddings.weight")
+    return NetworkConfig(
+        frames=frames,
+        size=size,
+        tubelet=tubelet,
+        patch=patch,
+        width=width,
+        layers=layers("encoder"),
+        heads=heads or max(1, width // 64),
+        mlp_width=shape("encoder.blocks.0.mlp.fc1.weight")[0],
+        decoder_width=narrow,
+        decoder_layers=layers("decoder"),
+        decoder_heads=decoder_heads or max(1, narrow // 64),
+        decoder_mlp_width=shape("decoder.blocks.0.mlp.fc1.weight")[0],
+        vocabulary=vocabulary,
+        text_positions=shape(f"{_TEXT}position_embeddings.weight")[0],
+    )
+
+
 def load_released(
     state_dict: Mapping[str, Tensor],
     config: Mapping[str, Any] | NetworkConfig,

@@ -6,7 +6,17 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from vimpac.errors import UsageError
-from vimpac.settings import BELOW_ONE, FOLDER, NOT_NEGATIVE, PATH, POSITIVE, SHARE, setting
+from vimpac.settings import (
+    ABOVE_ZERO,
+    BELOW_ONE,
+    FOLDER,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    setting,
+)
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.train_config import GroupedBatch, OptimConfig, ReadConfig, TrainConfig
 
@@ -76,7 +86,7 @@ class SimVTPConfig(TrainConfig):
 
     data: str = setting("", PATH, "captions: a table or a directory, see docs/simvtp.md")
     out: str = setting("runs/simvtp", FOLDER, "directory of the run")
-    videos: str = setting("", PATH, "directory of the video files that the captions name")
+    videos: str = setting("", PATH, "their video files: a directory, or a store of `vimpac frames`")
     split: str = setting("", doc="which division of MSR-VTT: 1k-A, 1k-B, full; empty: as data says")
     missing: Literal["error", "skip"] = setting("error", doc="captions without a video file")
     vocab: str = setting("", PATH, "vocab.txt or tokenizer.json; empty: the captions' words")
@@ -95,11 +105,7 @@ class SimVTPConfig(TrainConfig):
         """As `TrainConfig.check`."""
         super().check(world_size, device_type)
         batch, loss, cells = self.batch, self.loss, self.model.cells
-        if batch.videos % batch.contrastive:
-            raise UsageError(
-                f"batch.videos={batch.videos} must be a multiple of "
-                f"batch.contrastive={batch.contrastive}"
-            )
+        check_groups(batch)
         if batch.contrastive < 2 and (loss.contrast or loss.match):
             raise UsageError(
                 f"batch.contrastive={batch.contrastive} leaves a caption no other video: raise it, "
@@ -121,3 +127,83 @@ class SimVTPConfig(TrainConfig):
         if self.vtm.negatives == "hard" and not loss.match:
             raise UsageError("vtm.negatives=hard with loss.match=0: there is no match loss")
         batch.check("batch.contrastive", world_size)
+
+
+@dataclasses.dataclass
+class SpreadClipConfig(ReadConfig):
+    """What is read of the videos."""
+
+    window: int = setting(64, POSITIVE, "frames of a video that a clip's are spread over")
+    scale: tuple[float, float] = setting(
+        (0.08, 1.0), ABOVE_ZERO, "least and largest share of the picture that a crop covers"
+    )
+    flip: float = setting(0.5, SHARE, "share of clips that are mirrored, whatever the caption says")
+
+
+@dataclasses.dataclass
+class DualTextConfig:
+    """How captions are read; the rest is as in the pre-training."""
+
+    length: int = setting(64, SIZE, "tokens after which a caption is cut, [CLS] and [SEP] included")
+    dropout: float = setting(0.1, BELOW_ONE, "of the embedded words, in training")
+    pool: Literal["all", "words"] | None = setting(
+        None, doc="rows of a mean: all, or all but padding; null: as pre-trained"
+    )
+
+
+@dataclasses.dataclass
+class DualOptimConfig(CosineOptimConfig):
+    """AdamW with a linear warm-up and a decay by a cosine, as released."""
+
+    lr: float | None = setting(7.5e-5, POSITIVE, "learning rate after the warm-up")
+    betas: tuple[float, float] = setting((0.9, 0.999), BELOW_ONE, "decay of the two moments")
+    warmup: float = setting(0.05, SHARE, "share of the updates in which the rate rises")
+    min_lr: float = setting(1e-6, NOT_NEGATIVE, "where it ends")
+    epochs: float = setting(100.0, POSITIVE, "passes over the videos")
+
+
+@dataclasses.dataclass
+class SimVTPFinetuneConfig(TrainConfig):
+    """A fine-tuning of two encoders, to search videos by text."""
+
+    command: ClassVar[str] = "simvtp/finetune"
+    lrs: ClassVar[tuple[float, float]] = (7.5e-5, 7.5e-5)
+
+    data: str = setting("", PATH, "captions: a table or a directory, see docs/simvtp.md")
+    out: str = setting("runs/retrieval", FOLDER, "directory of the run")
+    videos: str = setting("", PATH, "their video files: a directory, or a store of `vimpac frames`")
+    split: str = setting("", doc="which division of MSR-VTT: 1k-A, 1k-B, full; empty: as data says")
+    missing: Literal["error", "skip"] = setting("error", doc="captions without a video file")
+    drop_path: float = setting(
+        0.1, BELOW_ONE, "share of samples that go past a branch of the last layer, fewer past lower"
+    )
+    fresh_norm: bool = setting(True, doc="start the last LayerNorm anew, as released")
+    temperature: float = setting(0.05, POSITIVE, "divides the cosine similarities")
+    clips: SpreadClipConfig = dataclasses.field(default_factory=SpreadClipConfig)
+    text: DualTextConfig = dataclasses.field(default_factory=DualTextConfig)
+    batch: PairsBatchConfig = dataclasses.field(
+        default_factory=lambda: PairsBatchConfig(videos=64, contrastive=8, micro=8)
+    )
+    optim: DualOptimConfig = dataclasses.field(default_factory=DualOptimConfig)
+
+    def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
+        """As `TrainConfig.check`."""
+        super().check(world_size, device_type)
+        check_groups(self.batch)
+        low, high = self.clips.scale
+        if low > high:
+            raise UsageError(f"clips.scale=[{low:g}, {high:g}]: the first must not be the larger")
+        if self.text.length < SHORTEST:
+            raise UsageError(f"text.length={self.text.length} must be at least {SHORTEST}")
+        if self.batch.contrastive < 2:
+            raise UsageError("batch.contrastive=1 has no other video to tell a caption from")
+        self.batch.check("batch.contrastive", world_size)
+
+
+def check_groups(batch: PairsBatchConfig) -> None:
+    """Raises UsageError unless an update is a number of groups."""
+    if batch.videos % batch.contrastive:
+        raise UsageError(
+            f"batch.videos={batch.videos} must be a multiple of "
+            f"batch.contrastive={batch.contrastive}"
+        )

@@ -21,17 +21,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vimpac.data.random import DROPOUT, WORD_MASK, words
+from vimpac.simvtp.group_contrast import gather_rows, group_contrast
 from vimpac.simvtp.mismatches import hard_mismatches, random_mismatches, take_rows
 from vimpac.simvtp.model import SimVTP
-from vimpac.simvtp.objective import IGNORE_INDEX, MaskedWords, contrastive_loss
+from vimpac.simvtp.objective import IGNORE_INDEX, MaskedWords
 from vimpac.simvtp.run_config import SimVTPConfig
 from vimpac.simvtp.text import SpecialTokens
-from vimpac.simvtp.tubelets import split_mask
+from vimpac.simvtp.tubelets import draw_tubes
 from vimpac.train.distributed import World
 from vimpac.train.parallel import averaging, parallelise
 from vimpac_kernels import mask_tokens
@@ -226,19 +226,9 @@ class PairStep:
     ) -> Prepared:
         """Masks pairs as the seed and the number of the first one say."""
         special, text = self.special, self.config.text
-        T, H, W = self.config.model.grid
-        cells = H * W
-        blank = torch.zeros(len(video), 1, H, W, dtype=torch.int32, device=ids.device)
-        tubes = mask_tokens(
-            blank,
-            mask_token=1,
-            strategy="tube",
-            ratio=self._cells / cells,
-            seed=self._video_seed,
-            clip_offset=sample,
+        visible, masked = draw_tubes(
+            self.config.model, self._cells, len(video), self._video_seed, sample, ids.device
         )
-        mask = tubes.mask.flatten(1).repeat(1, T)
-        visible, masked = split_mask(mask, T * self._cells)
         attention = ids != special.pad
         words_only = attention & (ids != special.cls) & (ids != special.sep)
         drawn = mask_tokens(
@@ -274,28 +264,11 @@ class PairStep:
         return torch.cat(videos), torch.cat(texts)
 
     def _contrast(self, video: Tensor, text: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The contrastive loss of the group, and what its backward begins with on this rank.
-
-        Every rank computes all of it: the group's means are small.
-        """
-        all_video, all_text = (self._gather(x.detach()).requires_grad_() for x in (video, text))
-        loss = contrastive_loss(all_text, all_video, self.config.loss.temperature)
-        # The ranks' gradients are averaged, and these are parts of one sum.
-        weight = self.config.loss.contrast * self.world.size / self.groups
-        gradients = torch.autograd.grad(weight * loss, (all_video, all_text))
-        begin = self.world.rank * len(video)
-        own_video, own_text = (g[begin : begin + len(video)] for g in gradients)
-        return loss.detach(), (own_video, own_text)
-
-    def _gather(
-        self,
-        rows: Tensor,  # (part, D)
-    ) -> Tensor:  # (group, D)
-        if self.world.size == 1:
-            return rows.clone()
-        parts = [torch.empty_like(rows) for _ in range(self.world.size)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        """The contrastive loss of the group, and what its backward begins with on this rank."""
+        loss = self.config.loss
+        return group_contrast(
+            video, text, loss.temperature, loss.contrast / self.groups, self.world
+        )
 
     def _others(
         self,
@@ -311,7 +284,7 @@ class PairStep:
         if means is None:
             wanted = random_mismatches(seed, first, group, begin, self.group_part)
         else:
-            video, text = self._gather(means[0]), means[1]
+            video, text = gather_rows(means[0], self.world), means[1]
             scores = F.normalize(text, dim=-1) @ F.normalize(video, dim=-1).T
             wanted = hard_mismatches(scores / self.config.loss.temperature, seed, first, begin)
         videos = take_rows(torch.cat([part.video for part in ready]), wanted, self.world)

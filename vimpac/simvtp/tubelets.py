@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vimpac.simvtp.config import NetworkConfig
+from vimpac_kernels import mask_tokens
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 
 
@@ -19,6 +22,36 @@ def split_mask(
     order = mask.to(torch.uint8).argsort(dim=1, stable=True).to(torch.int32)
     seen = mask.shape[1] - masked
     return order[:, :seen].contiguous(), order[:, seen:].contiguous()
+
+
+def draw_tubes(
+    config: NetworkConfig,
+    masked_cells: int,
+    clips: int,
+    seed: int | Tensor,
+    first: int | Tensor = 0,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Hides the same cells in every time step, others in every clip.
+
+    Args:
+        config: The network.
+        masked_cells: Hidden cells of a frame.
+        clips: How many.
+        seed: Of the masks.
+        first: Number of the first clip; masks follow from (seed, number).
+        device: Where the result is to be; None: the CPU.
+
+    Returns:
+        int32 indices of the visible tubelets (clips, V) and of the masked ones (clips, M).
+    """
+    T, H, W = config.grid
+    blank = torch.zeros(clips, 1, H, W, dtype=torch.int32, device=device)
+    ratio = masked_cells / (H * W)
+    tubes = mask_tokens(
+        blank, mask_token=1, strategy="tube", ratio=ratio, seed=seed, clip_offset=first
+    )
+    return split_mask(tubes.mask.flatten(1).repeat(1, T), T * masked_cells)
 
 
 def patches(

@@ -274,7 +274,7 @@ def test_wrong_choices_are_named(write, text, message):
         read_choices(write(text))
 
 
-VIDEOS = [(name, Path(name)) for name in ("all/video1.mp4", "all/video2.mp4", "all/video3.mp4")]
+VIDEOS = ["all/video1.mp4", "all/video2.mp4", "all/video3.mp4"]
 
 
 def test_videos_match_by_the_ends_of_their_paths_in_the_order_of_the_table():
@@ -320,6 +320,6 @@ def test_missing_counterparts_are_counted_and_the_first_is_named():
 )
 def test_ambiguous_or_foreign_names_are_refused(names, more, message):
     captioned = [Captioned(name, ("c",), place=f"line {i}") for i, name in enumerate(names)]
-    files = [*VIDEOS, *((name, Path(name)) for name in more)]
+    files = [*VIDEOS, *more]
     with pytest.raises(UsageError, match=message):
         match_videos(captioned, files, source="t.csv", missing="skip")

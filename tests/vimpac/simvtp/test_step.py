@@ -218,7 +218,7 @@ def test_every_setting_of_a_preset_is_legal():
         ("text.length=33", r"text.length=33 must lie in \[3, 32\]"),
         ("loss.pixels=0 loss.words=0 loss.contrast=0 loss.match=0", "trains nothing"),
         ("vtm.negatives=hard loss.match=0", "there is no match loss"),
-        ("optim.min_lr=1", "optim.min_lr=1 must not exceed optim.lr=0.001"),
+        ("optim.min_lr=1", "optim.min_lr=1 must not exceed optim.lr=0.002"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, message):

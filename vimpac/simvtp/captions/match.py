@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vimpac.data.annotations.rows import Row
 from vimpac.data.match_names import match_names
-from vimpac.data.sources import Video
 from vimpac.errors import UsageError
 from vimpac.simvtp.captions.captioned import Captioned
 
@@ -32,7 +31,7 @@ class Matched:
 
 def match_videos(
     captioned: Sequence[Captioned],
-    files: Sequence[Video],
+    names: Sequence[str],
     *,
     source: str,
     missing: str = "error",
@@ -41,7 +40,7 @@ def match_videos(
 
     Args:
         captioned: As `read_captions` has them.
-        files: (name, path) as `find_videos` has them; the names are compared.
+        names: Of the video files, as `find_videos` has them.
         source: What the captions are called in messages, such as the path of their file.
         missing: What becomes of a captioned video without a file, and of a file without a caption:
             "error", or "skip", which leaves it out.
@@ -54,7 +53,6 @@ def match_videos(
     if missing not in MISSING:
         raise ValueError(f"{missing=} must be one of {MISSING}")
     rows = [_Row(video.video, "", "", Path(source), video.place) for video in captioned]
-    names = [name for name, _ in files]
     found = match_names(names, rows, source, of="the video files")
     numbers = {row.video: number for number, row in found.items()}
     without_file = [video.video for video in captioned if video.video not in numbers]

@@ -1,0 +1,52 @@
+"""`vimpac simvtp embed`: writes features into a .npz file."""
+
+from __future__ import annotations
+
+import argparse
+
+from vimpac.commands.simvtp.arguments import add_model_arguments, add_video_arguments, check_range
+from vimpac.errors import UsageError
+from vimpac.files import whole_file
+from vimpac.paths import local_path
+
+DESCRIPTION = "Writes L2-normalised features of videos or of texts: their product is the cosine."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.epilog = "example: vimpac simvtp embed CHECKPOINT --videos videos/ --out features.npz"
+    add_model_arguments(parser)
+    add_video_arguments(parser)
+    parser.add_argument("--texts", type=local_path, metavar="FILE", help="a text on every line")
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="the .npz file: names, features"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the action."""
+    if bool(args.videos) == bool(args.texts):
+        raise UsageError("give one of --videos and --texts")
+    if args.out.suffix != ".npz":
+        raise UsageError(f"--out {args.out} must end in .npz")
+    if args.out.exists():
+        raise UsageError(f"{args.out} exists already: remove it or name another file")
+    import numpy as np
+
+    from vimpac.data.annotations.files import read_text
+    from vimpac.simvtp.frames import open_frames
+    from vimpac.simvtp.search import embed_videos, open_retriever
+
+    if args.texts:
+        names = [line.strip() for line in read_text(args.texts).splitlines() if line.strip()]
+        if not names:
+            raise UsageError(f"{args.texts} has no text")
+        features = open_retriever(args).embed_captions(names)
+    else:
+        check_range(args)
+        gallery = embed_videos(args, open_retriever(args), open_frames(args.videos))
+        names, features = gallery.names, gallery.features
+    with whole_file(args.out) as temporary, temporary.open("wb") as file:
+        np.savez(file, names=np.array(names), features=features.numpy())
+    print(f"{args.out}: {features.shape[0]} x {features.shape[1]}")
+    return 0

@@ -1,0 +1,70 @@
+"""`vimpac simvtp retrieve`: finds videos by text, or tests a model by it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from vimpac.commands.simvtp.arguments import add_model_arguments, add_video_arguments, check_range
+from vimpac.errors import UsageError
+from vimpac.files import whole_file
+from vimpac.paths import local_path, on_one_line
+
+DESCRIPTION = (
+    "With --query, finds the videos that fit a text. Else tests a model: every caption of data= "
+    "searches its video, and every video its caption. A pre-trained model is tested zero-shot."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.epilog = (
+        'example: vimpac simvtp retrieve CHECKPOINT --videos holiday/ --query "a dog runs"'
+    )
+    add_model_arguments(parser)
+    add_video_arguments(parser)
+    parser.add_argument("--query", metavar="TEXT", help="print the videos that fit it best")
+    parser.add_argument("--top", type=int, default=5, help="how many (default: %(default)s)")
+    parser.add_argument("--data", default="", help="a table of captions, or MSR-VTT's directory")
+    parser.add_argument("--split", default="", help="division of MSR-VTT: 1k-A, 1k-B or full")
+    parser.add_argument(
+        "--part", default="test", help="train, val or test, where data says so (default: test)"
+    )
+    parser.add_argument(
+        "--missing", choices=("error", "skip"), default="error", help="captions without a video"
+    )
+    parser.add_argument(
+        "--dual-softmax",
+        action="store_true",
+        help="weigh each answer by how many queries find it; takes all queries at once",
+    )
+    parser.add_argument(
+        "--rerank",
+        type=int,
+        default=0,
+        metavar="N",
+        help="order the N best videos of a text by how well they match it (VTM)",
+    )
+    parser.add_argument("--choices", default="", help="multiple choice: a table of questions")
+    parser.add_argument("--json", type=local_path, metavar="FILE", help="write the numbers, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the action."""
+    wanted = [name for name in ("query", "data", "choices") if getattr(args, name)]
+    if len(wanted) != 1:
+        raise UsageError("give one of --query TEXT, --data CAPTIONS and --choices QUESTIONS")
+    check_range(args)
+    from vimpac.simvtp import search
+
+    if args.query:
+        for name, score in search.find(args):
+            print(on_one_line(f"{score:7.4f}  {name}"))
+        return 0
+    lines, facts = search.test_choices(args) if args.choices else search.test(args)
+    if args.json:
+        with whole_file(args.json) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    for line in lines:
+        print(on_one_line(line))
+    return 0

@@ -1,0 +1,105 @@
+"""Which frames of a video a training sees, and which part of them; all pixels stay uint8."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from vimpac.data.random import below
+from vimpac.simvtp.frames import CROP_DRAWS, Frames, multi_scale_crop, resize
+
+RATIOS = (3 / 4, 4 / 3)  # of the sides of a random resized crop
+
+
+class DrawClip(Protocol):
+    """Draws a clip of a video.
+
+    Attributes:
+        draws: How many words of `vimpac.data.random` it takes.
+    """
+
+    draws: int
+
+    def __call__(self, files: Frames, video: int, words: np.ndarray) -> np.ndarray:
+        """RGB (T, S, S, 3) uint8 of a video, on which and on whose words it depends alone."""
+
+
+class PretrainingClip:
+    """Every `step`-th frame from a place that is drawn, and a multi-scale crop.
+
+    Args:
+        frames: T.
+        size: S.
+        step: Frames of the video from one to the next.
+    """
+
+    draws = 1 + CROP_DRAWS
+
+    def __init__(self, frames: int, size: int, step: int) -> None:
+        self.size, self.step, self.window = size, step, frames * step
+
+    def __call__(self, files: Frames, video: int, words: np.ndarray) -> np.ndarray:
+        """See `DrawClip`; a shorter video repeats its last frame."""
+        start = below(words[0], max(files.num_frames(video) - self.window, 0) + 1)
+        frames = files.read(video, range(start, start + self.window, self.step))
+        return multi_scale_crop(frames, self.size, words[1:])
+
+
+class FinetuningClip:
+    """Frames spread evenly over a window, a random resized crop, and a mirror.
+
+    Args:
+        frames: T.
+        size: S.
+        window: Frames of the video that they are spread over.
+        scale: The least and the largest share of the picture that a crop covers.
+        flip: Share of clips that are mirrored.
+    """
+
+    draws = 6
+
+    def __init__(
+        self, frames: int, size: int, window: int, scale: tuple[float, float], flip: float
+    ) -> None:
+        self.size, self.scale, self.flip = size, scale, flip
+        self.window = window
+        self._places = np.linspace(0, window - 1, frames).round().astype(int)
+
+    def __call__(self, files: Frames, video: int, words: np.ndarray) -> np.ndarray:
+        """See `DrawClip`; a shorter video repeats its last frame."""
+        start = below(words[0], max(files.num_frames(video) - self.window, 0) + 1)
+        clip = files.read(video, (start + self._places).tolist())
+        clip = random_resized_crop(clip, self.size, self.scale, words[1:5])
+        mirrored = share_of(words[5]) < self.flip
+        return np.ascontiguousarray(clip[:, :, ::-1]) if mirrored else clip
+
+
+def random_resized_crop(
+    clip: np.ndarray,  # (T, H, W, 3)
+    size: int,
+    scale: tuple[float, float],
+    words: np.ndarray,  # (4,)
+) -> np.ndarray:
+    """Cuts a part of a random area and shape out of all frames, and resizes it.
+
+    The area is uniform in `scale`, the ratio of the sides log-uniform in `RATIOS`, the place
+    uniform. A side that is longer than the picture's is cut to it, where torchvision draws again.
+
+    Returns:
+        RGB (T, S, S, 3) uint8.
+    """
+    height, width = clip.shape[1:3]
+    area = height * width * (scale[0] + share_of(words[0]) * (scale[1] - scale[0]))
+    low, high = (math.log(ratio) for ratio in RATIOS)
+    ratio = math.exp(low + share_of(words[1]) * (high - low))
+    w = min(max(1, round(math.sqrt(area * ratio))), width)
+    h = min(max(1, round(math.sqrt(area / ratio))), height)
+    y, x = below(words[2], height - h + 1), below(words[3], width - w + 1)
+    return resize(clip[:, y : y + h, x : x + w], size, size)
+
+
+def share_of(word: np.uint64) -> float:
+    """A word as a number in [0, 1)."""
+    return (int(word) >> 11) / 2**53

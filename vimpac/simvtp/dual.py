@@ -1,0 +1,109 @@
+"""Two encoders that start from a pre-trained one: what is fine-tuned to search videos by text.
+
+A feature is the last LayerNorm of the mean row. The release starts this LayerNorm anew, though the
+pre-trained one is there.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
+from vimpac.simvtp.encoder import TubeletEmbedding, WordEmbedding
+from vimpac.simvtp.layer import Transformer
+from vimpac.simvtp.model import SimVTP
+from vimpac.simvtp.objective import mean_row
+
+
+class DualEncoder(nn.Module):
+    """A video encoder and a text encoder.
+
+    Args:
+        config: The sizes; those of the decoder are not used.
+        text: How texts are read.
+        loss: Its temperature is used.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        text: TextConfig | None = None,
+        loss: ObjectiveConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.text_config = text or TextConfig()
+        self.loss_config = loss or ObjectiveConfig()
+        sizes = config.layers, config.width, config.heads, config.mlp_width
+        self.tubelets, self.video = TubeletEmbedding(config), Transformer(*sizes)
+        self.words, self.text = WordEmbedding(config, self.text_config.dropout), Transformer(*sizes)
+
+    @classmethod
+    def of(cls, model: SimVTP, *, fresh_norm: bool = True) -> DualEncoder:
+        """Two copies of a pre-trained encoder.
+
+        Args:
+            model: The pre-trained model, which stays as it is.
+            fresh_norm: Start the last LayerNorm of both anew, as released.
+        """
+        with torch.device("meta"):
+            dual = cls(model.config, model.text_config, model.loss_config)
+        encoder = model.encoder
+        dual.tubelets, dual.words = copy.deepcopy(encoder.tubelets), copy.deepcopy(encoder.words)
+        dual.video, dual.text = (copy.deepcopy(encoder.transformer) for _ in range(2))
+        if fresh_norm:
+            dual.video.last_norm.reset_parameters()
+            dual.text.last_norm.reset_parameters()
+        return dual.requires_grad_()
+
+    def forward(
+        self,
+        video: Tensor,  # (B, T, S, S, 3) uint8
+        ids: Tensor,  # (B, L) integer
+        attention: Tensor,  # (B, L) bool
+        seed: Tensor | None = None,  # 0-d int64, of the words' dropout
+        scales: Tensor | None = None,  # (2, layers, 2, B): of stochastic depth, in both encoders
+    ) -> tuple[Tensor, Tensor]:  # (B, D) each, not normalised
+        """The features of videos and of texts."""
+        of_video, of_text = (None, None) if scales is None else scales.unbind()
+        return self._see(video, of_video), self._read(ids, attention, seed, of_text)
+
+    def _see(
+        self,
+        video: Tensor,  # (B, T, S, S, 3) uint8
+        scales: Tensor | None = None,
+    ) -> Tensor:  # (B, D)
+        grid = torch.arange(self.config.tubelets, dtype=torch.int32, device=video.device)
+        tubelets = self.tubelets(video, grid.expand(len(video), -1).contiguous())
+        _, rows = self.video(tubelets, scales=scales)
+        return self.video.last_norm(mean_row(rows))
+
+    def _read(
+        self,
+        ids: Tensor,  # (B, L)
+        attention: Tensor,  # (B, L) bool
+        seed: Tensor | None = None,
+        scales: Tensor | None = None,
+    ) -> Tensor:  # (B, D)
+        _, rows = self.text(self.words(ids, seed), attention[:, None, None], scales=scales)
+        pool = attention if self.text_config.pool == "words" else None
+        return self.text.last_norm(mean_row(rows, pool))
+
+    def embed_video(
+        self,
+        video: Tensor,  # (B, T, S, S, 3) uint8
+    ) -> Tensor:  # (B, D)
+        """L2-normalised features of whole videos."""
+        return F.normalize(self._see(video), dim=-1)
+
+    def embed_text(
+        self,
+        ids: Tensor,  # (B, L) integer
+        attention: Tensor,  # (B, L) bool or integer
+    ) -> Tensor:  # (B, D)
+        """L2-normalised features of texts."""
+        return F.normalize(self._read(ids, attention.bool()), dim=-1)

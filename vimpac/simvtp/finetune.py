@@ -1,0 +1,190 @@
+"""Fine-tunes a pre-trained SimVTP to search videos by text.
+
+vimpac simvtp finetune CHECKPOINT --config msrvtt data=MSRVTT split=1k-A videos=videos/ out=runs/a
+vimpac simvtp retrieve runs/a/checkpoints/step-... --data MSRVTT --split 1k-A --videos videos/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from vimpac.checkpoints.training_state import Checkpoint
+from vimpac.data.sampler import ResumableSampler
+from vimpac.errors import UsageError
+from vimpac.simvtp.clips import FinetuningClip
+from vimpac.simvtp.description import SimVTPDescription, read_simvtp
+from vimpac.simvtp.dual import DualEncoder
+from vimpac.simvtp.dual_step import METRICS, DualStep
+from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_pairs
+from vimpac.simvtp.run_config import SimVTPFinetuneConfig
+from vimpac.simvtp.text import make_words
+from vimpac.train.distributed import World, join_world
+from vimpac.train.loader import make_loader
+from vimpac.train.loop import Loop, Result
+from vimpac.train.optim import with_lr
+from vimpac.train.resume import choose_checkpoint
+
+
+def finetune(
+    config: SimVTPFinetuneConfig,
+    start: str | Path,
+    *,
+    resume: str = "none",
+    stop: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+) -> Result:
+    """Runs a fine-tuning from its beginning or from a checkpoint to its end.
+
+    Args:
+        config: The run.
+        start: The pre-trained model's directory.
+        resume: "none", "auto" (the newest checkpoint, if any) or a checkpoint's directory.
+        stop: Asked after every step; true ends the run early, with a checkpoint.
+        quiet: Print nothing.
+
+    Returns:
+        Where the results are.
+
+    Raises:
+        UsageError: The configuration does not fit the data, the machine or the checkpoint.
+        Interrupted: SIGTERM or SIGINT came; a checkpoint was written after the step in hand.
+        VimpacError: The loss is not finite, a file is damaged, or another process was lost.
+    """
+    config.check()
+    pairs = open_pairs(
+        config.data, config.videos, split=config.split, part="train", missing=config.missing
+    )
+    with join_world(config.device, config.run.timeout) as world:
+        config.check(world.size, world.device.type)
+        path = choose_checkpoint(resume, Path(config.out), world)
+        system = DualFinetuning(with_lr(config, 0), pairs, Path(start), world)
+        return Loop(system, system.config, world, path).run(stop, quiet)
+
+
+class DualFinetuning:
+    """Two encoders and captioned videos, as `vimpac.train.system.System`.
+
+    Args:
+        config: The run.
+        pairs: The videos.
+        start: The pre-trained model's directory.
+        world: The processes.
+
+    Raises:
+        UsageError: The directory holds no pre-trained model with words.
+    """
+
+    metrics: Sequence[str] = METRICS
+    evaluate_every = 0
+
+    def __init__(
+        self, config: SimVTPFinetuneConfig, pairs: CaptionedVideos, start: Path, world: World
+    ) -> None:
+        self.config, self.pairs, self.world = config, pairs, world
+        pretrained, self._from = read_simvtp(start)
+        if self._from.words is None:
+            raise UsageError(
+                f"{start} has no words: take a checkpoint of a run, or convert with --vocab"
+            )
+        self.words = make_words(json.dumps(self._from.words))
+        text = dataclasses.replace(
+            pretrained.text_config,
+            length=config.text.length,
+            dropout=config.text.dropout,
+            pool=config.text.pool or pretrained.text_config.pool,
+        )
+        network = pretrained.config
+        if text.length > network.text_positions:
+            raise UsageError(
+                f"text.length={text.length} is more than the model's {network.text_positions}"
+            )
+        torch.manual_seed(config.seed)
+        model = DualEncoder.of(pretrained, fresh_norm=config.fresh_norm)
+        model.text_config, model.words.dropout = text, text.dropout
+        model.loss_config = dataclasses.replace(model.loss_config, temperature=config.temperature)
+        self.model = model.to(world.device)
+        batch = config.batch
+        self.sampler = ResumableSampler(
+            len(pairs),
+            global_batch=batch.contrastive,
+            rank=world.rank,
+            world_size=world.size,
+            seed=config.seed,
+        )
+        self.steps = config.optim.steps or math.ceil(
+            config.optim.epochs * len(pairs) / batch.videos
+        )
+        clips = config.clips
+        self.loader = make_loader(
+            PairDataset(
+                pairs,
+                self.words,
+                FinetuningClip(network.frames, network.size, clips.window, clips.scale, clips.flip),
+                length=text.length,
+                seed=config.seed,
+                out=config.out,
+            ),
+            self.sampler,
+            batch.on_rank(world.size)[1],
+            workers=clips.workers,
+            prefetch=clips.prefetch,
+            device=world.device,
+        )
+
+    def describe(self) -> SimVTPDescription:
+        """See `System`."""
+        return SimVTPDescription.of(
+            self.model, frame_step=self._from.frame_step, words=self._from.words
+        )
+
+    def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
+        """See `System`."""
+        was = checkpoint.description
+        if not isinstance(was, SimVTPDescription) or was.kind != "simvtp_dual":
+            raise ValueError(f"it holds a {was.kind}, no fine-tuned model of SimVTP")
+        if was.config != self.model.config:
+            raise ValueError("its network has other sizes")
+        self.model.load_state_dict(checkpoint.tensors)
+
+    def make_step(self) -> DualStep:
+        """See `System`."""
+        return DualStep(self.model, self.config, self.words.special.pad, self.world)
+
+    def headline(self) -> str:
+        """See `System`."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"SimVTP {self.model.config.name}, two encoders, {parameters:,} parameters, "
+            f"{len(self.pairs)} videos, {len(self.pairs.captions)} captions"
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """See `System`."""
+        yield from self.pairs.notes
+        unknown, captions = self.words.special.unk, self.pairs.captions
+        lacking = sum(unknown in ids for ids in self.words.word_ids(captions))
+        if lacking:
+            yield f"{lacking} of {len(captions)} captions have words that the model does not know"
+        length = self.config.text.length
+        cut = self.words.count_cut(captions, length)
+        if cut:
+            yield f"{cut} of {len(captions)} captions are cut after text.length={length} tokens"
+        if len(self.pairs) < self.config.batch.contrastive:
+            yield (
+                f"batch.contrastive={self.config.batch.contrastive} of {len(self.pairs)} videos "
+                "tells a video from itself: lower it, or give more videos"
+            )
+
+    def total_loss(self, means: dict[str, float]) -> float:
+        """See `System`."""
+        return means["contrastive_loss"]
+
+    def evaluate(self, *, final: bool) -> dict[str, float]:
+        """Nothing: `vimpac simvtp retrieve` tests a model."""
+        return {}

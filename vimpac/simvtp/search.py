@@ -1,0 +1,164 @@
+"""What `vimpac simvtp retrieve` and `embed` do: a model, its videos, and what is asked of them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from vimpac.errors import UsageError
+from vimpac.progress import progress_bar, terminated_as_interrupted
+from vimpac.simvtp.captions import match_videos, read_choices
+from vimpac.simvtp.captions.captioned import Captioned
+from vimpac.simvtp.frames import Frames, open_frames
+from vimpac.simvtp.pairs import open_pairs
+from vimpac.simvtp.ranks import Recall, Retrieval, dual_softmax, judge, rank_of
+from vimpac.simvtp.retrieval import Gallery, Retriever
+
+
+def open_retriever(args: argparse.Namespace) -> Retriever:
+    """The model of a command line."""
+    return Retriever(args.checkpoint, device=args.device, precision=args.precision)
+
+
+def embed_videos(
+    args: argparse.Namespace,
+    retriever: Retriever,
+    files: Frames,
+    numbers: Sequence[int] | None = None,
+    matching: bool = False,
+) -> Gallery:
+    """Embeds videos by the views that the command line says; names those that are unreadable."""
+    console = Console(stderr=True)
+    count = len(files) if numbers is None else len(numbers)
+    bar = progress_bar(console) if console.is_terminal else None
+    with terminated_as_interrupted(), bar or nullcontext():
+        task = bar.add_task("embedding", total=count) if bar else None
+        gallery = retriever.index(
+            files,
+            numbers,
+            clips=args.clips,
+            crops=args.crops,
+            workers=args.workers,
+            matching=matching,
+            done=lambda: bar.advance(task) if bar and task is not None else None,
+        )
+    for name, reason in gallery.unreadable:
+        console.print(f"left out: {name}: {reason}", markup=False, highlight=False)
+    return gallery
+
+
+def find(args: argparse.Namespace) -> list[tuple[str, float]]:
+    """The videos that fit --query best: (name, cosine)."""
+    retriever = open_retriever(args)
+    gallery = embed_videos(args, retriever, open_frames(args.videos), matching=args.rerank > 0)
+    if not args.rerank:
+        return retriever.search(args.query, gallery, args.top)
+    similarity = retriever.embed_captions([args.query]) @ gallery.features.T
+    order = retriever.rerank(similarity, [args.query], gallery, args.rerank)[0].argsort(
+        descending=True
+    )
+    return [(gallery.names[i], float(similarity[0, i])) for i in order[: args.top].tolist()]
+
+
+def test(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Ranks in both directions: lines to print, and the numbers."""
+    retriever = open_retriever(args)
+    pairs = open_pairs(
+        args.data, args.videos, split=args.split, part=args.part, missing=args.missing
+    )
+    gallery = embed_videos(args, retriever, pairs.files, pairs.numbers, args.rerank > 0)
+    place = {number: i for i, number in enumerate(gallery.numbers)}
+    texts: list[str] = []
+    videos: list[int] = []
+    for captioned, number in zip(pairs.captioned, pairs.numbers, strict=True):
+        if number in place:
+            texts += captioned.captions
+            videos += [place[number]] * len(captioned.captions)
+    similarity = retriever.embed_captions(texts) @ gallery.features.T
+    found = judge_by(args, retriever, gallery, similarity, texts, torch.tensor(videos))
+    facts = {
+        "checkpoint": str(args.checkpoint),
+        "data": args.data,
+        "videos": len(gallery.numbers),
+        "captions": len(texts),
+        "unreadable": len(gallery.unreadable),
+        "clips": args.clips,
+        "crops": args.crops,
+        "dual_softmax": args.dual_softmax,
+        "rerank": args.rerank,
+        "text_to_video": dataclasses.asdict(found.text_to_video),
+        "video_to_text": dataclasses.asdict(found.video_to_text),
+    }
+    notes = [f"note: {note}" for note in pairs.notes]
+    return [*notes, *table(found, len(gallery.numbers))], facts
+
+
+def judge_by(
+    args: argparse.Namespace,
+    retriever: Retriever,
+    gallery: Gallery,
+    similarity: Tensor,  # (texts, videos)
+    texts: list[str],
+    videos: Tensor,  # (texts,)
+) -> Retrieval:
+    """Ranks as the command line says."""
+    to_video = to_text = similarity
+    if args.dual_softmax:
+        temperature = retriever.model.loss_config.temperature
+        to_video, to_text = dual_softmax(similarity, temperature)
+    if args.rerank:
+        to_video = retriever.rerank(to_video, texts, gallery, args.rerank)
+    right = videos[:, None] == torch.arange(len(gallery.numbers))
+    plain = judge(to_text, videos)
+    return Retrieval(Recall.of(rank_of(to_video, right)), plain.video_to_text)
+
+
+def table(found: Retrieval, videos: int) -> list[str]:
+    """The numbers of both directions, and those of guessing."""
+    lines = ["                  R@1     R@5    R@10    R@50   MdR    MnR"]
+    for name, of in (
+        ("text to video", found.text_to_video),
+        ("video to text", found.video_to_text),
+    ):
+        shares = "  ".join(f"{share:6.1%}" for share in (of.r1, of.r5, of.r10, of.r50))
+        lines.append(f"{name:15} {shares}  {of.median:4g}  {of.mean:5.1f}   {of.queries} queries")
+    guess = "  ".join(f"{min(1, k / videos):6.1%}" for k in (1, 5, 10, 50))
+    return [*lines, f"{'chance':15} {guess}  {(videos + 1) / 2:4g}  {(videos + 1) / 2:5.1f}"]
+
+
+def test_choices(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Multiple choice: the caption that is most alike is the answer."""
+    retriever = open_retriever(args)
+    questions = read_choices(args.choices)
+    files = open_frames(args.videos)
+    named = {question.video: Captioned(question.video, ("",)) for question in questions}
+    matched = match_videos(
+        [*named.values()], files.names, source=args.choices, missing=args.missing
+    )
+    gallery = embed_videos(args, retriever, files, matched.files)
+    by_number = {number: i for i, number in enumerate(gallery.numbers)}
+    place = {
+        one.video: by_number[number]
+        for one, number in zip(matched.captioned, matched.files, strict=True)
+        if number in by_number
+    }
+    asked = [question for question in questions if question.video in place]
+    if not asked:
+        raise UsageError(f"{args.choices} asks about no video that could be read")
+    right = 0
+    for question in asked:
+        scores = (
+            retriever.embed_captions(question.captions) @ gallery.features[place[question.video]]
+        )
+        right += int(scores.argmax()) == question.answer
+    share, choices = right / len(asked), len(asked[0].captions)
+    facts = {"questions": len(asked), "choices": choices, "accuracy": share}
+    line = f"{share:.1%} of {len(asked)} questions right; chance {1 / choices:.1%}"
+    return [*(f"note: {note}" for note in matched.notes), line], facts
