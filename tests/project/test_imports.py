@@ -18,6 +18,27 @@ from vimpac_kernels.runtime import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = {"vimpac_kernels", "vimpac_kernels.reference", "vimpac_kernels.layers"}
+# What the second system, vimpac.simvtp, does not use; it shares the rest of vimpac.
+VIMPAC_S_OWN = (
+    "vimpac.config",
+    "vimpac.checkpoints.description",
+    "vimpac.checkpoints.model_dir",
+    "vimpac.checkpoints.released",
+    "vimpac.checkpoints.version_01",
+    "vimpac.demo",
+    "vimpac.eval",
+    "vimpac.model",
+    "vimpac.pictures",
+    "vimpac.tokenizers",
+    "vimpac.tokens",
+    "vimpac.train.batches",
+    "vimpac.train.cutmix",
+    "vimpac.train.dropout_seeds",
+    "vimpac.train.finetune",
+    "vimpac.train.linear_probe",
+    "vimpac.train.neighbour_test",
+    "vimpac.train.pretrain",
+)
 PACKAGES = ("vimpac_kernels", "vimpac", "benchmarks", "build_support", "tests")
 
 
@@ -78,6 +99,19 @@ def test_imports_never_go_upwards(path: Path) -> None:
 def test_vimpac_uses_only_public_names(path: Path) -> None:
     ours = {m for m in _imported(_tree(path)) if m.partition(".")[0] == "vimpac_kernels"}
     assert ours <= PUBLIC
+
+
+@pytest.mark.parametrize("path", _files("vimpac/simvtp"), ids=_name)
+def test_simvtp_imports_nothing_that_is_vimpac_s_own(path: Path) -> None:
+    imported = [*_imported(_tree(path))]
+    assert not [module for module in imported if module.startswith(VIMPAC_S_OWN)]
+
+
+def test_only_commands_import_simvtp() -> None:
+    for path in _files("vimpac"):
+        if not _name(path).startswith(("vimpac.simvtp", "vimpac.commands")):
+            theirs = [m for m in _imported(_tree(path)) if m.startswith("vimpac.simvtp")]
+            assert not theirs, f"{path.relative_to(ROOT)} imports {theirs}"
 
 
 @pytest.mark.parametrize("op", registry.OPS)

@@ -12,13 +12,20 @@ import vimpac_kernels
 from vimpac import cli
 from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.settings import load_config
+from vimpac.simvtp.run_config import SimVTPConfig, SimVTPFinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 TOKENIZING = (ROOT / "docs/tokenizing.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
-CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+SIMVTP = (ROOT / "docs/simvtp.md").read_text(encoding="utf-8")
+CONFIGS = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "simvtp pretrain": SimVTPConfig,
+    "simvtp finetune": SimVTPFinetuneConfig,
+}
 
 
 def _blocks(text: str, language: str) -> list[str]:
@@ -27,9 +34,9 @@ def _blocks(text: str, language: str) -> list[str]:
 
 def _commands() -> list[str]:
     """The arguments of every `vimpac` in a block of commands."""
-    lines = "\n".join(_blocks(README + TRAINING + TOKENIZING + EVALUATION, "bash")).replace(
-        "\\\n", " "
-    )
+    lines = "\n".join(
+        _blocks(README + TRAINING + TOKENIZING + EVALUATION + SIMVTP, "bash")
+    ).replace("\\\n", " ")
     return re.findall(r"(?:^|&& | -m )vimpac (.+)", lines, flags=re.M)
 
 
@@ -51,8 +58,9 @@ def test_first_example_runs() -> None:
 def test_commands_are_understood(command: str) -> None:
     words = shlex.split(command, comments=True)
     args = cli._parse(cli._parser(words[0]), words)
-    if words[0] in CONFIGS:
-        load_config(CONFIGS[words[0]], args.config, args.overrides).check()
+    kind = CONFIGS.get(" ".join(words[: 2 if words[0] == "simvtp" else 1]))
+    if kind is not None:
+        load_config(kind, args.config, args.overrides).check()
 
 
 def test_settings_of_the_docs_exist() -> None:
@@ -67,9 +75,16 @@ def test_settings_of_the_docs_exist() -> None:
 
 @pytest.mark.parametrize("folder", ["", "docs/"])
 def test_links_lead_somewhere(folder: str) -> None:
-    pages = [README] if not folder else [TRAINING, TOKENIZING, EVALUATION]
+    pages = [README] if not folder else [TRAINING, TOKENIZING, EVALUATION, SIMVTP]
     for target in re.findall(r"\]\(([^)#:]+)\)", "".join(pages)):
         assert (ROOT / folder / target).exists(), target
+
+
+def test_claims_of_simvtp_name_tests_that_exist() -> None:
+    named = {*re.findall(r"`(test_\w+)`", SIMVTP)}
+    files = (ROOT / "tests/vimpac/simvtp").glob("test_*.py")
+    there = {*re.findall(r"^def (test_\w+)", "".join(f.read_text() for f in files), flags=re.M)}
+    assert len(named) == 7 and named <= there
 
 
 def test_annotations_of_the_docs_are_the_ones_that_are_read() -> None:
