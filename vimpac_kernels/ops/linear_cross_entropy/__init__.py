@@ -22,6 +22,7 @@ from vimpac_kernels.ops.linear_cross_entropy.reference import LinearCrossEntropy
 from vimpac_kernels.ops.linear_cross_entropy.sharded import of_dtensors
 from vimpac_kernels.runtime import autograd, registry, sharded, transforms
 from vimpac_kernels.runtime.checks import as_int, as_real, check_flag, check_tensor
+from vimpac_kernels.runtime.dtypes import product_dtype
 
 _NAME = "linear_cross_entropy"
 _MAX_CLASSES_CUDA = 32_768  # 512 threads, 64 columns each
@@ -106,7 +107,7 @@ def linear_cross_entropy(
         count = (positions >= 0).sum(dtype=torch.int32)
     if input.is_cpu and not transforms.hides_values():
         _check_choice(positions, count, target.numel())
-    options = Options(ignore_index, float(label_smoothing), float(z_loss), _product_dtype(input))
+    options = Options(ignore_index, float(label_smoothing), float(z_loss), product_dtype(input))
     tensors = (input, linear_weight, target, linear_bias, positions, count)
     chosen = _select(impl, input, linear_weight, options.dtype)
     if chosen == "reference":
@@ -132,14 +133,6 @@ def linear_cross_entropy(
         losses, counts, *_ = operators.forward(tensors, None, options, (False,) * 3, chosen)
         result = LinearCrossEntropyOutput(*operators.reduce_losses(losses, counts, reduction))
     return result if return_stats else result.loss
-
-
-def _product_dtype(input: Tensor) -> torch.dtype:
-    device = input.device.type
-    if input.dtype != torch.float64 and device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-    return input.dtype
 
 
 def _check(

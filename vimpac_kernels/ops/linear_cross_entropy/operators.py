@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vimpac_kernels.runtime import autograd, library, native, registry
+from vimpac_kernels.runtime import autograd, library, native
+from vimpac_kernels.runtime.dtypes import cpu_product_dtype
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,10 @@ def forward(
     )  # fmt: skip
 
 
-def _cpu_product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32 unless the processor multiplies `dtype`; torch's other 16-bit products are slower."""
-    multiplies_bf16 = registry.extension("cpu").cpu_capability() == "avx512bf16"
-    return dtype if dtype == torch.bfloat16 and multiplies_bf16 else torch.float32
-
-
 # A CPU takes few rows at a time, so that the logits stay in the last-level cache.
 BACKENDS: dict[str, Backend] = {
     "cuda": Backend(lambda dtype: dtype, 4 << 30, padding=64, reads_count=False),
-    "cpu": Backend(_cpu_product_dtype, 24 << 20, padding=1, reads_count=True),
+    "cpu": Backend(cpu_product_dtype, 24 << 20, padding=1, reads_count=True),
     "triton": Backend(lambda dtype: dtype, 4 << 30, padding=64, reads_count=False),
 }
 
