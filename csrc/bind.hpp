@@ -1,8 +1,7 @@
 // Defines the operators of a module: fills the arguments of an op from the keywords of a call in
 // Python. A field takes the keyword of its name; without one, or with None, it keeps its default.
 // Tensors are read through their Python methods, so the build needs no part of torch. Their dtype
-// must be that of the field. An empty tensor becomes a null pointer; as a result it means: not
-// wanted.
+// must be that of the field. An empty tensor becomes a null pointer: a result that is not wanted.
 #pragma once
 
 #include "common/arguments.hpp"
@@ -24,7 +23,7 @@ struct Dtypes {
   static constexpr Dtypes of(float) { return {0, 1}; }
   static constexpr Dtypes of(int32_t) { return {5, 6}; }
   static constexpr Dtypes of(int64_t) { return {6, 7}; }
-  static constexpr Dtypes of(uint8_t) { return {7, 8}; }
+  static constexpr Dtypes of(uint8_t) { return {7, 9}; }
 };
 
 // Attributes of torch and of its tensors, looked up once.
@@ -32,9 +31,10 @@ struct TorchNames {
   const py::object data_ptr = py::str("data_ptr"), dtype = py::str("dtype");
   const py::object shape = py::str("shape"), stride = py::str("stride");
   const py::module_ torch = py::module_::import("torch");
-  const py::object dtypes[8] = {
-      torch.attr("float32"), torch.attr("bfloat16"), torch.attr("float16"), torch.attr("int16"),
-      torch.attr("uint16"),  torch.attr("int32"),    torch.attr("int64"),   torch.attr("bool")};
+  const py::object dtypes[9] = {
+      torch.attr("float32"), torch.attr("bfloat16"), torch.attr("float16"),
+      torch.attr("int16"),   torch.attr("uint16"),   torch.attr("int32"),
+      torch.attr("int64"),   torch.attr("bool"),     torch.attr("uint8")};
 
   static const TorchNames& get() {
     static const auto& names = *new TorchNames; // never freed: Python may end first

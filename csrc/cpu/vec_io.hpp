@@ -1,5 +1,5 @@
 // Loads and stores between fp32 registers and fp32, bf16 or fp16 memory, at any alignment.
-//   load(p), store(p, x)            kWidth elements of float, Bf16 or Half
+//   load(p), store(p, x)            kWidth elements of float, Bf16 or Half; load: bytes, too
 //   load_n(p, n), store_n(p, x, n)  the first n only, 0 <= n <= kWidth; other lanes read as 0
 //   rounded(x, T{})                 x as it comes back from memory of T
 //   store_rounded_n(p, x, n)        the same as store_n, faster: x has been rounded
@@ -90,6 +90,23 @@ VIMPAC_INLINE VecF load(const float* p) {
   VecF x;
   memcpy(&x, p, sizeof x);
   return x;
+}
+
+// 0 to 255; GCC takes a conversion of bytes by the language apart.
+VIMPAC_INLINE VecF load(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  VecF x;
+  for (int i = 0; i < kWidth; ++i) {
+    x[i] = p[i];
+  }
+  return x;
+#endif
 }
 
 template <class T>
