@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vimpac_kernels"
 MOST_CALLS, MOST_FILES = 6, 3  # from the public function to the kernel, both included
-MOST_CARRYING = 550
+MOST_CARRYING = 576
 CARRYING = (  # files of which every line only carries arguments
     *("csrc/module_*.cpp", "csrc/ops.hpp", "csrc/bind*.hpp", "csrc/*/arguments.hpp"),
     "vimpac_kernels/runtime/native.py",

@@ -11,6 +11,7 @@
 #include "embed_tokens/arguments.hpp"
 #include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
+#include "tubelet_embed/arguments.hpp"
 
 #define VIMPAC_EACH_OPERATOR(F)                                                                    \
   F(axial_attention_fwd, AxialAttention)                                                           \
@@ -22,4 +23,5 @@
   F(embed_tokens_fwd, EmbedTokens)                                                                 \
   F(embed_tokens_bwd, EmbedTokens)                                                                 \
   F(linear_cross_entropy_fwd, LinearCrossEntropy)                                                  \
-  F(mask_tokens_fwd, MaskTokens)
+  F(mask_tokens_fwd, MaskTokens)                                                                   \
+  F(tubelet_embed_fwd, TubeletEmbed)

@@ -7,6 +7,7 @@ from vimpac_kernels.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from vimpac_kernels.ops.embed_tokens import embed_tokens
 from vimpac_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from vimpac_kernels.ops.mask_tokens import mask_tokens
+from vimpac_kernels.ops.tubelet_embed import tubelet_embed
 from vimpac_kernels.reference import LinearCrossEntropyOutput, MaskedTokens
 from vimpac_kernels.runtime.registry import IMPLS, OPS, available_impls
 
@@ -24,4 +25,5 @@ __all__ = [
     "embed_tokens",
     "linear_cross_entropy",
     "mask_tokens",
+    "tubelet_embed",
 ]

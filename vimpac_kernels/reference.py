@@ -15,6 +15,7 @@ from vimpac_kernels.ops.linear_cross_entropy.reference import (
     linear_cross_entropy,
 )
 from vimpac_kernels.ops.mask_tokens.reference import MaskedTokens, mask_tokens
+from vimpac_kernels.ops.tubelet_embed.reference import tubelet_embed
 from vimpac_kernels.runtime.dtypes import accumulation_dtype
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "linear_cross_entropy",
     "mask_tokens",
     "to_lines",
+    "tubelet_embed",
 ]

@@ -18,6 +18,7 @@ from vimpac_kernels import (
     embed_tokens,
     linear_cross_entropy,
     mask_tokens,
+    tubelet_embed,
 )
 
 TOKENS = torch.zeros(2, 2, 3, 4, dtype=torch.int64)
@@ -63,6 +64,16 @@ CALLS = {
     ),
     "TiedLinearCrossEntropy": (classify_in_a_layer, {"weight": torch.nn.Parameter(ROWS)}),
     "mask_tokens": (mask_tokens, {"tokens": TOKENS, "mask_token": 1, "vocab_size": 9}),
+    "tubelet_embed": (
+        tubelet_embed,
+        {
+            "video": torch.zeros(2, 4, 4, 6, 3, dtype=torch.uint8),
+            "tubelets": torch.zeros(2, 5, dtype=torch.int32),
+            "weight": torch.ones(8, 3, 2, 2, 2),
+            "bias": D,
+            "positions": torch.ones(12, 8),
+        },
+    ),
 }
 
 NO_TENSOR = ["text", 3, True, [1.0]]
@@ -74,6 +85,7 @@ NO_SEED = [
     *("1", 1.5, True, [1], D[0], torch.zeros(2, dtype=torch.int64), "meta"),
     *(2**63, 2**64, -(2**63) - 1),
 ]
+NO_CHANNELS = ["abc", 0.5, None, D[:3], (1.0, 0.0), ("1", "1", "1"), (math.nan, 1.0, 1.0)]
 NO_WORD = ["fastest", None, 3, D, ["T"]]
 
 # Op -> argument -> values that it must refuse
@@ -159,6 +171,19 @@ WRONG: dict[str, dict[str, list]] = {
         "seed": NO_SEED,
         "clip_offset": [*NO_SEED, None, -1, 2**32, math.nan],
         "row_offset": [*NO_INTEGER, None, 2],
+        "impl": NO_WORD,
+    },
+    "tubelet_embed": {
+        "video": [*NO_TENSOR, None, torch.zeros(2, 4, 4, 6, 3), torch.zeros(6, 3).byte()],
+        "tubelets": [*NO_TENSOR, None, torch.zeros(2, 5), TARGET.int(), torch.zeros(3, 5).int()],
+        "weight": [*NO_TENSOR, None, D, torch.ones(8, 3, 2, 2, 4), torch.ones(8, 4, 2, 2, 2)],
+        "bias": [*NO_TENSOR, None, D[:7], D.double(), D.int(), D.to("meta")],
+        "positions": [
+            *(*NO_TENSOR, None, torch.ones(11, 8), torch.ones(12, 8).int()),
+            torch.ones(12, 8, requires_grad=True),
+        ],
+        "mean": NO_CHANNELS,
+        "std": [*NO_CHANNELS, (1.0, 1.0, 0.0), (-1.0, 1.0, 1.0)],
         "impl": NO_WORD,
     },
 }

@@ -14,8 +14,18 @@ from vimpac_kernels import (
     embed_tokens,
     linear_cross_entropy,
     mask_tokens,
+    tubelet_embed,
 )
 from vimpac_kernels.runtime import compiling, native, registry
+
+
+def _tubelet_embed(x: Tensor, impl: str = "auto") -> Tensor:
+    """Of weights from x (5, 16)."""
+    video = torch.arange(96, device=x.device).view(1, 2, 4, 4, 3).to(torch.uint8)
+    tubelets = torch.tensor([[3, 0, 7]], dtype=torch.int32, device=x.device)
+    weight, bias = x.flatten()[:48].view(8, 3, 1, 1, 2).repeat(1, 1, 1, 2, 1), x[0, :8]
+    table = torch.ones(8, 8, device=x.device)
+    return tubelet_embed(video, tubelets, weight, bias, table, impl=impl)
 
 
 def run_every_operator(device: str, impl: str) -> list[Tensor]:
@@ -34,6 +44,7 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
         linear_cross_entropy(x, classes, target, impl=impl),
         bias_gelu(x, weight, impl=impl),
         embed_tokens(tokens, classes, (x[:2], x[:3], x[:4]), dropout_p=0.5, seed=1, impl=impl),
+        _tubelet_embed(x, impl),
     ]
     leaves = [qkv, x, residual, weight, classes]
     gradients = torch.autograd.grad([y.sum() for y in outputs], leaves)
@@ -87,7 +98,7 @@ def _embed_tokens(x: Tensor) -> Tensor:
 
 DIFFERENTIABLE = [
     *(_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy, _bias_gelu),
-    _embed_tokens,
+    *(_embed_tokens, _tubelet_embed),
 ]
 
 

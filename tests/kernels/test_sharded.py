@@ -35,11 +35,13 @@ from vimpac_kernels import (
     embed_tokens,
     linear_cross_entropy,
     mask_tokens,
+    tubelet_embed,
 )
 
 RANKS = 2
 GRID = (1, 2, 3)
 IDS = torch.arange(18).view(3, *GRID) % 5
+VIDEO = torch.arange(288).view(3, 2, 4, 4, 3).to(torch.uint8)
 Arguments = dict[str, Any]
 
 
@@ -97,6 +99,12 @@ CASES: dict[str, tuple[Callable[..., Any], Arguments, Arguments, Arguments]] = {
         )
         for reduction in ("mean", "sum", "none")
     },
+    "tubelet_embed": (
+        tubelet_embed,
+        {"video": VIDEO, "tubelets": IDS.flatten(1).int() % 4},
+        {"weight": _draw(16, 3, 2, 2, 2) / 24, "bias": _draw(16)},
+        {"positions": _draw(4, 16)},
+    ),
 }
 
 

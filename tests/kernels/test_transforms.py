@@ -16,6 +16,7 @@ from vimpac_kernels import (
     embed_tokens,
     linear_cross_entropy,
     mask_tokens,
+    tubelet_embed,
 )
 
 Op = Callable[[Tensor, str], Tensor]  # (5, 16) and impl -> a tensor
@@ -46,9 +47,17 @@ def _embed_tokens(x: Tensor, impl: str) -> Tensor:
     return embed_tokens(tokens, x, [x], x[0], x[1], **options, impl=impl)
 
 
+VIDEO = torch.arange(96).view(1, 2, 4, 4, 3).to(torch.uint8)
+
+
+def _tubelet_embed(x: Tensor, impl: str) -> Tensor:
+    tubelets, weight = torch.tensor([[3, 0]]).int(), x.flatten()[:48].view(8, 3, 2, 1, 1)
+    return tubelet_embed(VIDEO, tubelets, weight, x[0, :8], torch.ones(16, 8), impl=impl)
+
+
 DIFFERENTIABLE = [
     *(_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy, _bias_gelu),
-    _embed_tokens,
+    *(_embed_tokens, _tubelet_embed),
 ]
 X = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
 XS = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
@@ -155,6 +164,11 @@ def _mask(ids: Tensor, seed: Tensor, impl: str) -> Tensor:
     return mask_tokens(ids.view(1, 1, 1, 5), mask_token=1, seed=seed, impl=impl).positions
 
 
+def _embed_pixels(video: Tensor, tubelets: Tensor, weight: Tensor, impl: str) -> Tensor:
+    weight = weight.flatten()[:48].view(8, 3, 2, 1, 1)
+    return tubelet_embed(video[None], tubelets[None], weight, X[0, :8], torch.ones(1, 8), impl=impl)
+
+
 IDS, SEEDS, HIDDEN = torch.arange(15).view(3, 5) % 5, torch.arange(3), XS[:, :, 0] > 0.5
 POSITIONS, COUNTS = torch.tensor([[0, 2], [1, 3], [4, -1]]).int(), torch.tensor([2, 2, 1]).int()
 
@@ -167,8 +181,9 @@ POSITIONS, COUNTS = torch.tensor([[0, 2], [1, 3], [4, -1]]).int(), torch.tensor(
         (_classify, (XS, IDS, POSITIONS, COUNTS)),
         (_embed, (IDS, SEEDS)),
         (_mask, (IDS, SEEDS)),
+        (_embed_pixels, (VIDEO.view(-1, 2, 1, 1, 3)[:3], 0 * IDS.int(), XS)),
     ],
-    ids=["axial_attention", "linear_cross_entropy", "embed_tokens", "mask_tokens"],
+    ids=["axial_attention", "linear_cross_entropy", "embed_tokens", "mask_tokens", "tubelet_embed"],
 )
 def test_vmap_goes_over_ids_seeds_and_masks(op: Callable, inputs: tuple, name: str) -> None:
     """Where no check may look at a value."""

@@ -82,6 +82,16 @@ OPS: dict[str, Op] = {
             "seed": 0,
         },
     ),
+    "tubelet_embed": Op(
+        "normalise, `nn.Conv3d` of every tubelet, positions, gather",
+        lambda device: {
+            "video": torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8, device=device),
+            "tubelets": torch.zeros(1, 2, dtype=torch.int32, device=device),
+            "weight": torch.zeros(16, 3, 2, 4, 4, device=device),
+            "bias": torch.zeros(16, device=device),
+            "positions": torch.zeros(4, 16, device=device),
+        },
+    ),
 }
 
 _extensions: dict[str, ModuleType | str] = {}
