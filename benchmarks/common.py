@@ -12,6 +12,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 import re
 import subprocess
@@ -116,6 +117,13 @@ def embed_tokens_bytes(shape: Shape, itemsize: int) -> tuple[int, int]:
 def mask_tokens_bytes(shape: Shape, itemsize: int) -> int:
     """Reads tokens; writes inputs, the mask (1 byte) and positions (4 bytes)."""
     return shape.B * shape.cells * (2 * itemsize + 1 + 4)
+
+
+def tubelet_embed_flops(rows: int, width: int, channels: int, *tubelet: int) -> tuple[int, int]:
+    """Forward is one product of the visible tubelets with the weight; backward is another, for the
+    weight's gradient."""
+    product = 2 * rows * width * channels * math.prod(tubelet)
+    return product, product
 
 
 def step_flops(videos: int, T: int, side: int, layout: str) -> float:

@@ -97,6 +97,10 @@ CUDA: dict[str, dict[str, str]] = {
         # Does looking back often take memory traffic from the clips that are looked at?
         "wait100": "kMaskNanoseconds=100",
     },
+    "tubelet_embed": {
+        # More tubelets at a time on a multiprocessor, each of whose threads loads twice?
+        "threads96": "kTubeletThreads=96",
+    },
 }
 # The same for Triton, whose values are read at each launch.
 TRITON: dict[str, dict[str, dict[str, int]]] = {
@@ -125,6 +129,9 @@ TRITON: dict[str, dict[str, dict[str, int]]] = {
     "mask_tokens": {
         "cells256": {"CELLS": 256},
         "warps8": {"WARPS": 8},
+    },
+    "tubelet_embed": {
+        "elements1024": {"ELEMENTS": 1024},
     },
 }
 

@@ -66,6 +66,7 @@ EXPECTED = (
     ("cuda", "embed_tokens_carry_kernel", "LDG.128"),
     ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128 STG.128"),
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128 STG.128"),
+    ("cuda", "tubelet_embed_fwd_kernel<*>", "LDG.128 STG.128"),
     ("triton", "axial_attention_?wd_kernel bf16 *", "MMA LDG.128 STG.128"),
     ("triton", "axial_attention_?wd_kernel fp32 *", "LDG.128 STG.128"),
     ("triton", "dropout_add_layer_norm_?wd_kernel *", "LDG.128 STG.128"),
@@ -75,6 +76,7 @@ EXPECTED = (
     ("triton", "bias_gelu_?wd_kernel *", "LDG.128 STG.128"),
     ("triton", "linear_cross_entropy_fwd_kernel *", "LDG.128 STG.128"),
     ("triton", "mask_tokens_fwd_kernel int64 *", "LDG.128 STG.128"),
+    ("triton", "tubelet_embed_fwd_kernel *", "STG.128"),
 )
 # (pattern of names, how many of its stores may be narrower than 16 bytes, which ones those are): of
 # the first pattern that a kernel matches. A kernel that matches none stores 16 bytes each time;
@@ -93,6 +95,8 @@ NARROW_STORES = (
     ("linear_cross_entropy_fwd_kernel*", 2, "the loss of a row, and whether it is right"),
     ("mask_tokens_fwd_kernel int*", 2, "the mask, a byte a token, and a count"),
     ("mask_tokens_*", 20, "tokens of cut groups, bytes of the mask, positions wherever they go"),
+    ("tubelet_embed_fwd_kernel<*, 1>", 6, "pixels and bytes of tubelets that are not in chunks"),
+    ("tubelet_embed_fwd_kernel*", 3, "the bytes of the tubelets, eight a thread"),
     ("dropout_add_layer_norm_sum_kernel *", 2, "a column of sums of one parameter or another"),
     ("*_sum_kernel *", 1, "a column of sums over partial sums"),
     ("*_dbias_kernel *", 1, "a column of sums over partial sums"),
@@ -123,6 +127,7 @@ LAUNCHES = {
     "linear_cross_entropy_fwd_kernel<*, false>": (352, 70416),  # 8,197 columns
     "linear_cross_entropy_fwd_kernel<*, true>": (480, 94992),  # 30,522 columns
     "mask_tokens_fwd_kernel<*>": (256, 560),  # (5, 16, 16) tokens, 5 blocks
+    "tubelet_embed_fwd_kernel<*>": (192, 0),
 }
 
 
