@@ -20,6 +20,7 @@ struct Dtypes {
   int first, last;
   static constexpr Dtypes of(ElementType) { return {0, 3}; }
   static constexpr Dtypes of(IntegerType) { return {3, 7}; }
+  static constexpr Dtypes of(ByteType) { return {8, 9}; }
   static constexpr Dtypes of(float) { return {0, 1}; }
   static constexpr Dtypes of(int32_t) { return {5, 6}; }
   static constexpr Dtypes of(int64_t) { return {6, 7}; }

@@ -16,6 +16,7 @@ namespace vimpac {
 
 enum class ElementType { kFloat32, kBfloat16, kFloat16 };
 enum class IntegerType { kInt16, kUint16, kInt32, kInt64 };
+enum class ByteType { kUint8 };
 
 // A contiguous tensor (..., columns) of any number of dimensions. On CUDA it starts at a multiple
 // of 16 bytes.
@@ -30,6 +31,7 @@ using Array = BasicArray<void>;
 using ConstArray = BasicArray<const void>;
 using IntegerArray = BasicArray<void, IntegerType>;
 using ConstIntegerArray = BasicArray<const void, IntegerType>;
+using ConstByteArray = BasicArray<const void, ByteType>;
 
 // A tensor whose last stride is 1. On CUDA its rows start at multiples of 16 bytes.
 struct ConstStridedArray {
