@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vimpac_kernels"
 MOST_CALLS, MOST_FILES = 6, 3  # from the public function to the kernel, both included
-MOST_CARRYING = 576
+MOST_CARRYING = 84  # for each op
 CARRYING = (  # files of which every line only carries arguments
     *("csrc/module_*.cpp", "csrc/ops.hpp", "csrc/bind*.hpp", "csrc/*/arguments.hpp"),
     "vimpac_kernels/runtime/native.py",
@@ -77,6 +77,7 @@ def problems() -> list[str]:
     """What is past a limit, one line each; prints the counts."""
     from vimpac_kernels import OPS
 
+    most = MOST_CARRYING * len(OPS)
     found = []
     for op in OPS:
         way, calls = walk(op)
@@ -89,8 +90,8 @@ def problems() -> list[str]:
     total = sum(lines.values())
     print(f"lines that only carry arguments: {total}")
     print("".join(f"    {count:4} {file}\n" for file, count in lines.items()), end="")
-    if total > MOST_CARRYING:
-        found.append(f"{total} lines carry arguments, at most {MOST_CARRYING}")
+    if total > most:
+        found.append(f"{total} lines carry arguments, at most {most}")
     return found
 
 

@@ -12,6 +12,7 @@
 #include "linear_cross_entropy/arguments.hpp"
 #include "mask_tokens/arguments.hpp"
 #include "tubelet_embed/arguments.hpp"
+#include "tubelet_mse/arguments.hpp"
 
 #define VIMPAC_EACH_OPERATOR(F)                                                                    \
   F(axial_attention_fwd, AxialAttention)                                                           \
@@ -24,4 +25,6 @@
   F(embed_tokens_bwd, EmbedTokens)                                                                 \
   F(linear_cross_entropy_fwd, LinearCrossEntropy)                                                  \
   F(mask_tokens_fwd, MaskTokens)                                                                   \
-  F(tubelet_embed_fwd, TubeletEmbed)
+  F(tubelet_embed_fwd, TubeletEmbed)                                                               \
+  F(tubelet_mse_fwd, TubeletMse)                                                                   \
+  F(tubelet_mse_bwd, TubeletMse)

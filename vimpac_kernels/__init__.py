@@ -8,6 +8,7 @@ from vimpac_kernels.ops.embed_tokens import embed_tokens
 from vimpac_kernels.ops.linear_cross_entropy import linear_cross_entropy
 from vimpac_kernels.ops.mask_tokens import mask_tokens
 from vimpac_kernels.ops.tubelet_embed import tubelet_embed
+from vimpac_kernels.ops.tubelet_mse import tubelet_mse
 from vimpac_kernels.reference import LinearCrossEntropyOutput, MaskedTokens
 from vimpac_kernels.runtime.registry import IMPLS, OPS, available_impls
 
@@ -26,4 +27,5 @@ __all__ = [
     "linear_cross_entropy",
     "mask_tokens",
     "tubelet_embed",
+    "tubelet_mse",
 ]

@@ -16,6 +16,7 @@ from vimpac_kernels.ops.linear_cross_entropy.reference import (
 )
 from vimpac_kernels.ops.mask_tokens.reference import MaskedTokens, mask_tokens
 from vimpac_kernels.ops.tubelet_embed.reference import tubelet_embed
+from vimpac_kernels.ops.tubelet_mse.reference import tubelet_mse, tubelet_targets
 from vimpac_kernels.runtime.dtypes import accumulation_dtype
 
 __all__ = [
@@ -31,4 +32,6 @@ __all__ = [
     "mask_tokens",
     "to_lines",
     "tubelet_embed",
+    "tubelet_mse",
+    "tubelet_targets",
 ]

@@ -19,6 +19,7 @@ from vimpac_kernels import (
     linear_cross_entropy,
     mask_tokens,
     tubelet_embed,
+    tubelet_mse,
 )
 
 TOKENS = torch.zeros(2, 2, 3, 4, dtype=torch.int64)
@@ -72,6 +73,15 @@ CALLS = {
             "weight": torch.ones(8, 3, 2, 2, 2),
             "bias": D,
             "positions": torch.ones(12, 8),
+        },
+    ),
+    "tubelet_mse": (
+        tubelet_mse,
+        {
+            "pred": torch.ones(2, 3, 12),
+            "video": torch.zeros(2, 1, 4, 6, 3, dtype=torch.uint8),
+            "tubelets": torch.zeros(2, 3, dtype=torch.int32),
+            "tubelet": (1, 2),
         },
     ),
 }
@@ -184,6 +194,14 @@ WRONG: dict[str, dict[str, list]] = {
         ],
         "mean": NO_CHANNELS,
         "std": [*NO_CHANNELS, (1.0, 1.0, 0.0), (-1.0, 1.0, 1.0)],
+        "impl": NO_WORD,
+    },
+    "tubelet_mse": {
+        "pred": [*NO_TENSOR, None, torch.ones(2, 3, 11), torch.ones(2, 12)],
+        "video": [*NO_TENSOR, None, TOKENS.byte(), torch.ones(2, 1, 4, 6, 3)],
+        "tubelets": [*NO_TENSOR, None, torch.zeros(2, 3), torch.zeros(3, dtype=torch.int32)],
+        "tubelet": ["12", None, 2, (2,), (1.0, 2.0), ("1", "2"), (0, 2), [True, 2], (1, 1)],
+        "eps": NO_NUMBER,
         "impl": NO_WORD,
     },
 }

@@ -21,6 +21,7 @@ from vimpac_kernels.ops.embed_tokens import triton as embed_tokens  # noqa: E402
 from vimpac_kernels.ops.linear_cross_entropy import triton as linear_cross_entropy  # noqa: E402
 from vimpac_kernels.ops.mask_tokens import triton as mask_tokens  # noqa: E402
 from vimpac_kernels.ops.tubelet_embed import triton as tubelet_embed  # noqa: E402
+from vimpac_kernels.ops.tubelet_mse import triton as tubelet_mse  # noqa: E402
 
 BATCHES = (1, 2, 3, 16, 33)
 GRID = (5, 4, 16)
@@ -144,6 +145,16 @@ def embed_tubelets(B):
     )  # fmt: skip
 
 
+def compare(B):
+    M, t, P = 10 + B % 2, 2, 16
+    rows, scalar = meta(B, M, t * P * P * 3, dtype=torch.bfloat16), meta(2)[B % 2]
+    arguments = {"pred": rows, "dpred": rows, "loss": meta(), "dloss": scalar, "t": t, "P": P}
+    arguments |= {"video": meta(B, 4, 32, 48, 3, dtype=torch.uint8), "eps": 1e-6}
+    arguments |= {"tubelets": meta(B, M, dtype=torch.int32)}
+    launch(tubelet_mse.launch_triton_fwd, **arguments)
+    launch(tubelet_mse.launch_triton_bwd, **arguments)
+
+
 def compile_what_the_first_does(variants, calls):
     """Runs the calls; only the first may need variants."""
     calls = iter(calls)
@@ -156,7 +167,8 @@ def compile_what_the_first_does(variants, calls):
 
 
 @pytest.mark.parametrize(
-    "run", [attend, normalise, embed, activate, classify, mask, embed_tubelets]
+    "run",
+    [attend, normalise, embed, activate, classify, mask, embed_tubelets, compare],
 )
 def test_a_new_batch_size_compiles_nothing(variants, run):
     compile_what_the_first_does(variants, [partial(run, batch) for batch in BATCHES])

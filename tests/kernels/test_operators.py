@@ -15,6 +15,7 @@ from vimpac_kernels import (
     linear_cross_entropy,
     mask_tokens,
     tubelet_embed,
+    tubelet_mse,
 )
 from vimpac_kernels.runtime import compiling, native, registry
 
@@ -38,6 +39,8 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
     qkv, x, residual, weight = draw(2, 13, 3, 2, 32), draw(5, 16), draw(5, 16), draw(16)
     classes, target = draw(9, 16), torch.arange(5, device=device)
     tokens = torch.zeros(2, 2, 3, 4, dtype=torch.int64, device=device)
+    video, first = tokens[..., None].byte().expand(-1, -1, -1, -1, 3), tokens[:, :1, 0, 0].int()
+    pred = draw(2, 1, 6)
     outputs = [
         axial_attention(qkv, (2, 2, 3), "T|W", dropout_p=0.5, seed=1, impl=impl),
         dropout_add_layer_norm(x, residual, weight, weight, dropout_p=0.5, seed=1, impl=impl),
@@ -45,8 +48,9 @@ def run_every_operator(device: str, impl: str) -> list[Tensor]:
         bias_gelu(x, weight, impl=impl),
         embed_tokens(tokens, classes, (x[:2], x[:3], x[:4]), dropout_p=0.5, seed=1, impl=impl),
         _tubelet_embed(x, impl),
+        tubelet_mse(pred, video, first, tubelet=(2, 1), impl=impl),
     ]
-    leaves = [qkv, x, residual, weight, classes]
+    leaves = [qkv, x, residual, weight, classes, pred]
     gradients = torch.autograd.grad([y.sum() for y in outputs], leaves)
     return [*outputs, *gradients, *mask_tokens(tokens, mask_token=1, seed=1, impl=impl)]
 
@@ -96,9 +100,15 @@ def _embed_tokens(x: Tensor) -> Tensor:
     return embed_tokens(torch.zeros(2, 5, dtype=torch.int64), x, [x])
 
 
+def _tubelet_mse(x: Tensor) -> Tensor:
+    video, tubelets = torch.zeros(1, 1, 4, 4, 3, dtype=torch.uint8), torch.zeros(1, 5).int()
+    return tubelet_mse(x[None, :, :12], video, tubelets, tubelet=(1, 2))
+
+
 DIFFERENTIABLE = [
     *(_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy, _bias_gelu),
     *(_embed_tokens, _tubelet_embed),
+    *(_embed_tokens, _tubelet_mse),
 ]
 
 

@@ -36,6 +36,7 @@ from vimpac_kernels import (
     linear_cross_entropy,
     mask_tokens,
     tubelet_embed,
+    tubelet_mse,
 )
 
 RANKS = 2
@@ -104,6 +105,16 @@ CASES: dict[str, tuple[Callable[..., Any], Arguments, Arguments, Arguments]] = {
         {"video": VIDEO, "tubelets": IDS.flatten(1).int() % 4},
         {"weight": _draw(16, 3, 2, 2, 2) / 24, "bias": _draw(16)},
         {"positions": _draw(4, 16)},
+    ),
+    "tubelet_mse": (
+        tubelet_mse,
+        {
+            "pred": _draw(3, 2, 12),
+            "video": torch.arange(3 * 4 * 6 * 3).view(3, 1, 4, 6, 3).square().byte(),
+            "tubelets": IDS.flatten(1)[:, ::3].int(),
+        },
+        {},
+        {"tubelet": (1, 2)},
     ),
 }
 

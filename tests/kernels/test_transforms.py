@@ -17,6 +17,7 @@ from vimpac_kernels import (
     linear_cross_entropy,
     mask_tokens,
     tubelet_embed,
+    tubelet_mse,
 )
 
 Op = Callable[[Tensor, str], Tensor]  # (5, 16) and impl -> a tensor
@@ -55,10 +56,16 @@ def _tubelet_embed(x: Tensor, impl: str) -> Tensor:
     return tubelet_embed(VIDEO, tubelets, weight, x[0, :8], torch.ones(16, 8), impl=impl)
 
 
+def _tubelet_mse(x: Tensor, impl: str) -> Tensor:
+    tubelets = torch.arange(5, dtype=torch.int32)[None]
+    return tubelet_mse(x[None, :, :12], VIDEOS[:1], tubelets, tubelet=(1, 2), impl=impl)
+
+
 DIFFERENTIABLE = [
     *(_axial_attention, _dropout_add_layer_norm, _linear_cross_entropy, _bias_gelu),
-    *(_embed_tokens, _tubelet_embed),
+    *(_embed_tokens, _tubelet_embed, _tubelet_mse),
 ]
+VIDEOS = torch.arange(3 * 2 * 4 * 6 * 3).view(3, 2, 4, 6, 3).square().byte()
 X = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
 XS = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
 every_op = pytest.mark.parametrize("op", DIFFERENTIABLE, ids=lambda op: op.__name__[1:])
@@ -169,6 +176,11 @@ def _embed_pixels(video: Tensor, tubelets: Tensor, weight: Tensor, impl: str) ->
     return tubelet_embed(video[None], tubelets[None], weight, X[0, :8], torch.ones(1, 8), impl=impl)
 
 
+def _compare(x: Tensor, video: Tensor, tubelets: Tensor, impl: str) -> Tensor:
+    pred, options = x[None, :, :12], {"tubelet": (1, 2), "impl": impl}
+    return tubelet_mse(pred, video[None], tubelets[None], **options)
+
+
 IDS, SEEDS, HIDDEN = torch.arange(15).view(3, 5) % 5, torch.arange(3), XS[:, :, 0] > 0.5
 POSITIONS, COUNTS = torch.tensor([[0, 2], [1, 3], [4, -1]]).int(), torch.tensor([2, 2, 1]).int()
 
@@ -182,8 +194,12 @@ POSITIONS, COUNTS = torch.tensor([[0, 2], [1, 3], [4, -1]]).int(), torch.tensor(
         (_embed, (IDS, SEEDS)),
         (_mask, (IDS, SEEDS)),
         (_embed_pixels, (VIDEO.view(-1, 2, 1, 1, 3)[:3], 0 * IDS.int(), XS)),
+        (_compare, (XS, VIDEOS, IDS.int())),
     ],
-    ids=["axial_attention", "linear_cross_entropy", "embed_tokens", "mask_tokens", "tubelet_embed"],
+    ids=[
+        *("axial_attention", "linear_cross_entropy", "embed_tokens", "mask_tokens"),
+        *("tubelet_embed", "tubelet_mse"),
+    ],
 )
 def test_vmap_goes_over_ids_seeds_and_masks(op: Callable, inputs: tuple, name: str) -> None:
     """Where no check may look at a value."""

@@ -92,6 +92,15 @@ OPS: dict[str, Op] = {
             "positions": torch.zeros(4, 16, device=device),
         },
     ),
+    "tubelet_mse": Op(
+        "normalised pixels of all tubelets, gather, `F.mse_loss`",
+        lambda device: {
+            "pred": torch.zeros(1, 1, 24, device=device),
+            "video": torch.zeros(1, 2, 4, 2, 3, dtype=torch.uint8, device=device),
+            "tubelets": torch.ones(1, 1, dtype=torch.int32, device=device),
+            "tubelet": (2, 2),
+        },
+    ),
 }
 
 _extensions: dict[str, ModuleType | str] = {}
