@@ -126,6 +126,13 @@ def tubelet_embed_flops(rows: int, width: int, channels: int, *tubelet: int) -> 
     return product, product
 
 
+def tubelet_mse_bytes(tubelets: int, elements: int, itemsize: int) -> tuple[int, int]:
+    """Forward reads pred, a byte of the video for each of its elements, and an int32 index for each
+    tubelet; backward does, too, and writes dpred."""
+    read = tubelets * (elements * (itemsize + 1) + 4)
+    return read, read + tubelets * elements * itemsize
+
+
 def step_flops(videos: int, T: int, side: int, layout: str) -> float:
     """FLOPs that the losses of the small model's step need: 3 x forward. A step may compute more.
 

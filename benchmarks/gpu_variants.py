@@ -101,6 +101,13 @@ CUDA: dict[str, dict[str, str]] = {
         # More tubelets at a time on a multiprocessor, each of whose threads loads twice?
         "threads96": "kTubeletThreads=96",
     },
+    "tubelet_mse": {
+        # More warps that wait for their pixels, with fewer registers, or fewer?
+        "blocks6": "kMseForward=6 kMseBackward=6",
+        "blocks3": "kMseForward=3 kMseBackward=3",
+        # Is reading half of the pixels again, from L1, worth the registers that it saves?
+        "held3": "kMseHeld=3",
+    },
 }
 # The same for Triton, whose values are read at each launch.
 TRITON: dict[str, dict[str, dict[str, int]]] = {
@@ -132,6 +139,10 @@ TRITON: dict[str, dict[str, dict[str, int]]] = {
     },
     "tubelet_embed": {
         "elements1024": {"ELEMENTS": 1024},
+    },
+    "tubelet_mse": {
+        "warps8": {"THREAD_ELEMENTS": 8},
+        "programs16": {"PROGRAMS": 16},
     },
 }
 

@@ -67,6 +67,8 @@ EXPECTED = (
     ("cuda", "linear_cross_entropy_fwd_kernel<*>", "LDG.128 STG.128"),
     ("cuda", "mask_tokens_fwd_kernel<long>", "LDG.128 STG.128"),
     ("cuda", "tubelet_embed_fwd_kernel<*>", "LDG.128 STG.128"),
+    ("cuda", "tubelet_mse_?wd_kernel<*, 8>", "LDG.128"),
+    ("cuda", "tubelet_mse_bwd_kernel<*, 8>", "STG.128"),
     ("triton", "axial_attention_?wd_kernel bf16 *", "MMA LDG.128 STG.128"),
     ("triton", "axial_attention_?wd_kernel fp32 *", "LDG.128 STG.128"),
     ("triton", "dropout_add_layer_norm_?wd_kernel *", "LDG.128 STG.128"),
@@ -77,6 +79,8 @@ EXPECTED = (
     ("triton", "linear_cross_entropy_fwd_kernel *", "LDG.128 STG.128"),
     ("triton", "mask_tokens_fwd_kernel int64 *", "LDG.128 STG.128"),
     ("triton", "tubelet_embed_fwd_kernel *", "STG.128"),
+    ("triton", "tubelet_mse_?wd_kernel *", "LDG.128"),
+    ("triton", "tubelet_mse_bwd_kernel *", "STG.128"),
 )
 # (pattern of names, how many of its stores may be narrower than 16 bytes, which ones those are): of
 # the first pattern that a kernel matches. A kernel that matches none stores 16 bytes each time;
@@ -97,6 +101,13 @@ NARROW_STORES = (
     ("mask_tokens_*", 20, "tokens of cut groups, bytes of the mask, positions wherever they go"),
     ("tubelet_embed_fwd_kernel<*, 1>", 6, "pixels and bytes of tubelets that are not in chunks"),
     ("tubelet_embed_fwd_kernel*", 3, "the bytes of the tubelets, eight a thread"),
+    ("tubelet_mse_fwd_kernel*", 1, "a block's sum of squares"),
+    (
+        "tubelet_mse_bwd_kernel<*, 1>",
+        12,
+        "an element a lane where rows of tubelets are not aligned",
+    ),
+    ("tubelet_mse_sum_kernel", 1, "the loss"),
     ("dropout_add_layer_norm_sum_kernel *", 2, "a column of sums of one parameter or another"),
     ("*_sum_kernel *", 1, "a column of sums over partial sums"),
     ("*_dbias_kernel *", 1, "a column of sums over partial sums"),
@@ -128,6 +139,9 @@ LAUNCHES = {
     "linear_cross_entropy_fwd_kernel<*, true>": (480, 94992),  # 30,522 columns
     "mask_tokens_fwd_kernel<*>": (256, 560),  # (5, 16, 16) tokens, 5 blocks
     "tubelet_embed_fwd_kernel<*>": (192, 0),
+    "tubelet_mse_fwd_kernel<*>": (256, 64),
+    "tubelet_mse_bwd_kernel<*>": (256, 0),
+    "tubelet_mse_sum_kernel": (32, 0),
 }
 
 
