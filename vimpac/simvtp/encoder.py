@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from vimpac.simvtp.config import NetworkConfig
 from vimpac.simvtp.layer import Transformer
 from vimpac.simvtp.positions import sine_table
-from vimpac.simvtp.tubelets import tubelet_embed
-from vimpac_kernels import embed_tokens
+from vimpac_kernels import embed_tokens, tubelet_embed
 
 WORD_NORM_EPS = 1e-12  # BERT's
 

@@ -28,7 +28,9 @@ from vimpac.simvtp.objective import (
     mean_row,
     word_loss,
 )
-from vimpac.simvtp.tubelets import split_mask, tubelet_mse, tubelet_targets
+from vimpac.simvtp.tubelets import split_mask
+from vimpac_kernels import tubelet_mse
+from vimpac_kernels.reference import tubelet_targets
 
 
 @dataclasses.dataclass
@@ -63,8 +65,9 @@ class SimVTPOutput:
     def target_pixels(self) -> Tensor:
         """(B, M, t*P*P*3), what `predicted_pixels` should be; made when it is asked for."""
         pixels = self.predicted_pixels
-        dtype = torch.float64 if pixels is not None and pixels.dtype == torch.float64 else None
-        return tubelet_targets(self._video, self._masked, self._tubelet, dtype or torch.float32)
+        double = pixels is not None and pixels.dtype == torch.float64
+        dtype = torch.float64 if double else torch.float32
+        return tubelet_targets(self._video, self._masked, tubelet=self._tubelet, dtype=dtype)
 
 
 @dataclasses.dataclass
@@ -236,7 +239,7 @@ class SimVTP(nn.Module):
         if loss.pixels:
             found.predicted_pixels = self.decoder(hidden[:, :V], visible, masked)
             sides = self.config.tubelet, self.config.patch
-            found.pixel_loss = tubelet_mse(found.predicted_pixels, video, masked, sides)
+            found.pixel_loss = tubelet_mse(found.predicted_pixels, video, masked, tubelet=sides)
         return found
 
     def freeze_unused(self) -> None:
