@@ -25,7 +25,7 @@ from typing import Any
 
 import common
 import numpy as np
-import report
+import report_learning
 import torch
 
 from vimpac import Vimpac, save_model
@@ -230,7 +230,7 @@ def main() -> None:
             row = run_seed(seed, args.steps, args.videos, Path(folder))
         results["rows"].append(row)
         (common.RESULTS / "learning.json").write_text(json.dumps(results, indent=1) + "\n")
-    print("\n".join(report.learning_tables(results)))
+    print("\n".join(report_learning.learning_tables(results)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import common
 import numpy as np
+import report_learning
 import torch
 from torch import Tensor
 
@@ -45,11 +46,11 @@ ROWS: dict[str, list[str]] = {
     "contrast on masked text": ["text.contrast=masked"],
     "without VTC": ["loss.contrast=0"],
     "without VTM": ["loss.match=0"],
-    "without pixels": ["loss.pixels=0"],
-    "without words": ["loss.words=0"],
     "text mask 15 %": ["text.ratio=0.15"],
     "video mask 50 %": ["mask.ratio=0.5"],
     "video mask 90 %": ["mask.ratio=0.9"],
+    "without pixels": ["loss.pixels=0"],
+    "without words": ["loss.words=0"],
     "hard mismatches": ["vtm.negatives=hard"],
 }
 
@@ -157,9 +158,10 @@ def main() -> None:
             if re.search(args.only, name):
                 row = run_row([*settings, *args.set], seed, args.steps)
                 results["rows"].setdefault(name, []).append(row)
-                print(name, seed, json.dumps(row), flush=True)
+                print(f"{name}, seed {seed}: {row['cpu_minutes']:.1f} CPU minutes", flush=True)
                 path = common.RESULTS / "learning_simvtp.json"
                 path.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(report_learning.simvtp_tables(results)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/report.py
 
-Rewrites what stands between the `results` and the `learning` comments of README.md, and between the
-`evaluate` comments of docs/evaluation.md, and docs/*.png.
+Rewrites what stands between comments of README.md (`results`, `learning`), docs/evaluation.md
+(`evaluate`) and docs/simvtp.md (`learning_simvtp`), and docs/*.png.
 An op's speed-up is against the fastest peer of the same shape, forward and backward together. Its
 memory ratio is the lowest peak memory of a peer over that of our fastest implementation.
 """
@@ -21,6 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
+from report_learning import learning_tables, simvtp_tables
 
 from vimpac_kernels import OPS
 
@@ -210,45 +211,6 @@ def _plot_phases(axis: Any, rows: list[dict[str, Any]]) -> None:
     axis.legend(handles[::-1], names[::-1], fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def learning_tables(results: dict[str, Any]) -> list[str]:
-    """Markdown: what each test reads off each model, and the final losses."""
-    rows, chance = results["rows"], results["chance"]
-
-    def percent(values: list[float]) -> str:
-        low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
-        mean = 100 * sum(values) / len(values)
-        return f"{mean:.1f} %" + (f" ({low}-{high})" if low != high else "")
-
-    def mean(mask: str, key: str) -> float:
-        return sum(row["training"][mask][key] for row in rows) / len(rows)
-
-    attributes = list(chance["probes"])
-    rule = "|---" * (1 + len(attributes)) + "|"
-    lines = [f"| read off the frozen model | {' | '.join(attributes)} |", rule]
-    for name in rows[0]["probes"]:
-        cells = [percent([row["probes"][name][a] for row in rows]) for a in attributes]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    cells = [percent([chance["probes"][a]]) for a in attributes]
-    lines += [f"| chance | {' | '.join(cells)} |", ""]
-    lines += ["| masks | mask loss | mask accuracy | contrastive loss |", "|---|---|---|---|"]
-    for mask in rows[0]["training"]:
-        accuracy = percent([row["training"][mask]["mask_accuracy"] for row in rows])
-        losses = [f"{mean(mask, key):.2f}" for key in ("mask_loss", "cl_loss")]
-        lines.append(f"| {mask} | {losses[0]} | {accuracy} | {losses[1]} |")
-    commonest = percent([row["commonest"] for row in rows])
-    losses = [f"{chance[key]:.2f}" for key in ("mask_loss", "cl_loss")]
-    lines.append(f"| chance | {losses[0]} | {commonest}, the commonest token | {losses[1]} |")
-    environment, settings = results["environment"], results["settings"]
-    seeds = f"mean (lowest-highest) of {len(rows)} seeds, each" if len(rows) > 1 else "one seed,"
-    minutes = sum(row["cpu_minutes"] for row in rows) / len(rows)
-    said = (
-        f"{settings['steps']} steps on {settings['videos']} videos; {seeds} "
-        f"{minutes:.0f} CPU minutes on {environment['device']}, {environment['date']}: "
-        f"`{results['command']}`"
-    )
-    return [*lines, "", said]
-
-
 def _fill(text: str, marker: str, content: list[str]) -> str:
     """Replaces what stands between two comments."""
     begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
@@ -285,10 +247,9 @@ def main() -> None:
     The steps are those of the CPU and of the GPU that were timed last.
     """
     parts: list[str] = []
-    learning = RESULTS / "learning.json"
-    found = {
-        file: json.loads(file.read_text()) for file in set(RESULTS.glob("*.json")) - {learning}
-    }
+    learning, simvtp = RESULTS / "learning.json", RESULTS / "learning_simvtp.json"
+    files = set(RESULTS.glob("*.json")) - {learning, simvtp}
+    found = {file: json.loads(file.read_text()) for file in files}
     kinds = set()
     for file in sorted(found, key=lambda file: (_dates(found[file])[-1], file.name), reverse=True):
         kind = file.stem.endswith("threads")  # a CPU
@@ -304,6 +265,10 @@ def main() -> None:
         page = ROOT / "docs" / "evaluation.md"
         tables = [line for results in tested for line in evaluate_table(results)]
         page.write_text(_fill(page.read_text(), "evaluate", tables))
+    if simvtp.exists():
+        page = ROOT / "docs" / "simvtp.md"
+        tables = simvtp_tables(json.loads(simvtp.read_text()))
+        page.write_text(_fill(page.read_text(), "learning_simvtp", tables))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import common
 import interleaved
 import learning
+import learning_simvtp
 import phases
 import plain_step
 import released_step
 import report
+import report_learning
 
 from vimpac import Vimpac, preset
 from vimpac_kernels import OPS
@@ -274,8 +276,33 @@ def test_learning_table_has_a_row_for_each_test_and_model():
         "chance": {"mask_loss": 9.0, "cl_loss": 1.7, "probes": {"shape": 0.25}},
         "rows": [row(0.5, 0.3), row(0.7, 0.3)],
     }
-    assert report.learning_tables(results)[2:5] == [
+    assert report_learning.learning_tables(results)[2:5] == [
         "| linear probe, pre-trained | 60.0 % (50.0-70.0) |",
         "| k-NN, pre-trained | 30.0 % |",
         "| chance | 25.0 % |",
     ]
+
+
+def test_simvtp_learning_table_sets_the_right_video_beside_another(tmp_path, monkeypatch):
+    """Two rows of two steps, whose losses of weight 0 are not there."""
+    rows = {"all losses": [], "without pixels": ["loss.pixels=0"]}
+    monkeypatch.setattr(learning_simvtp, "TRAINING", 40)
+    tiny = ["model.width=32", "model.layers=1", "batch.videos=8", "batch.contrastive=8"]
+    tiny += ["batch.micro=8"]
+    found = {name: [learning_simvtp.run_row([*tiny, *row], 0, 2)] for name, row in rows.items()}
+    results = {
+        "environment": {"device": "a CPU", "date": "today"},
+        "command": "python benchmarks/learning_simvtp.py",
+        "settings": {"steps": 2},
+        "chance": 1 / 64,
+        "rows": found,
+    }
+    lines = report_learning.simvtp_tables(results)
+    assert [line.split(" |")[0] for line in lines[2:6]] == [
+        *("| nothing", "| all losses", "| without pixels", "| chance"),
+    ]
+    test = found["all losses"][0]["test"]
+    colour = f"{100 * test['colour, right']:.0f} / {100 * test['colour, other']:.0f} %"
+    assert lines[3].split(" | ")[3] == colour
+    assert lines[4].endswith("| - |")
+    assert {len(line.split("|")) for line in lines[:6]} == {len(lines[0].split("|"))}
