@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
     from vimpac.simvtp.description import load_simvtp, save_simvtp
     from vimpac.simvtp.dual import DualEncoder
-    from vimpac.simvtp.model import SimVTP, SimVTPOutput
+    from vimpac.simvtp.model import SimVTP
+    from vimpac.simvtp.outputs import SimVTPOutput
     from vimpac.simvtp.released import export_released, load_released
     from vimpac.simvtp.retrieval import Retriever
 
@@ -26,7 +27,7 @@ _HOME = {
     "Retriever": "retrieval",
     "save_simvtp": "description",
     "SimVTP": "model",
-    "SimVTPOutput": "model",
+    "SimVTPOutput": "outputs",
     "TextConfig": "config",
 }
 

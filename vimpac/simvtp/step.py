@@ -16,7 +16,6 @@ the host waits for the similarities.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,17 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac.data.random import DROPOUT, WORD_MASK, words
 from vimpac.simvtp.group_contrast import gather_rows, group_contrast
+from vimpac.simvtp.masking import Masker, Prepared
 from vimpac.simvtp.mismatches import hard_mismatches, random_mismatches, take_rows
 from vimpac.simvtp.model import SimVTP
-from vimpac.simvtp.objective import IGNORE_INDEX, MaskedWords
+from vimpac.simvtp.objective import MaskedWords
 from vimpac.simvtp.run_config import SimVTPConfig
 from vimpac.simvtp.text import SpecialTokens
-from vimpac.simvtp.tubelets import draw_tubes
 from vimpac.train.distributed import World
 from vimpac.train.parallel import averaging, parallelise
-from vimpac_kernels import mask_tokens
 
 METRICS = (
     "pixel_loss",
@@ -44,25 +41,6 @@ METRICS = (
     "match_loss",
     "match_accuracy",
 )
-
-
-@dataclasses.dataclass
-class Prepared:
-    """A micro-batch, masked."""
-
-    video: Tensor  # (B, T, S, S, 3) uint8
-    visible: Tensor  # (B, V) int32
-    masked: Tensor  # (B, M) int32
-    masked_ids: Tensor  # (B, L)
-    attention: Tensor  # (B, L) bool
-    words: MaskedWords
-    whole_ids: Tensor | None  # (B, L): the text of the contrast, if not the masked one
-    seed: Tensor  # 0-d int64, of the dropout
-
-    @property
-    def contrast_ids(self) -> Tensor:
-        """(B, L): the text of the contrast."""
-        return self.masked_ids if self.whole_ids is None else self.whole_ids
 
 
 class PairModel(nn.Module):
@@ -130,7 +108,7 @@ class PairStep:
     def __init__(
         self, model: SimVTP, config: SimVTPConfig, special: SpecialTokens, world: World
     ) -> None:
-        self.model, self.config, self.special, self.world = model, config, special, world
+        self.model, self.config, self.world = model, config, world
         self.groups = config.batch.videos // config.batch.contrastive
         self.group_part, self.micro = config.batch.on_rank(world.size)  # pairs
         halves = model.encoder.transformer, model.decoder.transformer
@@ -144,14 +122,7 @@ class PairStep:
             layers=[layer for half in halves for layer in half.layers],
             methods=["features"],
         )
-        device = world.device
-        self._cells = config.mask.masked_cells(config.model.cells)
-        self._video_seed = torch.tensor(config.seed, dtype=torch.int64, device=device)
-        keys = (
-            torch.from_numpy(words(WORD_MASK, config.seed, 0, 1).view("int64")),
-            torch.from_numpy(words(DROPOUT, config.seed, 0, 1).view("int64")),
-        )
-        self._word_seed, self._dropout_seed = (key[0].to(device) for key in keys)
+        self.mask = Masker(config, special, world.device)
 
     def gradients(
         self,
@@ -195,8 +166,7 @@ class PairStep:
         begin = self.world.rank * self.group_part
         samples = [first + begin + i * self.micro for i in range(len(parts))]
         ready = [
-            self.prepare(part[0], part[1], sample)
-            for part, sample in zip(parts, samples, strict=True)
+            self.mask(part[0], part[1], sample) for part, sample in zip(parts, samples, strict=True)
         ]
         counts = torch.stack([part.words.count for part in ready]).float()
         # So that the word loss is the mean over the group's masked words, however it is divided.
@@ -217,40 +187,6 @@ class PairStep:
         if gradients is not None:
             metrics[3] += contrast
         return metrics
-
-    def prepare(
-        self,
-        video: Tensor,  # (B, T, S, S, 3) uint8
-        ids: Tensor,  # (B, L)
-        sample: int,
-    ) -> Prepared:
-        """Masks pairs as the seed and the number of the first one say."""
-        special, text = self.special, self.config.text
-        visible, masked = draw_tubes(
-            self.config.model, self._cells, len(video), self._video_seed, sample, ids.device
-        )
-        attention = ids != special.pad
-        words_only = attention & (ids != special.cls) & (ids != special.sep)
-        drawn = mask_tokens(
-            torch.where(words_only, ids, special.pad)[:, None, None],
-            mask_token=special.mask,
-            strategy="iid",
-            ratio=text.ratio,
-            pad_token=special.pad,
-            seed=self._word_seed,
-            clip_offset=sample,
-        )
-        hidden = drawn.mask.flatten(1)
-        return Prepared(
-            video,
-            visible,
-            masked,
-            ids.masked_fill(hidden, special.mask),
-            attention,
-            MaskedWords(ids.masked_fill(~hidden, IGNORE_INDEX), drawn.positions, drawn.count),
-            ids if text.contrast == "whole" else None,
-            self._dropout_seed + sample,
-        )
 
     @torch.no_grad()
     def _means(self, ready: Sequence[Prepared]) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ def test_update_is_the_mean_of_the_model_s_losses_over_its_groups(one_batch):
     step, total = PairStep(model, config, SpecialTokens(), World(torch.device("cpu"))), 0
     for group in range(2):
         rows = slice(8 * group, 8 * group + 8)
-        part = step.prepare(video[rows], ids[rows], 16 + 8 * group)
+        part = step.mask(video[rows], ids[rows], 16 + 8 * group)
         mask = torch.zeros(8, config.model.tubelets, dtype=torch.bool)
         mask.scatter_(1, part.masked.long(), True)
         negatives = torch.tensor(random_mismatches(config.seed, 16 + 8 * group, 8, 0, 8))
@@ -117,7 +117,7 @@ def test_masks_follow_from_the_number_of_a_pair():
     config = make_config("batch.micro=8")
     video, ids = make_pairs()
     step = PairStep(make_model(config), config, SpecialTokens(), World(torch.device("cpu")))
-    whole, later = step.prepare(video, ids, 40), step.prepare(video[5:], ids[5:], 45)
+    whole, later = step.mask(video, ids, 40), step.mask(video[5:], ids[5:], 45)
     for name in ("visible", "masked", "masked_ids", "attention"):
         assert torch.equal(getattr(whole, name)[5:], getattr(later, name)), name
     T, H, W = config.model.grid
