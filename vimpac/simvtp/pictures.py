@@ -12,7 +12,8 @@ from vimpac.files import whole_file
 from vimpac.simvtp.predictions import Filled
 
 MOST_FRAMES = 8  # of a clip that are drawn
-ROWS = ("original", "masked", "rebuilt")
+ROWS = ("original", "masked", "rebuilt*")
+FOOTNOTE = "* with the true mean and deviation of each tubelet, which the network does not predict"
 
 
 def draw_filled(
@@ -34,12 +35,13 @@ def draw_filled(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    notes = [*notes, FOOTNOTE]
     B, T = video.shape[:2]
     times = range(0, T, -(-T // MOST_FRAMES))
     figure = pyplot.figure(
         figsize=(1.25 * len(times) + 0.9, 4.6 * B + 0.25 * len(notes)), layout="constrained"
     )
-    heights = [4.6] * B + ([0.25 * len(notes)] if notes else [])
+    heights = [4.6] * B + [0.25 * len(notes)]
     parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
     for clip in range(B):
         part = parts[clip, 0]
@@ -51,8 +53,8 @@ def draw_filled(
                 axis.imshow(of[time].cpu().numpy(), interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
         _write_words(part, filled, clip)
-    if notes:
-        parts[-1, 0].text(0.01, 0.5, "\n".join(notes), va="center", fontsize=10)
+    style = {"va": "center", "fontsize": 10, "family": "monospace"}
+    parts[-1, 0].text(0.01, 0.5, "\n".join(notes), **style)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
