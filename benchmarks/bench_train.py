@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -230,29 +229,6 @@ def _prepare(case: Case, device: str, warm_up: int) -> tuple[Callable[[], None],
     return run, step, interleaved.peak_mib(run, device)
 
 
-def _measure(run: Callable[[], None]) -> tuple[float, ...]:
-    """Milliseconds of one step, the host's part in it included."""
-    if GPU:
-        run()  # takes back the memory that the other cases' steps have had
-    return interleaved.wall_ms(run)[:1]
-
-
-def _time(prepared: dict[Case, tuple], device: str, full: bool) -> tuple[list[float], float, int]:
-    """(milliseconds of each case, TFLOP/s of a matrix product beside each of them, rounds)."""
-    clock, product = interleaved.Clock(device), interleaved.CEILINGS["gemm_tflop_per_s"](device)
-    each: list[interleaved.TimedCall] = []
-    for run, *_ in prepared.values():
-        each += [functools.partial(product.measure, clock), functools.partial(_measure, run)]
-    rounds = interleaved.run_rounds(
-        each,
-        least=3 if GPU else 5 if full else 2,
-        most=20 if GPU else 5 if full else 2,
-        budget_s=4.0 * len(prepared),
-    )
-    times = [ms for (ms,) in interleaved.typical(rounds)]
-    return times[1::2], product.work / statistics.mean(times[::2]), len(rounds)
-
-
 def _row(case: Case, step_ms: float, ceiling: float, peak_mib: float, taken_apart: Any) -> StepRow:
     rate = common.step_flops(VIDEOS, *case.size, case.layout) / step_ms / 1e9
     return StepRow(
@@ -288,7 +264,13 @@ def test_step(bench: Any, size: Size, tmp_path: Path) -> None:
             torch.cuda.empty_cache()
     if not prepared:
         bench.skip(left_out)
-    times, ceiling, rounds = _time(prepared, device, bench.full)
+    times, ceiling, rounds = interleaved.steps_beside_products(
+        [run for run, *_ in prepared.values()],
+        device,
+        least=3 if GPU else 5 if bench.full else 2,
+        most=20 if GPU else 5 if bench.full else 2,
+        budget_s=4.0 * len(prepared),
+    )
     rows = []
     for (case, (_, step, peak)), ms in zip(prepared.items(), times, strict=True):
         apart = case in (Case("released"), Case("ours"))

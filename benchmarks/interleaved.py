@@ -8,9 +8,10 @@ GPU's times are of its own work, without the host's.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +182,36 @@ def ceilings(device: str) -> dict[str, float]:
     run_rounds(calls)
     times = typical(run_rounds(calls, budget_s=1.0))
     return {name: found[name].work / ms for name, (ms,) in zip(found, times, strict=True)}
+
+
+def steps_beside_products(
+    steps: Iterable[Callable[[], Any]], device: str, *, least: int, most: int, budget_s: float
+) -> tuple[list[float], float, int]:
+    """Times whole training steps, the host's part included, with a matrix product beside each.
+
+    Args:
+        steps: Each waits for the device.
+        device: "cpu" or "cuda".
+        least: As `run_rounds` takes it.
+        most: As `run_rounds` takes it.
+        budget_s: As `run_rounds` takes it.
+
+    Returns:
+        Milliseconds of each step, TFLOP/s of the products, and how many rounds there were.
+    """
+    clock, product = Clock(device), CEILINGS["gemm_tflop_per_s"](device)
+
+    def measure(step: Callable[[], Any]) -> tuple[float, ...]:
+        if device == "cuda":
+            step()  # takes back the memory that the other steps have had
+        return wall_ms(step)[:1]
+
+    each: list[TimedCall] = []
+    for step in steps:
+        each += [functools.partial(product.measure, clock), functools.partial(measure, step)]
+    rounds = run_rounds(each, least=least, most=most, budget_s=budget_s)
+    times = [ms for (ms,) in typical(rounds)]
+    return times[1::2], product.work / statistics.mean(times[::2]), len(rounds)
 
 
 def peak_mib(run: Callable[[], Any], device: str) -> float:
