@@ -30,7 +30,8 @@ PHASES = (
     *("data wait", "masks", "embedding", "projections", "attention core", "MLP", "add + LN"),
     *("token head", "contrastive head", "optimiser", "other"),
 )
-PLACES: tuple[tuple[Any, str, str], ...] = (  # owner, function, phase
+Place = tuple[Any, str, str]  # owner, function, phase
+PLACES: tuple[Place, ...] = (
     (encoder.VideoTokenEncoder, "_embed", "embedding"),
     (layer.Attention, "forward", "projections"),
     (inspect.getmodule(AxialAttention), "axial_attention", "attention core"),
@@ -59,17 +60,24 @@ def phase(name: str) -> torch.profiler.record_function:
     return torch.profiler.record_function(RANGE + name)
 
 
-def breakdown(step: Callable[[], None], device: str) -> dict[str, float]:
+def breakdown(
+    step: Callable[[], None],
+    device: str,
+    places: Iterable[Place] = PLACES,
+    names: Iterable[str] = PHASES,
+) -> dict[str, float]:
     """Profiles one step.
 
     Args:
         step: Runs it; warmed up.
         device: "cpu" or "cuda".
+        places: The functions that are phases.
+        names: The phases, of which `other` is one.
 
     Returns:
-        Milliseconds of every name in `PHASES`; on a CPU they add up to the step.
+        Milliseconds of every name in `names`; on a CPU they add up to the step.
     """
-    with _named_places(), torch.profiler.profile() as profiler:
+    with _named_places(places), torch.profiler.profile() as profiler:
         start = time.perf_counter()
         step()
         if device == "cuda":
@@ -78,11 +86,11 @@ def breakdown(step: Callable[[], None], device: str) -> dict[str, float]:
     totals = _totals(profiler.events(), device)
     if device == "cpu":  # what runs between the profiler's events has no phase either
         totals["other"] += wall_ms - sum(totals.values())
-    return {name: totals[name] for name in PHASES}
+    return {name: totals[name] for name in names}
 
 
 @contextmanager
-def _named_places() -> Iterator[None]:
+def _named_places(places: Iterable[Place]) -> Iterator[None]:
     def named(function: Callable, name: str) -> Callable:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +100,7 @@ def _named_places() -> Iterator[None]:
         return run
 
     with ExitStack() as stack:
-        for owner, attribute, name in PLACES:
+        for owner, attribute, name in places:
             wrapped = named(getattr(owner, attribute), name)
             stack.enter_context(mock.patch.object(owner, attribute, wrapped))
         yield
