@@ -37,7 +37,11 @@ class TubeletEmbedding(nn.Module):
 
 
 class _WithoutRowGradient(torch.autograd.Function):
-    """A table, of which one row gets no gradient."""
+    """A table that one operator reads, of which one row gets no gradient.
+
+    The operator made the gradient for nobody else, so it is changed in place: a copy would be as
+    large as the vocabulary.
+    """
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, row: int) -> Tensor:
@@ -46,8 +50,7 @@ class _WithoutRowGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.clone()
-        grad[ctx.row] = 0
+        grad[ctx.row].zero_()
         return grad, None
 
 
