@@ -22,7 +22,7 @@ SECONDS = 1.0  # of rounds, per candidate
 # What a run of a few minutes leaves out: a CPU's compiler, 16-bit products and large steps; a GPU's
 # compiled peers where they would take a minute for each of many shapes.
 SLOW = {
-    "cpu": "compile|autocast|-T10-|-S256",
+    "cpu": "compile|autocast|-T10-|-S256|whole-base",
     "cuda": "(large_half|published|fp32).*(compiled formula|Flex)",
 }
 
