@@ -27,10 +27,19 @@ import torch
 from released_simvtp import ReleasedSimVTP
 from torch import Tensor
 
-from vimpac.simvtp import NetworkConfig, SimVTP, TextConfig, decoder, encoder, model, step
+from vimpac.simvtp import (
+    NetworkConfig,
+    SimVTP,
+    TextConfig,
+    decoder,
+    encoder,
+    group_contrast,
+    masking,
+    model,
+)
 from vimpac.simvtp.mismatches import random_mismatches
 from vimpac.simvtp.run_config import PairsBatchConfig, SimVTPConfig
-from vimpac.simvtp.step import PairStep
+from vimpac.simvtp.step import METRICS, PairStep
 from vimpac.simvtp.text import SpecialTokens
 from vimpac.train.distributed import World
 
@@ -44,14 +53,14 @@ PHASES = (
     *("pixel loss", "contrast", "match", "other"),
 )
 PLACES: tuple[phases.Place, ...] = (
-    (step.PairStep, "prepare", "masks"),
+    (masking.Masker, "__call__", "masks"),
     (encoder.TubeletEmbedding, "forward", "tubelet embedding"),
     (encoder.WordEmbedding, "forward", "word embedding"),
     (encoder.JointEncoder, "forward", "encoder"),
     (decoder.Decoder, "forward", "decoder"),
     (model, "word_loss", "word head"),
     (model, "tubelet_mse", "pixel loss"),
-    (step, "contrastive_loss", "contrast"),
+    (group_contrast, "contrastive_loss", "contrast"),
     (model, "match_loss", "match"),
     (ReleasedSimVTP, "normalise", "tubelet embedding"),
     (ReleasedSimVTP, "embed_tubelets", "tubelet embedding"),
@@ -161,7 +170,7 @@ def make_batch(case: Case, network: SimVTP, device: str) -> Batch:
     for row, end in zip(ids, torch.linspace(case.words // 2, case.words, case.pairs), strict=True):
         row[0], row[int(end) - 1], row[int(end) :] = special.cls, special.sep, special.pad
     video, ids = video.to(device), ids.to(device)
-    part = PairStep(network, config, special, World(torch.device(device))).prepare(video, ids, 0)
+    part = PairStep(network, config, special, World(torch.device(device))).mask(video, ids, 0)
     mask = torch.zeros(case.pairs, case.network.tubelets, dtype=torch.bool, device=device)
     mask.scatter_(1, part.masked.long(), True)
     negatives = random_mismatches(config.seed, 0, case.pairs, 0, case.pairs)
@@ -179,7 +188,7 @@ def make_step(name: str, case: Case, network: SimVTP, batch: Batch, precision: s
         config = case.run_config(micro, precision, compiler)
         ours = PairStep(network, config, SpecialTokens(), world)
         parts = [*zip(*(x.split(micro) for x in batch.pairs), strict=True)]
-        wanted = [i for i, metric in enumerate(step.METRICS) if metric.endswith("loss")]
+        wanted = [i for i, metric in enumerate(METRICS) if metric.endswith("loss")]
         return lambda: ours.gradients([parts], 0)[wanted]
     released = ReleasedSimVTP(network, sdpa=name.endswith("SDPA"))
     forward = torch.compile(released) if name.endswith("compile") else released

@@ -20,7 +20,8 @@ from vimpac.simvtp import SimVTP
 from vimpac.simvtp.encoder import WORD_NORM_EPS
 from vimpac.simvtp.layer import MLP, Attention, Transformer
 from vimpac.simvtp.objective import IGNORE_INDEX
-from vimpac.simvtp.tubelets import MEAN, STD
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 
 PADDING = 0  # the id, whose row of the word embedding gets no gradient
 
