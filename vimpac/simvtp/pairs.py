@@ -118,7 +118,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.pairs, self.vocabulary, self.draw_clip = pairs, vocabulary, draw_clip
         self.seed, self.out = seed, Path(out)
         # The same for every batch, so that nothing depends on how samples are divided.
-        self.length = vocabulary.encode(pairs.captions, length)[0].shape[1]
+        self.length = min(length, max(vocabulary.lengths(pairs.captions)))
         self._named: set[int] = set()
 
     def __len__(self) -> int:

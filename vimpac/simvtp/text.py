@@ -12,7 +12,7 @@ import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vimpac.errors import UsageError, VimpacError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SHORTEST = 3  # ids of a caption: [CLS], a word, [SEP]
+_CHUNK = 10_000  # captions whose ids are in memory at once
 _LONGEST_WORD = 100  # letters; longer ones are [UNK], as in BERT
 
 
@@ -82,9 +83,14 @@ class Words(ABC):
             attention[i, : len(row)] = True
         return ids, attention
 
+    def lengths(self, captions: Sequence[str]) -> Iterator[int]:
+        """Ids of each caption, [CLS] and [SEP] included, of which few are in memory at once."""
+        for start in range(0, len(captions), _CHUNK):
+            yield from (len(ids) + 2 for ids in self.word_ids(captions[start : start + _CHUNK]))
+
     def count_cut(self, captions: Sequence[str], length: int) -> int:
         """How many captions `encode` cuts."""
-        return sum(len(ids) > length - 2 for ids in self.word_ids(captions))
+        return sum(ids > length for ids in self.lengths(captions))
 
     @property
     def digest(self) -> str:
