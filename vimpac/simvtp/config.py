@@ -140,6 +140,7 @@ class TextConfig:
     pool: Literal["all", "words"] = setting(
         "all", doc="rows of a mean: all, or all but the text's padding"
     )
+    padding: int = setting(0, NOT_NEGATIVE, of_a_run=False)  # its id, whose row is not trained
     contrast: Literal["masked", "whole"] = setting(
         "masked", doc="the text that is compared with videos in the contrastive loss"
     )

@@ -40,7 +40,7 @@ class DualEncoder(nn.Module):
         self.loss_config = loss or ObjectiveConfig()
         sizes = config.layers, config.width, config.heads, config.mlp_width
         self.tubelets, self.video = TubeletEmbedding(config), Transformer(*sizes)
-        self.words, self.text = WordEmbedding(config, self.text_config.dropout), Transformer(*sizes)
+        self.words, self.text = WordEmbedding(config, self.text_config), Transformer(*sizes)
 
     @classmethod
     def of(cls, model: SimVTP, *, fresh_norm: bool = True) -> DualEncoder:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vimpac.simvtp.config import NetworkConfig
+from vimpac.simvtp.config import NetworkConfig, TextConfig
 from vimpac.simvtp.layer import Transformer
 from vimpac.simvtp.positions import sine_table
 from vimpac_kernels import embed_tokens, tubelet_embed
@@ -60,17 +60,17 @@ class WordEmbedding(nn.Module):
     The row of padding gets no gradient, and those of a second text are never read.
     """
 
-    def __init__(self, config: NetworkConfig, dropout: float, padding: int = 0) -> None:
+    def __init__(self, config: NetworkConfig, text: TextConfig) -> None:
         super().__init__()
         self.words = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.text_positions, config.width)
         self.texts = nn.Embedding(2, config.width)
         self.norm = nn.LayerNorm(config.width, eps=WORD_NORM_EPS)
-        self.dropout, self.padding = dropout, padding
+        self.dropout, self.padding = text.dropout, text.padding
         for table in (self.words, self.positions, self.texts):
             nn.init.normal_(table.weight, std=0.02)
         with torch.no_grad():
-            self.words.weight[padding].zero_()
+            self.words.weight[text.padding].zero_()
 
     def forward(
         self,
@@ -96,10 +96,10 @@ class WordEmbedding(nn.Module):
 class JointEncoder(nn.Module):
     """The layers, which read tubelets, words, or tubelets before words."""
 
-    def __init__(self, config: NetworkConfig, dropout: float) -> None:
+    def __init__(self, config: NetworkConfig, text: TextConfig) -> None:
         super().__init__()
         self.tubelets = TubeletEmbedding(config)
-        self.words = WordEmbedding(config, dropout)
+        self.words = WordEmbedding(config, text)
         self.transformer = Transformer(config.layers, config.width, config.heads, config.mlp_width)
 
     def forward(

@@ -52,7 +52,7 @@ class SimVTP(nn.Module):
         self.config = config
         self.text_config = text or TextConfig()
         self.loss_config = loss or ObjectiveConfig()
-        self.encoder = JointEncoder(config, self.text_config.dropout)
+        self.encoder = JointEncoder(config, self.text_config)
         self.decoder = Decoder(config)
         self.word_head = nn.Linear(config.width, config.vocabulary)
         self.match_head = nn.Linear(config.width, 2)

@@ -86,7 +86,8 @@ class SimVTPPretraining:
         network = dataclasses.replace(config.model, vocabulary=self.words.size)
         self.config = dataclasses.replace(config, model=network)
         torch.manual_seed(config.seed)  # the same initial parameters on every rank
-        model = SimVTP(network, config.text, config.loss)
+        text = dataclasses.replace(config.text, padding=self.words.special.pad)
+        model = SimVTP(network, text, config.loss)
         self._notes = [*fill_from(model, self.words, config.init, config.init_text)]
         model.freeze_unused()
         self.model = model.to(world.device)

@@ -253,3 +253,19 @@ def test_illegal_networks_are_named(settings, message):
 def test_unknown_preset_is_named():
     with pytest.raises(ValueError, match="preset must be one of base, tiny; got 'huge'"):
         SimVTP.from_preset("huge")
+
+
+def test_the_row_of_padding_is_not_trained_whatever_its_id(one_thread):
+    torch.manual_seed(0)
+    model = SimVTP(TINY, TextConfig(dropout=0.0, padding=7)).double()
+    batch = _batch()
+    for name in ("text_ids", "text_masked_ids"):
+        batch[name] = (
+            batch[name].masked_fill(batch[name] == 7, 8).masked_fill(~batch["text_attention"], 7)
+        )
+    batch["text_labels"] = batch["text_labels"].masked_fill(batch["text_labels"] == 7, 8)
+    model(**batch).loss.backward()
+    gradient = model.encoder.words.words.weight.grad
+    assert not gradient[7].any()
+    assert bool(gradient[2].any())  # [CLS]
+    assert not model.encoder.words.words.weight[7].any()
