@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from vimpac.data.random import below
 from vimpac.data.sources import Video, find_videos
 from vimpac.data.store import TokenStore
 from vimpac.data.store_format import META
+from vimpac.data.video import SCARCE, UnreadableVideo
 from vimpac.paths import local_path
 
 __all__ = [
@@ -71,12 +73,29 @@ class VideoFiles:
             UnreadableVideo: It cannot be used.
         """
         if video not in self._counts:
-            self._counts[video] = num_frames(self.paths[video])
+            with _absent_is_unreadable():
+                self._counts[video] = num_frames(self.paths[video])
         return self._counts[video]
 
     def read(self, video: int, numbers: Sequence[int]) -> np.ndarray:
-        """Frames of a video, RGB (N, H, W, 3) uint8; see `read_frames`."""
-        return read_frames(self.paths[video], numbers)
+        """Frames of a video, RGB (N, H, W, 3) uint8; see `read_frames`.
+
+        Raises:
+            UnreadableVideo: It cannot be used.
+        """
+        with _absent_is_unreadable():
+            return read_frames(self.paths[video], numbers)
+
+
+@contextmanager
+def _absent_is_unreadable() -> Iterator[None]:
+    """A file that is gone or may not be opened is one unreadable video, not the end of a run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
+        raise UnreadableVideo(error.strerror or type(error).__name__) from error
 
 
 class StoredFrames:
@@ -154,7 +173,7 @@ def multi_scale_crop(
         RGB (T, S, S, 3) uint8.
     """
     height, width = clip.shape[1:3]
-    sides = [int(min(height, width) * scale) for scale in _SCALES]
+    sides = [max(1, int(min(height, width) * scale)) for scale in _SCALES]
     sides = [size if abs(side - size) < _CLOSE else side for side in sides]
     chosen_w, chosen_h = _SIDES[below(draws[0], len(_SIDES))]
     w, h = min(sides[chosen_w], width), min(sides[chosen_h], height)

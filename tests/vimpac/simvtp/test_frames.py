@@ -6,6 +6,7 @@ from PIL import Image
 
 from tests.vimpac.videos import write_video
 from vimpac.data.random import CLIPS, words
+from vimpac.data.video import UnreadableVideo
 from vimpac.simvtp import frames
 from vimpac.simvtp.frames import CROP_DRAWS, VideoFiles, multi_scale_crop
 
@@ -49,6 +50,12 @@ def test_training_crop_depends_on_the_sample_alone():
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_training_crop_of_a_tiny_picture_is_a_pixel_at_least():
+    for shape in range(10):
+        crop = multi_scale_crop(CLIP[:, :1, :3], SIZE, [_draws(shape, 10), _draws(0, 13)])
+        assert (crop == CLIP[:, :1, :1]).all()
 
 
 @pytest.mark.parametrize(("height", "size"), [(32, 32), (34, 32), (31, 32)])
@@ -109,3 +116,10 @@ def test_video_files_are_named_below_their_directory_and_counted_once(tmp_path, 
     assert [videos.num_frames(i) for i in range(2)] == [3, 5]
     monkeypatch.setattr(frames, "num_frames", lambda path: 0)
     assert videos.num_frames(1) == 5
+
+
+def test_file_that_is_gone_is_an_unreadable_video(tmp_path):
+    videos = VideoFiles([("a.mp4", tmp_path / "a.mp4")])
+    for use in (lambda: videos.num_frames(0), lambda: videos.read(0, [0])):
+        with pytest.raises(UnreadableVideo, match="No such file"):
+            use()
