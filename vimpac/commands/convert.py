@@ -167,6 +167,7 @@ def _write_state(state: Mapping[str, Tensor], path: Path) -> None:
         # Clones: a slice would otherwise be saved with all of the packed tensor.
         own = {name: tensor.clone() for name, tensor in state.items()}
         try:
-            torch.save(own, temporary)
+            with temporary.open("wb") as file:  # by name, torch refuses one that begins with a dot
+                torch.save(own, file)
         except RuntimeError as error:  # of a full disk, in PyTorch's words
             raise VimpacError(f"cannot write {path}: {error}") from None

@@ -207,7 +207,7 @@ def test_released_checkpoint_converts_both_ways(checkpoint, tmp_path, capsys):
     model = load_simvtp(checkpoint)
     torch.save({"model": export_released(model)}, tmp_path / "released.pt")
     sizes = "--frames", "8", "--size", "48", "--heads", "2", "--decoder-heads", "2"
-    source, out, back = tmp_path / "released.pt", tmp_path / "model", tmp_path / "back.pt"
+    source, out, back = tmp_path / "released.pt", tmp_path / "model", tmp_path / "back"
     assert main(["convert", str(source), str(out), *sizes]) == 0
     assert "SimVTP, 1 layers x 32, 2 heads, 8 frames of 48 pixels" in capsys.readouterr().out
     again = load_simvtp(out)
