@@ -201,6 +201,7 @@ def test_wrong_list_is_named(zipped, write, name, text, message):
         ("video,caption,split\na,x,dev\n", "line 2: the split 'dev' must be train, val, test"),
         ("video,caption\na,one, two\n", "line 2: 3 fields, not 2; a field with ',' in it needs"),
         ('video,caption\na,"x\nb,y\n', "line 2: is a quote there that is not closed"),
+        ("x" * 200_000, "does not begin with the names of columns"),
         ("video,caption\na,fü\n".encode("latin-1"), "is not UTF-8: save it as UTF-8"),
         ("{", "line 1 is not JSON"),
         (["a.mp4"], 'holds a list.*give CSV.*or JSON: {"path.mp4": "caption"'),

@@ -124,13 +124,26 @@ def read_csv(
         raise UsageError(f"{file}, line {end + 1}: {_QUOTE} ({error})") from None
 
 
+def headers(file: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """(separator, names of the columns in lower case) as a table may be meant.
+
+    Raises:
+        UsageError: The first line is no header.
+    """
+    line = text.partition("\n")[:1]
+    try:
+        for delimiter in ",;\t":
+            names = next(csv.reader(line, delimiter=delimiter), [])
+            yield delimiter, [name.strip().lower() for name in names]
+    except csv.Error as error:
+        raise UsageError(f"{file} does not begin with the names of columns ({error})") from None
+
+
 def _header(
     file: Path, text: str, columns: Sequence[str], optional: Sequence[str]
 ) -> tuple[list[str], str]:
     """The columns' names, and what separates them: as Excel has it, it depends on the country."""
-    line = text.partition("\n")[:1]
-    for delimiter in ",;\t":
-        header = [name.strip().lower() for name in next(csv.reader(line, delimiter=delimiter))]
+    for delimiter, header in headers(file, text):
         if {*columns} <= {*header}:
             twice = [name for name in (*columns, *optional) if header.count(name) > 1]
             if twice:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vimpac.data.annotations.files import read_csv, read_text
+from vimpac.data.annotations.files import headers, read_csv, read_text
 from vimpac.errors import UsageError
 from vimpac.simvtp.captions.captioned import Captioned, Entry, collect, split_name
 
@@ -80,9 +79,7 @@ def read_table(file: Path, split: str) -> list[Captioned]:
 
 def read_header(file: Path) -> list[str]:
     """The names of a table's columns, in lower case; commas, semicolons or tabs separate them."""
-    line = read_text(file).partition("\n")[:1]
-    headers = [next(csv.reader(line, delimiter=delimiter), []) for delimiter in ",;\t"]
-    return [name.strip().lower() for name in max(headers, key=len)]
+    return max((names for _, names in headers(file, read_text(file))), key=len)
 
 
 def _entries(file: Path, table: _Table) -> Iterator[Entry]:
