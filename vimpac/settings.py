@@ -96,6 +96,17 @@ def range_problem(config: Any, prefix: str = "") -> str | None:
     return None
 
 
+def type_problem(config: Any) -> str | None:
+    """What is wrong with the first value of another type than the field's, as JSON may have it."""
+    for name, wanted in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        choices = typing.get_args(wanted)
+        legal = (int, float) if wanted is float else (wanted,)
+        if not (value in choices if choices else type(value) in legal):
+            return f"{name}={value!r} must be {_type_name(wanted)}"
+    return None
+
+
 def load_config(kind: type[Config], source: str | None, overrides: Sequence[str] = ()) -> Config:
     """Resolves a configuration.
 

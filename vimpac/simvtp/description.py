@@ -24,10 +24,11 @@ from vimpac.checkpoints.protocol import Description
 from vimpac.errors import UsageError
 from vimpac.files import whole_directory
 from vimpac.paths import local_path
-from vimpac.settings import LARGEST
+from vimpac.settings import LARGEST, range_problem, type_problem
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.model import SimVTP
+from vimpac.simvtp.text import SHORTEST, Words, make_words
 
 FORMAT = 1
 MODELS: dict[str, type[SimVTP | DualEncoder]] = {"simvtp": SimVTP, "simvtp_dual": DualEncoder}
@@ -46,6 +47,12 @@ class SimVTPDescription:
     words: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for part in (self.text, self.loss):
+            problem = type_problem(part) or range_problem(part)
+            if problem:
+                raise ValueError(problem)
+        if self.text.length < SHORTEST:
+            raise ValueError(f"text.length={self.text.length} must be at least {SHORTEST}")
         for name, most in (("frame_step", LARGEST), ("masked_cells", self.config.cells - 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 0 < value <= most):
@@ -133,7 +140,7 @@ def read_any(folder: str | Path) -> tuple[SimVTP | DualEncoder, SimVTPDescriptio
         folder: The directory.
 
     Returns:
-        The model, on the CPU, in training mode, and what the directory says of it.
+        The model, fp32 on the CPU, in training mode, and what the directory says of it.
 
     Raises:
         UsageError: The directory holds no such model.
@@ -151,7 +158,29 @@ def read_any(folder: str | Path) -> tuple[SimVTP | DualEncoder, SimVTPDescriptio
         model.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(Path(folder), error) from None
-    return model.requires_grad_(), description
+    return model.float().requires_grad_(), description
+
+
+def read_words(description: SimVTPDescription, folder: str | Path) -> Words:
+    """What turns captions into the ids of a model.
+
+    Args:
+        description: Of the model.
+        folder: Where it was read from, for messages.
+
+    Raises:
+        UsageError: It says nothing of words.
+        VimpacError: They are damaged, or do not fit the network.
+    """
+    if description.words is None:
+        raise UsageError(
+            f"{folder} has no words: take a checkpoint of a run, or convert with --vocab"
+        )
+    words = make_words(json.dumps(description.words))
+    if words.size != description.config.vocabulary:
+        reason = f"it has {words.size} words, its network {description.config.vocabulary}"
+        raise damaged(Path(folder), ValueError(reason))
+    return words
 
 
 def read_simvtp(folder: str | Path) -> tuple[SimVTP, SimVTPDescription]:

@@ -7,7 +7,6 @@ vimpac simvtp retrieve runs/a/checkpoints/step-... --data MSRVTT --split 1k-A --
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +17,11 @@ from vimpac.checkpoints.training_state import Checkpoint
 from vimpac.data.sampler import ResumableSampler
 from vimpac.errors import UsageError
 from vimpac.simvtp.clips import FinetuningClip
-from vimpac.simvtp.description import SimVTPDescription, read_simvtp
+from vimpac.simvtp.description import SimVTPDescription, read_simvtp, read_words
 from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.dual_step import METRICS, DualStep
 from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_pairs
 from vimpac.simvtp.run_config import SimVTPFinetuneConfig
-from vimpac.simvtp.text import make_words
 from vimpac.train.distributed import World, join_world
 from vimpac.train.loader import make_loader
 from vimpac.train.loop import Loop, Result
@@ -88,11 +86,7 @@ class DualFinetuning:
     ) -> None:
         self.config, self.pairs, self.world = config, pairs, world
         pretrained, self._from = read_simvtp(start)
-        if self._from.words is None:
-            raise UsageError(
-                f"{start} has no words: take a checkpoint of a run, or convert with --vocab"
-            )
-        self.words = make_words(json.dumps(self._from.words))
+        self.words = read_words(self._from, start)
         text = dataclasses.replace(
             pretrained.text_config,
             length=config.text.length,
@@ -102,7 +96,8 @@ class DualFinetuning:
         network = pretrained.config
         if text.length > network.text_positions:
             raise UsageError(
-                f"text.length={text.length} is more than the model's {network.text_positions}"
+                f"text.length={text.length} is more than the {network.text_positions} positions of "
+                "the model: lower it"
             )
         torch.manual_seed(config.seed)
         model = DualEncoder.of(pretrained, fresh_norm=config.fresh_norm)

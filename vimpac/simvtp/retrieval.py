@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimpac.errors import UsageError, VimpacError
-from vimpac.simvtp.description import read_any
+from vimpac.simvtp.description import read_any, read_words
 from vimpac.simvtp.frames import Frames
 from vimpac.simvtp.model import SimVTP
 from vimpac.simvtp.objective import mean_row
-from vimpac.simvtp.text import Words, make_words
 from vimpac.simvtp.tubelets import draw_tubes
 from vimpac.simvtp.views import VideoViews, read_views
 from vimpac.train.distributed import Place, World, pick_device
@@ -66,9 +64,7 @@ class Retriever:
         self, checkpoint: str | Path, *, device: str = "auto", precision: str = "fp32"
     ) -> None:
         model, description = read_any(checkpoint)
-        if description.words is None:
-            raise UsageError(f"{checkpoint} has no vocabulary: take a checkpoint of a run")
-        self.words: Words = make_words(json.dumps(description.words))
+        self.words = read_words(description, checkpoint)
         self.step = description.frame_step or 1
         self.masked_cells = description.masked_cells or int(0.9 * model.config.cells)
         self._precision = precision
@@ -109,7 +105,7 @@ class Retriever:
             done: Called after each video.
 
         Raises:
-            VimpacError: No video can be read.
+            VimpacError: No video can be read, or features are not finite.
         """
         wanted = range(len(files)) if numbers is None else numbers
         views = self.views(files, wanted, clips=clips, crops=crops)
@@ -127,10 +123,13 @@ class Retriever:
         if not kept:
             name, reason = unreadable[0]
             raise VimpacError(f"none of {len(wanted)} videos can be read; {name}: {reason}")
+        found = torch.stack(features)
+        if not found.isfinite().all():
+            raise VimpacError("features are not finite: the weights of the model are damaged")
         return Gallery(
             files,
             kept,
-            torch.stack(features),
+            found,
             torch.stack(seen) if seen else None,
             unreadable,
         )

@@ -222,7 +222,9 @@ def make_words(text: str) -> Words:
     except (ValueError, TypeError, KeyError):
         kind, content = None, None
     if kind == "words" and isinstance(content, list):
-        return WordVocabulary(content)
+        texts = all(isinstance(word, str) for word in content)
+        if texts and len({*SPECIAL, *content}) == len(SPECIAL) + len(content):
+            return WordVocabulary(content)
     if kind in ("vocab.txt", "tokenizer.json") and isinstance(content, str):
         return TokenizersVocabulary(kind, content)
     raise VimpacError("the vocabulary of the checkpoint is damaged, or of a newer version")

@@ -143,7 +143,7 @@ def test_wrong_settings_are_named(shapes, checkpoint, tmp_path, capsys):
     ):
         with pytest.raises(UsageError, match=message):
             make_config(shapes, tmp_path, "batch.micro=1", setting).check()
-    with pytest.raises(UsageError, match="more than the model's 32"):
+    with pytest.raises(UsageError, match="more than the 32 positions of the model: lower it"):
         finetune(make_config(shapes, tmp_path / "b", "text.length=40"), checkpoint, quiet=True)
     assert main(["simvtp", "finetune", "data=a.csv"]) == 2
     assert "give the pre-trained model" in capsys.readouterr().err

@@ -132,7 +132,13 @@ def test_checkpoint_restores_the_vocabulary(words):
     assert words.digest != WordVocabulary.of(["other"]).digest
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"kind": "words"}', '{"kind": "x", "content": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"kind": "words"}', '{"kind": "x", "content": []}'),
+        *('{"kind": "words", "content": [[1]]}', '{"kind": "words", "content": ["a", "a"]}'),
+    ],
+)
 def test_damaged_vocabulary_is_refused(text):
     with pytest.raises(VimpacError, match="the vocabulary of the checkpoint is damaged"):
         make_words(text)
