@@ -44,6 +44,7 @@ SHARE = Range("lie in [0, 1]", lambda x: 0 <= x <= 1)
 BELOW_ONE = Range("lie in [0, 1)", lambda x: 0 <= x < 1)
 ABOVE_ZERO = Range("lie in (0, 1]", lambda x: 0 < x <= 1)
 SIZE = Range("lie in [1, 65,536]", lambda x: 1 <= x <= 65_536)  # of a network
+WORKERS = Range("lie in [0, 1,024]", lambda x: 0 <= x <= 1024)  # each takes its memory at once
 CLIPS = Range("lie in [1, 10,000]", lambda x: 1 <= x <= MOST_CLIPS)
 BOXES = Range("lie in [0, 65,536]", lambda x: 0 <= x <= 65_536)  # what mask_tokens takes
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)

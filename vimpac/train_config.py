@@ -16,6 +16,7 @@ from vimpac.settings import (
     SEED,
     SHARE,
     SIZE,
+    WORKERS,
     range_problem,
     setting,
 )
@@ -25,7 +26,7 @@ from vimpac.settings import (
 class ReadConfig:
     """How samples are read."""
 
-    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
+    workers: int = setting(2, WORKERS, "data-loading processes per rank; 0: none")
     prefetch: int = setting(4, POSITIVE, "micro-batches that each worker keeps ready")
 
 

@@ -168,7 +168,7 @@ def test_batches_that_do_not_divide_are_refused(batch, world, message):
     [
         ("seed=-1", "lie in"),
         (f"seed={10**400}", "lie in"),  # of which no float is made
-        ("clips.workers=-1", "not be negative"),
+        ("clips.workers=-1", "lie in \\[0, 1,024\\]"),
         ("clips.max_distance=-1", "not be negative"),
         ("clips.prefetch=0", "be positive"),
         ("mask.blocks=-1", "lie in"),

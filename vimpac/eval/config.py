@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from vimpac.config import LABELS
-from vimpac.settings import NOT_NEGATIVE, PATH, POSITIVE, SIZE, setting
+from vimpac.settings import PATH, POSITIVE, SIZE, WORKERS, setting
 
 
 @dataclasses.dataclass
@@ -27,7 +27,7 @@ class InferenceConfig:
     data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
     labels: str = setting("", LABELS, "the classes of its videos: see `vimpac labels`")
     batch: int = setting(32, POSITIVE, "views at once, of each process")
-    workers: int = setting(2, NOT_NEGATIVE, "data-loading processes per rank; 0: none")
+    workers: int = setting(2, WORKERS, "data-loading processes per rank; 0: none")
     device: str = setting("auto", doc="auto is cuda if there is one, else cpu")
     precision: Literal["bf16", "fp32"] = setting("bf16", doc="bf16 is autocast")
     timeout: float = setting(300.0, POSITIVE, "seconds until a silent process counts as dead")
