@@ -53,7 +53,7 @@ def draw_filled(
                 axis.imshow(of[time].cpu().numpy(), interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
         _write_words(part, filled, clip)
-    style = {"va": "center", "fontsize": 10, "family": "monospace"}
+    style = {"va": "center", "fontsize": 9, "family": "monospace"}
     parts[-1, 0].text(0.01, 0.5, "\n".join(notes), **style)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -69,7 +69,9 @@ def _write_words(part: Any, filled: Filled, clip: int) -> None:
     ]
     pairs = [(w, g) for w, covered, g in zip(words, hidden, best, strict=True) if covered]
     right = sum(word == guess for word, guess in pairs)
-    part.suptitle(f"{' '.join(shown)}      {right} of {len(pairs)} words right", fontsize=12)
+    part.suptitle(
+        f"{' '.join(shown)}      {right} of {len(pairs)} words right", fontsize=12, parse_math=False
+    )
 
 
 def _crossed(word: str) -> str:
