@@ -57,6 +57,8 @@ def embed_videos(
 def find(args: argparse.Namespace) -> list[tuple[str, float]]:
     """The videos that fit --query best: (name, cosine)."""
     retriever = open_retriever(args)
+    if not {*retriever.words.word_ids([args.query])[0]} - {retriever.words.special.unk}:
+        raise UsageError(f"--query '{args.query}' has no word that the model knows")
     gallery = embed_videos(args, retriever, open_frames(args.videos), matching=args.rerank > 0)
     if not args.rerank:
         return retriever.search(args.query, gallery, args.top)

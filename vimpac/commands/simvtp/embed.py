@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from vimpac.commands.simvtp.arguments import add_model_arguments, add_video_arguments, check_range
+from vimpac.commands.simvtp.arguments import (
+    add_model_arguments,
+    add_video_arguments,
+    check_range,
+    check_writable,
+)
 from vimpac.errors import UsageError
 from vimpac.files import whole_file
 from vimpac.paths import local_path
@@ -27,8 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the action."""
     if bool(args.videos) == bool(args.texts):
         raise UsageError("give one of --videos and --texts")
-    if args.out.suffix != ".npz":
-        raise UsageError(f"--out {args.out} must end in .npz")
+    check_writable("--out", args.out, ".npz")
     if args.out.exists():
         raise UsageError(f"{args.out} exists already: remove it or name another file")
     import numpy as np

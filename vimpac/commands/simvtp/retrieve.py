@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from vimpac.commands.simvtp.arguments import add_model_arguments, add_video_arguments, check_range
+from vimpac.commands.simvtp.arguments import (
+    add_model_arguments,
+    add_video_arguments,
+    check_range,
+    check_writable,
+)
+from vimpac.data.annotations.rows import SPLITS
 from vimpac.errors import UsageError
 from vimpac.files import whole_file
 from vimpac.paths import local_path, on_one_line
@@ -51,13 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action."""
-    wanted = [name for name in ("query", "data", "choices") if getattr(args, name)]
-    if len(wanted) != 1:
+    if (args.query is not None) + bool(args.data) + bool(args.choices) != 1:
         raise UsageError("give one of --query TEXT, --data CAPTIONS and --choices QUESTIONS")
+    for name, value in (("dual-softmax", args.dual_softmax), ("json", args.json)):
+        if value and args.query is not None:
+            raise UsageError(f"--{name} needs --data or --choices, not --query")
+    for name, value in (("dual-softmax", args.dual_softmax), ("rerank", args.rerank)):
+        if value and args.choices:
+            raise UsageError(f"--{name} does not apply to --choices")
+    if args.part not in SPLITS:
+        raise UsageError(f"--part {args.part} must be {', '.join(SPLITS)}")
     check_range(args)
+    if args.json:
+        check_writable("--json", args.json)
     from vimpac.simvtp import search
 
-    if args.query:
+    if args.query is not None:
         for name, score in search.find(args):
             print(on_one_line(f"{score:7.4f}  {name}"))
         return 0
