@@ -155,9 +155,12 @@ def _copy(device: str) -> Ceiling:
     return Ceiling(lambda: target.copy_(source), 2 * source.numel() / 1e6)
 
 
+SIDES = {"cuda": 8192, "cpu": 2048}  # of the matrices: a larger product is no faster
+
+
 def _gemm(device: str, dtype: torch.dtype) -> Ceiling:
-    """TFLOP/s of a matrix product, of a size from which on a larger one is no faster."""
-    side = 8192 if device == "cuda" else 2048
+    """TFLOP/s of a matrix product."""
+    side = SIDES[device]
     a = torch.randn(side, side, device=device, dtype=dtype)
     return Ceiling(lambda: a @ a, 2 * side**3 / 1e9)
 
