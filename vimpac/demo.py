@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -29,6 +27,7 @@ from vimpac.data.store_format import partial_path
 from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
 from vimpac.errors import UsageError, VimpacError
 from vimpac.settings import load_config
+from vimpac.shared_demo import clear_folder, steps_within
 from vimpac.tokenizers import get_tokenizer
 from vimpac.tokens import EMBEDDING_ROWS, MASK_TOKEN, NUM_TOKENS
 from vimpac.train.log import LOG, read_log
@@ -87,7 +86,8 @@ def run_demo(
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds {seconds:g} must be positive and finite")
     found = find_videos(videos or [str(path) for path in sample_videos()])
-    _clear(out)
+    made = out / "videos", out / "pieces", out / "run"
+    clear_folder(out, ".vimpac-demo", [*made, *map(partial_path, made)])
     say(f"1. Tokenising {', '.join(name for name, _ in found)}: {FPS} frames/s, {SIZE} pixels")
     settings = TokenizeSettings(fps=Fraction(FPS), size=SIZE)
     pieces = cut(tokenize_videos(found, out / "videos", settings), out / "pieces")
@@ -103,7 +103,9 @@ def run_demo(
             "device=cpu",
         ],
     )
-    config.optim.steps = steps_within(config, seconds)
+    config.optim.steps = steps_within(
+        config, lambda trial: pretrain(trial, quiet=True), seconds, most=1000
+    )
     config.run.log_every = max(1, config.optim.steps // 30)
     say(
         f"2. Pre-training the tiny model on {len(pieces)} pieces for about {seconds:.0f} s: "
@@ -122,18 +124,6 @@ def run_demo(
     say("3. Painting what the model predicts")
     paint(outcome, *predict(result, config, pieces))
     return outcome
-
-
-def _clear(out: Path) -> None:
-    """Removes what an earlier demo left in `out`, which no other directory may be."""
-    mark = out / ".vimpac-demo"
-    if out.is_dir() and any(out.iterdir()) and not mark.exists():
-        raise UsageError(f"--out {out} holds other files: name a directory for the demo alone")
-    out.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    for made in (out / "videos", out / "pieces", out / "run"):
-        for old in (made, partial_path(made)):
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def cut(store: TokenStore, path: Path) -> TokenStore:
@@ -160,19 +150,6 @@ def cut(store: TokenStore, path: Path) -> TokenStore:
             raise VimpacError(f"the videos are too short: {2 * PIECE / FPS:g} seconds are needed")
         writer.finish()
     return TokenStore(path)
-
-
-def steps_within(config: PretrainConfig, seconds: float) -> int:
-    """Measures a few steps and says how many fit, between 20 and 1000."""
-    with tempfile.TemporaryDirectory() as folder:
-        trial = dataclasses.replace(
-            config,
-            out=folder,
-            optim=dataclasses.replace(config.optim, steps=4),
-            run=dataclasses.replace(config.run, log_every=2, tensorboard=False),
-        )
-        per_step = config.batch.videos / pretrain(trial, quiet=True).record["videos_per_s"]
-    return int(min(max(seconds / per_step, 20), 1000))
 
 
 @torch.no_grad()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from vimpac.errors import UsageError
 from vimpac.settings import load_config
+from vimpac.shared_demo import clear_folder, steps_within
 from vimpac.simvtp.captioned_shapes import CLASSES, SLOTS, other_classes, write_videos
 from vimpac.simvtp.pairs import open_pairs
 from vimpac.simvtp.pictures import draw_filled
@@ -78,12 +77,14 @@ def run_demo(out: Path, *, seconds: float = 60.0, say: Callable = print) -> Outc
     """
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds {seconds:g} must be positive and finite")
-    _clear(out)
+    clear_folder(out, ".vimpac-simvtp-demo", [out / "shapes", out / "run"])
     say(f"1. Drawing {VIDEOS + len(CLASSES)} videos of moving shapes")
     table = write_videos(out / "shapes", VIDEOS)
     words = [f"data={table}", f"videos={table.parent / 'videos'}", f"out={out / 'run'}"]
     config = load_config(SimVTPConfig, "tiny", [*words, "device=cpu", "clips.workers=1"])
-    config.optim.steps = steps_within(config, seconds)
+    config.optim.steps = steps_within(
+        config, lambda trial: pretrain(trial, quiet=True), seconds, most=2000
+    )
     config.run.log_every = max(1, config.optim.steps // 20)
     say(
         f"2. Pre-training the tiny model for about {seconds:.0f} s: {config.optim.steps} steps of "
@@ -104,30 +105,6 @@ def run_demo(out: Path, *, seconds: float = 60.0, say: Callable = print) -> Outc
     outcome = Outcome(out / "demo.png", result.out, result.checkpoint, retrieval, right, wrong)
     _paint(retriever, videos, pairs.captions, outcome)
     return outcome
-
-
-def _clear(out: Path) -> None:
-    """Removes what an earlier demo left in `out`, which no other directory may be."""
-    mark = out / ".vimpac-simvtp-demo"
-    if out.is_dir() and any(out.iterdir()) and not mark.exists():
-        raise UsageError(f"--out {out} holds other files: name a directory for the demo alone")
-    out.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    for made in (out / "shapes", out / "run"):
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def steps_within(config: SimVTPConfig, seconds: float) -> int:
-    """Measures a few steps and says how many fit, between 20 and 2000."""
-    with tempfile.TemporaryDirectory() as folder:
-        trial = dataclasses.replace(
-            config,
-            out=folder,
-            optim=dataclasses.replace(config.optim, steps=6),
-            run=dataclasses.replace(config.run, log_every=3, tensorboard=False),
-        )
-        per_step = config.batch.videos / pretrain(trial, quiet=True).record["videos_per_s"]
-    return int(min(max(seconds / per_step, 20), 2000))
 
 
 def word_accuracy(retriever: Retriever, videos: Tensor, captions: list[str]) -> dict[str, float]:

@@ -258,7 +258,7 @@ def test_demo_leaves_its_picture_and_says_what_it_found(tmp_path, monkeypatch):
     from vimpac.simvtp import demo
 
     monkeypatch.setattr(demo, "VIDEOS", 32)
-    monkeypatch.setattr(demo, "steps_within", lambda config, seconds: 2)
+    monkeypatch.setattr(demo, "steps_within", lambda *_, most: 2)
     said: list[str] = []
     outcome = demo.run_demo(tmp_path / "demo", seconds=1, say=said.append)
     assert outcome.picture.read_bytes().startswith(b"\x89PNG")

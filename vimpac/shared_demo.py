@@ -1,0 +1,44 @@
+"""What the demos of both systems share: a directory of their own, and a run that fits a time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vimpac.errors import UsageError
+from vimpac.train.loop import Result
+
+
+def clear_folder(out: Path, mark: str, made: Sequence[Path]) -> None:
+    """Removes what an earlier demo left in a directory, which no other directory may be.
+
+    Args:
+        out: The directory.
+        mark: Name of the file by which it is known.
+        made: What is removed.
+
+    Raises:
+        UsageError: `out` holds other files.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
+        raise UsageError(f"--out {out} holds other files: name a directory for the demo alone")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / mark).touch()
+    for old in made:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def steps_within(config: Any, run: Callable[[Any], Result], seconds: float, most: int) -> int:
+    """Measures a few steps of a run and says how many fit, between 20 and `most`."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = copy.copy(config)
+        trial.out = folder
+        trial.optim = dataclasses.replace(config.optim, steps=4)
+        trial.run = dataclasses.replace(config.run, log_every=2, tensorboard=False)
+        per_step = config.batch.videos / run(trial).record["videos_per_s"]
+    return int(min(max(seconds / per_step, 20), most))
