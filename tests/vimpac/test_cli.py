@@ -89,6 +89,14 @@ def test_version_of_a_tree_that_is_not_installed(monkeypatch, capsys):
     assert "not installed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_names_no_default_that_is_none(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "usage: vimpac" in shown
+    assert "default: None" not in shown and "default: []" not in shown
+
+
 def test_settings_may_stand_on_both_sides_of_an_option(capsys):
     assert cli.main(["pretrain", "optim.lr=1", "--show", "seed=7"]) == 0
     shown = capsys.readouterr().out

@@ -37,6 +37,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "out", type=local_path, help="the new directory; with --back the new .pt file"
     )
     parser.add_argument("--back", action="store_true", help="write the released names instead")
+    parser.add_argument(
+        "--videomae",
+        action="store_true",
+        help="with --back, of SimVTP: write VideoMAE's names, and nothing of texts",
+    )
     parser.add_argument("--layout", default="T,H|W", help="of VIMPAC (default: %(default)s)")
     parser.add_argument(
         "--heads", type=int, help="attention heads (default: width / 64, as in all released models)"
@@ -56,6 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    if args.videomae and not args.back:
+        raise UsageError("--videomae needs --back: it says which names are written")
     if args.out.exists():
         raise UsageError(f"{args.out} exists already: remove it or name another one")
     print(f"{args.out}: {_back(args) if args.back else _convert(args)}")
@@ -67,9 +74,14 @@ def _convert(args: argparse.Namespace) -> str:
     from vimpac.checkpoints.model_dir import save_model
     from vimpac.checkpoints.state_file import load_state
     from vimpac.simvtp.description import save_simvtp
-    from vimpac.simvtp.released import is_released, load_released, network_from
+    from vimpac.simvtp.released import is_released, is_videomae, load_released, network_from
 
     state = _find_state(load_state(args.source), args.source)
+    if is_videomae(state):
+        raise UsageError(
+            f"{args.source} is a VideoMAE, which has no words: start from it with "
+            f"`vimpac simvtp pretrain init={args.source}`"
+        )
     try:
         if not is_released(state):
             model = _read_vimpac(state, args)
@@ -111,8 +123,11 @@ def _back(args: argparse.Namespace) -> str:
     try:
         if read_description(args.source).kind in description.MODELS:
             other = description.load_simvtp(args.source)
-            _write_state(released.export_released(other), args.out)
+            export = released.export_videomae if args.videomae else released.export_released
+            _write_state(export(other), args.out)
             return _describe_simvtp(other)
+        if args.videomae:
+            raise UsageError(f"--videomae is of SimVTP, {args.source} is a model of VIMPAC")
         model = load_model(args.source)
         _write_state(export_released(model), args.out)
     except ValueError as error:

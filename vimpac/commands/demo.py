@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from vimpac.commands.help_text import DefaultsFormatter
 from vimpac.paths import local_path
 
 
@@ -15,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="see it work on two real videos, in a minute or two",
         description="Tokenises two real videos (or yours), pre-trains a tiny model on the CPU and "
         "paints what it predicts. Exit code 1 if a loss did not fall below chance.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     parser.add_argument("videos", nargs="*", help="video files instead of the two samples")
     parser.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from vimpac.commands.help_text import DefaultsFormatter
 from vimpac.commands.tokenize import add_video_arguments, make_store, read_fps
 
 
@@ -19,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Makes a store of the frames of video files: the shorter side is resized and "
         "the middle cut out. Killed or failed, the same command again continues. Videos that "
         "cannot be read are listed and recorded in the store.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     add_video_arguments(parser, fps=6, size=224)
 

@@ -11,6 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from vimpac.commands.help_text import DefaultsFormatter
 from vimpac.commands.view_arguments import parse_number_of_clips
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path, on_one_line
@@ -26,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="classify video files",
         description="Classifies video files, tokenised as those that the classifier was trained "
         "on. Videos that cannot be read are listed; the others are classified all the same.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     parser.add_argument("classifier", help="a checkpoint of `vimpac finetune`")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, or directories of them")

@@ -12,6 +12,7 @@ import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from vimpac.commands.help_text import DefaultsFormatter
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path, on_one_line
 
@@ -29,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="make a token store of video files",
         description="Makes a token store of video files. Killed or failed, the same command "
         "again continues. Videos that cannot be read are listed and recorded in the store.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=DefaultsFormatter,
     )
     add_video_arguments(parser, fps=2, size=128)
     parser.add_argument("--tokenizer", default="patch", help="patch (built in) or dalle")

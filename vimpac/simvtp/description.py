@@ -21,7 +21,7 @@ from torch import Tensor
 from vimpac.checkpoints.checksums import damaged, write_checksums
 from vimpac.checkpoints.model_files import read_model, write_model
 from vimpac.checkpoints.protocol import Description
-from vimpac.errors import UsageError
+from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
 from vimpac.paths import local_path
 from vimpac.settings import LARGEST, range_problem, type_problem
@@ -176,7 +176,10 @@ def read_words(description: SimVTPDescription, folder: str | Path) -> Words:
         raise UsageError(
             f"{folder} has no words: take a checkpoint of a run, or convert with --vocab"
         )
-    words = make_words(json.dumps(description.words))
+    try:
+        words = make_words(json.dumps(description.words))
+    except VimpacError as error:
+        raise damaged(Path(folder), error) from None
     if words.size != description.config.vocabulary:
         reason = f"it has {words.size} words, its network {description.config.vocabulary}"
         raise damaged(Path(folder), ValueError(reason))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.encoder import TubeletEmbedding, WordEmbedding
+from vimpac.simvtp.inputs import check_text, check_video
 from vimpac.simvtp.layer import Transformer
 from vimpac.simvtp.model import SimVTP
 from vimpac.simvtp.objective import mean_row
@@ -97,7 +98,12 @@ class DualEncoder(nn.Module):
         self,
         video: Tensor,  # (B, T, S, S, 3) uint8
     ) -> Tensor:  # (B, D)
-        """L2-normalised features of whole videos."""
+        """L2-normalised features of whole videos.
+
+        Raises:
+            ValueError: The shape or the dtype is another one.
+        """
+        check_video(video, self.config)
         return F.normalize(self._see(video), dim=-1)
 
     def embed_text(
@@ -105,5 +111,10 @@ class DualEncoder(nn.Module):
         ids: Tensor,  # (B, L) integer
         attention: Tensor,  # (B, L) bool or integer
     ) -> Tensor:  # (B, D)
-        """L2-normalised features of texts."""
+        """L2-normalised features of texts.
+
+        Raises:
+            ValueError: A shape or a dtype is another one.
+        """
+        check_text(ids, attention, self.config)
         return F.normalize(self._read(ids, attention.bool()), dim=-1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vimpac.simvtp.config import PRESETS, NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.decoder import Decoder
 from vimpac.simvtp.encoder import JointEncoder
+from vimpac.simvtp.inputs import check_text, check_video
 from vimpac.simvtp.objective import (
     MaskedWords,
     contrastive_loss,
@@ -218,7 +219,11 @@ class SimVTP(nn.Module):
 
         So the released code pools when it fine-tunes. The contrastive loss of pre-training
         compares means of normalised rows.
+
+        Raises:
+            ValueError: The shape or the dtype is another one.
         """
+        check_video(video, self.config)
         grid = torch.arange(self.config.tubelets, dtype=torch.int32, device=video.device)
         tubelets = self.encoder.tubelets(video, grid.expand(len(video), -1).contiguous())
         _, stream = self.encoder(tubelets, None)
@@ -229,7 +234,12 @@ class SimVTP(nn.Module):
         ids: Tensor,  # (B, L) integer
         attention: Tensor,  # (B, L) bool or integer
     ) -> Tensor:  # (B, D)
-        """L2-normalised features of texts, of which no word is masked; see `embed_video`."""
+        """L2-normalised features of texts, of which no word is masked; see `embed_video`.
+
+        Raises:
+            ValueError: A shape or a dtype is another one.
+        """
+        check_text(ids, attention, self.config)
         attention = attention.bool()
         _, stream = self.encoder(None, self.encoder.words(ids), attention)
         row = mean_row(stream, attention if self._skips else None)
@@ -245,27 +255,15 @@ class SimVTP(nn.Module):
     ) -> int:
         """Raises ValueError for wrong shapes; returns the number of masked tubelets of a clip."""
         config = self.config
-        shape = (len(video), config.frames, config.size, config.size, 3)
-        if video.shape != shape or video.dtype != torch.uint8:
-            raise ValueError(
-                f"video must be (B, {', '.join(map(str, shape[1:]))}) uint8, got "
-                f"{tuple(video.shape)} {video.dtype}"
-            )
+        check_video(video, config)
         if mask.shape != (len(video), config.tubelets) or mask.dtype != torch.bool:
             raise ValueError(
                 f"mask must be ({len(video)}, {config.tubelets}) bool, got {tuple(mask.shape)} "
                 f"{mask.dtype}"
             )
-        if ids.dim() != 2 or len(ids) != len(video) or attention.shape != ids.shape:
-            raise ValueError(
-                f"text_ids and text_attention must be ({len(video)}, L), got {tuple(ids.shape)} "
-                f"and {tuple(attention.shape)}"
-            )
-        if ids.shape[1] > config.text_positions:
-            raise ValueError(
-                f"a text of {ids.shape[1]} tokens is longer than text_positions="
-                f"{config.text_positions}"
-            )
+        check_text(ids, attention, config)
+        if len(ids) != len(video):
+            raise ValueError(f"{len(ids)} texts do not fit {len(video)} videos: give pairs")
         if negatives is None and len(video) < 2 and self.loss_config.match:
             raise ValueError("a batch of one pair has no mismatch: give two pairs or more")
         counts = mask.sum(1)

@@ -132,8 +132,8 @@ class SimVTPPretraining:
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
         """See `System`."""
         was = checkpoint.description
-        if not isinstance(was, SimVTPDescription):
-            raise ValueError(f"it holds a {was.kind}, no model of SimVTP")
+        if not isinstance(was, SimVTPDescription) or was.kind != "simvtp":
+            raise ValueError(f"it holds a {was.kind}, no pre-trained model of SimVTP")
         for field in dataclasses.fields(was.config):
             values = [getattr(config, field.name) for config in (was.config, self.model.config)]
             if values[0] != values[1] and field.name != "name":

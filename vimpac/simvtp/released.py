@@ -183,6 +183,28 @@ def export_released(model: SimVTP) -> dict[str, Tensor]:
     return released
 
 
+def export_videomae(model: SimVTP) -> dict[str, Tensor]:
+    """The model's encoder and decoder of videos under VideoMAE's names; texts are left out.
+
+    Args:
+        model: With a word head of its own or without; it is not written.
+    """
+    state = model.state_dict()
+    released = {
+        theirs: state[ours]
+        for ours, theirs in _names(model)
+        if not theirs.startswith(_NOT_OF_VIDEOS)
+    }
+    released["mask_token"] = released["mask_token"].view(1, 1, -1)
+    return released
+
+
+def is_videomae(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether names are those of a released VideoMAE."""
+    names = {name.removeprefix("module.") for name in state_dict}
+    return "encoder.patch_embed.proj.weight" in names and not is_released(state_dict)
+
+
 def is_released(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether names are those of a released SimVTP, not of a VideoMAE."""
     return any(name.removeprefix("module.").startswith(_TEXT) for name in state_dict)

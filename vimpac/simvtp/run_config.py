@@ -124,6 +124,11 @@ class SimVTPConfig(TrainConfig):
                 f"text.length={self.text.length} must lie in [{SHORTEST}, "
                 f"{self.model.text_positions}], the latter being model.text_positions"
             )
+        if loss.words and not self.text.ratio:
+            raise UsageError(
+                "text.ratio=0 masks no word, so the word loss trains nothing: raise it, or give "
+                "loss.words=0"
+            )
         if self.vtm.negatives == "hard" and not loss.match:
             raise UsageError("vtm.negatives=hard with loss.match=0: there is no match loss")
         batch.check("batch.contrastive", world_size)

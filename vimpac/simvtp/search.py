@@ -54,19 +54,34 @@ def embed_videos(
     return gallery
 
 
-def find(args: argparse.Namespace) -> list[tuple[str, float]]:
-    """The videos that fit --query best: (name, cosine)."""
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A video that fits a query.
+
+    Attributes:
+        name: Of its file.
+        cosine: Of the two features.
+        match: The probability that the query matches it, by VTM; None: it was not asked for.
+    """
+
+    name: str
+    cosine: float
+    match: float | None = None
+
+
+def find(args: argparse.Namespace) -> list[Found]:
+    """The videos that fit --query best, the best first."""
     retriever = open_retriever(args)
     if not {*retriever.words.word_ids([args.query])[0]} - {retriever.words.special.unk}:
         raise UsageError(f"--query '{args.query}' has no word that the model knows")
     gallery = embed_videos(args, retriever, open_frames(args.videos), matching=args.rerank > 0)
     if not args.rerank:
-        return retriever.search(args.query, gallery, args.top)
-    similarity = retriever.embed_captions([args.query]) @ gallery.features.T
-    order = retriever.rerank(similarity, [args.query], gallery, args.rerank)[0].argsort(
-        descending=True
-    )
-    return [(gallery.names[i], float(similarity[0, i])) for i in order[: args.top].tolist()]
+        return [Found(*one) for one in retriever.search(args.query, gallery, args.top)]
+    cosines = gallery.features @ retriever.embed_captions([args.query])[0]
+    places = cosines.topk(min(args.rerank, len(cosines))).indices.tolist()
+    matched = retriever.match(args.query, gallery, places).exp().tolist()
+    best = sorted(zip(matched, places, strict=True), key=lambda pair: -pair[0])
+    return [Found(gallery.names[i], float(cosines[i]), match) for match, i in best[: args.top]]
 
 
 def test(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

@@ -8,9 +8,10 @@ import torch
 
 from vimpac.cli import main
 from vimpac.simvtp.captioned_shapes import write_video
+from vimpac.simvtp.description import load_simvtp
 from vimpac.simvtp.frames import VideoFiles
 from vimpac.simvtp.predictions import fill_in
-from vimpac.simvtp.released import export_released
+from vimpac.simvtp.released import export_released, is_videomae, load_videomae
 from vimpac.simvtp.retrieval import Retriever
 from vimpac.simvtp.views import VideoViews
 
@@ -118,6 +119,22 @@ def test_query_prints_the_best_videos(checkpoint, retriever, shapes, capsys):
     ]
 
 
+def test_reranked_query_prints_cosine_and_match(checkpoint, retriever, gallery, shapes, capsys):
+    query = "a red square moves left"
+    code, out, _ = run(
+        capsys, "retrieve", checkpoint, "--videos", shapes / "videos", *ONE_VIEW,
+        "--query", query, "--rerank", "3",
+    )  # fmt: skip
+    cosine = dict(retriever.search(query, gallery, 3))
+    places = [gallery.names.index(name) for name in cosine]
+    match = dict(zip(cosine, retriever.match(query, gallery, places).exp().tolist(), strict=True))
+    assert code == 0
+    assert [line.split() for line in out.splitlines()] == [
+        [f"{cosine[name]:.4f}", f"{match[name]:.4f}", name]
+        for name in sorted(cosine, key=lambda name: -match[name])
+    ]
+
+
 def test_retrieval_is_tested_by_a_table_of_captions(checkpoint, shapes, tmp_path, capsys):
     code, out, _ = run(
         capsys, "retrieve", checkpoint, "--videos", shapes / "videos", *ONE_VIEW,
@@ -201,9 +218,37 @@ def test_picture_shows_frames_and_words(checkpoint, shapes, tmp_path, capsys):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-def test_released_checkpoint_converts_both_ways(checkpoint, tmp_path, capsys):
-    from vimpac.simvtp.description import load_simvtp
+def test_words_that_the_model_cannot_see_are_counted(checkpoint, shapes, tmp_path, capsys):
+    code, text, error = run(
+        capsys, "visualise", checkpoint, shapes / "videos" / "0.mkv", "--device", "cpu",
+        "--caption", "a purple square " + "moves left " * 20, "--out", tmp_path / "filled.png",
+    )  # fmt: skip
+    assert code == 0
+    assert "does not know 1 of 43 words" in error
+    assert "is cut after 14 of 43 words" in error
+    assert len(text.splitlines()) == 14 + 1
 
+
+def test_video_part_converts_to_videomae(checkpoint, tmp_path, capsys):
+    file = tmp_path / "videomae.pth"
+    assert main(["convert", str(checkpoint), str(file), "--back", "--videomae"]) == 0
+    state = torch.load(file)
+    assert is_videomae(state) and not [name for name in state if "text" in name]
+    again = load_simvtp(checkpoint)
+    for parameter in again.parameters():
+        torch.nn.init.zeros_(parameter)
+    load_videomae(again, state)
+    for name, tensor in load_simvtp(checkpoint).state_dict().items():
+        filled = not name.startswith(("encoder.words", "word_head", "match_head"))
+        assert torch.equal(again.state_dict()[name], tensor if filled else 0 * tensor), name
+    capsys.readouterr()
+    assert main(["convert", str(file), str(tmp_path / "a")]) == 2
+    assert "start from it with `vimpac simvtp pretrain init=" in capsys.readouterr().err
+    assert main(["convert", str(file), str(tmp_path / "a"), "--videomae"]) == 2
+    assert "--videomae needs --back" in capsys.readouterr().err
+
+
+def test_released_checkpoint_converts_both_ways(checkpoint, tmp_path, capsys):
     model = load_simvtp(checkpoint)
     torch.save({"model": export_released(model)}, tmp_path / "released.pt")
     sizes = "--frames", "8", "--size", "48", "--heads", "2", "--decoder-heads", "2"

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("text", "pool", "some", "pool='some' must be all or words"),
         ("loss", "temperature", 0, "temperature=0 must be positive"),
         ("words", "content", ["red"], "it has 6 words, its network"),
+        ("words", "content", 5, "the vocabulary of the checkpoint is damaged"),
+        ("words", "kind", "vocab.txt", "the vocabulary of the checkpoint is damaged"),
     ],
 )
 def test_description_that_says_nonsense_is_a_damaged_model(

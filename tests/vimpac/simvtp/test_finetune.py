@@ -17,6 +17,7 @@ from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.dual_step import DualStep
 from vimpac.simvtp.finetune import finetune
 from vimpac.simvtp.objective import contrastive_loss
+from vimpac.simvtp.pretrain import pretrain
 from vimpac.simvtp.run_config import SimVTPFinetuneConfig
 from vimpac.train.distributed import World
 from vimpac.train.log import read_log
@@ -116,6 +117,15 @@ def test_resumed_run_equals_one_that_was_never_stopped(shapes, checkpoint, tmp_p
     assert logs[0] == logs[1]
     ours, theirs = load_checkpoint(again.checkpoint), load_checkpoint(whole.checkpoint)
     assert all(torch.equal(ours.tensors[name], x) for name, x in theirs.tensors.items())
+
+
+def test_runs_of_the_two_kinds_do_not_continue_each_other(shapes, checkpoint, make_run, tmp_path):
+    tuned = finetune(make_config(shapes, tmp_path / "a", "optim.steps=1"), checkpoint, quiet=True)
+    with pytest.raises(UsageError, match="holds a simvtp_dual, no pre-trained model of SimVTP"):
+        pretrain(make_run(tmp_path / "b"), resume=str(tuned.checkpoint), quiet=True)
+    with pytest.raises(UsageError, match="holds a simvtp, no fine-tuned model of SimVTP"):
+        config = make_config(shapes, tmp_path / "c")
+        finetune(config, checkpoint, resume=str(checkpoint), quiet=True)
 
 
 def test_fine_tuned_model_is_searched_but_matches_nothing(shapes, checkpoint, tmp_path, capsys):

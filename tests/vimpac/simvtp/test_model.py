@@ -214,7 +214,8 @@ def test_activation_checkpointing_changes_no_gradient(model):
         ({"video": torch.zeros(4, 8, 16, 16, 3).byte()}, "video must be"),
         ({"mask": torch.zeros(4, 32).bool()}, r"between 1 and 31, got \[0, 0, 0, 0\]"),
         ({"mask": torch.zeros(4, 31).bool()}, r"mask must be \(4, 32\) bool"),
-        ({"text_attention": torch.ones(4, 7)}, "text_ids and text_attention"),
+        ({"text_attention": torch.ones(4, 7)}, r"ids and attention of texts must be \(B, L\)"),
+        ({"text_ids": torch.ones(4, 8)}, "ids of texts must be integers, got torch.float32"),
     ],
 )
 def test_bad_input_is_named(model, change, message):
@@ -229,7 +230,7 @@ def test_one_pair_has_no_mismatch(model):
 
 
 def test_long_text_is_refused(model):
-    with pytest.raises(ValueError, match="longer than text_positions=12"):
+    with pytest.raises(ValueError, match="a text of 13 tokens does not fit: .* text_positions=12"):
         model(**_batch(length=13))
 
 

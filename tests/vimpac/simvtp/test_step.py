@@ -217,6 +217,7 @@ def test_every_setting_of_a_preset_is_legal():
         ("mask.ratio=1", "hides 16 of the 16 cells"),
         ("text.length=33", r"text.length=33 must lie in \[3, 32\]"),
         ("loss.pixels=0 loss.words=0 loss.contrast=0 loss.match=0", "trains nothing"),
+        ("text.ratio=0", "the word loss trains nothing"),
         ("vtm.negatives=hard loss.match=0", "there is no match loss"),
         ("optim.min_lr=1", "optim.min_lr=1 must not exceed optim.lr=0.002"),
     ],

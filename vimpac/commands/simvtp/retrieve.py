@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="order the N best videos of a text by how well they match it (VTM)",
+        help="order the N best videos of a text by how well they match it (VTM); with --query only "
+        "these are printed, with the cosine and the probability of a match",
     )
     parser.add_argument("--choices", default="", help="multiple choice: a table of questions")
     parser.add_argument("--json", type=local_path, metavar="FILE", help="write the numbers, too")
@@ -73,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
     from vimpac.simvtp import search
 
     if args.query is not None:
-        for name, score in search.find(args):
-            print(on_one_line(f"{score:7.4f}  {name}"))
+        for found in search.find(args):
+            match = "" if found.match is None else f"{found.match:7.4f}  "
+            print(on_one_line(f"{found.cosine:7.4f}  {match}{found.name}"))
         return 0
     lines, facts = search.test_choices(args) if args.choices else search.test(args)
     if args.json:

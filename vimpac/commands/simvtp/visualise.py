@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from vimpac.commands.simvtp.arguments import add_model_arguments, check_writable
 from vimpac.errors import UsageError, VimpacError
@@ -51,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
     ratio, draw = retriever.model.text_config.ratio, random.Random(args.seed)
     places = [place for place in range(len(ids)) if draw.random() < ratio] or [0]
     most = min(retriever.model.text_config.length, retriever.model.config.text_positions) - 2
+    unknown = ids.count(retriever.words.special.unk)
+    if unknown:
+        print(f"warning: the model does not know {unknown} of {len(ids)} words", file=sys.stderr)
+    if len(ids) > most:
+        print(f"warning: the caption is cut after {most} of {len(ids)} words", file=sys.stderr)
     video = video.to(retriever.world.device)
     filled = fill_in(
         retriever.joint_model,
