@@ -131,6 +131,11 @@ class TestedRunConfig(RunConfig):
         None, POSITIVE, "epochs from test to test; null: at the end only"
     )
 
+    def evaluate_steps(self, epoch_steps: float) -> int:
+        """Updates from test to test, of so many in an epoch; 0: at the end only."""
+        every = self.evaluate_every
+        return 0 if every is None else max(1, round(every * epoch_steps))
+
 
 @dataclasses.dataclass
 class TrainConfig:

@@ -61,7 +61,7 @@ class SimVTPDescription:
     @classmethod
     def of(cls, model: SimVTP | DualEncoder, **more: Any) -> SimVTPDescription:
         """Describes a model."""
-        (kind,) = (kind for kind, other in MODELS.items() if type(model) is other)
+        (kind,) = (kind for kind, other in MODELS.items() if isinstance(model, other))
         return cls(kind, model.config, model.text_config, model.loss_config, **more)
 
     def build(self) -> SimVTP | DualEncoder:

@@ -42,7 +42,12 @@ class DualStep:
         for half in halves:
             half.recompute = config.activation_checkpointing
         self._forward = parallelise(
-            model, config, world, layers=[layer for half in halves for layer in half.layers]
+            model,
+            config,
+            world,
+            layers=[layer for half in halves for layer in half.layers],
+            kept=[half.layers[-1] for half in halves],  # of the LayerNorm of a mean row
+            methods=["embed_video", "embed_text"],
         )
         key = torch.from_numpy(words(DROPOUT, config.seed, 0, 1).view("int64"))
         self._dropout_seed = key[0].to(world.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from vimpac.simvtp.clips import FinetuningClip
 from vimpac.simvtp.description import SimVTPDescription, read_simvtp, read_words
 from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.dual_step import METRICS, DualStep
-from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_pairs
+from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_parts, pick_part
+from vimpac.simvtp.recall_test import RecallTest
 from vimpac.simvtp.run_config import SimVTPFinetuneConfig
 from vimpac.train.distributed import World, join_world
 from vimpac.train.loader import make_loader
@@ -55,13 +56,11 @@ def finetune(
         VimpacError: The loss is not finite, a file is damaged, or another process was lost.
     """
     config.check()
-    pairs = open_pairs(
-        config.data, config.videos, split=config.split, part="train", missing=config.missing
-    )
+    parts = open_parts(config.data, config.videos, split=config.split, missing=config.missing)
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
         path = choose_checkpoint(resume, Path(config.out), world)
-        system = DualFinetuning(with_lr(config, 0), pairs, Path(start), world)
+        system = DualFinetuning(with_lr(config, 0), parts, Path(start), world)
         return Loop(system, system.config, world, path).run(stop, quiet)
 
 
@@ -70,7 +69,7 @@ class DualFinetuning:
 
     Args:
         config: The run.
-        pairs: The videos.
+        parts: The videos, as `open_parts` has them.
         start: The pre-trained model's directory.
         world: The processes.
 
@@ -79,12 +78,16 @@ class DualFinetuning:
     """
 
     metrics: Sequence[str] = METRICS
-    evaluate_every = 0
 
     def __init__(
-        self, config: SimVTPFinetuneConfig, pairs: CaptionedVideos, start: Path, world: World
+        self,
+        config: SimVTPFinetuneConfig,
+        parts: Mapping[str, CaptionedVideos],
+        start: Path,
+        world: World,
     ) -> None:
-        self.config, self.pairs, self.world = config, pairs, world
+        self.pairs = pairs = pick_part(parts, "train", config.data)
+        self.config, self.world = config, world
         pretrained, self._from = read_simvtp(start)
         self.words = read_words(self._from, start)
         text = dataclasses.replace(
@@ -112,10 +115,21 @@ class DualFinetuning:
             world_size=world.size,
             seed=config.seed,
         )
-        self.steps = config.optim.steps or math.ceil(
-            config.optim.epochs * len(pairs) / batch.videos
+        epoch_steps = len(pairs) / batch.videos
+        self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
+        self.evaluate_every = config.run.evaluate_steps(epoch_steps)
+        clips, (_, micro) = config.clips, batch.on_rank(world.size)
+        self._test = RecallTest(
+            parts,
+            self.words,
+            network,
+            step=self._from.frame_step or 1,
+            length=text.length,
+            batch=micro,
+            workers=clips.workers,
+            precision=config.precision,
+            world=world,
         )
-        clips = config.clips
         self.loader = make_loader(
             PairDataset(
                 pairs,
@@ -126,7 +140,7 @@ class DualFinetuning:
                 out=config.out,
             ),
             self.sampler,
-            batch.on_rank(world.size)[1],
+            micro,
             workers=clips.workers,
             prefetch=clips.prefetch,
             device=world.device,
@@ -162,6 +176,7 @@ class DualFinetuning:
     def warnings(self) -> Iterator[str]:
         """See `System`."""
         yield from self.pairs.notes
+        yield from self._test.warnings()
         unknown, captions = self.words.special.unk, self.pairs.captions
         lacking = sum(unknown in ids for ids in self.words.word_ids(captions))
         if lacking:
@@ -181,5 +196,5 @@ class DualFinetuning:
         return means["contrastive_loss"]
 
     def evaluate(self, *, final: bool) -> dict[str, float]:
-        """Nothing: `vimpac simvtp retrieve` tests a model."""
-        return {}
+        """How well the captions of val, and at the end of test, find their videos."""
+        return self._test(self.model, self.model, final=final)

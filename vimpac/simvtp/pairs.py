@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -61,6 +62,30 @@ def open_pairs(
     Raises:
         UsageError: Nothing was given, or nothing fits.
     """
+    return pick_part(open_parts(data, videos, split=split, missing=missing), part, data)
+
+
+def pick_part(parts: Mapping[str, CaptionedVideos], part: str, data: str) -> CaptionedVideos:
+    """A part of `open_parts`, or all videos if the table names no parts.
+
+    Raises:
+        UsageError: It names others only.
+    """
+    if list(parts) == [""]:
+        return parts[""]
+    if part not in parts:
+        raise UsageError(f"{data} has no video in '{part}', only in {', '.join(sorted(parts))}")
+    return parts[part]
+
+
+def open_parts(
+    data: str, videos: str, *, split: str = "", missing: str = "error"
+) -> dict[str, CaptionedVideos]:
+    """`open_pairs` for every part that the table names; one part, "", if it names none.
+
+    Raises:
+        UsageError: Nothing was given, or nothing fits.
+    """
     if not data:
         raise UsageError("data= is missing: give a table of captions (see docs/simvtp.md)")
     if not videos:
@@ -69,15 +94,14 @@ def open_pairs(
     files = open_frames(videos)
     matched = match_videos(captioned, files.names, source=data, missing=missing)
     named = {one.split for one in captioned} - {""}
-    kept = [i for i, one in enumerate(matched.captioned) if not named or one.split == part]
-    if not kept:
-        raise UsageError(f"{data} has no video in '{part}', only in {', '.join(sorted(named))}")
-    return CaptionedVideos(
-        files,
-        [matched.captioned[i] for i in kept],
-        [matched.files[i] for i in kept],
-        matched.notes,
-    )
+    parts: dict[str, CaptionedVideos] = {}
+    for one, number in zip(matched.captioned, matched.files, strict=True):
+        if one.split or not named:
+            empty = CaptionedVideos(files, [], [], matched.notes)
+            part = parts.setdefault(one.split, empty)
+            part.captioned.append(one)
+            part.numbers.append(number)
+    return parts
 
 
 def open_words(vocab: str, captions: list[str]) -> Words:

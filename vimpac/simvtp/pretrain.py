@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from vimpac.simvtp.clips import PretrainingClip
 from vimpac.simvtp.description import SimVTPDescription
 from vimpac.simvtp.initial import fill_from
 from vimpac.simvtp.model import SimVTP
-from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_pairs, open_words
+from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_parts, open_words, pick_part
+from vimpac.simvtp.recall_test import RecallTest
 from vimpac.simvtp.run_config import SimVTPConfig
 from vimpac.simvtp.step import METRICS, PairStep
 from vimpac.train.distributed import World, join_world
@@ -58,14 +59,12 @@ def pretrain(
         VimpacError: The loss is not finite, a file is damaged, or another process was lost.
     """
     config.check()
-    pairs = open_pairs(
-        config.data, config.videos, split=config.split, part="train", missing=config.missing
-    )
+    parts = open_parts(config.data, config.videos, split=config.split, missing=config.missing)
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
         path = choose_checkpoint(resume, Path(config.out), world)
         config = with_lr(config, config.model.width)
-        return Loop(SimVTPPretraining(config, pairs, world), config, world, path).run(stop, quiet)
+        return Loop(SimVTPPretraining(config, parts, world), config, world, path).run(stop, quiet)
 
 
 class SimVTPPretraining:
@@ -73,15 +72,17 @@ class SimVTPPretraining:
 
     Args:
         config: The run.
-        pairs: The videos.
+        parts: The videos, as `open_parts` has them.
         world: The processes.
     """
 
     metrics: Sequence[str] = METRICS
-    evaluate_every = 0
 
-    def __init__(self, config: SimVTPConfig, pairs: CaptionedVideos, world: World) -> None:
-        self.pairs, self.world = pairs, world
+    def __init__(
+        self, config: SimVTPConfig, parts: Mapping[str, CaptionedVideos], world: World
+    ) -> None:
+        self.pairs = pairs = pick_part(parts, "train", config.data)
+        self.world = world
         self.words = open_words(config.vocab, pairs.captions)
         network = dataclasses.replace(config.model, vocabulary=self.words.size)
         self.config = dataclasses.replace(config, model=network)
@@ -99,10 +100,22 @@ class SimVTPPretraining:
             world_size=world.size,
             seed=config.seed,
         )
-        self.steps = config.optim.steps or math.ceil(
-            config.optim.epochs * len(pairs) / batch.videos
-        )
+        epoch_steps = len(pairs) / batch.videos
+        self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
+        self.evaluate_every = config.run.evaluate_steps(epoch_steps)
         _, micro = batch.on_rank(world.size)
+        self._test = RecallTest(
+            parts,
+            self.words,
+            network,
+            step=config.clips.step,
+            length=config.text.length,
+            batch=micro,
+            workers=config.clips.workers,
+            precision=config.precision,
+            world=world,
+        )
+        self._step: PairStep | None = None
         self.loader = make_loader(
             PairDataset(
                 pairs,
@@ -142,7 +155,8 @@ class SimVTPPretraining:
 
     def make_step(self) -> PairStep:
         """See `System`."""
-        return PairStep(self.model, self.config, self.words.special, self.world)
+        self._step = PairStep(self.model, self.config, self.words.special, self.world)
+        return self._step
 
     def headline(self) -> str:
         """See `System`."""
@@ -158,6 +172,7 @@ class SimVTPPretraining:
         """See `System`."""
         yield from self.pairs.notes
         yield from self._notes
+        yield from self._test.warnings()
         videos, rivals = len(self.pairs), self.config.batch.contrastive
         if videos < rivals:
             yield (
@@ -179,5 +194,6 @@ class SimVTPPretraining:
         )
 
     def evaluate(self, *, final: bool) -> dict[str, float]:
-        """Nothing: `vimpac simvtp retrieve` tests a model."""
-        return {}
+        """How well the captions of val, and at the end of test, find their videos."""
+        assert self._step is not None
+        return self._test(self.model, self._step.embedder, final=final)

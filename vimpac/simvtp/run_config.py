@@ -18,7 +18,13 @@ from vimpac.settings import (
     setting,
 )
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
-from vimpac.train_config import GroupedBatch, OptimConfig, ReadConfig, TrainConfig
+from vimpac.train_config import (
+    GroupedBatch,
+    OptimConfig,
+    ReadConfig,
+    TestedRunConfig,
+    TrainConfig,
+)
 
 SHORTEST = 3  # tokens of a caption: [CLS], a word, [SEP]
 
@@ -100,6 +106,7 @@ class SimVTPConfig(TrainConfig):
     vtm: MatchConfig = dataclasses.field(default_factory=MatchConfig)
     batch: PairsBatchConfig = dataclasses.field(default_factory=PairsBatchConfig)
     optim: CosineOptimConfig = dataclasses.field(default_factory=CosineOptimConfig)
+    run: TestedRunConfig = dataclasses.field(default_factory=TestedRunConfig)
 
     def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
         """As `TrainConfig.check`."""
@@ -190,6 +197,7 @@ class SimVTPFinetuneConfig(TrainConfig):
         default_factory=lambda: PairsBatchConfig(videos=64, contrastive=8, micro=8)
     )
     optim: DualOptimConfig = dataclasses.field(default_factory=DualOptimConfig)
+    run: TestedRunConfig = dataclasses.field(default_factory=TestedRunConfig)
 
     def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
         """As `TrainConfig.check`."""

@@ -94,6 +94,14 @@ class PairModel(nn.Module):
         tubelets = self.model.encoder.tubelets(video, visible)
         return self.model.features(tubelets, ids, attention, seed)
 
+    def embed_video(self, video: Tensor) -> Tensor:
+        """As `SimVTP.embed_video`."""
+        return self.model.embed_video(video)
+
+    def embed_text(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """As `SimVTP.embed_text`."""
+        return self.model.embed_text(ids, attention)
+
 
 class PairStep:
     """Accumulates the gradients of an update.
@@ -103,6 +111,9 @@ class PairStep:
         config: The run's configuration.
         special: Ids that are no words.
         world: The processes.
+
+    Attributes:
+        embedder: Computes the features of videos and of texts.
     """
 
     def __init__(
@@ -114,13 +125,14 @@ class PairStep:
         halves = model.encoder.transformer, model.decoder.transformer
         for half in halves:
             half.recompute = config.activation_checkpointing
-        self._module = PairModel(model)
+        self.embedder = PairModel(model)
         self._forward = parallelise(
-            self._module,
+            self.embedder,
             config,
             world,
             layers=[layer for half in halves for layer in half.layers],
-            methods=["features"],
+            kept=[model.encoder.transformer.layers[-1]],  # of the LayerNorm of a mean row
+            methods=["features", "embed_video", "embed_text"],
         )
         self.mask = Masker(config, special, world.device)
 
@@ -193,7 +205,7 @@ class PairStep:
         """Of all of this rank's videos and texts, (part, D) each."""
         with self.world.autocast(self.config.precision):
             found = [
-                self._module.features(p.video, p.visible, p.contrast_ids, p.attention, p.seed)
+                self.embedder.features(p.video, p.visible, p.contrast_ids, p.attention, p.seed)
                 for p in ready
             ]
         videos, texts = zip(*found, strict=True)

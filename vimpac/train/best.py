@@ -1,7 +1,7 @@
 """The checkpoint that was best while it trained: a copy of it in `<out>/best`.
 
-It is judged by the videos of val, where there are none by those of test, and in a pre-training by
-k-NN. Its accuracy on what it was chosen by is too high.
+It is judged by the videos of val, where there are none by those of test, and in a pre-training of
+VIMPAC by k-NN; SimVTP by R@1 from text to video. Its accuracy on what it was chosen by is too high.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from pathlib import Path
 from vimpac.files import whole_directory
 from vimpac.train.log import LOG, read_log
 
-METRICS = ("val_video_accuracy", "test_video_accuracy", "knn_accuracy")
+METRICS = (
+    "val_video_accuracy",
+    "test_video_accuracy",
+    "knn_accuracy",
+    "val_text_to_video_r1",
+    "test_text_to_video_r1",
+)
 
 
 class BestCheckpoint:

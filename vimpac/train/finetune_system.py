@@ -86,8 +86,7 @@ class Finetuning:
         )
         epoch_steps = self.sampler.epoch_size / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
-        every = config.run.evaluate_every
-        self.evaluate_every = 0 if every is None else max(1, round(every * epoch_steps))
+        self.evaluate_every = config.run.evaluate_steps(epoch_steps)
         self._crops = find_crops(meta.variants, config.test_crops)
         self.reading = {"workers": config.clips.workers, "prefetch": config.clips.prefetch}
         clips = RandomClips(self.store, config, train)

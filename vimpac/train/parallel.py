@@ -37,6 +37,7 @@ def parallelise(
     world: World,
     *,
     layers: Sequence[nn.Module],
+    kept: Sequence[nn.Module] = (),
     apart: Sequence[nn.Module] = (),
     methods: Sequence[str] = (),
 ) -> Any:
@@ -47,6 +48,8 @@ def parallelise(
         config: The run.
         world: The processes.
         layers: Its largest parts, whose parameters FSDP2 gathers one after the other.
+        kept: Of them, whose parameters are read after their forward, too; FSDP2 keeps those
+            gathered until their backward.
         apart: Modules outside of it that the step calls by themselves. FSDP2 shards them; with DDP
             the step averages their gradients.
         methods: Of `module`, that the step calls beside `forward`.
@@ -68,7 +71,8 @@ def parallelise(
         # Autocast computes the layers in bf16 anyway; embeddings and heads stay fp32, as without.
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        is_kept = any(layer is other for other in kept)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=not is_kept)
     fully_shard(module, mesh=mesh)
     for method in methods:
         register_fsdp_forward_method(module, method)
