@@ -33,3 +33,8 @@ def words(stream: int, seed: int, number: int, count: int) -> np.ndarray:
 def below(word: np.uint64, bound: int) -> int:
     """Maps a word to [0, bound), uniformly up to bound * 2**-64."""
     return int(word) * bound >> 64
+
+
+def share_of(word: np.uint64) -> float:
+    """A word as a number in [0, 1)."""
+    return (int(word) >> 11) / 2**53

@@ -7,8 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from vimpac.data.random import below
+from vimpac.data.random import below, share_of
+from vimpac.simvtp.augment import ERASE_DRAWS, augment_draws, erase, rand_augment
 from vimpac.simvtp.frames import CROP_DRAWS, Frames, multi_scale_crop, resize
+from vimpac.simvtp.run_config import SpreadClipConfig
 
 RATIOS = (3 / 4, 4 / 3)  # of the sides of a random resized crop
 
@@ -48,32 +50,31 @@ class PretrainingClip:
 
 
 class FinetuningClip:
-    """Frames spread evenly over a window, a random resized crop, and a mirror.
+    """Frames spread evenly over a window, a random resized crop, a mirror, and what hides more.
 
     Args:
         frames: T.
         size: S.
-        window: Frames of the video that they are spread over.
-        scale: The least and the largest share of the picture that a crop covers.
-        flip: Share of clips that are mirrored.
+        config: The rest.
     """
 
-    draws = 6
-
-    def __init__(
-        self, frames: int, size: int, window: int, scale: tuple[float, float], flip: float
-    ) -> None:
-        self.size, self.scale, self.flip = size, scale, flip
-        self.window = window
-        self._places = np.linspace(0, window - 1, frames).round().astype(int)
+    def __init__(self, frames: int, size: int, config: SpreadClipConfig) -> None:
+        self.size, self.config = size, config
+        self._places = np.linspace(0, config.window - 1, frames).round().astype(int)
+        self.draws = 7 + ERASE_DRAWS + augment_draws(config.augment)
 
     def __call__(self, files: Frames, video: int, words: np.ndarray) -> np.ndarray:
         """See `DrawClip`; a shorter video repeats its last frame."""
-        start = below(words[0], max(files.num_frames(video) - self.window, 0) + 1)
+        config = self.config
+        start = below(words[0], max(files.num_frames(video) - config.window, 0) + 1)
         clip = files.read(video, (start + self._places).tolist())
-        clip = random_resized_crop(clip, self.size, self.scale, words[1:5])
-        mirrored = share_of(words[5]) < self.flip
-        return np.ascontiguousarray(clip[:, :, ::-1]) if mirrored else clip
+        clip = random_resized_crop(clip, self.size, config.scale, words[1:5])
+        if share_of(words[5]) < config.flip:
+            clip = clip[:, :, ::-1]
+        clip = rand_augment(clip, config.strength, words[7 + ERASE_DRAWS :])
+        if share_of(words[6]) < config.erase:
+            clip = erase(clip, words[7 : 7 + ERASE_DRAWS])
+        return np.ascontiguousarray(clip)
 
 
 def random_resized_crop(
@@ -98,8 +99,3 @@ def random_resized_crop(
     h = min(max(1, round(math.sqrt(area / ratio))), height)
     y, x = below(words[2], height - h + 1), below(words[3], width - w + 1)
     return resize(clip[:, y : y + h, x : x + w], size, size)
-
-
-def share_of(word: np.uint64) -> float:
-    """A word as a number in [0, 1)."""
-    return (int(word) >> 11) / 2**53

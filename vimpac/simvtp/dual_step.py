@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vimpac.data.random import DROP_PATH, DROPOUT, words
-from vimpac.simvtp.clips import share_of
+from vimpac.data.random import DROP_PATH, DROPOUT, share_of, words
 from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.group_contrast import group_contrast
 from vimpac.simvtp.run_config import SimVTPFinetuneConfig

@@ -134,7 +134,7 @@ class DualFinetuning:
             PairDataset(
                 pairs,
                 self.words,
-                FinetuningClip(network.frames, network.size, clips.window, clips.scale, clips.flip),
+                FinetuningClip(network.frames, network.size, clips),
                 length=text.length,
                 seed=config.seed,
                 out=config.out,

@@ -150,6 +150,9 @@ class SpreadClipConfig(ReadConfig):
         (0.08, 1.0), ABOVE_ZERO, "least and largest share of the picture that a crop covers"
     )
     flip: float = setting(0.5, SHARE, "share of clips that are mirrored, whatever the caption says")
+    augment: int = setting(4, NOT_NEGATIVE, "operations of RandAugment, half of them left out")
+    strength: float = setting(7.0, NOT_NEGATIVE, "of an operation, at most 10")
+    erase: float = setting(0.25, SHARE, "share of clips of which a rectangle is covered with noise")
 
 
 @dataclasses.dataclass
@@ -206,6 +209,8 @@ class SimVTPFinetuneConfig(TrainConfig):
         low, high = self.clips.scale
         if low > high:
             raise UsageError(f"clips.scale=[{low:g}, {high:g}]: the first must not be the larger")
+        if self.clips.strength > 10:
+            raise UsageError(f"clips.strength={self.clips.strength:g} must not exceed 10")
         if self.text.length < SHORTEST:
             raise UsageError(f"text.length={self.text.length} must be at least {SHORTEST}")
         if self.batch.contrastive < 2:

@@ -18,7 +18,7 @@ from vimpac.simvtp.dual_step import DualStep
 from vimpac.simvtp.finetune import finetune
 from vimpac.simvtp.objective import contrastive_loss
 from vimpac.simvtp.pretrain import pretrain
-from vimpac.simvtp.run_config import SimVTPFinetuneConfig
+from vimpac.simvtp.run_config import SimVTPFinetuneConfig, SpreadClipConfig
 from vimpac.train.distributed import World
 from vimpac.train.log import read_log
 
@@ -111,7 +111,7 @@ def test_resumed_run_equals_one_that_was_never_stopped(shapes, checkpoint, tmp_p
     finetune(config, checkpoint, stop=lambda: next(count) == 3, quiet=True)
     again = finetune(config, checkpoint, resume="auto", quiet=True)
     logs = [
-        [(r["step"], r["loss"]) for r in read_log(result.out / "log.jsonl")]
+        [(r["step"], r.get("loss")) for r in read_log(result.out / "log.jsonl")]
         for result in (whole, again)
     ]
     assert logs[0] == logs[1]
@@ -150,6 +150,7 @@ def test_wrong_settings_are_named(shapes, checkpoint, tmp_path, capsys):
         ("batch.contrastive=1", "no other video"),
         ("clips.scale=[1.0, 0.5]", "the first must not be the larger"),
         ("text.length=2", "at least 3"),
+        ("clips.strength=11", "must not exceed 10"),
     ):
         with pytest.raises(UsageError, match=message):
             make_config(shapes, tmp_path, "batch.micro=1", setting).check()
@@ -158,6 +159,9 @@ def test_wrong_settings_are_named(shapes, checkpoint, tmp_path, capsys):
     assert main(["simvtp", "finetune", "data=a.csv"]) == 2
     assert "give the pre-trained model" in capsys.readouterr().err
     assert main(["simvtp", "finetune", "--config", "msrvtt", "--show"]) == 0
+
+
+PLAIN = {"augment": 0, "erase": 0.0}  # what changes no frame
 
 
 class Numbered:
@@ -173,8 +177,9 @@ class Numbered:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_clips_are_spread_over_their_window(seed):
-    draws = words(1, seed, 0, 6)
-    tuned = FinetuningClip(4, 8, 31, (0.5, 1.0), 0.5)(Numbered(), 0, draws)
+    spread = FinetuningClip(4, 8, SpreadClipConfig(window=31, scale=(0.5, 1.0), **PLAIN))
+    draws = words(1, seed, 0, spread.draws)
+    tuned = spread(Numbered(), 0, draws)
     first = int(tuned[0, 0, 0, 0])
     assert tuned[:, 4, 4, 0].tolist() == [first, first + 10, first + 20, first + 30]
     assert first <= 40 - 31
@@ -204,7 +209,7 @@ def test_mirrored_clips_are_the_share_that_is_asked_for():
             ramp = np.arange(16, dtype=np.uint8)[None, None, :, None] * 8
             return np.broadcast_to(ramp, (len(numbers), 8, 16, 3)).copy()
 
-    draw = FinetuningClip(2, 8, 4, (1.0, 1.0), 0.25)
-    clips = [draw(Ramp(), 0, words(1, seed, 0, 6)) for seed in range(200)]
+    draw = FinetuningClip(2, 8, SpreadClipConfig(window=4, scale=(1.0, 1.0), flip=0.25, **PLAIN))
+    clips = [draw(Ramp(), 0, words(1, seed, 0, draw.draws)) for seed in range(200)]
     mirrored = sum(int(clip[0, 0, 0, 0]) > int(clip[0, 0, -1, 0]) for clip in clips)
     assert 30 < mirrored < 70
