@@ -56,7 +56,7 @@ PLACES: tuple[phases.Place, ...] = (
     (masking.Masker, "__call__", "masks"),
     (encoder.TubeletEmbedding, "forward", "tubelet embedding"),
     (encoder.WordEmbedding, "forward", "word embedding"),
-    (encoder.JointEncoder, "forward", "encoder"),
+    (encoder.JointEncoder, "together", "encoder"),
     (decoder.Decoder, "forward", "decoder"),
     (model, "word_loss", "word head"),
     (model, "tubelet_mse", "pixel loss"),

@@ -37,5 +37,5 @@ class Decoder(nn.Module):
         table = self.table.to(seen.dtype)
         blanks = self.mask_token.to(seen.dtype) + table[masked.long()]
         stream = torch.cat((seen + table[visible.long()], blanks), 1)
-        x, _ = self.transformer(stream, first=visible.shape[1])
+        ((x, _),) = self.transformer([stream], [None], first=visible.shape[1])
         return self.head(x)

@@ -80,7 +80,7 @@ class DualEncoder(nn.Module):
     ) -> Tensor:  # (B, D)
         grid = torch.arange(self.config.tubelets, dtype=torch.int32, device=video.device)
         tubelets = self.tubelets(video, grid.expand(len(video), -1).contiguous())
-        _, rows = self.video(tubelets, scales=scales)
+        ((_, rows),) = self.video([tubelets], [None], scales=scales)
         return self.video.last_norm(mean_row(rows))
 
     def _read(
@@ -90,7 +90,8 @@ class DualEncoder(nn.Module):
         seed: Tensor | None = None,
         scales: Tensor | None = None,
     ) -> Tensor:  # (B, D)
-        _, rows = self.text(self.words(ids, seed), attention[:, None, None], scales=scales)
+        keys = attention[:, None, None]
+        ((_, rows),) = self.text([self.words(ids, seed)], [keys], scales=scales)
         pool = attention if self.text_config.pool == "words" else None
         return self.text.last_norm(mean_row(rows, pool))
 

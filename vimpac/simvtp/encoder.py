@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,13 +110,29 @@ class JointEncoder(nn.Module):
         attention: Tensor | None = None,  # (B, L) bool: false is padding
     ) -> tuple[Tensor, Tensor]:  # (B, V + L, D) each: normalised, and the sum before
         """Encodes what is given; padding is not read, but its own rows are computed."""
+        return self.together([Inputs(tubelets, words, attention)])[0]
+
+    def together(self, passes: Sequence[Inputs]) -> list[tuple[Tensor, Tensor]]:
+        """Several passes in one, each as `forward` returns it."""
+        streams, keys = zip(*[one.sequence() for one in passes], strict=True)
+        return self.transformer(streams, keys)
+
+
+class Inputs(NamedTuple):
+    """What a pass of the joint encoder reads; see there."""
+
+    tubelets: Tensor | None
+    words: Tensor | None
+    attention: Tensor | None = None
+
+    def sequence(self) -> tuple[Tensor, Tensor | None]:
+        """The rows (B, V + L, D), and which keys are read, (B, 1, 1, V + L) bool or None."""
         keys = None
-        if words is not None and attention is not None:
-            keys = attention
-            if tubelets is not None:
-                seen = attention.new_ones(attention.shape[0], tubelets.shape[1])
-                keys = torch.cat((seen, attention), 1)
+        if self.words is not None and self.attention is not None:
+            keys = self.attention
+            if self.tubelets is not None:
+                seen = keys.new_ones(len(keys), self.tubelets.shape[1])
+                keys = torch.cat((seen, keys), 1)
             keys = keys[:, None, None]
-        parts = [part for part in (tubelets, words) if part is not None]
-        stream = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        return self.transformer(stream, keys)
+        parts = [part for part in (self.tubelets, self.words) if part is not None]
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0], keys

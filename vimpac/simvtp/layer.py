@@ -5,10 +5,14 @@
 A layer reads the normalised rows y and the residual stream s, and each sum, with the bias of the
 branch before it and the LayerNorm after it, is one op. So a layer holds the LayerNorm that the
 next one begins with, and `Transformer` the first of all.
+
+Several batches of sequences go through together: their rows lie one after the other, (N, D), and
+only attention takes them apart. A weight is read once, and its gradient is one product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -34,15 +38,21 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (B, S, D)
-        keys: Tensor | None,  # (B, 1, 1, S) bool: true where a key is read; None: all are
-        first: int,  # the first row whose output is wanted
-    ) -> Tensor:  # (B, S - first, D), without the bias of `out`
+        x: Tensor,  # (N, D), of all batches
+        shapes: Sequence[tuple[int, int]],  # (B, S) of each
+        keys: Sequence[Tensor | None],  # (B, 1, 1, S) bool each: true where a key is read, or all
+        first: int,  # the first row of a sequence whose output is wanted
+    ) -> Tensor:  # (N', D), without the bias of `out`
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, N, S, Dh) each
-        out = F.scaled_dot_product_attention(q[:, :, first:], k, v, attn_mask=keys)
-        return F.linear(out.transpose(1, 2).flatten(2), self.out.weight)
+        qkv = F.linear(x, self.qkv.weight, bias)
+        outs = []
+        parts = qkv.split([B * S for B, S in shapes])
+        for part, shape, mask in zip(parts, shapes, keys, strict=True):
+            # (B, heads, S, Dh) each
+            q, k, v = part.view(*shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            out = F.scaled_dot_product_attention(q[:, :, first:], k, v, attn_mask=mask)
+            outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
+        return F.linear(outs[0] if len(outs) == 1 else torch.cat(outs), self.out.weight)
 
 
 class MLP(nn.Module):
@@ -55,8 +65,8 @@ class MLP(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (B, S, D)
-    ) -> Tensor:  # (B, S, D), without the bias of `out`
+        x: Tensor,  # (N, D)
+    ) -> Tensor:  # (N, D), without the bias of `out`
         return F.linear(bias_gelu(F.linear(x, self.up.weight), self.up.bias), self.out.weight)
 
 
@@ -72,15 +82,18 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (B, S, D), normalised
-        stream: Tensor,  # (B, S, D), the residual
-        keys: Tensor | None,  # (B, 1, 1, S) bool
-        first: int = 0,  # the first row that is wanted
-        scales: Tensor | None = None,  # (2, B): of both branches of a sample; None: 1
-    ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer, (B, S - first, D) each
-        update = self.attention(x, keys, first)
+        x: Tensor,  # (N, D), normalised
+        stream: Tensor,  # (N, D), the residual
+        shapes: Sequence[tuple[int, int]],  # (B, S) of each batch
+        keys: Sequence[Tensor | None],  # (B, 1, 1, S) bool of each
+        first: int = 0,  # the first row of a sequence that is wanted
+        scales: Tensor | None = None,  # (2, N'): of both branches of a row; None: 1
+    ) -> tuple[Tensor, Tensor]:  # x and stream of the next layer, (N', D) each
+        update = self.attention(x, shapes, keys, first)
         scale, other = (None, None) if scales is None else scales.unbind()
-        stream = stream[:, first:]
+        if first:
+            parts = zip(stream.split([B * S for B, S in shapes]), shapes, strict=True)
+            stream = torch.cat([p.view(*of, -1)[:, first:].flatten(0, 1) for p, of in parts])
         x, stream = _add_and_norm(update, stream, self.attention.out, self.attention_norm, scale)
         return _add_and_norm(self.mlp(x), stream, self.mlp.out, self.mlp_norm, other)
 
@@ -101,34 +114,41 @@ class Transformer(nn.Module):
 
     def forward(
         self,
-        stream: Tensor,  # (B, S, D)
-        keys: Tensor | None = None,  # (B, 1, 1, S) bool: true where a key is read; None: all are
-        first: int = 0,  # the first row that is wanted
-        scales: Tensor | None = None,  # (layers, 2, B): of both branches of a sample; None: 1
-    ) -> tuple[Tensor, Tensor]:  # (B, S - first, D) each: normalised, and the residual stream
+        streams: Sequence[Tensor],  # (B, S, D) each
+        keys: Sequence[Tensor | None],  # (B, 1, 1, S) bool each: true where a key is read, or all
+        first: int = 0,  # the first row of a sequence that is wanted
+        scales: Tensor | None = None,  # (layers, 2, B), of one batch: of both branches; None: 1
+    ) -> list[tuple[Tensor, Tensor]]:  # (B, S - first, D): normalised, and the residual stream
         """Runs all; the last one computes no row that is not wanted, beyond its keys."""
+        shapes = [(s.shape[0], s.shape[1]) for s in streams]
+        rows = [s.flatten(0, 1) for s in streams]
+        stream = rows[0] if len(rows) == 1 else torch.cat(rows)
         x = self.first_norm(stream)
+        if scales is not None:
+            scales = scales.repeat_interleave(shapes[0][1], -1)
         for i, layer in enumerate(self.layers):
             wanted = first if i + 1 == len(self.layers) else 0
-            arguments = x, stream, keys, wanted, None if scales is None else scales[i]
+            arguments = x, stream, shapes, keys, wanted, None if scales is None else scales[i]
             if self.recompute and self.training:
                 x, stream = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x, stream = layer(*arguments)
-        return x, stream
+        sizes = [B * (S - first) for B, S in shapes]
+        parts = zip(x.split(sizes), stream.split(sizes), shapes, strict=True)
+        return [(x.view(B, S - first, -1), s.view(B, S - first, -1)) for x, s, (B, S) in parts]
 
 
 def _add_and_norm(
-    update: Tensor,  # (B, S, D)
-    stream: Tensor,  # (B, S, D)
+    update: Tensor,  # (N, D)
+    stream: Tensor,  # (N, D)
     linear: nn.Linear,  # whose bias `update` lacks
     norm: nn.LayerNorm,
-    scale: Tensor | None,  # (B,)
+    scale: Tensor | None,  # (N,)
 ) -> tuple[Tensor, Tensor]:
     """LN(sum) and the sum."""
     bias: Tensor | None = linear.bias
     if scale is not None:
-        factor = scale.to(update.dtype)[:, None, None]
+        factor = scale.to(update.dtype)[:, None]
         update, bias = (update + linear.bias.to(update.dtype)) * factor, None
     result = dropout_add_layer_norm(
         update,

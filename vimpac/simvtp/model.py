@@ -5,8 +5,8 @@
     video alone, text alone -> which text is of which video (VTC)
 
 The released code runs the joint pass of the matching pairs twice, embeds every tubelet, and
-predicts every word. Here that pass runs once, masked tubelets are never embedded, and only masked
-words are predicted: the losses and gradients are the same.
+predicts every word. Here that pass runs once, masked tubelets are never embedded, only masked words
+are predicted, and all passes go through the layers together: the losses and gradients are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vimpac.simvtp.config import PRESETS, NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.decoder import Decoder
-from vimpac.simvtp.encoder import JointEncoder
+from vimpac.simvtp.encoder import Inputs, JointEncoder
 from vimpac.simvtp.inputs import check_text, check_video
 from vimpac.simvtp.objective import (
     MaskedWords,
@@ -158,25 +158,32 @@ class SimVTP(nn.Module):
         zero = torch.zeros((), device=tubelets.device)
         text = self.encoder.words(masked_ids, seed)
         found = Passes(zero, zero, zero, zero, zero)
+        wanted: list[Inputs] = []
         if loss.contrast:
             alone = text if whole_ids is None else self.encoder.words(whole_ids, seed)
-            found.video, found.text = self._alone(tubelets, alone, attention)
-        if not (loss.words or loss.pixels or loss.match):
-            return found
+            wanted += [Inputs(tubelets, None), Inputs(None, alone, attention)]
+        is_joint = loss.words or loss.pixels or loss.match
         pairs, seen = tubelets, attention
         if others is not None:
             pairs, text = torch.cat((tubelets, others)), torch.cat((text, text))
             seen = torch.cat((attention, attention))
-        hidden, _ = self.encoder(pairs, text, seen)
+        if is_joint:
+            wanted.append(Inputs(pairs, text, seen))
+        hidden = [rows for rows, _ in self.encoder.together(wanted)]
+        if loss.contrast:
+            found.video, found.text = self._means(hidden[0], hidden[1], attention)
+        if not is_joint:
+            return found
+        joint = hidden[-1]
         if others is not None:
-            pooled = mean_row(hidden, seen if self._skips else None)
+            pooled = mean_row(joint, seen if self._skips else None)
             found.match_loss, found.match_accuracy = match_loss(pooled, self.match_head)
-        hidden = hidden[: len(tubelets)]
+        joint = joint[: len(tubelets)]
         if loss.words:
-            result = word_loss(hidden[:, V:], words, self.word_head, self.word_weight)
+            result = word_loss(joint[:, V:], words, self.word_head, self.word_weight)
             found.word_loss, found.word_accuracy = result.loss, result.accuracy
         if loss.pixels:
-            found.predicted_pixels = self.decoder(hidden[:, :V], visible, masked)
+            found.predicted_pixels = self.decoder(joint[:, :V], visible, masked)
             sides = self.config.tubelet, self.config.patch
             found.pixel_loss = tubelet_mse(found.predicted_pixels, video, masked, tubelet=sides)
         return found
@@ -199,12 +206,13 @@ class SimVTP(nn.Module):
         seed: Tensor | None = None,  # 0-d int64, of the dropout
     ) -> tuple[Tensor, Tensor]:  # (B, D) each: of videos and of texts
         """The two means that the contrastive loss compares, as `passes` computes them."""
-        return self._alone(tubelets, self.encoder.words(ids, seed), attention)
+        text = self.encoder.words(ids, seed)
+        passes = [Inputs(tubelets, None), Inputs(None, text, attention)]
+        (video, _), (words, _) = self.encoder.together(passes)
+        return self._means(video, words, attention)
 
-    def _alone(self, tubelets: Tensor, text: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        video, _ = self.encoder(tubelets, None)
-        hidden, _ = self.encoder(None, text, attention)
-        return mean_row(video), mean_row(hidden, attention if self._skips else None)
+    def _means(self, video: Tensor, text: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        return mean_row(video), mean_row(text, attention if self._skips else None)
 
     @property
     def _skips(self) -> bool:

@@ -90,6 +90,10 @@ def test_micro_batches_give_the_gradients_of_one_batch(one_batch, micro):
     _assert_same(gradients(make_config(f"batch.micro={micro}")), one_batch)
 
 
+def test_compiled_update_is_the_plain_one(one_batch):
+    _assert_same(gradients(make_config("batch.micro=8", "compile=default")), one_batch)
+
+
 def test_update_is_the_mean_of_the_model_s_losses_over_its_groups(one_batch):
     config = make_config("batch.micro=8")
     model, (video, ids) = make_model(config), make_pairs()
