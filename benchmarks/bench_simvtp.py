@@ -3,7 +3,8 @@
     pytest benchmarks/bench_simvtp.py --benchmark-only
 
 `released` is the step of benchmarks/released_simvtp.py, `+ SDPA` the same with fused attention,
-`+ compile` a model under torch.compile. All start from the same uint8 clips, texts and parameters,
+`+ compile` a model under torch.compile, `eager pixels` has the formulas of `tubelet_embed` and
+`tubelet_mse` in place of their kernels. All start from the same uint8 clips, texts and parameters,
 and are timed only if their losses and gradients are those of `SimVTP.forward`. AdamW is left out:
 it is the same for all, and runs once for many groups. Gradients are part of the peak memory.
 
@@ -16,8 +17,10 @@ with half of its layers; `--full` adds the whole one, the compiler and more roun
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import common
 import interleaved
@@ -42,11 +45,12 @@ from vimpac.simvtp.run_config import PairsBatchConfig, SimVTPConfig
 from vimpac.simvtp.step import METRICS, PairStep
 from vimpac.simvtp.text import SpecialTokens
 from vimpac.train.distributed import World
+from vimpac_kernels import tubelet_embed, tubelet_mse
 
 GPU = common.default_device() == "cuda"
 NAMES = (
     *("released", "released + compile", "released + SDPA"),
-    *("ours", "ours + compile", "ours in two micro-batches"),
+    *("ours, eager pixels", "ours", "ours + compile", "ours in two micro-batches"),
 )
 PHASES = (
     *("masks", "tubelet embedding", "word embedding", "encoder", "decoder", "word head"),
@@ -189,6 +193,8 @@ def make_step(name: str, case: Case, network: SimVTP, batch: Batch, precision: s
         ours = PairStep(network, config, SpecialTokens(), world)
         parts = [*zip(*(x.split(micro) for x in batch.pairs), strict=True)]
         wanted = [i for i, metric in enumerate(METRICS) if metric.endswith("loss")]
+        if name.endswith("eager pixels"):
+            return with_eager_pixels(lambda: ours.gradients([parts], 0)[wanted])
         return lambda: ours.gradients([parts], 0)[wanted]
     released = ReleasedSimVTP(network, sdpa=name.endswith("SDPA"))
     forward = torch.compile(released) if name.endswith("compile") else released
@@ -200,6 +206,22 @@ def make_step(name: str, case: Case, network: SimVTP, batch: Batch, precision: s
         return losses.detach()
 
     return gradients
+
+
+def with_eager_pixels(gradients: Gradients) -> Gradients:
+    """The same, by the reference of the two ops of tubelets."""
+    embed = functools.partial(tubelet_embed, impl="reference")
+
+    def mse(*args: Any, **kwargs: Any) -> Tensor:
+        with phases.phase("pixel loss"):
+            return tubelet_mse(*args, impl="reference", **kwargs)
+
+    def run() -> Tensor:
+        with mock.patch.object(encoder, "tubelet_embed", embed):
+            with mock.patch.object(model, "tubelet_mse", mse):
+                return gradients()
+
+    return run
 
 
 def check_agreement(steps: dict[str, Gradients], network: SimVTP, batch: Batch) -> None:
@@ -258,7 +280,7 @@ def time_case(bench: Any, case: Case) -> common.Timed:
     released_ms = times[names.index("released")] if "released" in names else None
     rows = []
     for (name, run), ms in zip(runs.items(), times, strict=True):
-        apart = name in ("released", "ours")
+        apart = name in ("released", "ours, eager pixels", "ours")
         rows.append(
             StepRow(
                 shape=case.name,
