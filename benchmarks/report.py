@@ -146,6 +146,23 @@ def evaluate_table(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def simvtp_step_table(results: dict[str, Any]) -> list[str]:
+    """Markdown rows of the steps of SimVTP, with their ratio to the released one."""
+    environment = next(shape["environment"] for shape in results["simvtp"].values())
+    lines = [
+        f"{environment['device']}, torch {environment['torch']}, {environment['date']}:\n",
+        "| step | implementation | pairs/s | ratio | MFU | peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for shape, timed in results["simvtp"].items():
+        lines += [
+            f"| {shape} | {row['impl']} | {row['pairs_per_s']:.3g} | {row['ratio']:.2f}x | "
+            f"{row['mfu_percent']:.0f} % | {row['peak_mib']:.0f} |"
+            for row in timed["rows"]
+        ]
+    return lines
+
+
 def phase_table(rows: list[dict[str, Any]]) -> list[str]:
     """Milliseconds of a step by phase, one column per profiled step."""
     apart = [row for row in rows if row["phases"]]
@@ -265,10 +282,14 @@ def main() -> None:
         page = ROOT / "docs" / "evaluation.md"
         tables = [line for results in tested for line in evaluate_table(results)]
         page.write_text(_fill(page.read_text(), "evaluate", tables))
+    page = ROOT / "docs" / "simvtp.md"
+    text = page.read_text()
     if simvtp.exists():
-        page = ROOT / "docs" / "simvtp.md"
         tables = simvtp_tables(json.loads(simvtp.read_text()))
-        page.write_text(_fill(page.read_text(), "learning_simvtp", tables))
+        text = _fill(text, "learning_simvtp", tables)
+    timed = [results for results in found.values() if "simvtp" in results]
+    tables = [line for results in timed for line in simvtp_step_table(results)]
+    page.write_text(_fill(text, "step", tables))
 
 
 if __name__ == "__main__":
