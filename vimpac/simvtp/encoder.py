@@ -94,36 +94,12 @@ class WordEmbedding(nn.Module):
         )
 
 
-class JointEncoder(nn.Module):
-    """The layers, which read tubelets, words, or tubelets before words."""
-
-    def __init__(self, config: NetworkConfig, text: TextConfig) -> None:
-        super().__init__()
-        self.tubelets = TubeletEmbedding(config)
-        self.words = WordEmbedding(config, text)
-        self.transformer = Transformer(config.layers, config.width, config.heads, config.mlp_width)
-
-    def forward(
-        self,
-        tubelets: Tensor | None,  # (B, V, D) embedded
-        words: Tensor | None,  # (B, L, D) embedded
-        attention: Tensor | None = None,  # (B, L) bool: false is padding
-    ) -> tuple[Tensor, Tensor]:  # (B, V + L, D) each: normalised, and the sum before
-        """Encodes what is given; padding is not read, but its own rows are computed."""
-        return self.together([Inputs(tubelets, words, attention)])[0]
-
-    def together(self, passes: Sequence[Inputs]) -> list[tuple[Tensor, Tensor]]:
-        """Several passes in one, each as `forward` returns it."""
-        streams, keys = zip(*[one.sequence() for one in passes], strict=True)
-        return self.transformer(streams, keys)
-
-
 class Inputs(NamedTuple):
-    """What a pass of the joint encoder reads; see there."""
+    """What a pass of the joint encoder reads: tubelets, words, or tubelets before words."""
 
-    tubelets: Tensor | None
-    words: Tensor | None
-    attention: Tensor | None = None
+    tubelets: Tensor | None  # (B, V, D) embedded
+    words: Tensor | None  # (B, L, D) embedded
+    attention: Tensor | None = None  # (B, L) bool: false is padding
 
     def sequence(self) -> tuple[Tensor, Tensor | None]:
         """The rows (B, V + L, D), and which keys are read, (B, 1, 1, V + L) bool or None."""
@@ -136,3 +112,27 @@ class Inputs(NamedTuple):
             keys = keys[:, None, None]
         parts = [part for part in (self.tubelets, self.words) if part is not None]
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0], keys
+
+
+class JointEncoder(nn.Module):
+    """The layers that all passes share."""
+
+    def __init__(self, config: NetworkConfig, text: TextConfig) -> None:
+        super().__init__()
+        self.tubelets = TubeletEmbedding(config)
+        self.words = WordEmbedding(config, text)
+        self.transformer = Transformer(config.layers, config.width, config.heads, config.mlp_width)
+
+    def forward(
+        self,
+        tubelets: Tensor | None,
+        words: Tensor | None,
+        attention: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # (B, V + L, D) each: normalised, and the sum before
+        """Encodes `Inputs`; padding is not read, but its own rows are computed."""
+        return self.together([Inputs(tubelets, words, attention)])[0]
+
+    def together(self, passes: Sequence[Inputs]) -> list[tuple[Tensor, Tensor]]:
+        """Several passes in one, each as `forward` returns it."""
+        streams, keys = zip(*[one.sequence() for one in passes], strict=True)
+        return self.transformer(streams, keys)

@@ -169,6 +169,8 @@ class SimVTP(nn.Module):
             seen = torch.cat((attention, attention))
         if is_joint:
             wanted.append(Inputs(pairs, text, seen))
+        if not wanted:
+            return found
         hidden = [rows for rows, _ in self.encoder.together(wanted)]
         if loss.contrast:
             found.video, found.text = self._means(hidden[0], hidden[1], attention)
