@@ -79,7 +79,6 @@ def test_bits_match_reference(impl, strategy: str, noise: str) -> None:
         )
 
 
-@pytest.mark.sanitize
 @pytest.mark.impls("cpu", "triton", "cuda")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_matches_reference(impl, dtype: torch.dtype) -> None:
