@@ -35,7 +35,7 @@ struct Thread {
   unsigned mask = 0;
   void* operand = nullptr;
   std::vector<std::vector<AsyncCopy>> copies; // by group, the last one open
-  Context* context = nullptr;
+  Context context;
 };
 
 struct Block {
@@ -53,7 +53,6 @@ struct Block {
   char* shared = nullptr;
   size_t shared_bytes = 0, shared_reserved = 0;
   const std::function<void()>* body = nullptr;
-  char start = 0; // orders what its launcher did before its threads
   Context scheduler;
   std::string error;
 };
@@ -68,7 +67,7 @@ inline std::string describe(const Thread& thread, const char* operation, const L
 }
 
 inline void park() {
-  switch_context(*current->context, current->block->scheduler);
+  switch_context(current->context, current->block->scheduler);
 }
 
 // Ends the launch: the block's fibers are abandoned where they stand.

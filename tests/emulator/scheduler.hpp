@@ -3,11 +3,9 @@
 #include "shared_arena.hpp"
 #include "sync.hpp"
 
-#include <array>
 #include <atomic>
 #include <exception>
 #include <numeric>
-#include <optional>
 #include <random>
 #include <thread>
 
@@ -18,45 +16,33 @@ struct Schedule {
   unsigned workers = 1; // blocks in flight, one OS thread each
 };
 inline Schedule schedule;
-constexpr size_t kMostThreads = 1024; // of a block
-inline char stream_tag;               // orders a launch before what follows it
+inline char stream_tag; // orders a launch before what follows it
 
-inline void run_threads() {
-  EMULATOR_ASAN(Context& scheduler = current->block->scheduler;)
-  EMULATOR_ASAN(__sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.bytes);)
-  for (;;) {
-    Thread& t = *current;
-    Block& block = *t.block;
-    EMULATOR_TSAN(__tsan_acquire(&block.start);)
-    (*block.body)();
-    EMULATOR_TSAN(__tsan_release(&stream_tag);)
+inline void thread_main() {
+  Thread& t = *current;
+  Block& block = *t.block;
+  EMULATOR_ASAN(
+      __sanitizer_finish_switch_fiber(nullptr, &block.scheduler.stack, &block.scheduler.bytes);)
+  (*block.body)();
+  EMULATOR_TSAN(__tsan_release(&stream_tag);) {
     Unchecked scope;
     t.state = State::kDone;
     block.alive[t.warp] &= ~(1u << t.lane);
     if (--block.live != 0 && block.waiting == block.live) { // exited threads count as arrived
       release_barrier(block);
     }
+  }
+  for (;;) {
     park();
   }
 }
 
-// What runs a block under the race detector. A fiber orders the blocks that it runs, but creating
-// one takes a millisecond: every fourth block gets the same, and is compared with those between.
-inline Fibers& fibers_of(size_t block) {
-  static std::array<std::optional<Fibers>, 4> sets;
-  std::optional<Fibers>& set = sets[block % sets.size()];
-  if (!set) {
-    set.emplace(kMostThreads, &run_threads);
-  }
-  return *set;
-}
-
-// One OS thread's place for a block: its state and its shared memory.
+// One OS thread's place for a block: fibers, their stacks, shared memory.
 class Worker {
   Unchecked scope_;
   Block block_;
   unsigned threads_;
-  Fibers& fibers_;
+  Stacks stacks_;
   std::mt19937 random_;
   std::vector<Thread*> order_;
 
@@ -78,13 +64,12 @@ class Worker {
       t.state = State::kReady;
       t.copies.assign(1, {});
       block_.alive[t.warp] |= 1u << t.lane;
-      t.context = &fibers_[i];
+      stacks_.prepare(i, t.context, &thread_main);
       order_.push_back(&t);
     }
     if (schedule.seed == 1) {
       std::reverse(order_.begin(), order_.end());
     }
-    EMULATOR_TSAN(__tsan_release(&block_.start);)
   }
 
   void finish() {
@@ -92,18 +77,16 @@ class Worker {
       if (t->state == State::kWaiting && block_.error.empty()) {
         block_.error = "deadlock: " + describe(*t, t->operation, t->location);
       }
+      EMULATOR_TSAN(if (block_.live == 0) __tsan_destroy_fiber(t->context.tsan);)
     }
-    if (block_.live != 0) {
-      fibers_.abandon();
-    }
+    stacks_.unpoison();
     EMULATOR_ASAN(__asan_unpoison_memory_region(block_.shared, block_.shared_reserved);)
     std::free(block_.shared);
   }
 
 public:
-  Worker(
-      dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& body, Fibers& fibers)
-      : threads_(shape.x * shape.y * shape.z), fibers_(fibers) {
+  Worker(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& body)
+      : threads_(shape.x * shape.y * shape.z), stacks_(threads_) {
     const unsigned warps = (threads_ + kWarp - 1) / kWarp;
     block_.grid = grid;
     block_.shape = shape;
@@ -137,7 +120,7 @@ public:
         }
         progress = true;
         current = t;
-        switch_context(block_.scheduler, *t->context);
+        switch_context(block_.scheduler, t->context);
       }
     }
     finish();
@@ -161,7 +144,7 @@ inline std::vector<size_t> block_order(size_t blocks) {
 
 inline void check_launch(dim3 grid, dim3 shape, size_t shared_bytes) {
   const size_t threads = size_t{shape.x} * shape.y * shape.z;
-  if (threads == 0 || threads > kMostThreads) {
+  if (threads == 0 || threads > 1024) {
     throw std::runtime_error("invalid launch: " + std::to_string(threads) + " threads in a block");
   }
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
@@ -184,11 +167,7 @@ inline void launch(dim3 grid, dim3 shape, size_t shared_bytes, const std::functi
   std::exception_ptr error;
   auto work = [&](size_t most) {
     try {
-      EMULATOR_TSAN(Fibers& fibers = fibers_of(next);)
-#ifndef __SANITIZE_THREAD__
-      Fibers fibers(size_t{shape.x} * shape.y * shape.z, &run_threads);
-#endif
-      Worker worker(grid, shape, shared_bytes, body, fibers);
+      Worker worker(grid, shape, shared_bytes, body);
       for (size_t i = 0; most-- != 0 && !failed && (i = next++) < order.size();) {
         const size_t flat = order[i];
         worker.run({static_cast<unsigned>(flat % grid.x),
