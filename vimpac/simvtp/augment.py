@@ -62,6 +62,27 @@ def rand_augment(
     return np.stack(frames)
 
 
+def random_box(
+    height: int,
+    width: int,
+    areas: tuple[float, float],
+    ratios: tuple[float, float],
+    words: np.ndarray,  # (4,)
+) -> tuple[int, int, int, int]:  # y, x, height, width
+    """A part of a picture.
+
+    Its area is uniform in `areas`, a share of the picture's, the ratio of width to height
+    log-uniform in `ratios`, the place uniform. A side that is longer than the picture's is cut to
+    it, where torchvision draws again.
+    """
+    area = height * width * (areas[0] + share_of(words[0]) * (areas[1] - areas[0]))
+    low, high = (math.log(ratio) for ratio in ratios)
+    ratio = math.exp(low + share_of(words[1]) * (high - low))
+    w = min(max(1, round(math.sqrt(area * ratio))), width)
+    h = min(max(1, round(math.sqrt(area / ratio))), height)
+    return below(words[2], height - h + 1), below(words[3], width - w + 1), h, w
+
+
 def erase(
     clip: np.ndarray,  # (T, H, W, 3) uint8
     words: np.ndarray,  # (ERASE_DRAWS,)
@@ -72,12 +93,7 @@ def erase(
     between 0.3 and 3.3, its place uniform. The noise is uniform in [0, 255].
     """
     frames, height, width = clip.shape[:3]
-    area = height * width * (_AREAS[0] + share_of(words[0]) * (_AREAS[1] - _AREAS[0]))
-    low, high = (math.log(ratio) for ratio in _RATIOS)
-    ratio = math.exp(low + share_of(words[1]) * (high - low))
-    h = min(max(1, round(math.sqrt(area * ratio))), height)
-    w = min(max(1, round(math.sqrt(area / ratio))), width)
-    y, x = below(words[2], height - h + 1), below(words[3], width - w + 1)
+    y, x, h, w = random_box(height, width, _AREAS, _RATIOS, words[:4])
     raw = np.random.Philox(key=words[4:6]).random_raw(-(-frames * h * w * 3 // 8))
     erased = clip.copy()
     noise = raw.view(np.uint8)[: frames * h * w * 3]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import numpy as np
 
 from vimpac.data.random import below, share_of
-from vimpac.simvtp.augment import ERASE_DRAWS, augment_draws, erase, rand_augment
+from vimpac.simvtp.augment import ERASE_DRAWS, augment_draws, erase, rand_augment, random_box
 from vimpac.simvtp.frames import CROP_DRAWS, Frames, multi_scale_crop, resize
 from vimpac.simvtp.run_config import SpreadClipConfig
 
@@ -83,19 +82,11 @@ def random_resized_crop(
     scale: tuple[float, float],
     words: np.ndarray,  # (4,)
 ) -> np.ndarray:
-    """Cuts a part of a random area and shape out of all frames, and resizes it.
-
-    The area is uniform in `scale`, the ratio of the sides log-uniform in `RATIOS`, the place
-    uniform. A side that is longer than the picture's is cut to it, where torchvision draws again.
+    """Cuts a `random_box` out of all frames, and resizes it.
 
     Returns:
         RGB (T, S, S, 3) uint8.
     """
     height, width = clip.shape[1:3]
-    area = height * width * (scale[0] + share_of(words[0]) * (scale[1] - scale[0]))
-    low, high = (math.log(ratio) for ratio in RATIOS)
-    ratio = math.exp(low + share_of(words[1]) * (high - low))
-    w = min(max(1, round(math.sqrt(area * ratio))), width)
-    h = min(max(1, round(math.sqrt(area / ratio))), height)
-    y, x = below(words[2], height - h + 1), below(words[3], width - w + 1)
+    y, x, h, w = random_box(height, width, scale, RATIOS, words)
     return resize(clip[:, y : y + h, x : x + w], size, size)
