@@ -8,7 +8,7 @@ import pytest
 
 from vimpac.settings import load_config
 from vimpac.simvtp.captioned_shapes import CLASSES, caption, draw, write_video
-from vimpac.simvtp.run_config import SimVTPConfig
+from vimpac.simvtp.run_config import SimVTPConfig, SimVTPFinetuneConfig
 
 SETTINGS = (
     "model.width=32",
@@ -25,6 +25,20 @@ SETTINGS = (
     "run.log_every=1",
     "run.save_every=3",
     "run.tensorboard=false",
+    "device=cpu",
+)
+TUNING = (
+    "batch.videos=8",
+    "batch.contrastive=4",
+    "batch.micro=2",
+    "clips.window=10",
+    "clips.workers=0",
+    "text.length=16",
+    "optim.steps=6",
+    "run.log_every=1",
+    "run.save_every=3",
+    "run.tensorboard=false",
+    "precision=fp32",
     "device=cpu",
 )
 
@@ -54,6 +68,27 @@ def make_run(shapes):
     def make(out: Path, *more: str) -> SimVTPConfig:
         words = [f"data={shapes}/captions.csv", f"videos={shapes}/videos", f"out={out}"]
         return load_config(SimVTPConfig, "tiny", [*SETTINGS, *words, *more])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tuning_words(shapes):
+    """The settings of a fine-tuning of seconds into a directory, as a command line has them."""
+
+    def words(out: Path, *more: str) -> list[str]:
+        files = f"data={shapes}/captions.csv", f"videos={shapes}/videos", f"out={out}"
+        return [*TUNING, *files, *more]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def make_tuning(tuning_words):
+    """Makes the configuration of such a run."""
+
+    def make(out: Path, *more: str) -> SimVTPFinetuneConfig:
+        return load_config(SimVTPFinetuneConfig, None, tuning_words(out, *more))
 
     return make
 

@@ -9,7 +9,6 @@ from vimpac.checkpoints.training_state import load_checkpoint
 from vimpac.cli import main
 from vimpac.data.random import words
 from vimpac.errors import UsageError
-from vimpac.settings import load_config
 from vimpac.simvtp import SimVTP, load_simvtp
 from vimpac.simvtp.clips import FinetuningClip, PretrainingClip, random_resized_crop
 from vimpac.simvtp.description import read_any
@@ -18,31 +17,11 @@ from vimpac.simvtp.dual_step import DualStep
 from vimpac.simvtp.finetune import finetune
 from vimpac.simvtp.objective import contrastive_loss
 from vimpac.simvtp.pretrain import pretrain
-from vimpac.simvtp.run_config import SimVTPFinetuneConfig, SpreadClipConfig
+from vimpac.simvtp.run_config import SpreadClipConfig
 from vimpac.train.distributed import World
 from vimpac.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SETTINGS = (
-    "batch.videos=8",
-    "batch.contrastive=4",
-    "batch.micro=2",
-    "clips.window=10",
-    "clips.workers=0",
-    "text.length=16",
-    "optim.steps=6",
-    "run.log_every=1",
-    "run.save_every=3",
-    "run.tensorboard=false",
-    "precision=fp32",
-    "device=cpu",
-)
-
-
-def make_config(shapes, out, *more: str) -> SimVTPFinetuneConfig:
-    files = f"data={shapes}/captions.csv", f"videos={shapes}/videos", f"out={out}"
-    return load_config(SimVTPFinetuneConfig, None, [*SETTINGS, *files, *more])
 
 
 def test_encoders_have_the_released_parameters():
@@ -82,17 +61,17 @@ def _gradients(config, checkpoint):
     return loss, {n: p.grad for n, p in model.named_parameters()}, (model, video, ids)
 
 
-def test_micro_batches_give_the_gradients_of_one_batch(shapes, checkpoint, tmp_path):
+def test_micro_batches_give_the_gradients_of_one_batch(make_tuning, checkpoint, tmp_path):
     settings = ("drop_path=0.5",)
-    whole = _gradients(make_config(shapes, tmp_path, "batch.micro=4", *settings), checkpoint)
-    parts = _gradients(make_config(shapes, tmp_path, "batch.micro=1", *settings), checkpoint)
+    whole = _gradients(make_tuning(tmp_path, "batch.micro=4", *settings), checkpoint)
+    parts = _gradients(make_tuning(tmp_path, "batch.micro=1", *settings), checkpoint)
     torch.testing.assert_close(parts[0], whole[0])
     for name, gradient in parts[1].items():
         torch.testing.assert_close(gradient, whole[1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_update_is_the_mean_contrastive_loss_of_its_groups(shapes, checkpoint, tmp_path):
-    config = make_config(shapes, tmp_path, "batch.micro=4", "drop_path=0")
+def test_update_is_the_mean_contrastive_loss_of_its_groups(make_tuning, checkpoint, tmp_path):
+    config = make_tuning(tmp_path, "batch.micro=4", "drop_path=0")
     loss, found, (model, video, ids) = _gradients(config, checkpoint)
     model.zero_grad()
     seen, read = model(video, ids, ids != 0)
@@ -105,9 +84,9 @@ def test_update_is_the_mean_contrastive_loss_of_its_groups(shapes, checkpoint, t
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_resumed_run_equals_one_that_was_never_stopped(shapes, checkpoint, tmp_path):
-    whole = finetune(make_config(shapes, tmp_path / "whole"), checkpoint, quiet=True)
-    config, count = make_config(shapes, tmp_path / "stopped"), iter(range(10))
+def test_resumed_run_equals_one_that_was_never_stopped(make_tuning, checkpoint, tmp_path):
+    whole = finetune(make_tuning(tmp_path / "whole"), checkpoint, quiet=True)
+    config, count = make_tuning(tmp_path / "stopped"), iter(range(10))
     finetune(config, checkpoint, stop=lambda: next(count) == 3, quiet=True)
     again = finetune(config, checkpoint, resume="auto", quiet=True)
     logs = [
@@ -119,18 +98,21 @@ def test_resumed_run_equals_one_that_was_never_stopped(shapes, checkpoint, tmp_p
     assert all(torch.equal(ours.tensors[name], x) for name, x in theirs.tensors.items())
 
 
-def test_runs_of_the_two_kinds_do_not_continue_each_other(shapes, checkpoint, make_run, tmp_path):
-    tuned = finetune(make_config(shapes, tmp_path / "a", "optim.steps=1"), checkpoint, quiet=True)
+def test_runs_of_the_two_kinds_do_not_continue_each_other(
+    make_tuning, checkpoint, make_run, tmp_path
+):
+    tuned = finetune(make_tuning(tmp_path / "a", "optim.steps=1"), checkpoint, quiet=True)
     with pytest.raises(UsageError, match="holds a simvtp_dual, no pre-trained model of SimVTP"):
         pretrain(make_run(tmp_path / "b"), resume=str(tuned.checkpoint), quiet=True)
     with pytest.raises(UsageError, match="holds a simvtp, no fine-tuned model of SimVTP"):
-        config = make_config(shapes, tmp_path / "c")
+        config = make_tuning(tmp_path / "c")
         finetune(config, checkpoint, resume=str(checkpoint), quiet=True)
 
 
-def test_fine_tuned_model_is_searched_but_matches_nothing(shapes, checkpoint, tmp_path, capsys):
-    files = [f"data={shapes}/captions.csv", f"videos={shapes}/videos", f"out={tmp_path / 'a'}"]
-    words = ["simvtp", "finetune", str(checkpoint), *SETTINGS, *files]
+def test_fine_tuned_model_is_searched_but_matches_nothing(
+    shapes, checkpoint, tuning_words, tmp_path, capsys
+):
+    words = ["simvtp", "finetune", str(checkpoint), *tuning_words(tmp_path / "a")]
     assert main(words) == 0
     (result,) = [line for line in capsys.readouterr().out.splitlines() if "step-00000006" in line]
     tuned = result.partition(": ")[2]
@@ -145,7 +127,7 @@ def test_fine_tuned_model_is_searched_but_matches_nothing(shapes, checkpoint, tm
         load_simvtp(tuned)
 
 
-def test_wrong_settings_are_named(shapes, checkpoint, tmp_path, capsys):
+def test_wrong_settings_are_named(make_tuning, checkpoint, tmp_path, capsys):
     for setting, message in (
         ("batch.contrastive=1", "no other video"),
         ("clips.scale=[1.0, 0.5]", "the first must not be the larger"),
@@ -153,9 +135,9 @@ def test_wrong_settings_are_named(shapes, checkpoint, tmp_path, capsys):
         ("clips.strength=11", "must not exceed 10"),
     ):
         with pytest.raises(UsageError, match=message):
-            make_config(shapes, tmp_path, "batch.micro=1", setting).check()
+            make_tuning(tmp_path, "batch.micro=1", setting).check()
     with pytest.raises(UsageError, match="more than the 32 positions of the model: lower it"):
-        finetune(make_config(shapes, tmp_path / "b", "text.length=40"), checkpoint, quiet=True)
+        finetune(make_tuning(tmp_path / "b", "text.length=40"), checkpoint, quiet=True)
     assert main(["simvtp", "finetune", "data=a.csv"]) == 2
     assert "give the pre-trained model" in capsys.readouterr().err
     assert main(["simvtp", "finetune", "--config", "msrvtt", "--show"]) == 0

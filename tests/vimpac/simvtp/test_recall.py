@@ -8,37 +8,16 @@ import torch
 
 from tests.vimpac.runs import ENVIRONMENT, ON_TWO_RANKS
 from vimpac.errors import VimpacError
-from vimpac.settings import load_config
 from vimpac.simvtp.finetune import finetune
 from vimpac.simvtp.pairs import open_parts, pick_part
 from vimpac.simvtp.pretrain import pretrain
 from vimpac.simvtp.ranks import judge
 from vimpac.simvtp.recall_test import RecallTest
 from vimpac.simvtp.retrieval import Retriever
-from vimpac.simvtp.run_config import SimVTPFinetuneConfig
 from vimpac.train.distributed import World
 from vimpac.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SETTINGS = (
-    "batch.videos=8",
-    "batch.contrastive=4",
-    "batch.micro=2",
-    "clips.window=10",
-    "clips.workers=0",
-    "text.length=16",
-    "optim.steps=3",
-    "run.log_every=1",
-    "run.tensorboard=false",
-    "precision=fp32",
-    "device=cpu",
-)
-
-
-def settings(shapes, out) -> list[str]:
-    files = f"data={shapes}/captions.csv", f"videos={shapes}/videos", f"out={out}"
-    return [*SETTINGS, *files]
 
 
 def found(out) -> list[tuple[float, float]]:
@@ -57,10 +36,12 @@ def expected(checkpoint, shapes) -> tuple[float, float]:
     return result.text_to_video.r1, result.video_to_text.r1
 
 
-def test_fine_tuning_is_tested_on_its_way_and_the_best_is_kept(shapes, checkpoint, tmp_path):
+def test_fine_tuning_is_tested_on_its_way_and_the_best_is_kept(
+    shapes, checkpoint, make_tuning, tmp_path
+):
     out = tmp_path / "a"
-    words = [*settings(shapes, out), "run.evaluate_every=0.6", "run.keep_best=true"]
-    config = load_config(SimVTPFinetuneConfig, None, words)
+    more = "optim.steps=3", "run.evaluate_every=0.6", "run.keep_best=true"
+    config = make_tuning(out, *more)
     result = finetune(config, checkpoint, quiet=True)
     assert [step for step, _ in found(out)] == [1, 2, 3]  # an epoch is 12 / 8 updates
     assert found(out)[-1][1] == expected(result.checkpoint, shapes)[0]
@@ -75,16 +56,17 @@ def test_pre_training_is_tested_at_its_end(checkpoint, shapes):
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_sharded_run_finds_what_one_process_finds(kind, make_run, shapes, checkpoint, tmp_path):
+def test_sharded_run_finds_what_one_process_finds(
+    kind, make_run, make_tuning, tuning_words, checkpoint, tmp_path
+):
     alone, out = tmp_path / "alone", tmp_path / "ranks"
     more = ["precision=fp32", "optim.steps=2", "run.evaluate_every=0.6"]
     if kind == "pretrain":
         pretrain(make_run(alone, *more), quiet=True)
         start, words = [], [*_as_words(make_run(out, *more))]
     else:
-        words = [*settings(shapes, alone), *more]
-        finetune(load_config(SimVTPFinetuneConfig, None, words), checkpoint, quiet=True)
-        start, words = [str(checkpoint)], [*settings(shapes, out), *more]
+        finetune(make_tuning(alone, *more), checkpoint, quiet=True)
+        start, words = [str(checkpoint)], tuning_words(out, *more)
     command = [*ON_TWO_RANKS, "-m", "vimpac", "simvtp", kind, *start, *words, "parallel=fsdp"]
     subprocess.run(command, env=ENVIRONMENT, check=True)
     assert len(found(out)) == 2
@@ -142,10 +124,10 @@ def test_processes_divide_the_videos_whatever_their_number(checkpoint, shapes, t
     torch.testing.assert_close(features[[0, 2, 3]], gallery.features, rtol=1e-5, atol=1e-6)
 
 
-def test_videos_of_which_none_can_be_read_are_an_error(checkpoint, shapes, tmp_path):
+def test_videos_of_which_none_can_be_read_are_an_error(checkpoint, make_tuning, shapes, tmp_path):
     shutil.copytree(shapes, tmp_path / "shapes")
     for number in range(12, 16):
         (tmp_path / "shapes" / "videos" / f"{number}.mkv").write_bytes(b"no video")
-    words = settings(tmp_path / "shapes", tmp_path / "a")
+    config = make_tuning(tmp_path / "a", f"videos={tmp_path}/shapes/videos", "optim.steps=1")
     with pytest.raises(VimpacError, match="none of the 4 videos of 'test' can be read"):
-        finetune(load_config(SimVTPFinetuneConfig, None, words), checkpoint, quiet=True)
+        finetune(config, checkpoint, quiet=True)
