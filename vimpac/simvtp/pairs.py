@@ -74,7 +74,10 @@ def pick_part(parts: Mapping[str, CaptionedVideos], part: str, data: str) -> Cap
     if list(parts) == [""]:
         return parts[""]
     if part not in parts:
-        raise UsageError(f"{data} has no video in '{part}', only in {', '.join(sorted(parts))}")
+        raise UsageError(
+            f"{data} has no video in '{part}', only in {', '.join(sorted(parts))} (a line without "
+            "a part is in none)"
+        )
     return parts[part]
 
 

@@ -27,6 +27,7 @@ from vimpac.train_config import (
 )
 
 SHORTEST = 3  # tokens of a caption: [CLS], a word, [SEP]
+MOST_OPERATIONS = 15  # of RandAugment on a clip: as many as there are
 
 
 @dataclasses.dataclass
@@ -209,6 +210,10 @@ class SimVTPFinetuneConfig(TrainConfig):
         low, high = self.clips.scale
         if low > high:
             raise UsageError(f"clips.scale=[{low:g}, {high:g}]: the first must not be the larger")
+        if self.clips.augment > MOST_OPERATIONS:
+            raise UsageError(
+                f"clips.augment={self.clips.augment} must not exceed {MOST_OPERATIONS}"
+            )
         if self.clips.strength > 10:
             raise UsageError(f"clips.strength={self.clips.strength:g} must not exceed 10")
         if self.text.length < SHORTEST:

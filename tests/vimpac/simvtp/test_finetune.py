@@ -133,6 +133,8 @@ def test_wrong_settings_are_named(make_tuning, checkpoint, tmp_path, capsys):
         ("clips.scale=[1.0, 0.5]", "the first must not be the larger"),
         ("text.length=2", "at least 3"),
         ("clips.strength=11", "must not exceed 10"),
+        ("clips.strength=nan", "clips.strength"),
+        ("clips.augment=16", "clips.augment=16 must not exceed 15"),
     ):
         with pytest.raises(UsageError, match=message):
             make_tuning(tmp_path, "batch.micro=1", setting).check()
