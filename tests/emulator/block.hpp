@@ -35,7 +35,7 @@ struct Thread {
   unsigned mask = 0;
   void* operand = nullptr;
   std::vector<std::vector<AsyncCopy>> copies; // by group, the last one open
-  Context context;
+  Context* context = nullptr;
 };
 
 struct Block {
@@ -67,7 +67,7 @@ inline std::string describe(const Thread& thread, const char* operation, const L
 }
 
 inline void park() {
-  switch_context(current->context, current->block->scheduler);
+  switch_context(*current->context, current->block->scheduler);
 }
 
 // Ends the launch: the block's fibers are abandoned where they stand.

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <sys/mman.h>
+#include <vector>
 
 namespace emulator {
 
@@ -35,17 +36,20 @@ inline void switch_context(Context& from, Context& to) {
   EMULATOR_ASAN(__sanitizer_finish_switch_fiber(from.asan, &to.stack, &to.bytes);)
 }
 
-// One stack for each thread of a block, each above a guard page. Physical memory follows use.
-class Stacks {
+// Fibers that run one block after another, each on a stack above a guard page. Physical memory
+// follows use.
+class Fibers {
   static constexpr size_t kPage = 4096;
   static constexpr size_t kUsable = size_t{64 EMULATOR_ASAN(*4)} << 10;
   static constexpr size_t kStride = kPage + kUsable;
   static constexpr size_t kColour = 320; // tops at equal page offsets would share their cache sets
-  size_t count_;
+  void (*entry_)();
   char* base_;
+  std::vector<Context> contexts_;
 
 public:
-  explicit Stacks(size_t count) : count_(count) {
+  // `entry`, which never returns, runs the thread `current` and parks, again and again.
+  Fibers(size_t count, void (*entry)()) : entry_(entry), contexts_(count) {
     void* p = mmap(nullptr, count * kStride, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
@@ -57,24 +61,33 @@ public:
       mprotect(base_ + i * kStride, kPage, PROT_NONE);
     }
   }
-  ~Stacks() { munmap(base_, count_ * kStride); }
-  Stacks(const Stacks&) = delete;
-  Stacks& operator=(const Stacks&) = delete;
+  ~Fibers() { munmap(base_, contexts_.size() * kStride); }
+  Fibers(const Fibers&) = delete;
+  Fibers& operator=(const Fibers&) = delete;
 
-  // A context that runs `entry`, which never returns, on stack i.
-  void prepare(size_t i, Context& context, void (*entry)()) {
-    char* bottom = base_ + i * kStride + kPage;
-    context.stack = bottom;
-    context.bytes = kUsable;
-    auto** top = reinterpret_cast<void**>(bottom + kUsable - (i % 13) * kColour) - 8;
-    std::fill(top, top + 8, nullptr);
-    top[6] = reinterpret_cast<void*>(entry); // six registers, then the return address
-    context.stack_pointer = top;
-    EMULATOR_TSAN(context.tsan = __tsan_create_fiber(0);)
+  size_t size() const { return contexts_.size(); }
+
+  // Fiber i, which waits to be switched to.
+  Context& operator[](size_t i) {
+    Context& context = contexts_[i];
+    if (context.stack_pointer == nullptr) {
+      char* bottom = base_ + i * kStride + kPage;
+      context.stack = bottom;
+      context.bytes = kUsable;
+      auto** top = reinterpret_cast<void**>(bottom + kUsable - (i % 13) * kColour) - 8;
+      std::fill(top, top + 8, nullptr);
+      top[6] = reinterpret_cast<void*>(entry_); // six registers, then the return address
+      context.stack_pointer = top;
+      EMULATOR_TSAN(context.tsan = __tsan_create_fiber(0);)
+    }
+    return context;
   }
 
-  // Forgets what abandoned frames left poisoned.
-  void unpoison() { EMULATOR_ASAN(__asan_unpoison_memory_region(base_, count_ * kStride);) }
+  // Forgets fibers that stand in the middle of a kernel, and what their frames left poisoned.
+  void abandon() {
+    contexts_.assign(contexts_.size(), {});
+    EMULATOR_ASAN(__asan_unpoison_memory_region(base_, contexts_.size() * kStride);)
+  }
 };
 
 } // namespace emulator

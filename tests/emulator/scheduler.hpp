@@ -3,9 +3,11 @@
 #include "shared_arena.hpp"
 #include "sync.hpp"
 
+#include <array>
 #include <atomic>
 #include <exception>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -16,13 +18,16 @@ struct Schedule {
   unsigned workers = 1; // blocks in flight, one OS thread each
 };
 inline Schedule schedule;
-inline char stream_tag; // orders a launch before what follows it
+constexpr size_t kMostThreads = 1024; // of a block
+inline char start_tag;                // orders what came before a block before its threads
+inline char stream_tag;               // orders a launch before what follows it
 
-inline void thread_main() {
+// One thread of the kernel, from its first line until it has exited. Not inlined: the next one on
+// this fiber may run in another OS thread, whose `current` has another address.
+[[gnu::noinline]] inline void run_thread() {
+  EMULATOR_TSAN(__tsan_acquire(&start_tag);) // even of `current`, which a new OS thread writes
   Thread& t = *current;
   Block& block = *t.block;
-  EMULATOR_ASAN(
-      __sanitizer_finish_switch_fiber(nullptr, &block.scheduler.stack, &block.scheduler.bytes);)
   (*block.body)();
   EMULATOR_TSAN(__tsan_release(&stream_tag);) {
     Unchecked scope;
@@ -32,17 +37,34 @@ inline void thread_main() {
       release_barrier(block);
     }
   }
+  park();
+}
+
+inline void run_threads() {
+  EMULATOR_ASAN(Context& scheduler = current->block->scheduler;)
+  EMULATOR_ASAN(__sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.bytes);)
   for (;;) {
-    park();
+    run_thread();
   }
 }
 
-// One OS thread's place for a block: fibers, their stacks, shared memory.
+// What runs a block under the race detector. A fiber orders the blocks that it runs, but creating
+// one takes a millisecond: every fifth block gets the same, and is compared with those between.
+inline Fibers& fibers_of(size_t block) {
+  static std::array<std::optional<Fibers>, 5> sets;
+  std::optional<Fibers>& set = sets[block % sets.size()];
+  if (!set) {
+    set.emplace(kMostThreads, &run_threads);
+  }
+  return *set;
+}
+
+// One OS thread's place for a block: its state and its shared memory.
 class Worker {
   Unchecked scope_;
   Block block_;
   unsigned threads_;
-  Stacks stacks_;
+  Fibers& fibers_;
   std::mt19937 random_;
   std::vector<Thread*> order_;
 
@@ -64,12 +86,13 @@ class Worker {
       t.state = State::kReady;
       t.copies.assign(1, {});
       block_.alive[t.warp] |= 1u << t.lane;
-      stacks_.prepare(i, t.context, &thread_main);
+      t.context = &fibers_[i];
       order_.push_back(&t);
     }
     if (schedule.seed == 1) {
       std::reverse(order_.begin(), order_.end());
     }
+    EMULATOR_TSAN(__tsan_release(&start_tag);)
   }
 
   void finish() {
@@ -77,16 +100,18 @@ class Worker {
       if (t->state == State::kWaiting && block_.error.empty()) {
         block_.error = "deadlock: " + describe(*t, t->operation, t->location);
       }
-      EMULATOR_TSAN(if (block_.live == 0) __tsan_destroy_fiber(t->context.tsan);)
     }
-    stacks_.unpoison();
+    if (block_.live != 0) {
+      fibers_.abandon();
+    }
     EMULATOR_ASAN(__asan_unpoison_memory_region(block_.shared, block_.shared_reserved);)
     std::free(block_.shared);
   }
 
 public:
-  Worker(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& body)
-      : threads_(shape.x * shape.y * shape.z), stacks_(threads_) {
+  Worker(
+      dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& body, Fibers& fibers)
+      : threads_(shape.x * shape.y * shape.z), fibers_(fibers) {
     const unsigned warps = (threads_ + kWarp - 1) / kWarp;
     block_.grid = grid;
     block_.shape = shape;
@@ -120,7 +145,7 @@ public:
         }
         progress = true;
         current = t;
-        switch_context(block_.scheduler, t->context);
+        switch_context(block_.scheduler, *t->context);
       }
     }
     finish();
@@ -144,7 +169,7 @@ inline std::vector<size_t> block_order(size_t blocks) {
 
 inline void check_launch(dim3 grid, dim3 shape, size_t shared_bytes) {
   const size_t threads = size_t{shape.x} * shape.y * shape.z;
-  if (threads == 0 || threads > 1024) {
+  if (threads == 0 || threads > kMostThreads) {
     throw std::runtime_error("invalid launch: " + std::to_string(threads) + " threads in a block");
   }
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
@@ -167,7 +192,11 @@ inline void launch(dim3 grid, dim3 shape, size_t shared_bytes, const std::functi
   std::exception_ptr error;
   auto work = [&](size_t most) {
     try {
-      Worker worker(grid, shape, shared_bytes, body);
+      EMULATOR_TSAN(Fibers& fibers = fibers_of(next);)
+#ifndef __SANITIZE_THREAD__
+      Fibers fibers(size_t{shape.x} * shape.y * shape.z, &run_threads);
+#endif
+      Worker worker(grid, shape, shared_bytes, body, fibers);
       for (size_t i = 0; most-- != 0 && !failed && (i = next++) < order.size();) {
         const size_t flat = order[i];
         worker.run({static_cast<unsigned>(flat % grid.x),
