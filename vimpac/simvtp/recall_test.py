@@ -48,6 +48,9 @@ class RecallTest:
         workers: Processes that decode; 0: none.
         precision: "bf16" or "fp32".
         world: The processes, which divide videos and captions.
+
+    Raises:
+        VimpacError: No video of a part can be read.
     """
 
     def __init__(
@@ -67,6 +70,21 @@ class RecallTest:
         self._words, self._network, self._step, self._length = words, network, step, length
         self._batch, self._workers, self._precision = batch, workers, precision
         self._world = world
+        for part in self.pairs:
+            self._require_readable(part)
+
+    def _require_readable(self, part: str) -> None:
+        pairs = self.pairs[part]
+        views = self._views(pairs, pairs.numbers)
+        reason = "it is empty"
+        for place in range(len(views)):
+            _, reason = views[place]
+            if not reason:
+                return
+        last = f"{pairs.files.names[pairs.numbers[-1]]}: {reason}"
+        raise VimpacError(
+            f"none of the {len(pairs)} videos of '{part}' can be read, the last: {last}"
+        )
 
     def __call__(self, model: nn.Module, features: Embeds, *, final: bool) -> dict[str, float]:
         """Tests a model.
@@ -121,16 +139,8 @@ class RecallTest:
     def _embed_videos(
         self, pairs: CaptionedVideos, features: Embeds
     ) -> tuple[Tensor, Tensor]:  # (videos, D), (videos,) bool: which could be read
-        views = VideoViews(
-            pairs.files,
-            [pairs.numbers[place] for place in self._own(len(pairs))],
-            frames=self._network.frames,
-            step=self._step,
-            size=self._network.size,
-            clips=1,
-            crops=1,
-        )
-        clips = read_views(views, self._workers)
+        numbers = [pairs.numbers[place] for place in self._own(len(pairs))]
+        clips = read_views(self._views(pairs, numbers), self._workers)
         device, network = self._world.device, self._network
         black = torch.zeros(network.frames, network.size, network.size, 3, dtype=torch.uint8)
 
@@ -142,6 +152,17 @@ class RecallTest:
 
         rows = self._gather(len(pairs), embed)
         return rows[:, :-1], rows[:, -1] > 0
+
+    def _views(self, pairs: CaptionedVideos, numbers: Sequence[int]) -> VideoViews:
+        return VideoViews(
+            pairs.files,
+            numbers,
+            frames=self._network.frames,
+            step=self._step,
+            size=self._network.size,
+            clips=1,
+            crops=1,
+        )
 
     def _embed_captions(self, captions: Sequence[str], features: Embeds) -> Tensor:
         longest = min(self._length, max(self._words.lengths(captions)))

@@ -124,10 +124,13 @@ def test_processes_divide_the_videos_whatever_their_number(checkpoint, shapes, t
     torch.testing.assert_close(features[[0, 2, 3]], gallery.features, rtol=1e-5, atol=1e-6)
 
 
-def test_videos_of_which_none_can_be_read_are_an_error(checkpoint, make_tuning, shapes, tmp_path):
+def test_videos_of_which_none_can_be_read_end_a_run_before_it_trains(
+    checkpoint, make_tuning, shapes, tmp_path
+):
     shutil.copytree(shapes, tmp_path / "shapes")
     for number in range(12, 16):
         (tmp_path / "shapes" / "videos" / f"{number}.mkv").write_bytes(b"no video")
     config = make_tuning(tmp_path / "a", f"videos={tmp_path}/shapes/videos", "optim.steps=1")
     with pytest.raises(VimpacError, match="none of the 4 videos of 'test' can be read"):
         finetune(config, checkpoint, quiet=True)
+    assert not [*tmp_path.glob("a/**/step-*")] and not (tmp_path / "a" / "log.jsonl").exists()
