@@ -9,10 +9,10 @@ import pytest
 
 from tests.vimpac.videos import write_moving
 from vimpac.cli import main
-from vimpac.data.store import DamagedVideo, TokenStore, TokenStoreWriter
+from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import META, StoreMeta
 from vimpac.data.variants import Variant, make_variants
-from vimpac.data.video import frames_at
+from vimpac.data.video import UnreadableVideo, frames_at
 from vimpac.errors import VimpacError
 from vimpac.simvtp.frames import StoredFrames, VideoFiles, open_frames
 
@@ -111,7 +111,7 @@ def test_store_commands_serve_frames(made, capsys):
     assert "2 of 2 videos are intact" in capsys.readouterr().out
 
 
-def test_damaged_frame_is_found(made, tmp_path):
+def test_video_with_a_damaged_frame_is_unreadable(made, tmp_path):
     for file in (made / "store").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     shard = tmp_path / "shard-00000.bin"
@@ -119,6 +119,6 @@ def test_damaged_frame_is_found(made, tmp_path):
     data[100] ^= 1
     shard.write_bytes(data)
     frames = StoredFrames(tmp_path)
-    with pytest.raises(DamagedVideo, match="corrupt frame"):
+    with pytest.raises(UnreadableVideo, match="corrupt frame"):
         frames.read(0, [0])
     assert frames.read(0, [1]).shape == (1, SIZE, SIZE, 3)

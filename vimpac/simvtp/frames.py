@@ -13,7 +13,7 @@ from torch.nn import functional
 from vimpac.data.clip_reader import clip_of, num_frames, read_frames
 from vimpac.data.random import below
 from vimpac.data.sources import Video, find_videos
-from vimpac.data.store import TokenStore
+from vimpac.data.store import DamagedVideo, TokenStore
 from vimpac.data.store_format import META
 from vimpac.data.video import SCARCE, UnreadableVideo
 from vimpac.paths import local_path
@@ -134,14 +134,17 @@ class StoredFrames:
             RGB (N, S, S, 3) uint8.
 
         Raises:
-            DamagedVideo: The store is damaged there.
+            UnreadableVideo: The store is damaged there.
             ValueError: There are no numbers, or one is negative.
         """
         if len(numbers) == 0 or min(numbers) < 0:
             raise ValueError(f"numbers={[*numbers]} must be frames from 0")
         last = self.num_frames(video) - 1
         places = [min(int(number), last) for number in numbers]
-        return np.concatenate([self.store.read(video, place, place + 1) for place in places])
+        try:
+            return np.concatenate([self.store.read(video, place, place + 1) for place in places])
+        except DamagedVideo as error:
+            raise UnreadableVideo(str(error)) from error
 
 
 Frames = VideoFiles | StoredFrames
