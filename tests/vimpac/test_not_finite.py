@@ -72,3 +72,11 @@ def test_linear_probe_of_nan_saves_no_classifier(folder, tmp_path, capsys):
 def test_linear_fit_to_a_single_clip_is_finite():
     weight, bias = fit_linear(torch.ones(1, 4), torch.tensor([1]), 2, 0.1)
     assert weight.isfinite().all() and bias.argmax() == 1
+
+
+def test_run_does_not_start_from_nan(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = finetune_words(folder, out, "optim.steps=1")
+    assert cli.main(["finetune", str(folder / "encoder"), *words]) == 1
+    assert "the weights that the run starts from are not finite" in capsys.readouterr().err
+    assert not out.exists()

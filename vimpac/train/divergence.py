@@ -39,6 +39,15 @@ def are_absurd(weights: Iterable[Tensor]) -> bool:
     return not nn.utils.get_total_norm([*weights], math.inf) < ABSURD_WEIGHT
 
 
+def check_start(weights: Iterable[Tensor]) -> None:
+    """Raises VimpacError if a run starts from absurd weights."""
+    if are_absurd(weights):
+        raise VimpacError(
+            f"the weights that the run starts from are not finite, or beyond {ABSURD_WEIGHT:g}: "
+            "take another checkpoint"
+        )
+
+
 def absurd_weights(step: int, saved: Path | None) -> VimpacError:
     """The error for weights that a step has made.
 

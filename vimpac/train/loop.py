@@ -32,7 +32,7 @@ from vimpac.settings import to_yaml
 from vimpac.train.averaged_weights import AveragedWeights
 from vimpac.train.best import BestCheckpoint
 from vimpac.train.distributed import World
-from vimpac.train.divergence import absurd_weights, are_absurd, check_losses
+from vimpac.train.divergence import absurd_weights, are_absurd, check_losses, check_start
 from vimpac.train.loader import read
 from vimpac.train.log import RunLog
 from vimpac.train.optim import lr_at, make_optimizer
@@ -88,6 +88,7 @@ class Loop:
         self.optimizer = make_optimizer(system.model, config.optim)
         decay: float | None = getattr(config, "ema", None)
         average = None if path is None else self._restore(path, averaging=decay is not None)
+        check_start(system.model.parameters())
         loaded = self.optimizer.state_dict()
         self.step = system.make_step()
         if config.parallel == "fsdp":  # the parameters are other ones now
