@@ -158,6 +158,8 @@ class PretrainConfig(TokenTrainConfig):
                 f"batch.videos={batch.videos} must be a multiple of "
                 f"batch.contrastive={batch.contrastive}"
             )
+        if self.run.keep_best and self.run.knn_every is None:
+            raise UsageError("run.keep_best has nothing to choose by: give run.knn_every, too")
         if self.run.knn_every is not None and not self.run.knn_labels:
             raise UsageError(f"run.knn_every={self.run.knn_every:g} needs run.knn_labels")
         if self.graph:

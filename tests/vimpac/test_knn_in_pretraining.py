@@ -151,6 +151,9 @@ def test_knn_needs_labels_with_a_train_split(folder, tmp_path):
     config = tiny_config(folder / "store", tmp_path, *WORDS, "run.knn_every=1")
     with pytest.raises(UsageError, match="run.knn_every=1 needs run.knn_labels"):
         pretrain(config, quiet=True)
+    best = tiny_config(folder / "store", tmp_path, *WORDS, "run.keep_best=true")
+    with pytest.raises(UsageError, match="nothing to choose by: give run.knn_every"):
+        pretrain(best, quiet=True)
     labels = tmp_path / "labels.csv"
     labels.write_text("video,class,split\n0,a,test\n")
     config.run.knn_labels = str(labels)
