@@ -87,7 +87,7 @@ class OptimConfig:
         1e-3, POSITIVE, "learning rate after the warm-up; null: the paper's for the model's width"
     )
     betas: tuple[float, float] = setting((0.9, 0.98), BELOW_ONE, "decay of the two moments")
-    eps: float = setting(1e-8, NOT_NEGATIVE, "added to the root of the second moment")
+    eps: float = setting(1e-8, POSITIVE, "added to the root of the second moment")
     weight_decay: float = setting(0.05, NOT_NEGATIVE, "of Linear and token embedding weights")
     max_grad_norm: float = setting(1.0, NOT_NEGATIVE, "the gradient is clipped to it; 0: not")
     warmup: float = setting(0.1, SHARE, "share of the updates in which the rate rises")
