@@ -20,8 +20,14 @@ from vimpac.simvtp.clips import FinetuningClip
 from vimpac.simvtp.description import SimVTPDescription, read_simvtp, read_words
 from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.dual_step import METRICS, DualStep
-from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_parts, pick_part
-from vimpac.simvtp.recall_test import RecallTest
+from vimpac.simvtp.pairs import (
+    CaptionedVideos,
+    PairDataset,
+    caption_warnings,
+    open_parts,
+    pick_part,
+)
+from vimpac.simvtp.recall_test import RecallTest, require_test
 from vimpac.simvtp.run_config import SimVTPFinetuneConfig
 from vimpac.train.distributed import World, join_world
 from vimpac.train.loader import make_loader
@@ -87,6 +93,7 @@ class DualFinetuning:
         world: World,
     ) -> None:
         self.pairs = pairs = pick_part(parts, "train", config.data)
+        require_test(config.run, parts, config.data)
         self.config, self.world = config, world
         pretrained, self._from = read_simvtp(start)
         self.words = read_words(self._from, start)
@@ -127,6 +134,7 @@ class DualFinetuning:
             length=text.length,
             batch=micro,
             workers=clips.workers,
+            out=config.out,
             precision=config.precision,
             world=world,
         )
@@ -159,6 +167,8 @@ class DualFinetuning:
             raise ValueError(f"it holds a {was.kind}, no fine-tuned model of SimVTP")
         if was.config != self.model.config:
             raise ValueError("its network has other sizes")
+        if was.text.pool != self.model.text_config.pool:
+            raise ValueError(f"its text.pool is {was.text.pool}, not {self.model.text_config.pool}")
         self.model.load_state_dict(checkpoint.tensors)
 
     def make_step(self) -> DualStep:
@@ -181,10 +191,7 @@ class DualFinetuning:
         lacking = sum(unknown in ids for ids in self.words.word_ids(captions))
         if lacking:
             yield f"{lacking} of {len(captions)} captions have words that the model does not know"
-        length = self.config.text.length
-        cut = self.words.count_cut(captions, length)
-        if cut:
-            yield f"{cut} of {len(captions)} captions are cut after text.length={length} tokens"
+        yield from caption_warnings(self.words, captions, self.config.text.length)
         if len(self.pairs) < self.config.batch.contrastive:
             yield (
                 f"batch.contrastive={self.config.batch.contrastive} of {len(self.pairs)} videos "

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +16,8 @@ from vimpac.errors import UsageError, VimpacError
 from vimpac.simvtp.captions import Captioned, match_videos, read_captions
 from vimpac.simvtp.clips import DrawClip
 from vimpac.simvtp.frames import Frames, open_frames
-from vimpac.simvtp.text import TokenizersVocabulary, Words, WordVocabulary
+from vimpac.simvtp.text import SHORTEST, TokenizersVocabulary, Words, WordVocabulary
+from vimpac.simvtp.unreadable import UnreadableVideos
 
 MOST_UNREADABLE = 20  # videos in a row: if half of all are, one sample in a million meets so many
 
@@ -114,6 +114,32 @@ def open_words(vocab: str, captions: list[str]) -> Words:
     return WordVocabulary.of(captions)
 
 
+def longest_caption(words: Words, captions: Sequence[str], length: int) -> int:
+    """Ids of the longest of some captions, none of which is longer than `length`.
+
+    Raises:
+        UsageError: None of them has a word.
+    """
+    longest = max(words.lengths(captions))
+    if longest < SHORTEST:
+        raise UsageError(
+            f"none of {len(captions)} captions has a word, as {captions[0]!r} has none"
+        )
+    return min(longest, length)
+
+
+def caption_warnings(words: Words, captions: Sequence[str], length: int) -> Iterator[str]:
+    """How many captions have no word, and how many are cut, a line each."""
+    empty = cut = 0
+    for ids in words.lengths(captions):
+        empty += ids < SHORTEST
+        cut += ids > length
+    if empty:
+        yield f"{empty} of {len(captions)} captions have no word"
+    if cut:
+        yield f"{cut} of {len(captions)} captions are cut after text.length={length} tokens"
+
+
 class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Clips with captions, indexed by (sample number, video).
 
@@ -143,10 +169,10 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         out: str,
     ) -> None:
         self.pairs, self.vocabulary, self.draw_clip = pairs, vocabulary, draw_clip
-        self.seed, self.out = seed, Path(out)
+        self.seed = seed
         # The same for every batch, so that nothing depends on how samples are divided.
-        self.length = min(length, max(vocabulary.lengths(pairs.captions)))
-        self._named: set[int] = set()
+        self.length = longest_caption(vocabulary, pairs.captions, length)
+        self._unreadable = UnreadableVideos(out)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -165,26 +191,17 @@ class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         """
         sample, video = index
         draws = words(CLIPS, self.seed, sample, 1 + self.draw_clip.draws)
-        for place in range(video, video + MOST_UNREADABLE):
+        most = min(MOST_UNREADABLE, len(self.pairs))
+        for place in range(video, video + most):
             number = place % len(self.pairs)
             try:
                 clip = self.draw_clip(self.pairs.files, self.pairs.numbers[number], draws[1:])
             except UnreadableVideo as error:
-                last = f"{self.pairs.files.names[self.pairs.numbers[number]]}: {error}"
-                self._note(number, last)
+                name, reason = self.pairs.files.names[self.pairs.numbers[number]], str(error)
+                self._unreadable.add(name, reason)
                 continue
             captions = self.pairs.captioned[number].captions
             caption = captions[below(draws[0], len(captions))]
             ids, _ = self.vocabulary.encode([caption], self.length, pad_to=self.length)
             return torch.from_numpy(clip), ids[0], torch.tensor(int(place > video))
-        raise VimpacError(f"{MOST_UNREADABLE} videos in a row are unreadable, the last: {last}")
-
-    def _note(self, number: int, line: str) -> None:
-        """Names an unreadable video, once for each process, in a file of the run."""
-        if number in self._named:
-            return
-        self._named.add(number)
-        with open(self.out / "unreadable.txt", "ab") as file:  # whole lines
-            file.write(f"{line}\n".encode(errors="surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
+        raise VimpacError(f"{most} videos in a row are unreadable, the last: {name}: {reason}")

@@ -24,8 +24,15 @@ from vimpac.simvtp.clips import PretrainingClip
 from vimpac.simvtp.description import SimVTPDescription
 from vimpac.simvtp.initial import fill_from
 from vimpac.simvtp.model import SimVTP
-from vimpac.simvtp.pairs import CaptionedVideos, PairDataset, open_parts, open_words, pick_part
-from vimpac.simvtp.recall_test import RecallTest
+from vimpac.simvtp.pairs import (
+    CaptionedVideos,
+    PairDataset,
+    caption_warnings,
+    open_parts,
+    open_words,
+    pick_part,
+)
+from vimpac.simvtp.recall_test import RecallTest, require_test
 from vimpac.simvtp.run_config import SimVTPConfig
 from vimpac.simvtp.step import METRICS, PairStep
 from vimpac.train.distributed import World, join_world
@@ -82,6 +89,7 @@ class SimVTPPretraining:
         self, config: SimVTPConfig, parts: Mapping[str, CaptionedVideos], world: World
     ) -> None:
         self.pairs = pairs = pick_part(parts, "train", config.data)
+        require_test(config.run, parts, config.data)
         self.world = world
         self.words = open_words(config.vocab, pairs.captions)
         network = dataclasses.replace(config.model, vocabulary=self.words.size)
@@ -112,6 +120,7 @@ class SimVTPPretraining:
             length=config.text.length,
             batch=micro,
             workers=config.clips.workers,
+            out=config.out,
             precision=config.precision,
             world=world,
         )
@@ -179,10 +188,7 @@ class SimVTPPretraining:
                 f"batch.contrastive={rivals} of {videos} videos tells a video from itself: lower "
                 "it, or give more videos"
             )
-        captions, length = self.pairs.captions, self.config.text.length
-        cut = self.words.count_cut(captions, length)
-        if cut:
-            yield f"{cut} of {len(captions)} captions are cut after text.length={length} tokens"
+        yield from caption_warnings(self.words, self.pairs.captions, self.config.text.length)
 
     def total_loss(self, means: dict[str, float]) -> float:
         """See `System`."""

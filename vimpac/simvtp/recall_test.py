@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vimpac.errors import VimpacError
+from vimpac.errors import UsageError, VimpacError
 from vimpac.simvtp.config import NetworkConfig
-from vimpac.simvtp.pairs import CaptionedVideos
+from vimpac.simvtp.pairs import CaptionedVideos, longest_caption
 from vimpac.simvtp.ranks import judge
 from vimpac.simvtp.text import Words
+from vimpac.simvtp.unreadable import UnreadableVideos
 from vimpac.simvtp.views import VideoViews, read_views
 from vimpac.train.distributed import World
+from vimpac.train_config import TestedRunConfig
 
 PARTS = ("val", "test")
 
@@ -35,6 +38,23 @@ class Embeds(Protocol):
         """(B, L) and (B, L) bool to (B, D)."""
 
 
+def require_test(run: TestedRunConfig, parts: Mapping[str, CaptionedVideos], data: str) -> None:
+    """Raises UsageError if a run asks for a test without videos to test it on.
+
+    Args:
+        run: Its settings.
+        parts: As `open_parts` has them.
+        data: Where the captions were read, for the message.
+    """
+    asked = {"keep_best": run.keep_best, "evaluate_every": run.evaluate_every is not None}
+    for name, wanted in asked.items():
+        if wanted and not any(part in parts for part in PARTS):
+            raise UsageError(
+                f"run.{name} needs a test, and {data} has no video in val or test: put some there, "
+                "or leave it out"
+            )
+
+
 class RecallTest:
     """The videos that a run is tested on.
 
@@ -46,10 +66,12 @@ class RecallTest:
         length: The most ids of a caption.
         batch: Videos, or captions, at once.
         workers: Processes that decode; 0: none.
+        out: The run's directory, which gets the names of unreadable videos.
         precision: "bf16" or "fp32".
         world: The processes, which divide videos and captions.
 
     Raises:
+        UsageError: No caption of a part has a word.
         VimpacError: No video of a part can be read.
     """
 
@@ -63,13 +85,19 @@ class RecallTest:
         length: int,
         batch: int,
         workers: int,
+        out: str,
         precision: str,
         world: World,
     ) -> None:
         self.pairs = {part: pairs[part] for part in PARTS if part in pairs}
-        self._words, self._network, self._step, self._length = words, network, step, length
+        self._words, self._network, self._step = words, network, step
+        self._unreadable = UnreadableVideos(out)
         self._batch, self._workers, self._precision = batch, workers, precision
         self._world = world
+        self._longest = {
+            part: longest_caption(words, pairs.captions, length)
+            for part, pairs in self.pairs.items()
+        }
         for part in self.pairs:
             self._require_readable(part)
 
@@ -95,7 +123,7 @@ class RecallTest:
             final: Whether all parts are tested, or the first one only.
 
         Returns:
-            Recalls and the median rank, for the log.
+            Recalls and the median rank, for the log, and how many videos could not be read.
 
         Raises:
             VimpacError: No video of a part can be read, or features are not finite.
@@ -118,14 +146,16 @@ class RecallTest:
                 owners += [number] * len(one.captions)
         if not captions:
             raise VimpacError(f"none of the {len(pairs)} videos of '{part}' can be read")
-        texts = self._embed_captions(captions, features)
+        texts = self._embed_captions(captions, self._longest[part], features)
         if not (videos.isfinite().all() and texts.isfinite().all()):
             raise VimpacError(f"features of '{part}' are not finite")
         places = readable.cumsum(0) - 1  # among those that can be read
         similarity = (texts @ videos[readable].T).cpu()
         result = judge(similarity, places[torch.tensor(owners)].cpu())
         to_video, to_text = result.text_to_video, result.video_to_text
+        lost = len(pairs) - len(videos[readable])
         return {
+            **({f"{part}_unreadable": lost} if lost else {}),
             f"{part}_text_to_video_r1": to_video.r1,
             f"{part}_text_to_video_r5": to_video.r5,
             f"{part}_text_to_video_r10": to_video.r10,
@@ -140,12 +170,16 @@ class RecallTest:
         self, pairs: CaptionedVideos, features: Embeds
     ) -> tuple[Tensor, Tensor]:  # (videos, D), (videos,) bool: which could be read
         numbers = [pairs.numbers[place] for place in self._own(len(pairs))]
+        names = iter(pairs.files.names[number] for number in numbers)
         clips = read_views(self._views(pairs, numbers), self._workers)
         device, network = self._world.device, self._network
         black = torch.zeros(network.frames, network.size, network.size, 3, dtype=torch.uint8)
 
         def embed(places: Sequence[int]) -> tuple[Tensor, Tensor]:
             read = [next(clips) for _ in places]
+            for name, (_, reason) in zip(islice(names, len(read)), read, strict=True):
+                if reason:
+                    self._unreadable.add(name, reason)
             batch = torch.stack([black if reason else clip[0] for clip, reason in read])
             rows = features.embed_video(batch.to(device))
             return rows, torch.tensor([not reason for _, reason in read], device=device)
@@ -164,13 +198,12 @@ class RecallTest:
             crops=1,
         )
 
-    def _embed_captions(self, captions: Sequence[str], features: Embeds) -> Tensor:
-        longest = min(self._length, max(self._words.lengths(captions)))
+    def _embed_captions(self, captions: Sequence[str], length: int, features: Embeds) -> Tensor:
         device = self._world.device
 
         def embed(places: Sequence[int]) -> tuple[Tensor, Tensor]:
             texts = [captions[place] for place in places]
-            ids, attention = self._words.encode(texts, self._length, pad_to=longest)
+            ids, attention = self._words.encode(texts, length, pad_to=length)
             rows = features.embed_text(ids.to(device), attention.to(device))
             return rows, torch.ones(len(rows), dtype=torch.bool, device=device)
 

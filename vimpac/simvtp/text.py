@@ -88,10 +88,6 @@ class Words(ABC):
         for start in range(0, len(captions), _CHUNK):
             yield from (len(ids) + 2 for ids in self.word_ids(captions[start : start + _CHUNK]))
 
-    def count_cut(self, captions: Sequence[str], length: int) -> int:
-        """How many captions `encode` cuts."""
-        return sum(ids > length for ids in self.lengths(captions))
-
     @property
     def digest(self) -> str:
         """SHA-256 of the vocabulary, in hexadecimal."""

@@ -33,6 +33,8 @@ COLUMNS = {
     "test_text_to_video_r1": ("test R@1", ".1%"),
     "test_text_to_video_r5": ("R@5", ".1%"),
     "test_text_to_video_median": ("MdR", "g"),
+    "val_unreadable": ("val unreadable", "g"),
+    "test_unreadable": ("test unreadable", "g"),
     "word_accuracy": ("words", ".1%"),
     "match_accuracy": ("matches", ".1%"),
     "mask_accuracy": ("mask acc", ".1%"),

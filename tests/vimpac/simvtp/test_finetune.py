@@ -96,6 +96,8 @@ def test_resumed_run_equals_one_that_was_never_stopped(make_tuning, checkpoint, 
     assert logs[0] == logs[1]
     ours, theirs = load_checkpoint(again.checkpoint), load_checkpoint(whole.checkpoint)
     assert all(torch.equal(ours.tensors[name], x) for name, x in theirs.tensors.items())
+    with pytest.raises(UsageError, match=r"its text\.pool is all, not words"):
+        finetune(make_tuning(whole.out, "text.pool=words"), checkpoint, resume="auto", quiet=True)
 
 
 def test_runs_of_the_two_kinds_do_not_continue_each_other(

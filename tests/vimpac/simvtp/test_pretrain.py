@@ -131,7 +131,7 @@ def test_unreadable_video_is_named_and_the_next_one_takes_its_place(shapes, make
     assert line.startswith("3.mkv: ")
     for video in (folder / "videos").iterdir():
         video.write_bytes(b"no video")
-    with pytest.raises(VimpacError, match="videos in a row are unreadable"):
+    with pytest.raises(VimpacError, match="12 videos in a row are unreadable"):
         _dataset(pairs, config)[0, 0]
 
 

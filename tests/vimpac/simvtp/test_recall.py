@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.vimpac.runs import ENVIRONMENT, ON_TWO_RANKS
-from vimpac.errors import VimpacError
+from vimpac.errors import UsageError, VimpacError
 from vimpac.simvtp.finetune import finetune
 from vimpac.simvtp.pairs import open_parts, pick_part
 from vimpac.simvtp.pretrain import pretrain
@@ -24,6 +24,14 @@ def found(out) -> list[tuple[float, float]]:
     """Step and R@1 of every test of a run."""
     name = "test_text_to_video_r1"
     return [(r["step"], r[name]) for r in read_log(out / "log.jsonl") if name in r]
+
+
+def without(shapes, folder, lost) -> list[str]:
+    """Settings of a copy of the shapes in which some videos are unreadable."""
+    shutil.copytree(shapes, folder)
+    for number in lost:
+        (folder / "videos" / f"{number}.mkv").write_bytes(b"no video")
+    return [f"data={folder}/captions.csv", f"videos={folder}/videos"]
 
 
 def expected(checkpoint, shapes) -> tuple[float, float]:
@@ -98,8 +106,7 @@ class OneOf(World):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_processes_divide_the_videos_whatever_their_number(checkpoint, shapes, tmp_path, size):
-    shutil.copytree(shapes, tmp_path / "shapes")
-    (tmp_path / "shapes" / "videos" / "13.mkv").write_bytes(b"no video")  # one of test
+    without(shapes, tmp_path / "shapes", [13])  # one of test
     parts = open_parts(f"{tmp_path}/shapes/captions.csv", f"{tmp_path}/shapes/videos")
     retriever = Retriever(checkpoint, device="cpu")
     rows, calls = [], []
@@ -112,6 +119,7 @@ def test_processes_divide_the_videos_whatever_their_number(checkpoint, shapes, t
             length=16,
             batch=3,
             workers=0,
+            out=str(tmp_path),
             precision="fp32",
             world=OneOf(torch.device("cpu"), rank, size),
         )
@@ -127,10 +135,48 @@ def test_processes_divide_the_videos_whatever_their_number(checkpoint, shapes, t
 def test_videos_of_which_none_can_be_read_end_a_run_before_it_trains(
     checkpoint, make_tuning, shapes, tmp_path
 ):
-    shutil.copytree(shapes, tmp_path / "shapes")
-    for number in range(12, 16):
-        (tmp_path / "shapes" / "videos" / f"{number}.mkv").write_bytes(b"no video")
-    config = make_tuning(tmp_path / "a", f"videos={tmp_path}/shapes/videos", "optim.steps=1")
+    settings = without(shapes, tmp_path / "shapes", range(12, 16))
+    config = make_tuning(tmp_path / "a", *settings, "optim.steps=1")
     with pytest.raises(VimpacError, match="none of the 4 videos of 'test' can be read"):
         finetune(config, checkpoint, quiet=True)
     assert not [*tmp_path.glob("a/**/step-*")] and not (tmp_path / "a" / "log.jsonl").exists()
+
+
+def test_videos_that_a_test_cannot_read_are_counted_and_named(
+    checkpoint, make_tuning, shapes, tmp_path, capsys
+):
+    settings = without(shapes, tmp_path / "shapes", [12, 15])
+    result = finetune(make_tuning(tmp_path / "a", *settings, "optim.steps=1"), checkpoint)
+    assert result.record["test_unreadable"] == 2
+    assert "test unreadable 2" in capsys.readouterr().err
+    named = (result.out / "unreadable.txt").read_text().splitlines()
+    assert [line.partition(":")[0] for line in named] == ["12.mkv", "15.mkv"]
+
+
+@pytest.mark.parametrize("setting", ["run.keep_best=true", "run.evaluate_every=1"])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_asking_for_a_test_without_videos_for_it_is_an_error(
+    kind, setting, make_run, make_tuning, checkpoint, shapes, tmp_path
+):
+    lines = (shapes / "captions.csv").read_text().splitlines()
+    data = tmp_path / "train.csv"
+    data.write_text("\n".join(line for line in lines if not line.endswith("test")))
+    settings = f"data={data}", "missing=skip", setting
+    with pytest.raises(UsageError, match=r"needs a test, and .*train\.csv has no video in val"):
+        if kind == "pretrain":
+            pretrain(make_run(tmp_path / "a", *settings), quiet=True)
+        else:
+            finetune(make_tuning(tmp_path / "a", *settings), checkpoint, quiet=True)
+
+
+def test_captions_without_a_word_are_an_error_only_if_all_are(
+    checkpoint, make_tuning, tmp_path, capsys
+):
+    data = tmp_path / "captions.csv"
+    data.write_text("video,caption\n0.mkv,a red disk\n1.mkv,!!!\n2.mkv,?\n3.mkv,...\n")
+    settings = f"data={data}", "missing=skip", "optim.steps=1"
+    finetune(make_tuning(tmp_path / "a", *settings), checkpoint)
+    assert "3 of 4 captions have no word" in capsys.readouterr().err
+    data.write_text("video,caption\n0.mkv,!!!\n1.mkv,?\n")
+    with pytest.raises(UsageError, match="none of 2 captions has a word, as '!!!' has none"):
+        finetune(make_tuning(tmp_path / "b", *settings), checkpoint, quiet=True)
