@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from vimpac.errors import UsageError
@@ -40,10 +41,12 @@ def check_range(args: argparse.Namespace) -> None:
         raise UsageError("--videos is missing: give the directory of the video files")
 
 
-def check_writable(option: str, file: Path, suffix: str = "") -> None:
-    """Raises UsageError for a file that could not be written after all the work."""
+def check_new(option: str, file: Path, suffix: str = "") -> None:
+    """Raises UsageError for a file that is there, or could not be written after all the work."""
     if suffix and file.suffix != suffix:
         raise UsageError(f"{option} {file} must end in {suffix}")
     if file.is_dir() or not file.parent.is_dir():
         reason = "is a directory" if file.is_dir() else f"needs the directory {file.parent}"
         raise UsageError(f"{option} {file} {reason}: name another file")
+    if os.path.lexists(file):
+        raise UsageError(f"{option} {file} exists already: remove it or name another file")

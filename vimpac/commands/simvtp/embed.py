@@ -7,8 +7,8 @@ import argparse
 from vimpac.commands.simvtp.arguments import (
     add_model_arguments,
     add_video_arguments,
+    check_new,
     check_range,
-    check_writable,
 )
 from vimpac.errors import UsageError
 from vimpac.files import whole_file
@@ -32,9 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the action."""
     if bool(args.videos) == bool(args.texts):
         raise UsageError("give one of --videos and --texts")
-    check_writable("--out", args.out, ".npz")
-    if args.out.exists():
-        raise UsageError(f"{args.out} exists already: remove it or name another file")
+    check_new("--out", args.out, ".npz")
     import numpy as np
 
     from vimpac.data.annotations.files import read_text

@@ -8,8 +8,8 @@ import json
 from vimpac.commands.simvtp.arguments import (
     add_model_arguments,
     add_video_arguments,
+    check_new,
     check_range,
-    check_writable,
 )
 from vimpac.data.annotations.rows import SPLITS
 from vimpac.errors import UsageError
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--part {args.part} must be {', '.join(SPLITS)}")
     check_range(args)
     if args.json:
-        check_writable("--json", args.json)
+        check_new("--json", args.json)
     from vimpac.simvtp import search
 
     if args.query is not None:

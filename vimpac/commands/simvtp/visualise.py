@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from vimpac.commands.simvtp.arguments import add_model_arguments, check_writable
+from vimpac.commands.simvtp.arguments import add_model_arguments, check_new
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the action."""
     if not 0 <= args.seed < 2**31:
         raise UsageError(f"--seed {args.seed} must lie in [0, 2^31)")
-    check_writable("--out", args.out, ".png")
+    check_new("--out", args.out, ".png")
     if local_path(args.video).is_dir():
         raise UsageError(f"{args.video} is a directory: name one video file")
     import random
