@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from vimpac.errors import UsageError
+from vimpac.files import temporary_path
 from vimpac.paths import local_path
 
 
@@ -45,8 +47,15 @@ def check_new(option: str, file: Path, suffix: str = "") -> None:
     """Raises UsageError for a file that is there, or could not be written after all the work."""
     if suffix and file.suffix != suffix:
         raise UsageError(f"{option} {file} must end in {suffix}")
-    if file.is_dir() or not file.parent.is_dir():
-        reason = "is a directory" if file.is_dir() else f"needs the directory {file.parent}"
-        raise UsageError(f"{option} {file} {reason}: name another file")
+    if not os.path.isdir(file.parent):
+        raise UsageError(f"{option} {file} needs the directory {file.parent}: name another file")
     if os.path.lexists(file):
         raise UsageError(f"{option} {file} exists already: remove it or name another file")
+    temporary = temporary_path(file)
+    try:
+        with suppress(FileExistsError):  # it is being written, or a process was killed meanwhile
+            temporary.open("xb").close()
+            temporary.unlink()
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror})"
+        raise UsageError(f"{option} {file} {reason}: name another file") from None

@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
             print(on_one_line(f"{found.cosine:7.4f}  {match}{found.name}"))
         return 0
     lines, facts = search.test_choices(args) if args.choices else search.test(args)
+    for line in lines:
+        print(on_one_line(line))
     if args.json:
         with whole_file(args.json) as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    for line in lines:
-        print(on_one_line(line))
     return 0
