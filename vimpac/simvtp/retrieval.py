@@ -203,7 +203,8 @@ class Retriever:
             hidden, _ = model.encoder(tubelets, text, seen)
             pool = seen if model.text_config.pool == "words" else None
             logits = model.match_head(mean_row(hidden, pool))
-        return logits.float().log_softmax(-1)[:, 1].cpu()
+        # log_softmax would round to 0 what is above exp(-1e-7).
+        return F.logsigmoid(logits[:, 1].float() - logits[:, 0].float()).cpu()
 
     def rerank(
         self,
@@ -211,13 +212,19 @@ class Retriever:
         captions: Sequence[str],
         gallery: Gallery,
         best: int,
-    ) -> Tensor:  # (texts, videos)
-        """Orders the `best` videos of each text by how well they match it, before all others."""
-        reranked = similarity.clone()
+    ) -> Tensor:  # (texts, videos) fp32
+        """Orders the `best` videos of each text by how well they match it, before all others.
+
+        Returns:
+            The places of a text's videos from the worst, 0, which neither round nor overflow;
+            videos that are alike have the same one.
+        """
+        reranked = torch.empty(similarity.shape)
         for row, (scores, caption) in enumerate(zip(similarity, captions, strict=True)):
             places = scores.topk(min(best, len(scores))).indices
             matched = self.match(caption, gallery, places.tolist())
-            reranked[row, places] = scores.max() + 1 + matched.exp()
+            reranked[row] = _dense_rank(scores)
+            reranked[row, places] = len(scores) + _dense_rank(matched)
         return reranked
 
     def search(self, text: str, gallery: Gallery, top: int = 5) -> list[tuple[str, float]]:
@@ -228,3 +235,8 @@ class Retriever:
             (gallery.names[place], score)
             for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+
+def _dense_rank(scores: Tensor) -> Tensor:  # (n,) to (n,) fp32
+    """How many different scores are less, of each."""
+    return scores.unique(return_inverse=True)[1].float()

@@ -79,9 +79,11 @@ def find(args: argparse.Namespace) -> list[Found]:
         return [Found(*one) for one in retriever.search(args.query, gallery, args.top)]
     cosines = gallery.features @ retriever.embed_captions([args.query])[0]
     places = cosines.topk(min(args.rerank, len(cosines))).indices.tolist()
-    matched = retriever.match(args.query, gallery, places).exp().tolist()
-    best = sorted(zip(matched, places, strict=True), key=lambda pair: -pair[0])
-    return [Found(gallery.names[i], float(cosines[i]), match) for match, i in best[: args.top]]
+    matched = retriever.match(args.query, gallery, places)
+    return [
+        Found(gallery.names[places[i]], float(cosines[places[i]]), float(matched[i].exp()))
+        for i in matched.argsort(descending=True, stable=True)[: args.top].tolist()
+    ]
 
 
 def test(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
