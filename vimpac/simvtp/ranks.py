@@ -103,6 +103,16 @@ def dual_softmax(
 
     An answer that many queries find counts less. It takes all queries at once, so it suits a test,
     not a search: say so beside the numbers.
+
+    A positive similarity becomes the published product, in fp64, where it does not vanish. A
+    product of a negative one would be the nearer to 0, and so rank the higher, the less alike it
+    is. Negative similarities are therefore divided by their share: they stay below the positive
+    ones, as published, and among themselves the more alike, and the less often found, ranks higher.
     """
-    scores = similarity / temperature
-    return similarity * scores.softmax(0), similarity * scores.softmax(1)
+
+    def weigh(direction: int) -> Tensor:
+        share = (similarity.double() / temperature).softmax(direction)
+        share = share.clamp_min(torch.finfo(share.dtype).tiny)
+        return torch.where(similarity > 0, similarity * share, similarity / share)
+
+    return weigh(0), weigh(1)

@@ -77,6 +77,38 @@ def test_dual_softmax_takes_from_answers_that_all_queries_find():
     assert float(to_text[0, 1]) == pytest.approx(0.8 * math.exp(16) / (math.exp(16) + math.exp(18)))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.05, 0.01])
+def test_dual_softmax_ranks_positive_similarities_as_published(temperature):
+    torch.manual_seed(0)
+    similarity = torch.rand(50, 40)
+    exact = similarity.double()
+    published = [exact * (exact / temperature).softmax(direction) for direction in (0, 1)]
+    for found, expected in zip(dual_softmax(similarity, temperature), published, strict=True):
+        assert torch.equal(found, expected)
+        assert (found > 0).all()  # of fp32, many products are 0 at the last temperature
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.05, 1e-9])
+def test_dual_softmax_ranks_the_more_alike_first_whatever_the_sign(temperature):
+    first = torch.tensor([[-0.1, -0.9], [-0.5, -0.1]])
+    to_video, to_text = dual_softmax(first, 0.05)
+    assert to_video.argmax(1).tolist() == [0, 1] and to_text.argmax(0).tolist() == [0, 1]
+    row = torch.tensor([0.9, 0.2, 0.0, -0.2, -0.9])
+    same = torch.stack((row, row))  # every answer has half of every softmax
+    to_video, _ = dual_softmax(same, temperature)
+    assert to_video[0].argsort(descending=True).tolist() == [0, 1, 2, 3, 4]
+    assert to_video.isfinite().all()
+    _, to_text = dual_softmax(same.T.contiguous(), temperature)
+    assert to_text[:, 0].argsort(descending=True).tolist() == [0, 1, 2, 3, 4]
+    assert to_text.isfinite().all()
+
+
+def test_dual_softmax_takes_from_negative_answers_that_all_queries_find():
+    similarity = torch.tensor([[-0.2, -0.2], [-0.1, -0.9]])  # the second text finds video 0
+    to_video, _ = dual_softmax(similarity, 0.05)
+    assert to_video[0].argmax() == 1
+
+
 def test_what_cannot_be_ranked_is_refused():
     with pytest.raises(ValueError, match="finite"):
         judge(torch.tensor([[math.nan]]), torch.tensor([0]))
