@@ -153,7 +153,7 @@ def table(found: Retrieval, videos: int) -> list[str]:
 
 
 def test_choices(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    """Multiple choice: the caption that is most alike is the answer."""
+    """Multiple choice: right is an answer that is more alike than all the others."""
     retriever = open_retriever(args)
     questions = read_choices(args.choices)
     files = open_frames(args.videos)
@@ -171,13 +171,13 @@ def test_choices(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     asked = [question for question in questions if question.video in place]
     if not asked:
         raise UsageError(f"{args.choices} asks about no video that could be read")
-    right = 0
-    for question in asked:
-        scores = (
-            retriever.embed_captions(question.captions) @ gallery.features[place[question.video]]
-        )
-        right += int(scores.argmax()) == question.answer
-    share, choices = right / len(asked), len(asked[0].captions)
+    choices = len(asked[0].captions)
+    texts = [caption for question in asked for caption in question.captions]
+    features = retriever.embed_captions(texts).unflatten(0, (-1, choices))
+    videos = gallery.features[[place[question.video] for question in asked]]
+    scores = (features * videos[:, None]).sum(-1)  # (questions, choices)
+    answers = torch.tensor([question.answer for question in asked])
+    share = Recall.of(rank_of(scores, answers[:, None] == torch.arange(choices))).r1
     facts = {"questions": len(asked), "choices": choices, "accuracy": share}
     line = f"{share:.1%} of {len(asked)} questions right; chance {1 / choices:.1%}"
     return [*(f"note: {note}" for note in matched.notes), line], facts

@@ -267,6 +267,7 @@ def test_choices_have_their_captions_and_the_place_of_the_right_one(write):
         ("video,caption_1,caption_2,answer\n", "has no questions"),
         ("video,caption_1,caption_2,answer\na,x,y,2\n", "line 2: the answer .* 0 to 1, not '2'"),
         ("video,caption_1,caption_2,answer\na,x,,0\n", "line 2: caption_2 of 'a' is empty"),
+        ("video,caption_1,caption_2,answer\na,x y,x  y,0\n", "line 2: 'x y' is twice among .* 'a'"),
         ("video,caption_1,caption_2,answer\na,x,y,0\na,x,y,0\n", "line 3: .*question in line 2"),
     ],
 )

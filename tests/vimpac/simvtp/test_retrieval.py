@@ -20,7 +20,7 @@ class Sure(Retriever):
         self.words = WordVocabulary(["red"])
 
     def embed_captions(self, captions, batch=64):
-        return torch.tensor([[1.0, 0.0]] * len(captions))
+        return torch.tensor([[1.0 if "red" in caption else 0.5, 0.0] for caption in captions])
 
     def match(self, caption, gallery, places):
         return torch.tensor(SURE)[[*places]]
@@ -74,3 +74,21 @@ def test_matches_that_are_almost_sure_differ(checkpoint, sure):
         head.bias.copy_(torch.tensor([0.0, bias]))
         found.append(float(retriever.match("a red square", gallery, [0])))
     assert found == pytest.approx([-1.523e-8, -2.061e-9], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("questions", "accuracy"),
+    [
+        (["a,it,is,so,0", "b,it,is,so,0"], 0.0),  # ties
+        (["a,it is,red,so,1", "b,red,a red,so,0", "c,red,is,so,2", "d,red,is,so,0"], 0.5),
+    ],
+)
+def test_a_caption_that_is_as_much_alike_as_another_is_not_right(
+    sure, tmp_path, questions, accuracy
+):
+    table = tmp_path / "choices.csv"
+    table.write_text("\n".join(["video,caption_1,caption_2,caption_3,answer", *questions]))
+    args = argparse.Namespace(choices=str(table), videos="v", missing="skip")
+    lines, facts = search.test_choices(args)
+    assert facts == {"questions": len(questions), "choices": 3, "accuracy": accuracy}
+    assert lines[-1] == f"{accuracy:.1%} of {len(questions)} questions right; chance 33.3%"

@@ -29,8 +29,8 @@ def read_choices(path: str) -> list[Choices]:
         The questions in the order of the file, all with K captions, at least two.
 
     Raises:
-        UsageError: There is no such file, it is no such table, a caption is empty, an answer is
-            none of the captions, or a question comes twice.
+        UsageError: There is no such file, it is no such table, a caption is empty or twice in a
+            question, an answer is none of the captions, or a question comes twice.
     """
     file = local_path(path)
     count = sum(name.startswith("caption_") for name in read_header(file))
@@ -43,6 +43,9 @@ def read_choices(path: str) -> list[Choices]:
             raise UsageError(f"{where} names no video")
         if not all(captions):
             raise UsageError(f"{where}: {columns[captions.index('')]} of '{row['video']}' is empty")
+        twice = next((one for one in captions if captions.count(one) > 1), None)
+        if twice is not None:
+            raise UsageError(f"{where}: '{twice}' is twice among the captions of '{row['video']}'")
         answer = whole_number(row["answer"])
         if answer is None or answer >= len(captions):
             raise UsageError(
