@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from vimpac.errors import VimpacError
 from vimpac_kernels.reference import tubelet_targets
 
 
@@ -70,3 +71,14 @@ class Passes:
     video: Tensor | None = None
     text: Tensor | None = None
     predicted_pixels: Tensor | None = None
+
+
+def check_finite(found: Tensor, what: str) -> Tensor:
+    """Returns what a model computed, such as "features".
+
+    Raises:
+        VimpacError: A number of it is infinite or no number.
+    """
+    if not found.isfinite().all():
+        raise VimpacError(f"{what} are not finite: the weights of the model are damaged")
+    return found

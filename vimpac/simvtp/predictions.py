@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vimpac.simvtp.model import SimVTP
+from vimpac.simvtp.outputs import check_finite
 from vimpac.simvtp.text import Words
 from vimpac.simvtp.tubelets import draw_tubes, patches
 
@@ -55,6 +56,9 @@ def fill_in(
         hidden: Of each caption, the places of the words that are masked, from 0.
         masked_cells: Hidden cells of a frame.
         seed: Of which.
+
+    Raises:
+        VimpacError: Predictions are not finite.
     """
     config, special = model.config, vocabulary.special
     length = min(model.text_config.length, config.text_positions)
@@ -68,8 +72,8 @@ def fill_in(
     joint, _ = model.encoder(tubelets, text, attention)
     seen = visible.shape[1]
     logits = F.linear(joint[:, seen:], model.word_weight, model.word_head.bias)
-    best = logits.argmax(-1)
-    pixels = model.decoder(joint[:, :seen], visible, masked)
+    best = check_finite(logits, "logits of words").argmax(-1)
+    pixels = check_finite(model.decoder(joint[:, :seen], visible, masked), "pixels")
     sides = config.tubelet, config.patch
     truth = patches(video, masked, sides).float() / 255  # (B, M, n, 3)
     std, mean = torch.std_mean(truth, dim=2, keepdim=True)

@@ -15,6 +15,7 @@ from vimpac.simvtp.description import read_any, read_words
 from vimpac.simvtp.frames import Frames
 from vimpac.simvtp.model import SimVTP
 from vimpac.simvtp.objective import mean_row
+from vimpac.simvtp.outputs import check_finite
 from vimpac.simvtp.tubelets import draw_tubes
 from vimpac.simvtp.views import VideoViews, read_views
 from vimpac.train.distributed import Place, World, pick_device
@@ -123,13 +124,10 @@ class Retriever:
         if not kept:
             name, reason = unreadable[0]
             raise VimpacError(f"none of {len(wanted)} videos can be read; {name}: {reason}")
-        found = torch.stack(features)
-        if not found.isfinite().all():
-            raise VimpacError("features are not finite: the weights of the model are damaged")
         return Gallery(
             files,
             kept,
-            found,
+            torch.stack(features),
             torch.stack(seen) if seen else None,
             unreadable,
         )
@@ -156,7 +154,8 @@ class Retriever:
     ) -> Tensor:  # (D,)
         with self.world.autocast(self._precision):
             found = [self.model.embed_video(view[None].to(self.world.device)) for view in pixels]
-        return F.normalize(torch.cat(found).float().mean(0), dim=0).cpu()
+        feature = F.normalize(torch.cat(found).float().mean(0), dim=0)
+        return check_finite(feature, "features of a video").cpu()
 
     @torch.no_grad()
     def _see(
@@ -171,13 +170,19 @@ class Retriever:
 
     @torch.no_grad()
     def embed_captions(self, captions: Sequence[str], batch: int = 64) -> Tensor:  # (n, D) fp32
-        """Features of texts, L2-normalised."""
+        """Features of texts, L2-normalised.
+
+        Raises:
+            ValueError: There are none.
+            VimpacError: Features are not finite.
+        """
         if not captions:
             raise ValueError("captions must not be empty")
         found = []
         for ids, attention in self._encode(captions, batch):
             with self.world.autocast(self._precision):
-                found.append(self.model.embed_text(ids, attention).float().cpu())
+                features = self.model.embed_text(ids, attention).float()
+            found.append(check_finite(features, "features of a text").cpu())
         return torch.cat(found)
 
     def _encode(self, captions: Sequence[str], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -191,7 +196,13 @@ class Retriever:
 
     @torch.no_grad()
     def match(self, caption: str, gallery: Gallery, places: Sequence[int]) -> Tensor:  # (places,)
-        """The log-probability that a text matches each of some videos, by the joint encoder."""
+        """The log-probability that a text matches each of some videos, by the joint encoder.
+
+        Raises:
+            UsageError: The model has no joint encoder.
+            ValueError: The gallery was indexed without `matching=True`.
+            VimpacError: The model's outputs are not finite.
+        """
         if gallery.seen is None:
             raise ValueError("the gallery was indexed without matching=True")
         ((ids, attention),) = self._encode([caption], 1)
@@ -203,8 +214,8 @@ class Retriever:
             hidden, _ = model.encoder(tubelets, text, seen)
             pool = seen if model.text_config.pool == "words" else None
             logits = model.match_head(mean_row(hidden, pool))
-        # log_softmax would round to 0 what is above exp(-1e-7).
-        return F.logsigmoid(logits[:, 1].float() - logits[:, 0].float()).cpu()
+        no, yes = check_finite(logits, "match logits").float().unbind(-1)
+        return F.logsigmoid(yes - no).cpu()  # log_softmax would round what is near 0 to 0
 
     def rerank(
         self,

@@ -49,5 +49,5 @@ def test_weights_in_half_precision_become_fp32_and_those_of_nan_are_refused(
         save_file(halves, tmp_path / name / "model.safetensors")
     files = VideoFiles.find(f"{shapes}/videos/0.mkv")
     assert Retriever(tmp_path / "half", device="cpu").index(files).features.dtype == torch.float32
-    with pytest.raises(VimpacError, match="features are not finite"):
+    with pytest.raises(VimpacError, match="features of a video are not finite"):
         Retriever(tmp_path / "nan", device="cpu").index(files)

@@ -1,16 +1,24 @@
 """What a `Retriever` computes and refuses, and what the commands make of it."""
 
 import argparse
+import json
+import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from vimpac.cli import main
 from vimpac.simvtp import search
 from vimpac.simvtp.ranks import rank_of
 from vimpac.simvtp.retrieval import Gallery, Retriever
 from vimpac.simvtp.text import WordVocabulary
 
 SURE = [-25.0, -20.0, -1e-8, -1e-9]  # log-probabilities; of the last three exp is 0 or 1 in fp32
+
+ONE_VIEW = ("--clips", "1", "--crops", "1", "--workers", "0", "--device", "cpu")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Sure(Retriever):
@@ -92,3 +100,55 @@ def test_a_caption_that_is_as_much_alike_as_another_is_not_right(
     lines, facts = search.test_choices(args)
     assert facts == {"questions": len(questions), "choices": 3, "accuracy": accuracy}
     assert lines[-1] == f"{accuracy:.1%} of {len(questions)} questions right; chance 33.3%"
+
+
+@pytest.fixture(scope="module")
+def damaged(checkpoint, tmp_path_factory):
+    """Two models: one of whose words "red" is NaN, and one that is all NaN but for its features."""
+    folder = tmp_path_factory.mktemp("damaged")
+    red = 5 + json.loads((checkpoint / "model.json").read_text())["words"]["content"].index("red")
+    for name in ("word", "heads"):
+        tensors = load_file(checkpoint / "model.safetensors")
+        if name == "word":
+            tensors["encoder.words.words.weight"][red] = math.nan
+        for key in tensors:
+            if name == "heads" and not key.startswith("encoder."):
+                tensors[key].fill_(math.nan)
+        (folder / name).mkdir()
+        (folder / name / "model.json").write_bytes((checkpoint / "model.json").read_bytes())
+        save_file(tensors, folder / name / "model.safetensors")
+    (folder / "captions.csv").write_text("video,caption\n0.mkv,a blue disk\n1.mkv,a red disk\n")
+    (folder / "choices.csv").write_text(
+        "video,caption_1,caption_2,answer\n0.mkv,a blue disk,a red disk,0\n"
+    )
+    (folder / "texts.txt").write_text("a blue disk\na red disk\n")
+    return folder
+
+
+SEARCH = ("--videos", "{videos}", *ONE_VIEW, "--missing", "skip")
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("retrieve", "{}/word", *SEARCH[:-2], "--query", "a red disk"), "features of a text"),
+        (("retrieve", "{}/word", *SEARCH, "--data", "{}/captions.csv"), "features of a text"),
+        (("retrieve", "{}/word", *SEARCH, "--choices", "{}/choices.csv"), "features of a text"),
+        (("embed", "{}/word", "--texts", "{}/texts.txt", "--out", "{out}.npz"), "features of a t"),
+        (
+            ("retrieve", "{}/heads", *SEARCH[:-2], "--query", "a disk", "--rerank", "2"),
+            "match logits",
+        ),
+        (
+            ("visualise", "{}/heads", "{videos}/0.mkv", "--caption", "a", "--out", "{out}.png"),
+            "logits of words",
+        ),
+    ],
+)
+def test_outputs_that_are_not_finite_are_one_error(damaged, shapes, tmp_path, capsys, words, what):
+    names = {"videos": shapes / "videos", "out": tmp_path / "a"}
+    assert main(["simvtp", *[word.format(damaged, **names) for word in words]]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"vimpac: {what}") and said.err.count("\n") == 1
+    assert "are not finite: the weights of the model are damaged" in said.err
+    assert not said.out and not [*tmp_path.iterdir()]
