@@ -185,6 +185,11 @@ class Retriever:
             found.append(check_finite(features, "features of a text").cpu())
         return torch.cat(found)
 
+    def without_words(self, captions: Sequence[str]) -> list[str]:
+        """Those of which the model knows no word, so their features say nothing."""
+        ids, unknown = self.words.word_ids(captions), {self.words.special.unk}
+        return [text for text, its in zip(captions, ids, strict=True) if {*its} <= unknown]
+
     def _encode(self, captions: Sequence[str], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Ids and attention, by batches of one length."""
         length = min(self.model.text_config.length, self.model.config.text_positions)
@@ -239,7 +244,22 @@ class Retriever:
         return reranked
 
     def search(self, text: str, gallery: Gallery, top: int = 5) -> list[tuple[str, float]]:
-        """The videos that fit a text best: (name, cosine), the best first."""
+        """The videos that fit a text best.
+
+        Args:
+            text: Has a word that the model knows.
+            gallery: The videos.
+            top: How many, if there are as many.
+
+        Returns:
+            (name, cosine) of each, the best first.
+
+        Raises:
+            ValueError: The model knows no word of the text.
+            VimpacError: Features are not finite.
+        """
+        if self.without_words([text]):
+            raise ValueError(f"{text=} has no word that the model knows")
         scores = gallery.features @ self.embed_captions([text])[0]
         best = scores.topk(min(top, len(scores)))
         return [

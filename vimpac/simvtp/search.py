@@ -54,6 +54,15 @@ def embed_videos(
     return gallery
 
 
+def notes_on(retriever: Retriever, captions: Sequence[str]) -> list[str]:
+    """A note on the captions of which the model knows no word, if there are any."""
+    missing = retriever.without_words(captions)
+    if not missing:
+        return []
+    count = f"{len(missing)} of {len(captions)} captions"
+    return [f"note: {count} have no word that the model knows, the first is '{missing[0]}'"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
     """A video that fits a query.
@@ -72,7 +81,7 @@ class Found:
 def find(args: argparse.Namespace) -> list[Found]:
     """The videos that fit --query best, the best first."""
     retriever = open_retriever(args)
-    if not {*retriever.words.word_ids([args.query])[0]} - {retriever.words.special.unk}:
+    if retriever.without_words([args.query]):
         raise UsageError(f"--query '{args.query}' has no word that the model knows")
     gallery = embed_videos(args, retriever, open_frames(args.videos), matching=args.rerank > 0)
     if not args.rerank:
@@ -116,7 +125,7 @@ def test(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         "video_to_text": dataclasses.asdict(found.video_to_text),
     }
     notes = [f"note: {note}" for note in pairs.notes]
-    return [*notes, *table(found, len(gallery.numbers))], facts
+    return [*notes, *notes_on(retriever, texts), *table(found, len(gallery.numbers))], facts
 
 
 def judge_by(
@@ -180,4 +189,5 @@ def test_choices(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     share = Recall.of(rank_of(scores, answers[:, None] == torch.arange(choices))).r1
     facts = {"questions": len(asked), "choices": choices, "accuracy": share}
     line = f"{share:.1%} of {len(asked)} questions right; chance {1 / choices:.1%}"
-    return [*(f"note: {note}" for note in matched.notes), line], facts
+    notes = [f"note: {note}" for note in matched.notes]
+    return [*notes, *notes_on(retriever, texts), line], facts

@@ -99,6 +99,12 @@ def test_a_caption_that_is_as_much_alike_as_another_is_not_right(
     args = argparse.Namespace(choices=str(table), videos="v", missing="skip")
     lines, facts = search.test_choices(args)
     assert facts == {"questions": len(questions), "choices": 3, "accuracy": accuracy}
+    texts = ",".join(question[2:-2] for question in questions).split(",")
+    strange = [text for text in texts if "red" not in text]
+    assert lines[-2] == (
+        f"note: {len(strange)} of {len(texts)} captions have no word that the model knows, the "
+        f"first is '{strange[0]}'"
+    )
     assert lines[-1] == f"{accuracy:.1%} of {len(questions)} questions right; chance 33.3%"
 
 
@@ -152,3 +158,28 @@ def test_outputs_that_are_not_finite_are_one_error(damaged, shapes, tmp_path, ca
     assert said.err.startswith(f"vimpac: {what}") and said.err.count("\n") == 1
     assert "are not finite: the weights of the model are damaged" in said.err
     assert not said.out and not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("text", ["", "!?", "xyzzy"])
+def test_text_without_a_known_word_finds_nothing(checkpoint, sure, text):
+    retriever = Retriever(checkpoint, device="cpu")
+    assert retriever.without_words(["a red xyzzy", text]) == [text]
+    with pytest.raises(ValueError, match="text='.*' has no word that the model knows"):
+        retriever.search(text, sure)
+
+
+def test_captions_without_a_known_word_are_counted(checkpoint, shapes, tmp_path, capsys):
+    (tmp_path / "captions.csv").write_text(
+        "video,caption\n0.mkv,a blue disk\n1.mkv,xyzzy\n2.mkv,!?\n"
+    )
+    (tmp_path / "texts.txt").write_text("xyzzy\na red disk\n")
+    table = ("--data", f"{tmp_path}/captions.csv", "--missing", "skip")
+    words = ["simvtp", "retrieve", str(checkpoint), "--videos", f"{shapes}/videos", *ONE_VIEW]
+    assert main([*words, *table]) == 0
+    assert "note: 2 of 3 captions have no word that the model knows, the first is 'xyzzy'\n" in (
+        capsys.readouterr().out
+    )
+    words = ["simvtp", "embed", str(checkpoint), "--texts", f"{tmp_path}/texts.txt"]
+    assert main([*words, "--out", f"{tmp_path}/a.npz"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("note: 1 of 2 captions have no word") and "note" not in said.out

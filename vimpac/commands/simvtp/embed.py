@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from vimpac.commands.simvtp.arguments import (
     add_model_arguments,
@@ -12,7 +13,7 @@ from vimpac.commands.simvtp.arguments import (
 )
 from vimpac.errors import UsageError
 from vimpac.files import whole_file
-from vimpac.paths import local_path
+from vimpac.paths import local_path, on_one_line
 
 DESCRIPTION = "Writes L2-normalised features of videos or of texts: their product is the cosine."
 
@@ -37,13 +38,16 @@ def run(args: argparse.Namespace) -> int:
 
     from vimpac.data.annotations.files import read_text
     from vimpac.simvtp.frames import open_frames
-    from vimpac.simvtp.search import embed_videos, open_retriever
+    from vimpac.simvtp.search import embed_videos, notes_on, open_retriever
 
     if args.texts:
         names = [line.strip() for line in read_text(args.texts).splitlines() if line.strip()]
         if not names:
             raise UsageError(f"{args.texts} has no text")
-        features = open_retriever(args).embed_captions(names)
+        retriever = open_retriever(args)
+        for note in notes_on(retriever, names):
+            print(on_one_line(note), file=sys.stderr)
+        features = retriever.embed_captions(names)
     else:
         check_range(args)
         gallery = embed_videos(args, open_retriever(args), open_frames(args.videos))
