@@ -53,18 +53,25 @@ def fill_in(
         vocabulary: Its words.
         video: (B, T, S, S, 3) uint8 on its device.
         captions: B captions.
-        hidden: Of each caption, the places of the words that are masked, from 0.
+        hidden: Of each caption, the places of the words that are masked, from 0: at least one, and
+            none that is cut off.
         masked_cells: Hidden cells of a frame.
         seed: Of which.
 
     Raises:
+        TypeError: `captions` is one text.
+        ValueError: There are more of one than of another, or a place has no word.
         VimpacError: Predictions are not finite.
     """
     config, special = model.config, vocabulary.special
     length = min(model.text_config.length, config.text_positions)
     ids, attention = (x.to(video.device) for x in vocabulary.encode(captions, length))
+    if not len(captions) == len(hidden) == len(video):
+        raise ValueError(f"{len(video)} clips, {len(captions)} captions and {len(hidden)} hidden")
     covered = torch.zeros_like(attention)
-    for row, places in enumerate(hidden):
+    for row, (places, count) in enumerate(zip(hidden, attention.sum(1).tolist(), strict=True)):
+        if not places or not all(0 <= place < count - 2 for place in places):
+            raise ValueError(f"hidden[{row}]={[*places]} must be places of its {count - 2} words")
         covered[row, [1 + place for place in places]] = True  # after [CLS]
     visible, masked = draw_tubes(config, masked_cells, len(video), seed, device=video.device)
     tubelets = model.encoder.tubelets(video, visible)

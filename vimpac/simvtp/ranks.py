@@ -95,6 +95,13 @@ def rank_of(
     return 1 + above.double() + beside.double() / 2
 
 
+def dense_rank(
+    scores: Tensor,  # (A,)
+) -> Tensor:  # (A,) fp32
+    """The place of each score from the least, 0; equal ones have the same."""
+    return scores.unique(return_inverse=True)[1].float()
+
+
 def dual_softmax(
     similarity: Tensor,  # (texts, videos)
     temperature: float,

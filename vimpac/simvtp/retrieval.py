@@ -16,6 +16,7 @@ from vimpac.simvtp.frames import Frames
 from vimpac.simvtp.model import SimVTP
 from vimpac.simvtp.objective import mean_row
 from vimpac.simvtp.outputs import check_finite
+from vimpac.simvtp.ranks import dense_rank
 from vimpac.simvtp.tubelets import draw_tubes
 from vimpac.simvtp.views import VideoViews, read_views
 from vimpac.train.distributed import Place, World, pick_device
@@ -57,6 +58,7 @@ class Retriever:
         precision: "bf16" or "fp32".
 
     Raises:
+        ValueError: There is no such precision.
         UsageError: The directory holds no such model, or one without a vocabulary.
         VimpacError: A file is damaged.
     """
@@ -64,6 +66,8 @@ class Retriever:
     def __init__(
         self, checkpoint: str | Path, *, device: str = "auto", precision: str = "fp32"
     ) -> None:
+        if precision not in ("bf16", "fp32"):
+            raise ValueError(f"{precision=} must be bf16 or fp32")
         model, description = read_any(checkpoint)
         self.words = read_words(description, checkpoint)
         self.step = description.frame_step or 1
@@ -98,7 +102,7 @@ class Retriever:
 
         Args:
             files: Where videos are.
-            numbers: Which of them; None: all.
+            numbers: Which of them, at least one; None: all.
             clips: Evenly spaced, of each.
             crops: Of each clip; the features of all are averaged.
             workers: Processes that decode; 0: none.
@@ -106,9 +110,12 @@ class Retriever:
             done: Called after each video.
 
         Raises:
+            ValueError: `numbers` is empty, or another number is not positive.
             VimpacError: No video can be read, or features are not finite.
         """
         wanted = range(len(files)) if numbers is None else numbers
+        if not len(wanted):
+            raise ValueError("numbers must name a video")
         views = self.views(files, wanted, clips=clips, crops=crops)
         kept, features, seen, unreadable = [], [], [], []
         items = zip(wanted, read_views(views, workers), strict=True)
@@ -173,11 +180,13 @@ class Retriever:
         """Features of texts, L2-normalised.
 
         Raises:
-            ValueError: There are none.
+            TypeError: `captions` is one text.
+            ValueError: There are none, or `batch` is not positive.
             VimpacError: Features are not finite.
         """
         if not captions:
             raise ValueError("captions must not be empty")
+        _check_positive("batch", batch)
         found = []
         for ids, attention in self._encode(captions, batch):
             with self.world.autocast(self._precision):
@@ -205,11 +214,13 @@ class Retriever:
 
         Raises:
             UsageError: The model has no joint encoder.
-            ValueError: The gallery was indexed without `matching=True`.
+            ValueError: `places` is empty, or the gallery was indexed without `matching=True`.
             VimpacError: The model's outputs are not finite.
         """
         if gallery.seen is None:
             raise ValueError("the gallery was indexed without matching=True")
+        if not len(places):
+            raise ValueError("places must name a video of the gallery")
         ((ids, attention),) = self._encode([caption], 1)
         tubelets = gallery.seen[[*places]].to(self.world.device)
         model = self.joint_model
@@ -234,13 +245,22 @@ class Retriever:
         Returns:
             The places of a text's videos from the worst, 0, which neither round nor overflow;
             videos that are alike have the same one.
+
+        Raises:
+            ValueError: `best` is not positive, or a shape does not fit; see also `match`.
         """
+        _check_positive("best", best)
+        if similarity.shape != (len(captions), len(gallery.numbers)):
+            raise ValueError(
+                f"similarity must be ({len(captions)} captions, {len(gallery.numbers)} videos), "
+                f"got {tuple(similarity.shape)}"
+            )
         reranked = torch.empty(similarity.shape)
         for row, (scores, caption) in enumerate(zip(similarity, captions, strict=True)):
             places = scores.topk(min(best, len(scores))).indices
             matched = self.match(caption, gallery, places.tolist())
-            reranked[row] = _dense_rank(scores)
-            reranked[row, places] = len(scores) + _dense_rank(matched)
+            reranked[row] = dense_rank(scores)
+            reranked[row, places] = len(scores) + dense_rank(matched)
         return reranked
 
     def search(self, text: str, gallery: Gallery, top: int = 5) -> list[tuple[str, float]]:
@@ -255,9 +275,10 @@ class Retriever:
             (name, cosine) of each, the best first.
 
         Raises:
-            ValueError: The model knows no word of the text.
+            ValueError: `top` is not positive, or the model knows no word of the text.
             VimpacError: Features are not finite.
         """
+        _check_positive("top", top)
         if self.without_words([text]):
             raise ValueError(f"{text=} has no word that the model knows")
         scores = gallery.features @ self.embed_captions([text])[0]
@@ -268,6 +289,6 @@ class Retriever:
         ]
 
 
-def _dense_rank(scores: Tensor) -> Tensor:  # (n,) to (n,) fp32
-    """How many different scores are less, of each."""
-    return scores.unique(return_inverse=True)[1].float()
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}={value} must be positive")

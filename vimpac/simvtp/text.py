@@ -64,8 +64,11 @@ class Words(ABC):
             ids (B, L) int32, and attention (B, L) bool, false where ids are padding.
 
         Raises:
+            TypeError: `captions` is one text, whose letters would be captions.
             ValueError: `length` leaves no room for a word, or `pad_to` none for the captions.
         """
+        if isinstance(captions, str):
+            raise TypeError(f"captions must be a list of texts, not the text {captions!r:.80}")
         if length < SHORTEST:
             raise ValueError(f"{length=} must be at least {SHORTEST}: [CLS], a word and [SEP]")
         rows = [

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vimpac.cli import main
 from vimpac.simvtp import search
+from vimpac.simvtp.predictions import fill_in
 from vimpac.simvtp.ranks import rank_of
 from vimpac.simvtp.retrieval import Gallery, Retriever
 from vimpac.simvtp.text import WordVocabulary
@@ -32,6 +33,11 @@ class Sure(Retriever):
 
     def match(self, caption, gallery, places):
         return torch.tensor(SURE)[[*places]]
+
+
+@pytest.fixture(scope="module")
+def retriever(checkpoint) -> Retriever:
+    return Retriever(checkpoint, device="cpu")
 
 
 @pytest.fixture
@@ -161,8 +167,7 @@ def test_outputs_that_are_not_finite_are_one_error(damaged, shapes, tmp_path, ca
 
 
 @pytest.mark.parametrize("text", ["", "!?", "xyzzy"])
-def test_text_without_a_known_word_finds_nothing(checkpoint, sure, text):
-    retriever = Retriever(checkpoint, device="cpu")
+def test_text_without_a_known_word_finds_nothing(retriever, sure, text):
     assert retriever.without_words(["a red xyzzy", text]) == [text]
     with pytest.raises(ValueError, match="text='.*' has no word that the model knows"):
         retriever.search(text, sure)
@@ -183,3 +188,43 @@ def test_captions_without_a_known_word_are_counted(checkpoint, shapes, tmp_path,
     assert main([*words, "--out", f"{tmp_path}/a.npz"]) == 0
     said = capsys.readouterr()
     assert said.err.startswith("note: 1 of 2 captions have no word") and "note" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda r, g: r.embed_captions("a red"), TypeError, "list of texts, not the text 'a red'"),
+        (lambda r, g: r.embed_captions([]), ValueError, "captions must not be empty"),
+        (lambda r, g: r.embed_captions(["a"], batch=0), ValueError, "batch=0 must be positive"),
+        (lambda r, g: r.embed_captions(["a"], batch=-1), ValueError, "batch=-1 must be positive"),
+        (lambda r, g: r.index(g.files, []), ValueError, "numbers must name a video"),
+        (lambda r, g: r.search("red", g, top=0), ValueError, "top=0 must be positive"),
+        (lambda r, g: r.search("red", g, top=-1), ValueError, "top=-1 must be positive"),
+        (lambda r, g: r.match("red", g, []), ValueError, "places must name a video"),
+        (lambda r, g: r.rerank(torch.ones(1, 4), ["a"], g, 0), ValueError, "best=0 must be"),
+        (lambda r, g: r.rerank(torch.ones(1, 4), ["a"], g, -1), ValueError, "best=-1 must be"),
+        (lambda r, g: r.rerank(torch.ones(2, 4), ["a"], g, 1), ValueError, r"got \(2, 4\)"),
+        (lambda r, g: r.rerank(torch.ones(1, 9), ["a"], g, 1), ValueError, r"got \(1, 9\)"),
+        (lambda r, g: Retriever("a", precision="fp16"), ValueError, "precision='fp16' must be"),
+    ],
+)
+def test_wrong_arguments_are_named(retriever, sure, call, error, message):
+    with pytest.raises(error, match=message):
+        call(retriever, sure)
+
+
+@pytest.mark.parametrize(
+    ("captions", "hidden", "message"),
+    [
+        (["a red disk"], [[-1]], r"hidden\[0\]=\[-1\] must be places of its 3 words"),
+        (["a red disk"], [[0, 3]], r"hidden\[0\]=\[0, 3\] must be places of its 3 words"),
+        (["red " * 40], [[14]], r"hidden\[0\]=\[14\] must be places of its 14 words"),
+        (["a red disk"], [[]], r"hidden\[0\]=\[\] must be places"),
+        (["a red disk"], [], "1 clips, 1 captions and 0 hidden"),
+        (["a red disk", "a"], [[0], [0]], "1 clips, 2 captions and 2 hidden"),
+    ],
+)
+def test_words_that_are_not_there_cannot_be_masked(retriever, captions, hidden, message):
+    video = torch.zeros(1, 8, 48, 48, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=message):
+        fill_in(retriever.model, retriever.words, video, captions, hidden, masked_cells=27)

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if not ids:
         raise UsageError(f"--caption '{args.caption}' has no word")
     ratio, draw = retriever.model.text_config.ratio, random.Random(args.seed)
-    places = [place for place in range(len(ids)) if draw.random() < ratio] or [0]
     most = min(retriever.model.text_config.length, retriever.model.config.text_positions) - 2
+    places = [place for place in range(min(len(ids), most)) if draw.random() < ratio] or [0]
     unknown = ids.count(retriever.words.special.unk)
     if unknown:
         print(f"warning: the model does not know {unknown} of {len(ids)} words", file=sys.stderr)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         retriever.words,
         video,
         [args.caption],
-        [[place for place in places if place < most]],
+        [places],
         masked_cells=retriever.masked_cells,
         seed=args.seed,
     )
