@@ -74,3 +74,14 @@ def test_numbers_are_printed_though_their_file_cannot_be_written(tmp_path, monke
     said = capsys.readouterr()
     assert said.out == "R@1 12 %\n" and "disk full writing" in said.err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_text_whose_length_all_names_would_take_is_refused(tmp_path, capsys):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red disk\n\n" + "a" * 2001 + "\n")
+    words = "embed", "absent", "--texts", str(texts), "--out", f"{tmp_path}/a.npz"
+    assert main(["simvtp", *words]) == 2
+    assert f"{texts}, line 3 has 2,001 characters: shorten it to 2,000" in capsys.readouterr().err
+    texts.write_text(" \n")
+    assert main(["simvtp", *words]) == 2
+    assert f"{texts} has no text" in capsys.readouterr().err
