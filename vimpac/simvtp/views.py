@@ -61,7 +61,8 @@ class VideoViews(Dataset[tuple[Tensor, str]]):
 
 
 def read_views(views: VideoViews, workers: int) -> Iterator[tuple[Tensor, str]]:
-    """Every video's views in order, read by so many processes."""
+    """Every video's views in order, read by `workers` processes, at most one for each."""
+    workers = min(workers, len(views))
     loader = DataLoader(
         views,
         batch_size=None,

@@ -13,7 +13,7 @@ from vimpac.simvtp.frames import VideoFiles
 from vimpac.simvtp.predictions import fill_in
 from vimpac.simvtp.released import export_released, is_videomae, load_videomae
 from vimpac.simvtp.retrieval import Retriever
-from vimpac.simvtp.views import VideoViews
+from vimpac.simvtp.views import VideoViews, read_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +48,22 @@ def test_views_are_evenly_spaced_windows_of_a_video(tmp_path):
     expected = [[0, 2, 4, 6], [16, 18, 20, 22], [32, 34, 36, 38]]
     assert levels[::2].tolist() == expected
     assert torch.equal(pixels[::2], pixels[1::2])  # a crop of a picture of one colour
+
+
+@pytest.mark.parametrize(("workers", "started"), [(0, 0), (1, 1), (200, 2)])
+def test_no_more_processes_read_than_there_are_videos(
+    retriever, shapes, monkeypatch, workers, started
+):
+    numbers = []
+
+    def load(views, num_workers, **_):
+        numbers.append(num_workers)
+        return [views[place] for place in range(len(views))]
+
+    monkeypatch.setattr("vimpac.simvtp.views.DataLoader", load)
+    files = VideoFiles.find(f"{shapes}/videos")
+    assert len([*read_views(retriever.views(files, [3, 4]), workers)]) == 2
+    assert numbers == [started]
 
 
 def test_features_of_a_video_are_the_mean_of_those_of_its_views(retriever, shapes):
@@ -270,6 +286,10 @@ def test_released_checkpoint_converts_both_ways(checkpoint, tmp_path, capsys):
         (("retrieve", "{c}", "--videos", "v"), "give one of --query TEXT, --data CAPTIONS"),
         (("retrieve", "{c}", "--query", "a"), "--videos is missing"),
         (("retrieve", "{c}", "--query", "a", "--videos", "v", "--clips", "0"), "--clips 0 must"),
+        (
+            ("embed", "{c}", "--videos", "v", "--out", "a.npz", "--clips", "34"),
+            "--clips 34 x --crops 3 are 102 views of a video, which must be at most 100",
+        ),
         (("retrieve", "{c}", "--query", "", "--videos", "{v}"), "--query '' has no word that"),
         (("retrieve", "{c}", "--query", "zz", "--videos", "{v}"), "'zz' has no word that the"),
         (("retrieve", "{c}", "--query", "a", "--json", "a.json"), "--json needs --data or"),

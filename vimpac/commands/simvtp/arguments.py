@@ -11,6 +11,8 @@ from vimpac.errors import UsageError
 from vimpac.files import temporary_path
 from vimpac.paths import local_path
 
+MOST_VIEWS = 100  # of a video, whose frames are all in memory at once
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the checkpoint and where it runs."""
@@ -39,6 +41,12 @@ def check_range(args: argparse.Namespace) -> None:
         value = getattr(args, name, least)
         if not least <= value <= 10_000:
             raise UsageError(f"--{name} {value} must lie in [{least}, 10,000]")
+    views = args.clips * args.crops
+    if views > MOST_VIEWS:
+        raise UsageError(
+            f"--clips {args.clips} x --crops {args.crops} are {views:,} views of a video, which "
+            f"must be at most {MOST_VIEWS}"
+        )
     if not args.videos:
         raise UsageError("--videos is missing: give the directory of the video files")
 
