@@ -292,8 +292,6 @@ def test_released_checkpoint_converts_both_ways(checkpoint, tmp_path, capsys):
         ),
         (("retrieve", "{c}", "--query", "", "--videos", "{v}"), "--query '' has no word that"),
         (("retrieve", "{c}", "--query", "zz", "--videos", "{v}"), "'zz' has no word that the"),
-        (("retrieve", "{c}", "--query", "a", "--json", "a.json"), "--json needs --data or"),
-        (("retrieve", "{c}", "--choices", "a", "--rerank", "2"), "--rerank does not apply"),
         (("retrieve", "{c}", "--data", "a", "--part", "tset"), "--part tset must be train, val"),
         (("embed", "{c}", "--videos", "v", "--out", "absent/a.npz"), "needs the directory absent"),
         (("visualise", "{c}", "{v}", "--caption", "a", "--out", "a.jpg"), "must end in .png"),
@@ -309,6 +307,30 @@ def test_wrong_arguments_are_named(checkpoint, shapes, capsys, words, message):
     words = [word.format(c=checkpoint, v=shapes / "videos" / "0.mkv") for word in words]
     code, _, error = run(capsys, *words)
     assert code in (1, 2) and message in error
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        (
+            ("retrieve", "c", "--query", "a"),
+            ("--split 1k-A", "--part test", "--missing skip", "--dual-softmax", "--json a.json"),
+        ),
+        (("retrieve", "c", "--data", "a"), ("--top 5",)),
+        (
+            ("retrieve", "c", "--choices", "a"),
+            ("--top 5", "--split 1k-A", "--part test", "--dual-softmax", "--rerank 2"),
+        ),
+        (
+            ("embed", "c", "--out", "a.npz", "--texts", "a"),
+            ("--clips 3", "--crops 3", "--workers 2"),
+        ),
+    ],
+)
+def test_option_that_would_change_nothing_is_refused(capsys, words, unused):
+    for option in unused:
+        code, _, error = run(capsys, *words, *option.split())
+        assert code == 2 and f"{option.split()[0]} does not apply to {words[-2]}" in error
 
 
 def test_every_action_explains_itself(capsys):

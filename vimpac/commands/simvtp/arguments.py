@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vimpac.errors import UsageError
 from vimpac.files import temporary_path
 from vimpac.paths import local_path
 
+VIEWS = {"clips": 3, "crops": 3, "workers": 2}  # defaults
 MOST_VIEWS = 100  # of a video, whose frames are all in memory at once
 
 
@@ -28,11 +31,29 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--videos", default="", help="directory of video files, or a store of `vimpac frames`"
     )
-    parser.add_argument("--clips", type=int, default=3, help="of a video (default: %(default)s)")
-    parser.add_argument("--crops", type=int, default=3, help="of a clip (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=2, help="processes that decode (default: %(default)s)"
-    )
+    for name, what in zip(VIEWS, ("of a video", "of a clip", "processes that decode"), strict=True):
+        parser.add_argument(f"--{name}", type=int, help=f"{what} (default: {VIEWS[name]})")
+
+
+def settle(
+    args: argparse.Namespace, defaults: Mapping[str, Any], unused: Container[str], by: str
+) -> None:
+    """Gives the options that were left out their values.
+
+    Args:
+        args: What was parsed; an option that was left out is None.
+        defaults: Of these options.
+        unused: Those of them that another option makes useless.
+        by: This other option.
+
+    Raises:
+        UsageError: One of `unused` was given.
+    """
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif name in unused:
+            raise UsageError(f"--{name.replace('_', '-')} does not apply to {by}")
 
 
 def check_range(args: argparse.Namespace) -> None:

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 from vimpac.commands.simvtp.arguments import (
+    VIEWS,
     add_model_arguments,
     add_video_arguments,
     check_new,
     check_range,
+    settle,
 )
 from vimpac.data.annotations.files import read_lines
 from vimpac.errors import UsageError
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the action."""
     if bool(args.videos) == bool(args.texts):
         raise UsageError("give one of --videos and --texts")
+    settle(args, VIEWS, VIEWS if args.texts else (), "--texts")
     check_new("--out", args.out, ".npz")
     import numpy as np
 
