@@ -185,7 +185,7 @@ def test_state_that_would_run_code_is_refused(tmp_path):
     path = _save(tmp_path, 5)
     (path / CHECKSUMS).unlink()
     torch.save({"step": Path}, path / ckpt.STATE)
-    with pytest.raises(VimpacError, match="training_state.pt is damaged, or holds more than"):
+    with pytest.raises(VimpacError, match=r"training_state.pt holds more than .* \(pathlib"):
         ckpt.load_checkpoint(path)
 
 

@@ -165,7 +165,7 @@ def test_unexpected_key_is_named(arrays):
 
 
 def test_wrong_layout_is_an_error(arrays):
-    with pytest.raises(ValueError, match=r"attention_blocks.1.*\(96, 64\), expected \(192, 64\)"):
+    with pytest.raises(ValueError, match=r"attention_blocks.1.*is \(32, 64\), expected \(64, 64\)"):
         load_released(_state(arrays), layout="T,H,W", num_heads=4)
 
 

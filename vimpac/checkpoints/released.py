@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vimpac.checkpoints.state_file import check_state
 from vimpac.model.config import LAYOUTS, LossConfig, ModelConfig
 from vimpac.model.pretraining import Vimpac
 
@@ -44,15 +45,14 @@ def load_released(
         The model, on the CPU, in training mode.
 
     Raises:
-        ValueError: If a key is missing, unexpected, or of a shape that does not fit; it is named.
-            If the released code has no such model.
+        ValueError: If a key is missing, unexpected, or of a shape that does not fit, or holds no
+            dense floating-point tensor; it is named. If the released code has no such model.
     """
-    state = dict(state_dict)
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = check_state(state_dict)
     config, loss = _read_config(state, layout, num_heads, norm)
     with torch.device("meta"):
         model = Vimpac(config, loss)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     ours: dict[str, Tensor] = {}
     used = set()
     for name, sources in _names(model).items():
@@ -60,17 +60,19 @@ def load_released(
         if missing:
             raise ValueError(f"the released checkpoint lacks {missing[0]!r} (layout {layout!r}?)")
         used.update(sources)
-        parts = [state[key] for key in sources]
-        tensor = torch.cat([p.detach() for p in parts]) if len(parts) > 1 else parts[0].detach()
-        expected = model.state_dict()[name].shape
-        if tensor.shape != expected:
-            raise ValueError(
-                f"{sources[0]!r} gives {name} the shape {tuple(tensor.shape)}, expected "
-                f"{tuple(expected)}"
-            )
-        ours[name] = tensor.clone()
+        expected, number = shapes[name], len(sources)
+        if number > 1:
+            expected = (expected[0] // number, *expected[1:])
+        for key in sources:
+            if state[key].shape != expected:
+                raise ValueError(
+                    f"{key!r} is {tuple(state[key].shape)}, expected {expected} (layout "
+                    f"{layout!r}?)"
+                )
+        parts = [state[key].detach() for key in sources]
+        ours[name] = torch.cat(parts) if number > 1 else parts[0].clone()
     for copy, source in _TIED.items():
-        if copy in state and not torch.equal(state[copy], state[source]):
+        if copy in state and not _equal(state[copy], state[source]):
             raise ValueError(f"{copy!r} differs from {source!r}; the model ties them")
     unexpected = sorted(set(state) - used - set(_TIED))
     if unexpected:
@@ -154,6 +156,10 @@ def _names(model: Vimpac) -> dict[str, list[str]]:
     return pairs
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)  # which takes one dtype only
+
+
 def _add_contrastive_names(
     layers: int, modules: dict[str, str], pairs: dict[str, list[str]]
 ) -> None:
@@ -177,6 +183,8 @@ def _read_config(
     def size(key: str, dim: int = 0) -> int:
         if key not in state:
             raise ValueError(f"the released checkpoint lacks {key!r}")
+        if state[key].dim() != 2:
+            raise ValueError(f"{key!r} is {tuple(state[key].shape)}, expected 2 dimensions")
         return state[key].shape[dim]
 
     block = "backbone.transformer.resblocks"

@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> str:
     """Writes a model directory; returns what it holds."""
     from vimpac.checkpoints.model_dir import save_model
-    from vimpac.checkpoints.state_file import load_state
+    from vimpac.checkpoints.state_file import load_tensors
     from vimpac.simvtp.description import save_simvtp
     from vimpac.simvtp.released import is_released, is_videomae, load_released, network_from
 
-    state = _find_state(load_state(args.source), args.source)
+    state = load_tensors(args.source)
     if is_videomae(state):
         raise UsageError(
             f"{args.source} is a VideoMAE, which has no words: start from it with "
@@ -155,34 +155,15 @@ def _read_vimpac(state: Mapping[str, Tensor], args: argparse.Namespace) -> Vimpa
     from vimpac.checkpoints.released import load_released
 
     embeddings = [v for k, v in state.items() if k.endswith("backbone.embedding.weight")]
-    width = embeddings[0].shape[1] if embeddings else 64
+    width = embeddings[0].shape[-1] if embeddings and embeddings[0].dim() else 64
     norm = "pre" if any(key.endswith("backbone.ln_post.weight") for key in state) else "post"
     heads = max(width // 64, 1) if args.heads is None else args.heads
     return load_released(state, layout=args.layout, num_heads=heads, norm=norm)
 
 
-def _find_state(content: object, path: Path) -> Mapping[str, Tensor]:
-    """The state dict: the file itself, or its entry `model` or `state_dict`."""
-    import torch
-
-    inner = []
-    if isinstance(content, Mapping):
-        inner = [content.get(key) for key in ("model", "state_dict")]
-    for candidate in (content, *inner):
-        if isinstance(candidate, Mapping) and candidate:
-            if all(isinstance(value, torch.Tensor) for value in candidate.values()):
-                return candidate
-    raise VimpacError(f"{path} holds no state dict (names -> tensors)")
-
-
 def _write_state(state: Mapping[str, Tensor], path: Path) -> None:
-    import torch
+    from vimpac.checkpoints.state_file import save_state
 
     with whole_file(path) as temporary:
         # Clones: a slice would otherwise be saved with all of the packed tensor.
-        own = {name: tensor.clone() for name, tensor in state.items()}
-        try:
-            with temporary.open("wb") as file:  # by name, torch refuses one that begins with a dot
-                torch.save(own, file)
-        except RuntimeError as error:  # of a full disk, in PyTorch's words
-            raise VimpacError(f"cannot write {path}: {error}") from None
+        save_state({name: tensor.clone() for name, tensor in state.items()}, temporary)

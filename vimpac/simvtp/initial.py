@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from vimpac.checkpoints.state_file import load_state
+from vimpac.checkpoints.state_file import load_tensors
 from vimpac.errors import UsageError
 from vimpac.paths import local_path
 from vimpac.simvtp.description import read_simvtp
@@ -45,6 +43,7 @@ def fill_from(model: SimVTP, words: Words, init: str, init_text: str) -> Iterato
 
     Raises:
         UsageError: A file holds something else, or of other sizes.
+        VimpacError: It is damaged, or holds no dense floating-point tensors by names.
     """
     if init:
         path = local_path(init)
@@ -54,7 +53,7 @@ def fill_from(model: SimVTP, words: Words, init: str, init_text: str) -> Iterato
             raise UsageError(f"init={init}: {error}") from None
     if init_text:
         try:
-            _fill_text(model, read_tensors(local_path(init_text)))
+            _fill_text(model, _read(local_path(init_text)))
         except ValueError as error:
             raise UsageError(f"init_text={init_text}: {error}") from None
 
@@ -69,7 +68,7 @@ def _fill_model(model: SimVTP, words: Words, path: Path) -> Iterator[str]:
             state = other.state_dict()
         _load(model, state)
         return
-    state = read_tensors(path)
+    state = _read(path)
     if is_released(state):
         _load(model, load_released(state, model.config, model.text_config).state_dict())
         return
@@ -105,22 +104,10 @@ def _fill_text(model: SimVTP, state: Mapping[str, Tensor]) -> None:
             target.copy_(found[0])
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pt or .pth file by names.
-
-    Raises:
-        UsageError: It holds no tensors by names.
-        VimpacError: It is damaged, or holds more than tensors and numbers.
-    """
+def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    content: Any = load_file(path) if path.suffix == ".safetensors" else load_state(path)
-    for key in ("model", "module", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise UsageError(f"{path} holds no state dict (names -> tensors)")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return load_tensors(path)
 
 
 def _as_dict(words: Words) -> object:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vimpac.checkpoints.state_file import check_state
 from vimpac.simvtp.config import NetworkConfig, TextConfig
 from vimpac.simvtp.model import SimVTP
 
@@ -88,19 +89,21 @@ def network_from(
     Raises:
         ValueError: A key is missing, or the sizes do not fit together.
     """
-    state = _without_prefix(state_dict)
+    state = check_state(state_dict)
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in state:
             raise ValueError(f"the released checkpoint lacks {name!r}")
+        if state[name].dim() != dims:
+            raise ValueError(f"{name!r} is {tuple(state[name].shape)}, expected {dims} dimensions")
         return tuple(state[name].shape)
 
     def layers(half: str) -> int:
         return len({name.split(".")[2] for name in state if name.startswith(f"{half}.blocks.")})
 
-    width, _, tubelet, patch, _ = shape("encoder.patch_embed.proj.weight")
-    narrow = shape("encoder_to_decoder.weight")[0]
-    vocabulary, _ = shape(f"{_TEXT}word_embeddings.weight")
+    width, _, tubelet, patch, _ = shape("encoder.patch_embed.proj.weight", 5)
+    narrow = shape("encoder_to_decoder.weight", 2)[0]
+    vocabulary, _ = shape(f"{_TEXT}word_embeddings.weight", 2)
     return NetworkConfig(
         frames=frames,
         size=size,
@@ -108,14 +111,14 @@ def network_from(
         patch=patch,
         width=width,
         layers=layers("encoder"),
-        heads=heads or max(1, width // 64),
-        mlp_width=shape("encoder.blocks.0.mlp.fc1.weight")[0],
+        heads=max(1, width // 64) if heads is None else heads,
+        mlp_width=shape("encoder.blocks.0.mlp.fc1.weight", 2)[0],
         decoder_width=narrow,
         decoder_layers=layers("decoder"),
-        decoder_heads=decoder_heads or max(1, narrow // 64),
-        decoder_mlp_width=shape("decoder.blocks.0.mlp.fc1.weight")[0],
+        decoder_heads=max(1, narrow // 64) if decoder_heads is None else decoder_heads,
+        decoder_mlp_width=shape("decoder.blocks.0.mlp.fc1.weight", 2)[0],
         vocabulary=vocabulary,
-        text_positions=shape(f"{_TEXT}position_embeddings.weight")[0],
+        text_positions=shape(f"{_TEXT}position_embeddings.weight", 2)[0],
     )
 
 
@@ -135,13 +138,16 @@ def load_released(
         The model, on the CPU, in training mode.
 
     Raises:
-        KeyError: A size is absent.
-        ValueError: A key is missing, unexpected, or of a shape that does not fit; it is named.
+        ValueError: A size is absent; or a key is missing, unexpected, of a shape that does not fit,
+            or holds no dense floating-point tensor; it is named.
     """
-    network = config if isinstance(config, NetworkConfig) else network_of(config)
+    try:
+        network = config if isinstance(config, NetworkConfig) else network_of(config)
+    except KeyError as error:
+        raise ValueError(f"config lacks the size {error}") from None
     with torch.device("meta"):
         model = SimVTP(network, text or TextConfig(dropout=0.0))
-    state = _without_prefix(state_dict)
+    state = check_state(state_dict)
     ours = _renamed(model, state, lambda name: True)
     used = {theirs for _, theirs in _names(model)}
     unexpected = sorted(set(state) - used - set(_BUFFERS))
@@ -159,9 +165,9 @@ def load_videomae(model: SimVTP, state_dict: Mapping[str, Tensor]) -> None:
         state_dict: VideoMAE's names -> tensors.
 
     Raises:
-        ValueError: A key is missing or of a shape that does not fit.
+        ValueError: A key is missing, of a shape that does not fit, or no floating-point tensor.
     """
-    state = _without_prefix(state_dict)
+    state = check_state(state_dict)
     ours = _renamed(model, state, lambda name: not name.startswith(_NOT_OF_VIDEOS))
     model.load_state_dict(ours, strict=False)
 
@@ -257,9 +263,3 @@ def _replaced(name: str, pairs: Mapping[str, str]) -> str:
         if name == ours or (ours.endswith(".") and name.startswith(ours)):
             return theirs + name[len(ours) :]
     raise ValueError(f"{name} has no released name")
-
-
-def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if state and all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return dict(state)

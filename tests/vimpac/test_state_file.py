@@ -1,0 +1,134 @@
+"""State dicts of others: what is no model is one line that names the file and the key."""
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from vimpac import Vimpac, cli, export_released, load_model, load_released, simvtp
+from vimpac.checkpoints.state_file import load_tensors, save_state
+from vimpac.errors import VimpacError
+from vimpac.simvtp.initial import fill_from
+
+SIMVTP = ("--frames", "8", "--size", "48", "--heads", "4", "--decoder-heads", "2")
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, dict[str, torch.Tensor]]:
+    """A released checkpoint of VIMPAC and one of SimVTP."""
+    torch.manual_seed(0)
+    video = simvtp.SimVTP.from_preset("tiny", vocabulary=20, layers=1)
+    return {
+        "vimpac": export_released(Vimpac.from_preset("tiny", layers=1, grid=(2, 3, 4))),
+        "simvtp": simvtp.export_released(video),
+    }
+
+
+KEYS = {  # of which sizes are read, and others
+    "vimpac": (
+        "backbone.embedding.weight",
+        "backbone.transformer.resblocks.0.attention_blocks.0.attentions.0.attention.query.weight",
+        "backbone.transformer.resblocks.0.attention_blocks.0.attentions.0.attention.key.bias",
+        "backbone.positional_embedding.temporal_pos_embedding",
+        "cls_head.mlp.linear_0.weight",
+        "mlm_head.bias",
+    ),
+    "simvtp": (
+        "encoder.patch_embed.proj.weight",
+        "encoder_to_decoder.weight",
+        "text_embeddings.word_embeddings.weight",
+        "text_embeddings.position_embeddings.weight",
+        "encoder.blocks.0.mlp.fc1.weight",
+        "text_cls.bias",
+    ),
+}
+WRONG = {
+    "0-d": lambda x: torch.tensor(3.0),
+    "1-d": lambda x: torch.ones(3),
+    "6-d": lambda x: torch.ones(1, 1, 1, 1, 1, 1),
+    "int": lambda x: x.int(),
+    "bool": lambda x: x.bool(),
+    "complex": lambda x: x.to(torch.complex64),
+    "fp8": lambda x: x.to(torch.float8_e4m3fn),
+    "sparse": lambda x: x.to_sparse(),
+    "meta": lambda x: x.to("meta"),
+    "number": lambda x: 3.0,
+    "none": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("kind", KEYS)
+def test_tensor_that_is_no_parameter_is_named(states, tmp_path, capsys, kind, wrong):
+    for number, key in enumerate(KEYS[kind]):
+        file = tmp_path / f"{number}.pt"
+        torch.save({**states[kind], key: WRONG[wrong](states[kind][key])}, file)
+        words = SIMVTP if kind == "simvtp" else ("--heads", "4")
+        assert cli.main(["convert", str(file), str(tmp_path / "out"), *words]) == 1
+        error = capsys.readouterr().err
+        assert f"vimpac: {file}: " in error and repr(key) in error and error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", ["int", "none", "sparse"])
+def test_same_for_state_dicts_in_memory(states, wrong):
+    for kind, key in (("vimpac", KEYS["vimpac"][-1]), ("simvtp", KEYS["simvtp"][-1])):
+        state = {**states[kind], key: WRONG[wrong](states[kind][key])}
+        with pytest.raises(ValueError, match=key):
+            if kind == "vimpac":
+                load_released(state, layout="T,H|W", num_heads=4)
+            else:
+                simvtp.load_released(state, simvtp.NetworkConfig())
+
+
+def test_absent_size_of_a_released_model_is_named(states):
+    with pytest.raises(ValueError, match="config lacks the size 'width'"):
+        simvtp.load_released(states["simvtp"], {"size": 48})
+    with pytest.raises(ValueError, match="state_dict must map names to tensors, got a NoneType"):
+        simvtp.load_released(None, simvtp.NetworkConfig())
+
+
+@pytest.mark.parametrize("name", [1, ("a",), None])
+def test_name_that_is_no_text_is_refused_everywhere(states, tmp_path, capsys, name):
+    file = tmp_path / "a.pt"
+    torch.save({"model": {**states["simvtp"], name: torch.ones(3)}}, file)
+    assert cli.main(["convert", str(file), str(tmp_path / "out")]) == 1
+    assert f"{file}: the name {name!r} in the state dict is no text" in capsys.readouterr().err
+    for init, init_text in ((str(file), ""), ("", str(file))):
+        with pytest.raises(VimpacError, match="is no text"):
+            [*fill_from(simvtp.SimVTP.from_preset("tiny"), None, init, init_text)]
+
+
+@pytest.mark.parametrize("key", ["model", "module", "state_dict"])
+def test_state_dict_is_found_in_what_training_code_saves(states, tmp_path, capsys, key):
+    torch.save({key: states["vimpac"], "epoch": 3}, tmp_path / "a.pt")
+    assert cli.main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "out")]) == 0
+    assert load_model(tmp_path / "out").config.layers == 1
+    torch.save({key: states["simvtp"], "epoch": 3}, tmp_path / "b.pt")
+    model = simvtp.SimVTP.from_preset("tiny", vocabulary=20, layers=1)
+    assert not [*fill_from(model, None, str(tmp_path / "b.pt"), "")]
+
+
+@pytest.mark.parametrize("where", ["init", "init_text"])
+def test_damaged_safetensors_are_one_line(tmp_path, where):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"hello, this is no safetensors")
+    with pytest.raises(VimpacError, match=r"a\.safetensors is damaged"):
+        files = {"init": "", "init_text": "", where: str(file)}
+        [*fill_from(simvtp.SimVTP.from_preset("tiny"), None, **files)]
+
+
+@pytest.mark.parametrize("content", [argparse.Namespace(a=1), os.mkdir])
+def test_foreign_class_is_named_and_not_unpickled(tmp_path, content):
+    torch.save({"model": {"a": torch.ones(1)}, "args": content}, tmp_path / "a.pt")
+    name = "argparse.Namespace" if content is not os.mkdir else "posix.mkdir"
+    with pytest.raises(VimpacError, match=rf"numbers \({name}\), .* save its tensors alone"):
+        load_tensors(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_full_disk_is_said_in_the_words_of_the_system(size):
+    with pytest.raises(OSError, match="No space left"):
+        save_state({str(i): torch.ones(size) for i in range(5)}, Path("/dev/full"))
