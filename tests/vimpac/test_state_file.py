@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from vimpac import Vimpac, cli, export_released, load_model, load_released, simvtp
+from vimpac.checkpoints import model_files
 from vimpac.checkpoints.state_file import load_tensors, save_state
 from vimpac.errors import VimpacError
 from vimpac.simvtp.initial import fill_from
@@ -132,3 +134,15 @@ def test_foreign_class_is_named_and_not_unpickled(tmp_path, content):
 def test_full_disk_is_said_in_the_words_of_the_system(size):
     with pytest.raises(OSError, match="No space left"):
         save_state({str(i): torch.ones(size) for i in range(5)}, Path("/dev/full"))
+
+
+def test_full_disk_in_the_words_of_safetensors_is_one_line(states, tmp_path, capsys, monkeypatch):
+    def fail(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(model_files, "save_file", fail)
+    for kind, words in (("vimpac", ("--heads", "4")), ("simvtp", SIMVTP)):
+        torch.save(states[kind], tmp_path / "a.pt")
+        assert cli.main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "out"), *words]) == 1
+        assert f"cannot write {tmp_path / 'out'}: I/O error: No space" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]

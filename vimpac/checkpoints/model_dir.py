@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vimpac.checkpoints import model_files
-from vimpac.checkpoints.checksums import damaged, write_checksums
+from vimpac.checkpoints.checksums import damaged
 from vimpac.checkpoints.description import (
     CLASSIFIERS,
     DataFacts,
     ModelDescription,
     check_classes,
 )
-from vimpac.checkpoints.model_files import write_model
+from vimpac.checkpoints.model_files import save_whole
 from vimpac.checkpoints.protocol import Description
-from vimpac.errors import UsageError, VimpacError
-from vimpac.files import whole_directory
+from vimpac.errors import UsageError
 from vimpac.model.attentive import AttentiveClassifier
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.heads import VideoClassifier
@@ -81,15 +79,8 @@ def save_model(
         raise ValueError(f"classes must be the names of {outputs} classes, got {classes!r}")
     if classes is not None:
         check_classes([*classes])
-    if folder.exists():
-        raise UsageError(f"{folder} exists already: remove it or name another directory")
     description = ModelDescription.of(model, classes=classes, data=data)
-    try:
-        with whole_directory(folder) as temporary:
-            write_model(temporary, description, model.state_dict())
-            write_checksums(temporary)
-    except SafetensorError as error:
-        raise VimpacError(f"cannot write {folder}: {error}") from None
+    save_whole(folder, description, model.state_dict())
 
 
 def load_model(folder: str | Path) -> Vimpac:

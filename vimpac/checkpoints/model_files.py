@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vimpac.checkpoints import version_01
-from vimpac.checkpoints.checksums import check_file, damaged
+from vimpac.checkpoints.checksums import check_file, damaged, write_checksums
 from vimpac.checkpoints.protocol import READERS, VIMPAC_READER, Description
 from vimpac.errors import UsageError, VimpacError
+from vimpac.files import whole_directory
 from vimpac.paths import local_path
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -33,6 +34,24 @@ def write_model(folder: Path, description: Description, tensors: dict[str, Tenso
     (folder / DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
     save_file(whole, folder / WEIGHTS)
     shutil.copymode(folder / DESCRIPTION, folder / WEIGHTS)  # safetensors writes for one user only
+
+
+def save_whole(folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
+    """Writes a model directory, which appears complete or not at all.
+
+    Raises:
+        UsageError: It exists.
+        OSError: Writing failed.
+        VimpacError: As OSError, where safetensors reports it in its own words.
+    """
+    if folder.exists():
+        raise UsageError(f"{folder} exists already: remove it or name another directory")
+    try:
+        with whole_directory(folder) as temporary:
+            write_model(temporary, description, tensors)
+            write_checksums(temporary)
+    except SafetensorError as error:
+        raise VimpacError(f"cannot write {folder}: {error}") from None
 
 
 def read_model(folder: str | Path) -> tuple[Description, dict[str, Tensor]]:

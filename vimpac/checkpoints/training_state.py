@@ -17,7 +17,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from vimpac.checkpoints.model_files import (
     write_model,
 )
 from vimpac.checkpoints.protocol import Description
-from vimpac.checkpoints.state_file import load_state
+from vimpac.checkpoints.state_file import load_state, save_state
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
 from vimpac.paths import local_path
@@ -74,7 +73,7 @@ def save_checkpoint(
     try:
         with whole_directory(final) as temporary:
             write_model(temporary, checkpoint.description, checkpoint.tensors)
-            torch.save(checkpoint.state, temporary / STATE)
+            save_state(checkpoint.state, temporary / STATE)
             (temporary / CONFIG).write_text(config, encoding="utf-8")
             write_checksums(temporary)
             if checkpoint.averaged is not None:

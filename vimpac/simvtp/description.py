@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vimpac.checkpoints.checksums import damaged, write_checksums
-from vimpac.checkpoints.model_files import read_model, write_model
+from vimpac.checkpoints.checksums import damaged
+from vimpac.checkpoints.model_files import read_model, save_whole
 from vimpac.checkpoints.protocol import Description
 from vimpac.errors import UsageError, VimpacError
-from vimpac.files import whole_directory
 from vimpac.paths import local_path
 from vimpac.settings import LARGEST, range_problem, type_problem
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
@@ -125,12 +124,7 @@ def save_simvtp(model: SimVTP | DualEncoder, folder: str | Path, **more: Any) ->
     Raises:
         UsageError: If `folder` exists.
     """
-    folder = local_path(folder)
-    if folder.exists():
-        raise UsageError(f"{folder} exists already: remove it or name another directory")
-    with whole_directory(folder) as temporary:
-        write_model(temporary, SimVTPDescription.of(model, **more), model.state_dict())
-        write_checksums(temporary)
+    save_whole(local_path(folder), SimVTPDescription.of(model, **more), model.state_dict())
 
 
 def read_any(folder: str | Path) -> tuple[SimVTP | DualEncoder, SimVTPDescription]:
