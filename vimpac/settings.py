@@ -108,6 +108,13 @@ def type_problem(config: Any) -> str | None:
     return None
 
 
+def check_values(config: Any) -> None:
+    """Raises ValueError for the first value of a configuration that is not legal."""
+    problem = type_problem(config) or range_problem(config)
+    if problem:
+        raise ValueError(problem)
+
+
 def load_config(kind: type[Config], source: str | None, overrides: Sequence[str] = ()) -> Config:
     """Resolves a configuration.
 

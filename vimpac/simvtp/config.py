@@ -6,7 +6,9 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, SIZE, range_problem, setting
+from vimpac.settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, SIZE, check_values, setting
+
+MOST_TUBELETS = 65_536  # of a clip: all of them meet in attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +41,7 @@ class NetworkConfig:
         sizes = vars(self).items()
         fits = (name for name, preset in PRESETS.items() if preset.items() <= sizes)
         object.__setattr__(self, "name", next(fits, "custom"))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "name" and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ValueError(f"{field.name}={value!r} must be a whole number")
-        problem = range_problem(self)
-        if problem:
-            raise ValueError(problem)
+        check_values(self)
         for whole, part in (
             ("frames", "tubelet"),
             ("size", "patch"),
@@ -57,6 +53,11 @@ class NetworkConfig:
                     f"{whole}={getattr(self, whole)} must be a multiple of "
                     f"{part}={getattr(self, part)}"
                 )
+        if self.tubelets > MOST_TUBELETS:
+            raise ValueError(
+                f"frames={self.frames} and size={self.size} make {self.tubelets:,} tubelets of a "
+                f"clip: at most {MOST_TUBELETS:,} are possible"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -131,7 +132,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How captions are read; the defaults are what the released code does."""
+    """How captions are read; the defaults are what the released code does.
+
+    Raises:
+        ValueError: A value is not legal.
+    """
 
     length: int = setting(64, SIZE, "tokens after which a caption is cut, [CLS] and [SEP] included")
     ratio: float = setting(0.75, SHARE, "share of words that are masked")
@@ -145,16 +150,26 @@ class TextConfig:
         "masked", doc="the text that is compared with videos in the contrastive loss"
     )
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the four losses."""
+    """Weights of the four losses.
+
+    Raises:
+        ValueError: A value is not legal.
+    """
 
     pixels: float = setting(1.0, NOT_NEGATIVE, "of the squared error of masked tubelets")
     words: float = setting(1.0, NOT_NEGATIVE, "of the cross-entropy of masked words")
     contrast: float = setting(1.0, NOT_NEGATIVE, "of video-text contrast (VTC)")
     match: float = setting(1.0, NOT_NEGATIVE, "of video-text matching (VTM)")
     temperature: float = setting(0.05, POSITIVE, "divides the cosine similarities")
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def total(self, pixels: Any, words: Any, contrast: Any, match: Any) -> Any:
         """The loss of its four parts, tensors or numbers."""

@@ -23,7 +23,7 @@ from vimpac.checkpoints.model_files import read_model, save_whole
 from vimpac.checkpoints.protocol import Description
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path
-from vimpac.settings import LARGEST, range_problem, type_problem
+from vimpac.settings import LARGEST
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.model import SimVTP
@@ -46,10 +46,6 @@ class SimVTPDescription:
     words: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for part in (self.text, self.loss):
-            problem = type_problem(part) or range_problem(part)
-            if problem:
-                raise ValueError(problem)
         if self.text.length < SHORTEST:
             raise ValueError(f"text.length={self.text.length} must be at least {SHORTEST}")
         for name, most in (("frame_step", LARGEST), ("masked_cells", self.config.cells - 1)):

@@ -59,10 +59,17 @@ class WordEmbedding(nn.Module):
     """BERT's: word + position + the row of the first text, LayerNorm, dropout.
 
     The row of padding gets no gradient, and those of a second text are never read.
+
+    Raises:
+        ValueError: The vocabulary has no word of the id of padding.
     """
 
     def __init__(self, config: NetworkConfig, text: TextConfig) -> None:
         super().__init__()
+        if text.padding >= config.vocabulary:
+            raise ValueError(
+                f"padding={text.padding} must be less than vocabulary={config.vocabulary}"
+            )
         self.words = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.text_positions, config.width)
         self.texts = nn.Embedding(2, config.width)

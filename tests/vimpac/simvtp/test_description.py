@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("text", "length", "16", "length='16' must be a whole number"),
         ("text", "length", 2, "text.length=2 must be at least 3"),
         ("text", "pool", "some", "pool='some' must be all or words"),
+        ("text", "padding", 100, "padding=100 must be less than vocabulary="),
         ("loss", "temperature", 0, "temperature=0 must be positive"),
         ("words", "content", ["red"], "it has 6 words, its network"),
         ("words", "content", 5, "the vocabulary of the checkpoint is damaged"),

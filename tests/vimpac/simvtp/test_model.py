@@ -272,6 +272,7 @@ def test_long_text_is_refused(model):
         ({"frames": 5}, "frames=5 must be a multiple of tubelet=2"),
         ({"size": 50}, "size=50 must be a multiple of patch=16"),
         ({"width": 100}, "width=100 must be a multiple of heads=12"),
+        ({"frames": 65_536, "size": 65_536}, "make 549,755,813,888 tubelets of a clip: at most"),
         ({"layers": 0}, r"layers=0 must lie in \[1, 65,536\]"),
         ({"layers": 2.0}, "layers=2.0 must be a whole number"),
     ],
@@ -281,6 +282,23 @@ def test_illegal_networks_are_named(settings, message):
         NetworkConfig(**settings)
     with pytest.raises(ValueError, match=message):
         SimVTP.from_preset("base", **settings)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: TextConfig(pool="x"), "pool='x' must be all or words"),
+        (lambda: TextConfig(length="a"), "length='a' must be a whole number"),
+        (lambda: TextConfig(ratio=2), r"ratio=2 must lie in \[0, 1\]"),
+        (lambda: ObjectiveConfig(match=-1), "match=-1 must not be negative"),
+        (lambda: ObjectiveConfig(temperature=math.nan), "temperature=nan must be finite"),
+        (lambda: ObjectiveConfig(pixels=True), "pixels=True must be a number"),
+        (lambda: SimVTP(TINY, TextConfig(padding=40)), "padding=40 must be less than vocabulary"),
+    ],
+)
+def test_illegal_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_unknown_preset_is_named():
