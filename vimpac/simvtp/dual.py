@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.encoder import TubeletEmbedding, WordEmbedding
-from vimpac.simvtp.inputs import check_text, check_video
+from vimpac.simvtp.inputs import check_pairs, check_text, check_video
 from vimpac.simvtp.layer import Transformer
 from vimpac.simvtp.model import SimVTP
 from vimpac.simvtp.objective import mean_row
@@ -65,13 +65,21 @@ class DualEncoder(nn.Module):
         self,
         video: Tensor,  # (B, T, S, S, 3) uint8
         ids: Tensor,  # (B, L) integer
-        attention: Tensor,  # (B, L) bool
+        attention: Tensor,  # (B, L) bool or integer
         seed: Tensor | None = None,  # 0-d int64, of the words' dropout
         scales: Tensor | None = None,  # (2, layers, 2, B): of stochastic depth, in both encoders
     ) -> tuple[Tensor, Tensor]:  # (B, D) each, not normalised
-        """The features of videos and of texts."""
+        """The features of videos and of texts.
+
+        Raises:
+            TypeError: An argument is no tensor.
+            ValueError: A shape, a dtype or a device is another one.
+        """
+        check_video(video, self.config)
+        check_text(ids, attention, self.config)
+        check_pairs(video, ids)
         of_video, of_text = (None, None) if scales is None else scales.unbind()
-        return self._see(video, of_video), self._read(ids, attention, seed, of_text)
+        return self._see(video, of_video), self._read(ids, attention.bool(), seed, of_text)
 
     def _see(
         self,
@@ -81,7 +89,7 @@ class DualEncoder(nn.Module):
         grid = torch.arange(self.config.tubelets, dtype=torch.int32, device=video.device)
         tubelets = self.tubelets(video, grid.expand(len(video), -1).contiguous())
         ((_, rows),) = self.video([tubelets], [None], scales=scales)
-        return self.video.last_norm(mean_row(rows))
+        return self.video.norm_row(mean_row(rows))
 
     def _read(
         self,
@@ -93,7 +101,7 @@ class DualEncoder(nn.Module):
         keys = attention[:, None, None]
         ((_, rows),) = self.text([self.words(ids, seed)], [keys], scales=scales)
         pool = attention if self.text_config.pool == "words" else None
-        return self.text.last_norm(mean_row(rows, pool))
+        return self.text.norm_row(mean_row(rows, pool))
 
     def embed_video(
         self,

@@ -45,11 +45,11 @@ class Attention(nn.Module):
     ) -> Tensor:  # (N', D), without the bias of `out`
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, bias)
-        outs = []
+        outs, head_dim = [], x.shape[1] // self.heads
         parts = qkv.split([B * S for B, S in shapes])
         for part, shape, mask in zip(parts, shapes, keys, strict=True):
             # (B, heads, S, Dh) each
-            q, k, v = part.view(*shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = part.view(*shape, 3, self.heads, head_dim).permute(2, 0, 3, 1, 4)
             out = F.scaled_dot_product_attention(q[:, :, first:], k, v, attn_mask=mask)
             outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
         return F.linear(outs[0] if len(outs) == 1 else torch.cat(outs), self.out.weight)
@@ -93,7 +93,7 @@ class Layer(nn.Module):
         scale, other = (None, None) if scales is None else scales.unbind()
         if first:
             parts = zip(stream.split([B * S for B, S in shapes]), shapes, strict=True)
-            stream = torch.cat([p.view(*of, -1)[:, first:].flatten(0, 1) for p, of in parts])
+            stream = torch.cat([p.unflatten(0, of)[:, first:].flatten(0, 1) for p, of in parts])
         x, stream = _add_and_norm(update, stream, self.attention.out, self.attention_norm, scale)
         return _add_and_norm(self.mlp(x), stream, self.mlp.out, self.mlp_norm, other)
 
@@ -111,6 +111,13 @@ class Transformer(nn.Module):
     def last_norm(self) -> nn.LayerNorm:
         """The one after the last layer."""
         return cast(Layer, self.layers[-1]).mlp_norm
+
+    def norm_row(
+        self,
+        row: Tensor,  # (B, D), a mean of rows
+    ) -> Tensor:  # (B, D)
+        """The last LayerNorm of it, in the dtype of the parameters."""
+        return self.last_norm(row.to(self.last_norm.weight.dtype))
 
     def forward(
         self,
@@ -135,7 +142,10 @@ class Transformer(nn.Module):
                 x, stream = layer(*arguments)
         sizes = [B * (S - first) for B, S in shapes]
         parts = zip(x.split(sizes), stream.split(sizes), shapes, strict=True)
-        return [(x.view(B, S - first, -1), s.view(B, S - first, -1)) for x, s, (B, S) in parts]
+        return [
+            (x.unflatten(0, (B, S - first)), s.unflatten(0, (B, S - first)))
+            for x, s, (B, S) in parts
+        ]
 
 
 def _add_and_norm(

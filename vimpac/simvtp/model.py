@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from vimpac.simvtp.config import PRESETS, NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.decoder import Decoder
 from vimpac.simvtp.encoder import Inputs, JointEncoder
-from vimpac.simvtp.inputs import check_text, check_video
+from vimpac.simvtp.inputs import (
+    check_mask,
+    check_masked_words,
+    check_negatives,
+    check_pairs,
+    check_text,
+    check_video,
+)
 from vimpac.simvtp.objective import (
     MaskedWords,
     contrastive_loss,
@@ -100,13 +107,25 @@ class SimVTP(nn.Module):
             text_ids: (B, L) integer: [CLS] words [SEP] padding.
             text_attention: (B, L) bool or integer, 0 where there is padding.
             text_masked_ids: (B, L): `text_ids` with [MASK] in some places.
-            text_labels: (B, L) ids of the masked words, -100 elsewhere.
-            negatives: (B,) which clip each text is shown beside as a mismatch; None: drawn.
+            text_labels: (B, L) int32 or int64 ids of the masked words, -100 elsewhere.
+            negatives: (B,) which clip, not its own, each text is shown beside as a mismatch; None:
+                drawn. Not read without the match loss.
 
         Raises:
-            ValueError: A shape or a dtype is not as above, or there is one pair only.
+            TypeError: An argument is no tensor.
+            ValueError: A shape, a dtype or a device is not as above, or there is one pair only; on
+                the CPU also if an id or a number is out of range, or a text its own mismatch.
         """
-        masked = self._check(video, mask, text_ids, text_attention, negatives)
+        config = self.config
+        check_video(video, config)
+        if not len(video):
+            raise ValueError("video must hold a clip or more, got none")
+        check_text(text_ids, text_attention, config, "text_")
+        check_pairs(video, text_ids)
+        check_masked_words(text_masked_ids, text_labels, text_ids, config.vocabulary)
+        if self.loss_config.match:
+            check_negatives(negatives, video)
+        masked = check_mask(mask, video, config)
         attention = text_attention.bool()
         visible, hidden = split_mask(mask, masked)
         tubelets = self.encoder.tubelets(video, visible)
@@ -237,7 +256,7 @@ class SimVTP(nn.Module):
         grid = torch.arange(self.config.tubelets, dtype=torch.int32, device=video.device)
         tubelets = self.encoder.tubelets(video, grid.expand(len(video), -1).contiguous())
         _, stream = self.encoder(tubelets, None)
-        return F.normalize(self.encoder.transformer.last_norm(mean_row(stream)), dim=-1)
+        return F.normalize(self.encoder.transformer.norm_row(mean_row(stream)), dim=-1)
 
     def embed_text(
         self,
@@ -253,37 +272,7 @@ class SimVTP(nn.Module):
         attention = attention.bool()
         _, stream = self.encoder(None, self.encoder.words(ids), attention)
         row = mean_row(stream, attention if self._skips else None)
-        return F.normalize(self.encoder.transformer.last_norm(row), dim=-1)
-
-    def _check(
-        self,
-        video: Tensor,
-        mask: Tensor,
-        ids: Tensor,
-        attention: Tensor,
-        negatives: Tensor | None,
-    ) -> int:
-        """Raises ValueError for wrong shapes; returns the number of masked tubelets of a clip."""
-        config = self.config
-        check_video(video, config)
-        if mask.shape != (len(video), config.tubelets) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask must be ({len(video)}, {config.tubelets}) bool, got {tuple(mask.shape)} "
-                f"{mask.dtype}"
-            )
-        check_text(ids, attention, config)
-        if len(ids) != len(video):
-            raise ValueError(f"{len(ids)} texts do not fit {len(video)} videos: give pairs")
-        if negatives is None and len(video) < 2 and self.loss_config.match:
-            raise ValueError("a batch of one pair has no mismatch: give two pairs or more")
-        counts = mask.sum(1)
-        masked = int(counts[0])
-        if not 0 < masked < config.tubelets or bool((counts != masked).any()):
-            raise ValueError(
-                f"every clip must have as many masked tubelets, between 1 and "
-                f"{config.tubelets - 1}, got {counts.tolist()}"
-            )
-        return masked
+        return F.normalize(self.encoder.transformer.norm_row(row), dim=-1)
 
 
 def draw_negatives(pairs: int, device: torch.device) -> Tensor:

@@ -42,10 +42,11 @@ def word_loss(
     result = linear_cross_entropy(
         hidden.flatten(0, 1),
         weight,
-        words.labels.flatten().clamp(min=0),
+        words.labels.flatten(),
         linear_bias=head.bias,
         positions=words.positions,
         count=words.count,
+        ignore_index=IGNORE_INDEX,
         return_stats=True,
     )
     assert isinstance(result, LinearCrossEntropyOutput)
@@ -79,7 +80,7 @@ def match_loss(
     head: nn.Linear,
 ) -> tuple[Tensor, Tensor]:  # 0-d fp32 each
     """The cross-entropy of telling matching pairs from others, and the share told right."""
-    logits = head(pooled)
+    logits = head(pooled.to(head.weight.dtype))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     target[: len(logits) // 2] = 1
@@ -90,10 +91,10 @@ def mean_row(
     hidden: Tensor,  # (B, S, D)
     attention: Tensor | None = None,  # (B, L) bool of the last rows: false is left out
 ) -> Tensor:  # (B, D), at least fp32
-    """The mean over rows; without `attention` over all of them, padding too."""
+    """The mean over rows; without `attention` over all of them, padding too; of no rows: 0."""
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if attention is None:
         return hidden.mean(1)
     others = attention.new_ones(len(attention), hidden.shape[1] - attention.shape[1])
     weight = torch.cat((others, attention), 1).to(hidden.dtype)
-    return (hidden * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
+    return (hidden * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)

@@ -6,11 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vimpac.simvtp import NetworkConfig, ObjectiveConfig, SimVTP, TextConfig
-from vimpac.simvtp.layer import Attention, Transformer
+from vimpac.simvtp import DualEncoder, NetworkConfig, ObjectiveConfig, SimVTP, TextConfig, inputs
 from vimpac.simvtp.model import draw_negatives
 from vimpac.simvtp.objective import MaskedWords, contrastive_loss
-from vimpac.simvtp.positions import sine_table
 from vimpac.simvtp.tubelets import split_mask
 
 TINY = NetworkConfig(
@@ -190,39 +188,6 @@ def test_masked_words_of_labels_are_their_rows_in_order():
     assert words.positions[:3].tolist() == [1, 3, 5]
 
 
-def test_positions_are_sine_and_cosine_of_the_flattened_index():
-    table = sine_table(5, 6)
-    assert table[3, 2] == pytest.approx(math.sin(3 / 10_000 ** (2 / 6)))
-    assert table[3, 5] == pytest.approx(math.cos(3 / 10_000 ** (4 / 6)))
-    assert table[0].tolist() == [0, 1, 0, 1, 0, 1]
-
-
-def test_a_bias_of_the_keys_would_change_nothing(one_thread):
-    torch.manual_seed(0)
-    attention, x = Attention(16, 2).double(), torch.randn(3 * 5, 16, dtype=torch.float64)
-    torch.nn.init.normal_(attention.q_bias)
-    torch.nn.init.normal_(attention.v_bias)
-    bias = torch.cat((attention.q_bias, torch.randn(16, dtype=torch.float64), attention.v_bias))
-    qkv = F.linear(x, attention.qkv.weight, bias).view(3, 5, 3, 2, 8)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    weights = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)
-    expected = F.linear((weights @ v).transpose(1, 2).reshape(15, 16), attention.out.weight)
-    torch.testing.assert_close(attention(x, [(3, 5)], [None], 0), expected)
-
-
-def test_batches_that_go_together_do_not_see_each_other(one_thread):
-    torch.manual_seed(0)
-    layers = Transformer(2, 16, 2, 32).double()
-    batches = [torch.randn(B, S, 16, dtype=torch.float64) for B, S in ((2, 5), (3, 2), (1, 7))]
-    keys = [None, None, torch.arange(7)[None, None, None] < 4]
-    for first in (0, 1):
-        together = layers(batches, keys, first)
-        for i, (rows, stream) in enumerate(together):
-            ((alone, alone_stream),) = layers(batches[i : i + 1], keys[i : i + 1], first)
-            torch.testing.assert_close(rows, alone)
-            torch.testing.assert_close(stream, alone_stream)
-
-
 def test_a_model_without_a_loss_computes_nothing(one_thread):
     output = SimVTP(TINY, loss=ObjectiveConfig(0.0, 0.0, 0.0, 0.0))(**_batch())
     assert float(output.loss) == 0
@@ -246,13 +211,95 @@ def test_activation_checkpointing_changes_no_gradient(model):
         ({"video": torch.zeros(4, 8, 16, 16, 3).byte()}, "video must be"),
         ({"mask": torch.zeros(4, 32).bool()}, r"between 1 and 31, got \[0, 0, 0, 0\]"),
         ({"mask": torch.zeros(4, 31).bool()}, r"mask must be \(4, 32\) bool"),
-        ({"text_attention": torch.ones(4, 7)}, r"ids and attention of texts must be \(B, L\)"),
-        ({"text_ids": torch.ones(4, 8)}, "ids of texts must be integers, got torch.float32"),
+        ({"text_attention": torch.ones(4, 7)}, r"text_ids and text_attention must be \(B, L\)"),
+        ({"text_attention": torch.ones(4, 8)}, "text_attention must be integers, got"),
+        ({"text_ids": torch.ones(4, 8)}, "text_ids must be integers, got torch.float32"),
+        ({"text_ids": torch.full((4, 8), 40)}, r"text_ids must lie in \[0, 40\), got 40"),
+        ({"text_ids": torch.full((4, 8), -1)}, r"text_ids must lie in \[0, 40\), got -1"),
+        ({"text_masked_ids": torch.full((4, 8), 40)}, "text_masked_ids must lie in"),
+        ({"text_masked_ids": torch.ones(4, 7).int()}, r"text_masked_ids must be \(4, 8\) as"),
+        ({"text_masked_ids": torch.ones(3, 8).int()}, r"text_masked_ids must be \(4, 8\) as"),
+        ({"text_labels": torch.ones(4, 7).int()}, r"text_labels must be \(4, 8\) as text_ids"),
+        ({"text_labels": torch.full((4, 8), -1)}, r"text_labels must lie in \[0, 40\), got -1"),
+        ({"text_labels": torch.ones(4, 8).byte()}, "text_labels must be int32 or int64"),
+        ({"negatives": torch.arange(4)}, "negatives must be other clips than a text's own"),
+        ({"negatives": torch.tensor([1, 2, 3, 4])}, r"negatives must lie in \[0, 4\), got 4"),
+        ({"negatives": torch.tensor([1, 2, 3, -4])}, r"negatives must lie in \[0, 4\), got -4"),
+        ({"negatives": torch.ones(4)}, "negatives must be integers, got torch.float32"),
+        ({"negatives": torch.ones(4).bool()}, "negatives must be integers, got torch.bool"),
+        ({"negatives": torch.ones(3).int()}, r"negatives must be \(4,\), got \(3,\)"),
+        ({"negatives": torch.ones(4, 1).int()}, r"negatives must be \(4,\), got \(4, 1\)"),
     ],
 )
 def test_bad_input_is_named(model, change, message):
     with pytest.raises(ValueError, match=message):
         model(**{**_batch(), **change})
+
+
+@pytest.mark.parametrize("name", _batch())
+def test_input_of_another_kind_or_device_is_named(model, name):
+    batch = _batch()
+    with pytest.raises(ValueError, match="is on meta|is on cpu, (video|text_ids) on meta"):
+        model(**{**batch, name: batch[name].to("meta")})
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
+        model(**{**batch, name: [1]})
+
+
+def test_label_of_minus_one_is_not_padding_where_nobody_looks(model, monkeypatch):
+    monkeypatch.setattr(inputs, "may_look", lambda tensor: False)
+    with pytest.raises(IndexError, match="target -1"):
+        model(**{**_batch(), "text_labels": torch.full((4, 8), -1)})
+
+
+def test_a_batch_of_no_pairs_is_refused_and_has_features(model):
+    empty = {name: tensor[:0] for name, tensor in _batch().items()}
+    with pytest.raises(ValueError, match="video must hold a clip or more, got none"):
+        model(**empty)
+    for encoder in (model, DualEncoder.of(model)):
+        assert encoder.embed_video(empty["video"]).shape == (0, TINY.width)
+        texts = empty["text_ids"], empty["text_attention"]
+        assert encoder.embed_text(*texts).shape == (0, TINY.width)
+
+
+def test_two_encoders_take_pairs(model):
+    batch, dual = _batch(), DualEncoder.of(model)
+    texts = batch["text_ids"], batch["text_attention"]
+    assert dual(batch["video"], texts[0], texts[1].int())[1].shape == (4, TINY.width)
+    with pytest.raises(ValueError, match="1 texts do not fit 4 videos"):
+        dual(batch["video"], texts[0][:1], texts[1][:1])
+    with pytest.raises(ValueError, match=r"ids must lie in \[0, 40\), got 41"):
+        dual(batch["video"], texts[0] * 0 + 41, texts[1])
+    with pytest.raises(ValueError, match="video must be"):
+        dual(batch["video"].float(), *texts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_learns_and_embeds(model, dtype):
+    batch = _batch()
+    texts = batch["text_ids"], batch["text_attention"]
+    expected = model.embed_text(*texts), model(**batch).loss
+    model.to(dtype)
+    loss = model(**batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss.double(), expected[1], rtol=0.05, atol=0)
+    for encoder in (model, DualEncoder.of(model, fresh_norm=False)):
+        assert encoder.embed_video(batch["video"]).dtype == dtype
+        found = encoder.embed_text(*texts)
+        torch.testing.assert_close(found.double(), expected[0], rtol=0, atol=0.03)
+
+
+def test_a_text_of_padding_only_makes_nothing_nan(one_thread):
+    torch.manual_seed(0)
+    model = SimVTP(TINY, TextConfig(dropout=0.0, pool="words"))
+    batch = _batch()
+    batch["text_attention"][1] = False
+    loss = model(**batch).loss
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    for encoder in (model, DualEncoder.of(model)):
+        texts = batch["text_ids"], batch["text_attention"]
+        assert bool(encoder.embed_text(*texts).isfinite().all())
 
 
 def test_one_pair_has_no_mismatch(model):
