@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from vimpac import Vimpac, cli, export_released, load_model, load_released, simvtp
 from vimpac.checkpoints import model_files
 from vimpac.checkpoints.state_file import load_tensors, save_state
-from vimpac.errors import VimpacError
+from vimpac.errors import UsageError, VimpacError
 from vimpac.simvtp.initial import fill_from
 
 SIMVTP = ("--frames", "8", "--size", "48", "--heads", "4", "--decoder-heads", "2")
@@ -113,6 +114,14 @@ def test_state_dict_is_found_in_what_training_code_saves(states, tmp_path, capsy
     assert not [*fill_from(model, None, str(tmp_path / "b.pt"), "")]
 
 
+def test_safetensors_convert_as_well(states, tmp_path):
+    save_file(states["simvtp"], tmp_path / "a.safetensors")
+    words = str(tmp_path / "a.safetensors"), str(tmp_path / "out"), *SIMVTP
+    assert cli.main(["convert", *words]) == 0
+    found = simvtp.export_released(simvtp.load_simvtp(tmp_path / "out"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in states["simvtp"].items())
+
+
 @pytest.mark.parametrize("where", ["init", "init_text"])
 def test_damaged_safetensors_are_one_line(tmp_path, where):
     file = tmp_path / "a.safetensors"
@@ -146,3 +155,57 @@ def test_full_disk_in_the_words_of_safetensors_is_one_line(states, tmp_path, cap
         assert cli.main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "out"), *words]) == 1
         assert f"cannot write {tmp_path / 'out'}: I/O error: No space" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        ("simvtp", ("--layout", "THW"), "--layout is of VIMPAC, {file} is a SimVTP"),
+        ("vimpac", ("--frames", "8"), "--frames is of SimVTP, which {file} is not"),
+        ("vimpac", ("--decoder-heads", "2"), "--decoder-heads is of SimVTP"),
+        ("simvtp", ("--back", "--frames", "8"), "--frames does not go with --back"),
+        ("simvtp", ("--back", "--vocab", "a"), "--vocab does not go with --back"),
+        ("simvtp", ("--back", "--heads", "0"), "--heads does not go with --back"),
+        ("simvtp", (*SIMVTP, "--heads", "0"), "{file}: heads=0 must lie in"),
+        ("simvtp", (*SIMVTP, "--decoder-heads", "0"), "{file}: decoder_heads=0 must lie in"),
+        ("vimpac", ("--heads", "0"), "{file}: num_heads=0 does not divide"),
+        ("simvtp", (*SIMVTP, "--size", "65536"), "{file}: frames=8 and size=65536 make"),
+        (
+            "simvtp",
+            ("--back",),
+            "{file} is a file, no model directory: `vimpac convert {file} DIR` makes",
+        ),
+    ],
+)
+def test_option_that_does_not_apply_is_named(states, tmp_path, capsys, kind, words, message):
+    file = tmp_path / "a.pt"
+    torch.save(states[kind], file)
+    assert cli.main(["convert", str(file), str(tmp_path / "out"), *words]) in (1, 2)
+    assert message.format(file=file) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize(("kind", "words"), [("simvtp", SIMVTP), ("vimpac", ("--heads", "4"))])
+def test_numbers_that_are_not_finite_are_converted_and_counted(
+    states, tmp_path, capsys, kind, words
+):
+    key = KEYS[kind][0]
+    shape = states[kind][key].shape  # and of a copy that is tied to it
+    state = {n: x * torch.nan if x.shape == shape else x for n, x in states[kind].items()}
+    file, out, back = (str(tmp_path / name) for name in ("a.pt", "out", "back.pt"))
+    torch.save(state, file)
+    assert cli.main(["convert", file, out, *words]) == 0
+    said = f"of {len(state)} tensors of {file} hold numbers that are not finite, such as "
+    assert said in capsys.readouterr().err
+    assert cli.main(["convert", out, back, "--back"]) == 0
+    assert f"tensors of {out} hold numbers that are not finite" in capsys.readouterr().err
+    assert bool(torch.load(back)[key].isnan().all())
+    assert cli.main(["convert", out, str(tmp_path / "b")]) == 2
+    assert f"{out} is a directory: give --back" in capsys.readouterr().err
+
+
+def test_file_in_the_place_of_a_model_directory_is_named(tmp_path):
+    model = simvtp.SimVTP.from_preset("tiny", vocabulary=20, layers=1)
+    simvtp.save_simvtp(model, tmp_path / "model")
+    with pytest.raises(UsageError, match=rf"no model directory: give {tmp_path}/model$"):
+        simvtp.load_simvtp(tmp_path / "model" / "model.safetensors")

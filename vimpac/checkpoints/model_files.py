@@ -80,6 +80,11 @@ def read_model(folder: str | Path) -> tuple[Description, dict[str, Tensor]]:
 
 def read_description(folder: Path) -> Description:
     """What `read_model` says the model is."""
+    if folder.is_file():
+        hint = f"`vimpac convert {folder} DIR` makes one of a released checkpoint"
+        if (folder.parent / DESCRIPTION).is_file():
+            hint = f"give {folder.parent}"
+        raise UsageError(f"{folder} is a file, no model directory: {hint}")
     if not (folder / WEIGHTS).is_file():
         reason = f"it has no {WEIGHTS}" if folder.exists() else "it does not exist"
         inside = folder / "checkpoints"

@@ -157,7 +157,9 @@ def _names(model: Vimpac) -> dict[str, list[str]]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)  # which takes one dtype only
+    """Whether all elements are; NaN equals NaN."""
+    alike = a.dtype == b.dtype and a.shape == b.shape
+    return alike and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def _add_contrastive_names(

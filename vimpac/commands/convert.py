@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from vimpac.simvtp.model import SimVTP
 
 
+_OF_VIMPAC = ("layout", "heads")
+_OF_SIMVTP = ("heads", "frames", "size", "decoder_heads", "vocab")
+
+
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declares the arguments."""
     parser = subparsers.add_parser(
@@ -31,7 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: vimpac convert released.pt out/",
     )
     parser.add_argument(
-        "source", type=local_path, help="a released .pt file; with --back a model directory"
+        "source",
+        type=local_path,
+        help="a released .pt or .safetensors file; with --back a model directory",
     )
     parser.add_argument(
         "out", type=local_path, help="the new directory; with --back the new .pt file"
@@ -42,14 +49,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="with --back, of SimVTP: write VideoMAE's names, and nothing of texts",
     )
-    parser.add_argument("--layout", default="T,H|W", help="of VIMPAC (default: %(default)s)")
+    parser.add_argument("--layout", help="of VIMPAC (default: T,H|W)")
     parser.add_argument(
         "--heads", type=int, help="attention heads (default: width / 64, as in all released models)"
     )
-    parser.add_argument("--frames", type=int, default=16, help="of SimVTP (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, default=224, help="of SimVTP, pixels (default: %(default)s)"
-    )
+    parser.add_argument("--frames", type=int, help="of SimVTP (default: 16)")
+    parser.add_argument("--size", type=int, help="of SimVTP, pixels (default: 224)")
     parser.add_argument("--decoder-heads", type=int, help="of SimVTP (default: width / 64)")
     parser.add_argument(
         "--vocab",
@@ -65,8 +70,22 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--videomae needs --back: it says which names are written")
     if args.out.exists():
         raise UsageError(f"{args.out} exists already: remove it or name another one")
+    if args.back:
+        _given(args, (), "does not go with --back")
+    elif args.source.is_dir():
+        raise UsageError(f"{args.source} is a directory: give --back to convert a model of ours")
     print(f"{args.out}: {_back(args) if args.back else _convert(args)}")
     return 0
+
+
+def _given(args: argparse.Namespace, legal: Sequence[str], else_: str) -> dict[str, Any]:
+    """The options that are given of those that say what no file shows; all must be legal ones."""
+    names = dict.fromkeys((*_OF_VIMPAC, *_OF_SIMVTP))
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name in given:
+        if name not in legal:
+            raise UsageError(f"--{name.replace('_', '-')} {else_}")
+    return given
 
 
 def _convert(args: argparse.Namespace) -> str:
@@ -84,18 +103,17 @@ def _convert(args: argparse.Namespace) -> str:
         )
     try:
         if not is_released(state):
-            model = _read_vimpac(state, args)
+            given = _given(args, _OF_VIMPAC, f"is of SimVTP, which {args.source} is not")
+            model = _read_vimpac(state, **given)
+            _warn_of_nan(state, args.source)
             save_model(model, args.out)
             return _describe(model)
-        network = network_from(
-            state,
-            frames=args.frames,
-            size=args.size,
-            heads=args.heads,
-            decoder_heads=args.decoder_heads,
-        )
-        other = load_released(state, network)
-        save_simvtp(other, args.out, words=_read_words(args.vocab, network.vocabulary))
+        given = _given(args, _OF_SIMVTP, f"is of VIMPAC, {args.source} is a SimVTP")
+        vocab = given.pop("vocab", None)
+        network = network_from(state, **given)
+        other, words = load_released(state, network), _read_words(vocab, network.vocabulary)
+        _warn_of_nan(state, args.source)
+        save_simvtp(other, args.out, words=words)
         return _describe_simvtp(other)
     except ValueError as error:
         raise VimpacError(f"{args.source}: {error}") from None
@@ -124,18 +142,33 @@ def _back(args: argparse.Namespace) -> str:
         if read_description(args.source).kind in description.MODELS:
             other = description.load_simvtp(args.source)
             export = released.export_videomae if args.videomae else released.export_released
-            _write_state(export(other), args.out)
+            state = export(other)
+            _warn_of_nan(state, args.source)
+            _write_state(state, args.out)
             return _describe_simvtp(other)
         if args.videomae:
             raise UsageError(f"--videomae is of SimVTP, {args.source} is a model of VIMPAC")
         model = load_model(args.source)
-        _write_state(export_released(model), args.out)
+        state = export_released(model)
+        _warn_of_nan(state, args.source)
+        _write_state(state, args.out)
     except ValueError as error:
         raise VimpacError(f"{args.source}: {error}") from None
     config = model.config
     return (
         f"{_describe(model)}\nread it again with --layout '{config.layout}' --heads {config.heads}"
     )
+
+
+def _warn_of_nan(state: Mapping[str, Tensor], source: Path) -> None:
+    """What is converted stays as it is, but nobody wants such weights."""
+    wrong = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
+    if wrong:
+        print(
+            f"warning: {len(wrong)} of {len(state)} tensors of {source} hold numbers that are not "
+            f"finite, such as {wrong[0]}",
+            file=sys.stderr,
+        )
 
 
 def _describe(model: Vimpac) -> str:
@@ -150,15 +183,17 @@ def _describe_simvtp(model: SimVTP) -> str:
     return f"SimVTP, {size}, {config.frames} frames of {config.size} pixels, {number:,} parameters"
 
 
-def _read_vimpac(state: Mapping[str, Tensor], args: argparse.Namespace) -> Vimpac:
+def _read_vimpac(
+    state: Mapping[str, Tensor], layout: str = "T,H|W", heads: int | None = None
+) -> Vimpac:
     """Builds the model, with what only the keys show."""
     from vimpac.checkpoints.released import load_released
 
     embeddings = [v for k, v in state.items() if k.endswith("backbone.embedding.weight")]
     width = embeddings[0].shape[-1] if embeddings and embeddings[0].dim() else 64
     norm = "pre" if any(key.endswith("backbone.ln_post.weight") for key in state) else "post"
-    heads = max(width // 64, 1) if args.heads is None else args.heads
-    return load_released(state, layout=args.layout, num_heads=heads, norm=norm)
+    heads = max(width // 64, 1) if heads is None else heads
+    return load_released(state, layout=layout, num_heads=heads, norm=norm)
 
 
 def _write_state(state: Mapping[str, Tensor], path: Path) -> None:
