@@ -272,6 +272,7 @@ def test_ddp_averages_the_gradients(impl, tmp_path: Path) -> None:
         ({"target": torch.zeros(17)}, TypeError, "target must be int32 or int64"),
         ({"linear_weight": torch.zeros(37, 8)}, ValueError, r"linear_weight \(V, D\)"),
         ({"linear_bias": torch.zeros(36)}, ValueError, r"linear_bias must be \(37,\)"),
+        ({"linear_bias": torch.zeros(37).to(torch.float8_e5m2)}, TypeError, "bias must be fp32"),
         ({"linear_bias": torch.zeros(37).bfloat16()}, TypeError, "use torch.autocast"),
         ({"positions": torch.zeros(3)}, ValueError, "positions must be 1-d int32"),
         (

@@ -255,6 +255,11 @@ def test_meta_tensors_have_the_shape_of_the_result() -> None:
         ),
         ({"tubelets": torch.zeros(3, 5, dtype=torch.int64)}, TypeError, "tubelets must be int32"),
         ({"positions": torch.zeros(3, 40)}, ValueError, r"positions must be \(N, D\), \(12, 40\)"),
+        (
+            {"weight": torch.zeros(40, 3, 2, 8, 8).to(torch.float8_e4m3fn)},
+            TypeError,
+            "weight must be fp32, bf16, fp16 or fp64, got torch.float8_e4m3fn",
+        ),
         ({"bias": torch.zeros(40, dtype=BF16)}, TypeError, "give them one dtype or use"),
         (
             {"positions": torch.zeros(12, 40, requires_grad=True)},
@@ -263,7 +268,7 @@ def test_meta_tensors_have_the_shape_of_the_result() -> None:
         ),
         ({"std": (1.0, 0.0, 1.0)}, ValueError, "std must be three numbers > 0"),
     ],
-    ids=["dtype", "size", "tubelets", "positions", "bias", "learned positions", "std"],
+    ids=["dtype", "size", "tubelets", "positions", "fp8", "bias", "learned positions", "std"],
 )
 def test_rejects_what_does_not_fit(change: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):

@@ -173,7 +173,7 @@ def test_full_disk_in_the_words_of_safetensors_is_one_line(states, tmp_path, cap
         (
             "simvtp",
             ("--back",),
-            "{file} is a file, no model directory: `vimpac convert {file} DIR` makes",
+            "{file} is a file, no model directory: `vimpac convert",
         ),
     ],
 )

@@ -26,6 +26,7 @@ from vimpac_kernels.runtime.dtypes import product_dtype
 
 _NAME = "linear_cross_entropy"
 _MAX_CLASSES_CUDA = 32_768  # 512 threads, 64 columns each
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -159,16 +160,15 @@ def _check(
         )
     if target.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"target must be int32 or int64, got {target.dtype}")
-    dtypes = {t.dtype for t in (input, weight, bias) if t is not None}
-    if not all(dtype.is_floating_point for dtype in dtypes):
-        raise TypeError(f"input, linear_weight and linear_bias must be floating, got {dtypes}")
+    named = {"input": input, "linear_weight": weight, "linear_bias": bias}
+    dtypes = {name: t.dtype for name, t in named.items() if t is not None}
+    for name, dtype in dtypes.items():
+        if dtype not in (*_DTYPES, torch.float64):
+            raise TypeError(f"{name} must be fp32, bf16, fp16 or fp64, got {dtype}")
     autocast = input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
-    if len(dtypes) > 1 and not autocast:
-        raise TypeError(
-            f"input is {input.dtype}, linear_weight {weight.dtype}"
-            + (f", linear_bias {bias.dtype}" if bias is not None else "")
-            + ": give them one dtype or use torch.autocast"
-        )
+    if len({*dtypes.values()}) > 1 and not autocast:
+        found = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"{found}: give them one dtype or use torch.autocast")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear_bias must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
     for name, tensor, dim in (("positions", positions, 1), ("count", count, 0)):
@@ -228,7 +228,7 @@ def _check_targets(
 def _select(impl: str, input: Tensor, weight: Tensor, dtype: torch.dtype) -> str:
     def problem(backend: str) -> str | None:
         reason = registry.backend_problem(backend, _NAME, input.device.type)
-        if reason is None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        if reason is None and dtype not in _DTYPES:
             reason = f"it takes fp32, bf16 and fp16, these are {dtype}"
         if reason is None and (weight.shape[1] % 8 or 0 in weight.shape):
             reason = f"D must be a positive multiple of 8 and V > 0, got {tuple(weight.shape)}"

@@ -129,9 +129,11 @@ def _check(
     N = T // t * (H // P) * (W // P)
     if positions.shape != (N, D):
         raise ValueError(f"positions must be (N, D), {(N, D)}, got {tuple(positions.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias), ("positions", positions)):
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.dtype not in (*_DTYPES, torch.float64):
+            raise TypeError(f"{name} must be fp32, bf16, fp16 or fp64, got {tensor.dtype}")
+    if not positions.dtype.is_floating_point:
+        raise TypeError(f"positions must be floating, got {positions.dtype}")
     autocast = video.device.type != "meta" and torch.is_autocast_enabled(video.device.type)
     if bias.dtype != weight.dtype and not autocast:
         raise TypeError(
