@@ -89,7 +89,7 @@ def test_same_for_state_dicts_in_memory(states, wrong):
 def test_absent_size_of_a_released_model_is_named(states):
     with pytest.raises(ValueError, match="config lacks the size 'width'"):
         simvtp.load_released(states["simvtp"], {"size": 48})
-    with pytest.raises(ValueError, match="state_dict must map names to tensors, got a NoneType"):
+    with pytest.raises(ValueError, match="state_dict must map names to tensors, got NoneType"):
         simvtp.load_released(None, simvtp.NetworkConfig())
 
 
@@ -200,12 +200,17 @@ def test_numbers_that_are_not_finite_are_converted_and_counted(
     assert cli.main(["convert", out, back, "--back"]) == 0
     assert f"tensors of {out} hold numbers that are not finite" in capsys.readouterr().err
     assert bool(torch.load(back)[key].isnan().all())
+    assert cli.main(["convert", out, str(tmp_path / "b.safetensors"), "--back"]) == 2
+    assert "--back writes a .pt file" in capsys.readouterr().err
     assert cli.main(["convert", out, str(tmp_path / "b")]) == 2
     assert f"{out} is a directory: give --back" in capsys.readouterr().err
 
 
-def test_file_in_the_place_of_a_model_directory_is_named(tmp_path):
+def test_file_in_the_place_of_a_model_directory_is_named(tmp_path, capsys):
     model = simvtp.SimVTP.from_preset("tiny", vocabulary=20, layers=1)
     simvtp.save_simvtp(model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
     with pytest.raises(UsageError, match=rf"no model directory: give {tmp_path}/model$"):
-        simvtp.load_simvtp(tmp_path / "model" / "model.safetensors")
+        simvtp.load_simvtp(weights)
+    assert cli.main(["convert", str(weights), str(tmp_path / "out"), *SIMVTP]) == 1
+    assert "is no released checkpoint: it has neither the names of" in capsys.readouterr().err

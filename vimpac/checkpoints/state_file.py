@@ -94,12 +94,12 @@ def check_state(state_dict: object) -> dict[str, Tensor]:
             only buffers that count may be integers.
     """
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"state_dict must map names to tensors, got a {_kind(state_dict)}")
+        raise ValueError(f"state_dict must map names to tensors, got {_kind(state_dict)}")
     for name, tensor in state_dict.items():
         if not isinstance(name, str):
             raise ValueError(f"the name {name!r} in the state dict is no text")
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name!r} must be a tensor, not a {_kind(tensor)}")
+            raise ValueError(f"{name!r} must be a tensor, got {_kind(tensor)}")
         if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
             layout = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
             raise ValueError(f"{name!r} must be a dense tensor with data, not one {layout}")

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.out} exists already: remove it or name another one")
     if args.back:
         _given(args, (), "does not go with --back")
+        if args.out.suffix == ".safetensors":
+            raise UsageError(f"--back writes a .pt file: name it so, not {args.out}")
     elif args.source.is_dir():
         raise UsageError(f"{args.source} is a directory: give --back to convert a model of ours")
     print(f"{args.out}: {_back(args) if args.back else _convert(args)}")
@@ -100,6 +102,11 @@ def _convert(args: argparse.Namespace) -> str:
         raise UsageError(
             f"{args.source} is a VideoMAE, which has no words: start from it with "
             f"`vimpac simvtp pretrain init={args.source}`"
+        )
+    if not is_released(state) and not any(name.startswith("backbone.") for name in state):
+        raise VimpacError(
+            f"{args.source} is no released checkpoint: it has neither the names of VIMPAC "
+            "(backbone.*) nor those of SimVTP (text_embeddings.*)"
         )
     try:
         if not is_released(state):
