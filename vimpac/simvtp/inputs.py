@@ -53,11 +53,11 @@ def check_text(ids: Tensor, attention: Tensor, config: NetworkConfig, prefix: st
     _check_numbers(f"{prefix}ids", ids, config.vocabulary)
 
 
-def check_pairs(videos: Tensor, ids: Tensor) -> None:
+def check_pairs(video: Tensor, ids: Tensor, prefix: str = "") -> None:
     """Raises ValueError unless there are as many texts as videos, on one device."""
-    if len(ids) != len(videos):
-        raise ValueError(f"{len(ids)} texts do not fit {len(videos)} videos: give pairs")
-    check_one_device(video=videos, ids=ids)
+    if len(ids) != len(video):
+        raise ValueError(f"{len(ids)} texts do not fit {len(video)} videos: give pairs")
+    check_one_device(**{"video": video, f"{prefix}ids": ids})
 
 
 def check_masked_words(masked_ids: Tensor, labels: Tensor, ids: Tensor, words: int) -> None:
@@ -107,8 +107,10 @@ def check_negatives(negatives: Tensor | None, video: Tensor) -> None:
     if negatives.shape != (pairs,):
         raise ValueError(f"negatives must be ({pairs},), got {tuple(negatives.shape)}")
     _check_numbers("negatives", negatives, pairs)
-    if may_look(negatives) and bool((negatives == torch.arange(pairs)).any()):
-        raise ValueError(f"negatives must be other clips than a text's own, got {negatives}")
+    if may_look(negatives):
+        own = (negatives == torch.arange(pairs)).nonzero().flatten().tolist()
+        if own:
+            raise ValueError(f"negatives must be other clips than a text's own, got {own[0]} there")
 
 
 def check_one_device(**named: Tensor) -> None:

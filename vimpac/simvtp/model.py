@@ -121,7 +121,7 @@ class SimVTP(nn.Module):
         if not len(video):
             raise ValueError("video must hold a clip or more, got none")
         check_text(text_ids, text_attention, config, "text_")
-        check_pairs(video, text_ids)
+        check_pairs(video, text_ids, "text_")
         check_masked_words(text_masked_ids, text_labels, text_ids, config.vocabulary)
         if self.loss_config.match:
             check_negatives(negatives, video)
