@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac.model.checks import check_kind, check_whole
+from vimpac.checks import check_kind, check_whole
 from vimpac.model.contrastive import without_autocast
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.initial import init_bert

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac.model.checks import as_number, check_floating, check_whole
+from vimpac.checks import as_number, check_floating, check_whole
 
 
 def info_nce(

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vimpac.model.checks import check_flag, check_integers, check_kind, check_seed, may_look
+from vimpac.checks import check_flag, check_integers, check_kind, check_seed, may_look
 from vimpac.model.config import ModelConfig
 from vimpac.model.drop_path import draw_scales, drop_rates
 from vimpac.model.initial import init_bert

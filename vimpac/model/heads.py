@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac.model.checks import (
+from vimpac.checks import (
     as_number,
     check_floating,
     check_integers,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vimpac.model.checks import check_integers, check_tensor, check_whole, may_look
+from vimpac.checks import check_integers, check_tensor, check_whole, may_look
 
 IGNORE_INDEX = -100
 ROWS_STEP = 128

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vimpac.model.checks import check_integers, check_kind
+from vimpac.checks import check_integers, check_kind
 from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.model.contrastive import info_nce
 from vimpac.model.encoder import VideoTokenEncoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vimpac.model.checks import check_integers, check_tensor, may_look
+from vimpac.checks import check_integers, check_tensor, may_look
 from vimpac.simvtp.config import NetworkConfig
 from vimpac.simvtp.objective import IGNORE_INDEX
 

@@ -239,9 +239,7 @@ def test_bad_input_is_named(model, change, message):
 @pytest.mark.parametrize("name", _batch())
 def test_input_of_another_kind_or_device_is_named(model, name):
     batch = _batch()
-    with pytest.raises(
-        ValueError, match="is on meta|text_.* is on cpu, .* on meta"
-    ):
+    with pytest.raises(ValueError, match="is on meta|text_.* is on cpu, .* on meta"):
         model(**{**batch, name: batch[name].to("meta")})
     with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
         model(**{**batch, name: [1]})
