@@ -39,8 +39,8 @@ class BestCheckpoint:
         if not self.folder.is_dir():
             self._best = -1.0
 
-    def offer(self, path: Path | None, found: Mapping[str, float]) -> None:
-        """Copies a checkpoint if it is better than those before.
+    def offer(self, path: Path | None, found: Mapping[str, float]) -> bool:
+        """Copies a checkpoint if it is better than those before, and says whether it is.
 
         Args:
             path: The checkpoint; None, which is there before the first one, is no offer.
@@ -48,10 +48,11 @@ class BestCheckpoint:
         """
         score = _score(found)
         if not self._active or path is None or score is None or score <= self._best:
-            return
+            return False
         self._best = score
         with whole_directory(self.folder) as temporary:
             shutil.copytree(path, temporary, dirs_exist_ok=True)
+        return True
 
 
 def _score(found: Mapping[str, float]) -> float | None:

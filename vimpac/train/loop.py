@@ -193,14 +193,11 @@ class Loop:
                 if save or due:  # an evaluation may take longer than a scheduler waits
                     self.path = self._save()
                 if due and not request and self.done < self.end:
-                    log.record({"step": self.done, **self._evaluate(final=False)})
+                    self._evaluate(log, final=False)
                 since, start, self._wait = self.done, time.perf_counter(), 0.0
         assert self.path is not None  # there is a step to do or one that was done
         if self.done == self.end:
-            found = self._evaluate(final=True)
-            if found:
-                log.record({"step": self.done, **found})
-            record |= found
+            record |= self._evaluate(log, final=True)
         elif request > STOP:
             message = f"after step {self.done}: {self.path} is written, --resume auto continues"
             raise Interrupted(request, message)
@@ -236,10 +233,13 @@ class Loop:
             "data_wait": self._wait / seconds,
         }
 
-    def _evaluate(self, *, final: bool) -> dict[str, float]:
+    def _evaluate(self, log: RunLog, *, final: bool) -> dict[str, float]:
         with nullcontext() if self.averaged is None else self.averaged.applied():
             found = self.system.evaluate(final=final)
-        self.best.offer(self.path, found)
+        if found:
+            log.record({"step": self.done, **found})
+        if self.best.offer(self.path, found):
+            log.say(f"step {self.done} is the best so far: {self.best.folder}")
         return found
 
     def _save(self) -> Path:
@@ -255,11 +255,8 @@ class Loop:
         if self.world.largest(absurd):
             raise absurd_weights(self.done, self.path)
         if self.world.is_main:
-            state = {
-                "step": self.done,
-                "optimizer": optimizer,
-                "sampler": self.system.sampler.state_dict(),
-            }
+            sampler = self.system.sampler.state_dict()
+            state = {"step": self.done, "optimizer": optimizer, "sampler": sampler}
             path = save_checkpoint(
                 folder,
                 self.done,

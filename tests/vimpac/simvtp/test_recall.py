@@ -45,17 +45,19 @@ def expected(checkpoint, shapes) -> tuple[float, float]:
 
 
 def test_fine_tuning_is_tested_on_its_way_and_the_best_is_kept(
-    shapes, checkpoint, make_tuning, tmp_path
+    shapes, checkpoint, make_tuning, tmp_path, capsys
 ):
     out = tmp_path / "a"
     more = "optim.steps=3", "run.evaluate_every=0.6", "run.keep_best=true"
     config = make_tuning(out, *more)
-    result = finetune(config, checkpoint, quiet=True)
+    result = finetune(config, checkpoint)
     assert [step for step, _ in found(out)] == [1, 2, 3]  # an epoch is 12 / 8 updates
     assert found(out)[-1][1] == expected(result.checkpoint, shapes)[0]
     assert result.record["test_video_to_text_r1"] == expected(result.checkpoint, shapes)[1]
     best = max(share for _, share in found(out))
     assert expected(out / "best", shapes)[0] == best
+    (first,) = [step for step, share in found(out)[::-1] if share == best][-1:]
+    assert f"step {first} is the best so far: {out / 'best'}" in capsys.readouterr().err
 
 
 def test_pre_training_is_tested_at_its_end(checkpoint, shapes):
