@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vimpac.errors import UsageError
+from vimpac.train.log import LOG, read_log
 from vimpac.train.loop import Result
 
 
@@ -34,11 +35,15 @@ def clear_folder(out: Path, mark: str, made: Sequence[Path]) -> None:
 
 
 def steps_within(config: Any, run: Callable[[Any], Result], seconds: float, most: int) -> int:
-    """Measures a few steps of a run and says how many fit, between 20 and `most`."""
+    """Measures a few steps of a run and says how many fit, between 20 and `most`.
+
+    The fastest count: those before them wait for the first clips, or for other programs.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trial = copy.copy(config)
         trial.out = folder
-        trial.optim = dataclasses.replace(config.optim, steps=4)
+        trial.optim = dataclasses.replace(config.optim, steps=8)
         trial.run = dataclasses.replace(config.run, log_every=2, tensorboard=False)
-        per_step = config.batch.videos / run(trial).record["videos_per_s"]
-    return int(min(max(seconds / per_step, 20), most))
+        run(trial)
+        rates = [record.get("videos_per_s", 0.0) for record in read_log(Path(folder) / LOG)]
+    return int(min(max(seconds * max(rates) / config.batch.videos, 20), most))
