@@ -229,7 +229,7 @@ def _nearest(key: str, legal: list[str]) -> str:
         return f": it is '{RENAMED[key]}' now"
     same_leaf = [k for k in legal if k.rpartition(".")[2] == key.rpartition(".")[2]]
     section = [k for k in legal if k.startswith(f"{key}.")]
-    close = same_leaf or difflib.get_close_matches(key, legal, 1)
+    close = difflib.get_close_matches(key, same_leaf or legal, 1) or same_leaf
     if section:
         return f": it is a section with the keys {', '.join(section)}"
     if close:

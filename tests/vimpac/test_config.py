@@ -112,6 +112,7 @@ def test_later_words_win_over_the_preset():
         ("optim.clip=1", "unknown key 'optim.clip'.*it is 'optim.max_grad_norm' now"),
         ("lr=1", "did you mean 'optim.lr'"),
         ("optim.warmpu=1", "did you mean 'optim.warmup'"),
+        ("bacth.micro=1", "did you mean 'batch.micro'"),
         ("colour=1", "unknown key 'colour' in colour=1; --show prints all keys"),
         ("model.grid=[1, 2, 3]", "unknown key 'model.grid'"),  # that of the data
         ("optim=1", "a section with the keys optim.lr, "),
