@@ -1,6 +1,6 @@
 """Does SimVTP learn? Captioned moving shapes: search by text, masked words, masked pixels.
 
-    python benchmarks/learning_simvtp.py [--steps 1000] [--seeds 3] [--only REGEX]
+    python benchmarks/learning_simvtp.py [--steps 1000] [--seeds 3] [--only REGEX --out FILE]
 
 "a red square moves left": 64 captions of four colours, shapes and directions, each video drawn
 anew (vimpac/simvtp/captioned_shapes.py). The trainer's own step trains the tiny model; then 64 new
@@ -19,6 +19,7 @@ import re
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import common
@@ -143,23 +144,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of each pre-training")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions")
     parser.add_argument("--only", default="", metavar="REGEX", help="names of rows")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="result file (default: that of the documentation)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings")
     args = parser.parse_args()
+    if args.out is None and (args.only or args.set):
+        parser.error(
+            "--only and --set make another table than that of the documentation: give --out"
+        )
     results: dict[str, Any] = {
         "environment": common.environment("cpu"),
         "command": shlex.join(["python", *sys.argv]),
-        "settings": vars(args),
+        "settings": {name: value for name, value in vars(args).items() if name != "out"},
         "chance": 1 / len(CLASSES),
         "rows": {},
     }
-    common.RESULTS.mkdir(exist_ok=True)
+    path = args.out or common.RESULTS / "learning_simvtp.json"
+    path.parent.mkdir(exist_ok=True)
     for seed in range(args.seeds):
         for name, settings in ROWS.items():
             if re.search(args.only, name):
                 row = run_row([*settings, *args.set], seed, args.steps)
                 results["rows"].setdefault(name, []).append(row)
                 print(f"{name}, seed {seed}: {row['cpu_minutes']:.1f} CPU minutes", flush=True)
-                path = common.RESULTS / "learning_simvtp.json"
                 path.write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(report_learning.simvtp_tables(results)))
 
