@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vimpac.model.pretraining import Vimpac
+    from vimpac.simvtp.config import NetworkConfig
     from vimpac.simvtp.model import SimVTP
 
 
@@ -147,12 +148,12 @@ def _back(args: argparse.Namespace) -> str:
 
     try:
         if read_description(args.source).kind in description.MODELS:
-            other = description.load_simvtp(args.source)
+            other, _ = description.read_simvtp(args.source)
             export = released.export_videomae if args.videomae else released.export_released
             state = export(other)
             _warn_of_nan(state, args.source)
             _write_state(state, args.out)
-            return _describe_simvtp(other)
+            return _describe_simvtp(other) + ("" if args.videomae else _sizes(other.config))
         if args.videomae:
             raise UsageError(f"--videomae is of SimVTP, {args.source} is a model of VIMPAC")
         model = load_model(args.source)
@@ -182,6 +183,14 @@ def _describe(model: Vimpac) -> str:
     number, config = sum(p.numel() for p in model.parameters()), model.config
     size = f"{config.layers} layers x {config.width}, {config.layout}, {config.heads} heads"
     return f"{size}, {number:,} parameters"
+
+
+def _sizes(network: NetworkConfig) -> str:
+    """What the keys of a released SimVTP do not show."""
+    return (
+        f"\nread it again with --frames {network.frames} --size {network.size} --heads "
+        f"{network.heads} --decoder-heads {network.decoder_heads}"
+    )
 
 
 def _describe_simvtp(model: SimVTP) -> str:

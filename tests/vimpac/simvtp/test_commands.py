@@ -274,6 +274,7 @@ def test_released_checkpoint_converts_both_ways(checkpoint, tmp_path, capsys):
     again = load_simvtp(out)
     assert again.config == model.config
     assert main(["convert", str(out), str(back), "--back"]) == 0
+    assert f"read it again with {' '.join(sizes)}\n" in capsys.readouterr().out
     for name, tensor in torch.load(back).items():
         assert torch.equal(tensor, export_released(model)[name]), name
     assert main(["convert", str(source), str(tmp_path / "b"), "--frames", "7"]) == 1
