@@ -54,6 +54,13 @@ def test_first_example_runs() -> None:
     assert names["y"].shape == names["x"].shape
 
 
+def test_example_of_a_simvtp_model_runs() -> None:
+    (example,) = (block for block in _blocks(SIMVTP, "python") if "from_preset" in block)
+    names: dict = {}
+    exec(example, names)
+    assert names["output"].loss.isfinite() and names["cosines"].shape == (2, 2)
+
+
 @pytest.mark.parametrize("command", _commands())
 def test_commands_are_understood(command: str) -> None:
     words = shlex.split(command, comments=True)

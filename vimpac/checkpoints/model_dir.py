@@ -46,7 +46,8 @@ def read_description(folder: Path) -> ModelDescription:
 def _of_vimpac(folder: str | Path, description: Description) -> ModelDescription:
     if not isinstance(description, ModelDescription):
         raise UsageError(
-            f"{folder} holds a {description.kind}, a model of another system than VIMPAC"
+            f"{folder} holds a {description.kind}, a model of another system than VIMPAC: "
+            "vimpac.simvtp.load_simvtp reads those of SimVTP"
         )
     return description
 

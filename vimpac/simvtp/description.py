@@ -189,6 +189,17 @@ def read_simvtp(folder: str | Path) -> tuple[SimVTP, SimVTPDescription]:
     return model, description
 
 
-def load_simvtp(folder: str | Path) -> SimVTP:
-    """`read_simvtp` without the description."""
-    return read_simvtp(folder)[0]
+def load_simvtp(folder: str | Path) -> SimVTP | DualEncoder:
+    """Reads a model, pre-trained or fine-tuned.
+
+    Args:
+        folder: Of `save_simvtp`, `vimpac convert` or a run's checkpoint.
+
+    Returns:
+        The model, fp32 on the CPU, in training mode.
+
+    Raises:
+        UsageError: The directory holds no such model.
+        VimpacError: A file is damaged, or does not fit the other.
+    """
+    return read_any(folder)[0]

@@ -11,7 +11,7 @@ from vimpac.data.random import words
 from vimpac.errors import UsageError
 from vimpac.simvtp import SimVTP, load_simvtp
 from vimpac.simvtp.clips import FinetuningClip, PretrainingClip, random_resized_crop
-from vimpac.simvtp.description import read_any
+from vimpac.simvtp.description import read_any, read_simvtp
 from vimpac.simvtp.dual import DualEncoder
 from vimpac.simvtp.dual_step import DualStep
 from vimpac.simvtp.finetune import finetune
@@ -125,8 +125,9 @@ def test_fine_tuned_model_is_searched_but_matches_nothing(
     assert "4 queries" in capsys.readouterr().out
     assert main([*test, "--query", "a red disk", "--rerank", "3"]) == 2
     assert "has no joint encoder" in capsys.readouterr().err
+    assert isinstance(load_simvtp(tuned), DualEncoder)
     with pytest.raises(UsageError, match="holds a fine-tuned model"):
-        load_simvtp(tuned)
+        read_simvtp(tuned)
 
 
 def test_wrong_settings_are_named(make_tuning, checkpoint, tmp_path, capsys):

@@ -70,6 +70,6 @@ def run(args: argparse.Namespace) -> int:
     draw_filled(video, filled, args.out)
     (words,), (hidden,), (best,) = filled.words, filled.hidden, filled.predicted
     for word, covered, guess in zip(words, hidden, best, strict=True):
-        print(f"{word}: {guess}" if covered else word)
+        print(f"{word} -> {guess}" if covered else word)
     print(args.out)
     return 0
