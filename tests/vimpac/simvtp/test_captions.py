@@ -25,6 +25,7 @@ WEBVID = (
     "videoid,contentUrl,duration,page_dir,name\n7,https://x/7.mp4,PT00H00M11S,0_5,A dog  runs\n"
 )
 JSFUSION = "key,vid_key,video_id,sentence\nret0,msr9,video9,a dog\nret1,msr8,video8,a cat\n"
+JSFUSION_NAME = "MSRVTT_JSFUSION_test.csv"
 SENTENCES = {
     "videos": [
         {"video_id": "video1", "split": "validate"},
@@ -151,6 +152,55 @@ def test_pickle_is_never_read_but_its_conversion_is_told(zipped):
     assert not (zipped / "trapped").exists()
 
 
+@pytest.fixture
+def tables(write, tmp_path):
+    """MSR-VTT as CLIP4Clip has it; the test's captions need not be those of the JSON."""
+    videos = [{"video_id": f"video{i}", "split": "train"} for i in range(4)]
+    sentences = [{"video_id": f"video{i % 4}", "caption": f"caption {i}"} for i in range(8)]
+    write({"videos": videos, "sentences": sentences}, "MSRVTT_data.json")
+    write("video_id\nvideo2\nvideo0\n", "MSRVTT_train.9k.csv")
+    write("video_id\nvideo2\n", "MSRVTT_train.7k.csv")
+    write('key,vid_key,video_id,sentence\nret0,m,video3,"a dog, a cat"\n', JSFUSION_NAME)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "MSRVTT_data.json"])
+def test_1k_a_may_be_two_tables(tables, name):
+    assert read_captions(str(tables / name), "1k-A") == [
+        Captioned("video0", ("caption 0", "caption 4"), "train"),
+        Captioned("video1", ("caption 1", "caption 5"), ""),
+        Captioned("video2", ("caption 2", "caption 6"), "train"),
+        Captioned("video3", ("a dog, a cat",), "test"),
+    ]
+
+
+def test_table_of_the_test_serves_beside_the_lists_of_the_zip_in_place_of_the_pickle(zipped, write):
+    expected = read_captions(str(zipped), "1k-A")
+    write("x", "high-quality/structured-symlinks/jsfusion_val_caption_idx.txt")
+    rows = "".join(f",,{one.video},{one.captions[0]}\n" for one in expected if one.split == "test")
+    write("key,vid_key,video_id,sentence\n" + rows, f"annotation/{JSFUSION_NAME}")
+    assert read_captions(str(zipped), "1k-A") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (JSFUSION_NAME, None, f"split=1k-A needs {JSFUSION_NAME} or val_list_jsfusion.txt: put"),
+        (JSFUSION_NAME, "video_id\nvideo3\n", f"{JSFUSION_NAME} begins with 'video_id', which"),
+        (JSFUSION_NAME, JSFUSION, f"{JSFUSION_NAME}, line 2: 'video9' has no caption in .*data"),
+        ("MSRVTT_train.9k.csv", "video2\n", "9k.csv must begin with the line video_id"),
+        ("MSRVTT_train.9k.csv", "video_id\nvideo3\n", "line 2: 'video3' is listed already: .*9k"),
+    ],
+    ids=["absent", "other", "foreign", "header", "twice"],
+)
+def test_wrong_table_of_a_division_is_named(tables, write, name, text, message):
+    (tables / name).unlink()
+    if text is not None:
+        write(text, name)
+    with pytest.raises(UsageError, match=message):
+        read_captions(str(tables), "1k-A")
+
+
 def test_1k_b_tests_the_first_caption_and_leaves_other_videos_without_split(zipped):
     videos = {video.video: video for video in read_captions(str(zipped), "1k-B")}
     assert videos["video4"] == Captioned("video4", ("caption 0 of 4",), "test")
@@ -160,11 +210,16 @@ def test_1k_b_tests_the_first_caption_and_leaves_other_videos_without_split(zipp
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("", "split= is missing: .* has the splits 1k-A, 1k-B$"),
-        ("full", "split=full: .*MSR_VTT.json has no such split, only 1k-A, 1k-B$"),
+        ("", "split= is missing: .* has lists of 1k-A, 1k-B$"),
+        ("1k-C", "split=1k-C: .*MSR_VTT.json has no such split: give 1k-A, 1k-B, full$"),
+        (
+            "full",
+            "split=full needs train_list_full.txt, and val_list_full.txt, and test_list_full.txt: "
+            "put them beside .*MSR_VTT.json, or into high-quality/structured-symlinks there$",
+        ),
     ],
 )
-def test_wrong_split_names_those_that_exist(zipped, split, message):
+def test_wrong_split_names_those_that_exist_and_their_lists(zipped, split, message):
     with pytest.raises(UsageError, match=message):
         read_captions(str(zipped), split)
 
@@ -233,7 +288,12 @@ def test_wrong_file_gets_one_line(write, content, message):
         (OURS, "1k-A", "split=1k-A: .* has its own in the column 'split'; leave split= out"),
         (WEBVID, "column", "split=column: .* has no column 'split'"),
         ({"a.mp4": "x"}, "1k-A", "has no splits; leave split= out"),
-        (SENTENCES, "1k-A", "split=1k-A: .* has no such split, only full"),
+        (
+            SENTENCES,
+            "1k-A",
+            "split=1k-A needs MSRVTT_train.9k.csv or train_list_jsfusion.txt, and "
+            "MSRVTT_JSFUSION_test.csv or val_list_jsfusion.txt: put them beside .*file, or into",
+        ),
     ],
 )
 def test_split_that_a_file_has_not_is_refused(write, content, split, message):
@@ -243,7 +303,7 @@ def test_split_that_a_file_has_not_is_refused(write, content, split, message):
 
 def test_directory_without_captions_is_refused(tmp_path):
     with pytest.raises(
-        UsageError, match="has no MSR_VTT.json or annotation.MSR_VTT.json: give a file"
+        UsageError, match="has no MSR_VTT.json or .*MSR_VTT.json or MSRVTT_data.json: give a file"
     ):
         read_captions(str(tmp_path))
 

@@ -16,7 +16,11 @@ from vimpac.simvtp.captions.tables import FORMATS, read_table
 
 __all__ = ["Captioned", "Choices", "Matched", "match_videos", "read_captions", "read_choices"]
 
-_MSRVTT = ("MSR_VTT.json", "annotation/MSR_VTT.json")  # in the directory of the data set
+_MSRVTT = (  # in the directory of the data set
+    "MSR_VTT.json",
+    "annotation/MSR_VTT.json",
+    "MSRVTT_data.json",
+)
 
 
 def read_captions(path: str, split: str = "") -> list[Captioned]:
@@ -28,8 +32,9 @@ def read_captions(path: str, split: str = "") -> list[Captioned]:
             (`key,vid_key,video_id,sentence`); a JSON file `{"path.mp4": "caption"}`, whose values
             may be lists of captions, or MSR-VTT's, with `annotations` or with `videos` and
             `sentences`; or the directory of MSR-VTT.
-        split: How MSR-VTT is divided: "1k-A", "1k-B" or "full", of which the lists must be there.
-            In 1k-A and 1k-B a test video has one caption. Empty, or "column": as the file says.
+        split: How MSR-VTT is divided: "1k-A", "1k-B" or "full", by the lists beside its JSON
+            which docs/simvtp.md names. In 1k-A and 1k-B a test video has one caption. Empty, or
+            "column": as the file says.
 
     Returns:
         One for each video, in the order of the file.

@@ -2,33 +2,39 @@
 
 The zip of Frozen in Time has `annotation/MSR_VTT.json` and, in `high-quality/structured-symlinks`,
 the lists of three divisions: 1k-A (JSFusion), 1k-B (Miech) and full. The first release has
-`videos`, each with its split, and `sentences`.
+`videos`, each with its split, and `sentences`; CLIP4Clip's copy of it, `MSRVTT_data.json`, comes
+with 1k-A as two tables.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vimpac.data.annotations.files import read_lines, whole_number
+from vimpac.data.annotations.files import read_csv, read_lines, whole_number
 from vimpac.errors import UsageError
 from vimpac.simvtp.captions.captioned import Captioned, Entry, collect, split_name
+from vimpac.simvtp.captions.tables import read_table
 
-_LISTS = {  # of a division: the file of every split
-    "1k-A": {"train": "train_list_jsfusion.txt", "test": "val_list_jsfusion.txt"},
-    "1k-B": {"train": "train_list_miech.txt", "test": "test_list_miech.txt"},
+# Of a division: the files that may list a split; the first that is there counts.
+_LISTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "1k-A": {
+        "train": ("MSRVTT_train.9k.csv", "train_list_jsfusion.txt"),
+        "test": ("MSRVTT_JSFUSION_test.csv", "val_list_jsfusion.txt"),
+    },
+    "1k-B": {"train": ("train_list_miech.txt",), "test": ("test_list_miech.txt",)},
     "full": {
-        "train": "train_list_full.txt",
-        "val": "val_list_full.txt",
-        "test": "test_list_full.txt",
+        "train": ("train_list_full.txt",),
+        "val": ("val_list_full.txt",),
+        "test": ("test_list_full.txt",),
     },
 }
 _FOLDERS = (".", "high-quality/structured-symlinks", "../high-quality/structured-symlinks")
-_CHOSEN = "jsfusion_val_caption_idx"  # which caption of each test video of 1k-A is used
+_CHOSEN = "jsfusion_val_caption_idx"  # which caption of each video of val_list_jsfusion.txt is used
 
 
 def is_msrvtt(content: Any) -> bool:
@@ -49,19 +55,22 @@ def read_msrvtt(file: Path, content: dict[str, Any], split: str) -> list[Caption
     Raises:
         UsageError: An entry or a list is wrong, or there is no such division.
     """
+    if split and split not in _LISTS:
+        raise UsageError(f"split={split}: {file} has no such split: give {', '.join(_LISTS)}")
     own = _own_splits(file, content)
-    folder, divisions = _find_lists(file)
-    legal = dict.fromkeys([*divisions, *["full"] * bool(own)])
-    if split and split not in legal:
-        some = f"only {', '.join(legal)}" if legal else f"nor a list such as {_list('1k-A')}"
-        raise UsageError(f"split={split}: {file} has no such split, {some}")
+    lists = {division: _find_lists(file, division) for division in _LISTS}
+    divisions = [division for division, found in lists.items() if found]
     if not split and divisions and not own:
-        raise UsageError(f"split= is missing: {file} has the splits {', '.join(divisions)}")
+        raise UsageError(f"split= is missing: {file} has lists of {', '.join(divisions)}")
+    if split == "full" and own and not lists["full"]:
+        split = ""  # as the file says
+    if split:
+        _check_lists(file, split, lists[split])
     captioned = collect(_entries(file, content, own), file, repeats=True)
     without = own.keys() - {video.video for video in captioned}
     if without:
         raise UsageError(f"{file}: '{min(without)}' of its videos has no caption")
-    return _divide(captioned, file, folder, split) if split in divisions else captioned
+    return _divide(captioned, file, split, lists[split]) if split else captioned
 
 
 def _own_splits(file: Path, content: dict[str, Any]) -> dict[str, str]:
@@ -103,60 +112,81 @@ def _text(file: Path, place: str, entry: dict[str, Any], key: str) -> str:
     return text
 
 
-def _list(division: str) -> str:
-    return _LISTS[division]["train"]
+def _find_lists(file: Path, division: str) -> dict[str, Path]:
+    """The list of every split of a division that has one."""
+    found: dict[str, Path] = {}
+    for split, names in _LISTS[division].items():
+        places = (file.parent / folder / name for name in names for folder in _FOLDERS)
+        there = next((place for place in places if place.is_file()), None)
+        if there:
+            found[split] = there
+    return found
 
 
-def _find_lists(file: Path) -> tuple[Path, list[str]]:
-    """The directory of the lists, and the divisions of which it has any."""
-    for name in _FOLDERS:
-        folder = file.parent / name
-        found = [
-            division
-            for division, lists in _LISTS.items()
-            if any((folder / name).is_file() for name in lists.values())
-        ]
-        if found:
-            return folder, found
-    return file.parent, []
+def _check_lists(file: Path, division: str, lists: Container[str]) -> None:
+    """Raises UsageError that names the lists of a division which are not there."""
+    absent = [" or ".join(names) for split, names in _LISTS[division].items() if split not in lists]
+    if absent:
+        raise UsageError(
+            f"split={division} needs {', and '.join(absent)}: put them beside {file}, or into "
+            f"{_FOLDERS[1]} there"
+        )
 
 
-def _divide(captioned: list[Captioned], file: Path, folder: Path, division: str) -> list[Captioned]:
+def _divide(
+    captioned: list[Captioned], file: Path, division: str, lists: dict[str, Path]
+) -> list[Captioned]:
     """The videos with their splits; one that no list names is in none."""
-    splits = _read_lists(folder, division, {video.video for video in captioned}, file)
-    tested = [name for name, split in splits.items() if split == "test"]
-    chosen: dict[str, int] = {}
-    if division == "1k-A":
-        chosen = _read_chosen(folder, tested)
-    elif division == "1k-B":
-        chosen = dict.fromkeys(tested, 0)  # its tests use the first one
-    divided = []
-    for video in captioned:
-        place, captions = chosen.get(video.video), video.captions
-        if place is not None:
-            if place >= len(captions):
-                raise UsageError(
-                    f"{folder / _CHOSEN}: '{video.video}' has no caption {place}, only "
-                    f"{len(captions)}"
-                )
-            captions = captions[place : place + 1]
-        split = splits.get(video.video, "")
-        divided.append(dataclasses.replace(video, captions=captions, split=split))
-    return divided
+    known = {video.video: video.captions for video in captioned}
+    splits = _read_lists(lists, known, file)
+    tested = [video for video, split in splits.items() if split == "test"]
+    chosen = {} if division == "full" else _choose(division, lists["test"], tested, known)
+    return [
+        dataclasses.replace(
+            video,
+            captions=chosen.get(video.video, video.captions),
+            split=splits.get(video.video, ""),
+        )
+        for video in captioned
+    ]
 
 
-def _read_lists(folder: Path, division: str, known: Container[str], file: Path) -> dict[str, str]:
+def _read_lists(lists: dict[str, Path], known: Container[str], file: Path) -> dict[str, str]:
     """The split of every video of the lists; `known` are the videos that `file` has."""
     splits, places = {}, dict[str, str]()
-    for split, name in _LISTS[division].items():
-        for place, video in read_lines(folder / name):
-            where = f"{folder / name}, {place}"
+    for split, path in lists.items():
+        for place, video in _read_videos(path):
+            where = f"{path}, {place}"
             if video not in known:
                 raise UsageError(f"{where}: '{video}' has no caption in {file}")
             if video in places:
                 raise UsageError(f"{where}: '{video}' is listed already: {places[video]}")
             splits[video], places[video] = split, where
     return splits
+
+
+def _read_videos(file: Path) -> Iterator[tuple[str, str]]:
+    """(place, video) of a list: a table, or a video on every line."""
+    if file.suffix == ".csv":
+        return ((place, row["video_id"]) for place, row in read_csv(file, ["video_id"]))
+    return read_lines(file)
+
+
+def _choose(
+    division: str, file: Path, tested: list[str], known: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """The caption of each test video of a list: 1k-B uses the first one."""
+    if file.suffix == ".csv":
+        return {video.video: video.captions for video in read_table(file, "")}
+    chosen = division == "1k-A"
+    places = _read_chosen(file.parent, tested) if chosen else dict.fromkeys(tested, 0)
+    for video, place in places.items():
+        if place >= len(known[video]):
+            raise UsageError(
+                f"{file.parent / _CHOSEN}: '{video}' has no caption {place}, only "
+                f"{len(known[video])}"
+            )
+    return {video: known[video][place : place + 1] for video, place in places.items()}
 
 
 def _read_chosen(folder: Path, videos: list[str]) -> dict[str, int]:
@@ -179,7 +209,7 @@ def _read_chosen(folder: Path, videos: list[str]) -> dict[str, int]:
     if not pickle.is_file():
         raise UsageError(
             f"{text}: no such file; a line of it is a test video of 1k-A, a space, and which of "
-            "its captions is used, from 0"
+            f"its captions is used, from 0; or give {_LISTS['1k-A']['test'][0]} in its place"
         )
     raise UsageError(
         f"{pickle} is a pickle, which can run any code: if you trust it, write it as text with "
