@@ -48,7 +48,13 @@ class CaptionedVideos:
 
 
 def open_pairs(
-    data: str, videos: str, *, split: str = "", part: str = "train", missing: str = "error"
+    data: str,
+    videos: str,
+    *,
+    split: str = "",
+    part: str = "train",
+    missing: str = "error",
+    skip: str = "missing=skip",
 ) -> CaptionedVideos:
     """Reads captions and finds their videos.
 
@@ -57,12 +63,14 @@ def open_pairs(
         videos: A directory of video files, or a store of `vimpac frames`.
         split: As `read_captions` takes it.
         part: "train", "val" or "test": what of the table is used, if it says so of any video.
-        missing: "error" or "skip": what to do about captions without a file.
+        missing: "error" or "skip": what to do about captions without a file, and the reverse.
+        skip: How the user writes that, for the message.
 
     Raises:
         UsageError: Nothing was given, or nothing fits.
     """
-    return pick_part(open_parts(data, videos, split=split, missing=missing), part, data)
+    parts = open_parts(data, videos, split=split, missing=missing, skip=skip)
+    return pick_part(parts, part, data)
 
 
 def pick_part(parts: Mapping[str, CaptionedVideos], part: str, data: str) -> CaptionedVideos:
@@ -82,7 +90,12 @@ def pick_part(parts: Mapping[str, CaptionedVideos], part: str, data: str) -> Cap
 
 
 def open_parts(
-    data: str, videos: str, *, split: str = "", missing: str = "error"
+    data: str,
+    videos: str,
+    *,
+    split: str = "",
+    missing: str = "error",
+    skip: str = "missing=skip",
 ) -> dict[str, CaptionedVideos]:
     """`open_pairs` for every part that the table names; one part, "", if it names none.
 
@@ -95,7 +108,7 @@ def open_parts(
         raise UsageError("videos= is missing: give the directory of the video files")
     captioned = read_captions(data, split)
     files = open_frames(videos)
-    matched = match_videos(captioned, files.names, source=data, missing=missing)
+    matched = match_videos(captioned, files.names, source=data, missing=missing, skip=skip)
     named = {one.split for one in captioned} - {""}
     parts: dict[str, CaptionedVideos] = {}
     for one, number in zip(matched.captioned, matched.files, strict=True):

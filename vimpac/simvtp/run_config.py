@@ -95,7 +95,9 @@ class SimVTPConfig(TrainConfig):
     out: str = setting("runs/simvtp", FOLDER, "directory of the run")
     videos: str = setting("", PATH, "their video files: a directory, or a store of `vimpac frames`")
     split: str = setting("", doc="which division of MSR-VTT: 1k-A, 1k-B, full; empty: as data says")
-    missing: Literal["error", "skip"] = setting("error", doc="captions without a video file")
+    missing: Literal["error", "skip"] = setting(
+        "error", doc="captions without a video, or the reverse"
+    )
     vocab: str = setting("", PATH, "vocab.txt or tokenizer.json; empty: the captions' words")
     init: str = setting("", PATH, "a model to start from: a directory, or a released checkpoint")
     init_text: str = setting("", PATH, "BERT's weights, of which the embeddings are taken")
@@ -189,7 +191,9 @@ class SimVTPFinetuneConfig(TrainConfig):
     out: str = setting("runs/retrieval", FOLDER, "directory of the run")
     videos: str = setting("", PATH, "their video files: a directory, or a store of `vimpac frames`")
     split: str = setting("", doc="which division of MSR-VTT: 1k-A, 1k-B, full; empty: as data says")
-    missing: Literal["error", "skip"] = setting("error", doc="captions without a video file")
+    missing: Literal["error", "skip"] = setting(
+        "error", doc="captions without a video, or the reverse"
+    )
     drop_path: float = setting(
         0.1, BELOW_ONE, "share of samples that go past a branch of the last layer, fewer past lower"
     )

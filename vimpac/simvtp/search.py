@@ -21,6 +21,8 @@ from vimpac.simvtp.pairs import open_pairs
 from vimpac.simvtp.ranks import Recall, Retrieval, dual_softmax, judge, rank_of
 from vimpac.simvtp.retrieval import Gallery, Retriever
 
+SKIP = "--missing skip"
+
 
 def open_retriever(args: argparse.Namespace) -> Retriever:
     """The model of a command line."""
@@ -99,7 +101,12 @@ def test(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Ranks in both directions: lines to print, and the numbers."""
     retriever = open_retriever(args)
     pairs = open_pairs(
-        args.data, args.videos, split=args.split, part=args.part, missing=args.missing
+        args.data,
+        args.videos,
+        split=args.split,
+        part=args.part,
+        missing=args.missing,
+        skip=SKIP,
     )
     gallery = embed_videos(args, retriever, pairs.files, pairs.numbers, args.rerank > 0)
     place = {number: i for i, number in enumerate(gallery.numbers)}
@@ -168,7 +175,12 @@ def test_choices(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     files = open_frames(args.videos)
     named = {question.video: Captioned(question.video, ("",)) for question in questions}
     matched = match_videos(
-        [*named.values()], files.names, source=args.choices, missing=args.missing
+        [*named.values()],
+        files.names,
+        source=args.choices,
+        missing=args.missing,
+        skip=SKIP,
+        every_file=False,
     )
     gallery = embed_videos(args, retriever, files, matched.files)
     by_number = {number: i for i, number in enumerate(gallery.numbers)}

@@ -177,10 +177,28 @@ def test_multiple_choice_takes_the_caption_that_is_most_alike(
     (tmp_path / "choices.csv").write_text("\n".join(rows) + "\n")
     code, out, _ = run(
         capsys, "retrieve", checkpoint, "--videos", shapes / "videos", *ONE_VIEW,
-        "--choices", tmp_path / "choices.csv", "--missing", "skip",
+        "--choices", tmp_path / "choices.csv",
     )  # fmt: skip
     assert code == 0
-    assert f"{right / 6:.1%} of 6 questions right; chance 50.0%" in out
+    assert out.splitlines()[-1] == f"{right / 6:.1%} of 6 questions right; chance 50.0%"
+    assert "video files" not in out  # nothing is asked about the others
+
+
+@pytest.mark.parametrize(
+    ("option", "table", "message"),
+    [
+        ("--choices", "video,caption_1,caption_2,answer\n0.mkv,a,b,0\nx.mkv,a,b,0\n", "1 of 2 vi"),
+        ("--data", "video,caption\n0.mkv,a\nx.mkv,b\n", "1 of 2 videos"),
+        ("--data", "video,caption\n0.mkv,a\n", "15 of 16 video files have no caption"),
+    ],
+)
+def test_missing_counterparts_tell_the_option_that_leaves_them_out(
+    checkpoint, shapes, tmp_path, capsys, option, table, message
+):
+    (tmp_path / "table.csv").write_text(table)
+    asked = option, tmp_path / "table.csv", "--videos", shapes / "videos"
+    code, _, error = run(capsys, "retrieve", checkpoint, *asked, *ONE_VIEW)
+    assert code == 2 and message in error and "; --missing skip leaves them out" in error
 
 
 def test_features_are_written_with_names(checkpoint, retriever, gallery, shapes, tmp_path, capsys):

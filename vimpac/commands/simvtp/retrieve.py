@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--missing",
         choices=("error", "skip"),
-        help="captions without a video (default: error)",
+        help="captions without a video, and videos without a caption, which --choices never reads: "
+        "an error, or left out (default: error)",
     )
     parser.add_argument(
         "--dual-softmax",

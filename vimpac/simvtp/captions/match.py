@@ -35,6 +35,8 @@ def match_videos(
     *,
     source: str,
     missing: str = "error",
+    skip: str = "missing=skip",
+    every_file: bool = True,
 ) -> Matched:
     """Finds the file of every captioned video, by the ends of their paths.
 
@@ -44,6 +46,8 @@ def match_videos(
         source: What the captions are called in messages, such as the path of their file.
         missing: What becomes of a captioned video without a file, and of a file without a caption:
             "error", or "skip", which leaves it out.
+        skip: How the user writes that, for the message.
+        every_file: Whether a file must have a caption; else those without one are left out.
 
     Raises:
         UsageError: Something has no counterpart, and `missing` is "error"; a video may be two
@@ -57,12 +61,11 @@ def match_videos(
     numbers = {row.video: number for number, row in found.items()}
     without_file = [video.video for video in captioned if video.video not in numbers]
     without_caption = [name for number, name in enumerate(names) if number not in found]
-    notes = [
-        *_note(without_file, len(captioned), f"videos of {source}", "no video file"),
-        *_note(without_caption, len(names), "video files", f"no caption in {source}"),
-    ]
+    notes = _note(without_file, len(captioned), f"videos of {source}", "no video file")
+    if every_file:
+        notes += _note(without_caption, len(names), "video files", f"no caption in {source}")
     if notes and missing == "error":
-        raise UsageError(f"{'; '.join(notes)}; missing=skip leaves them out")
+        raise UsageError(f"{'; '.join(notes)}; {skip} leaves them out")
     kept = [video for video in captioned if video.video in numbers]
     return Matched(kept, [numbers[video.video] for video in kept], notes)
 
