@@ -196,8 +196,13 @@ class Retriever:
 
     def without_words(self, captions: Sequence[str]) -> list[str]:
         """Those of which the model knows no word, so their features say nothing."""
-        ids, unknown = self.words.word_ids(captions), {self.words.special.unk}
-        return [text for text, its in zip(captions, ids, strict=True) if {*its} <= unknown]
+        counts = zip(captions, self.count_unknown(captions), strict=True)
+        return [text for text, (unknown, words) in counts if unknown == words]
+
+    def count_unknown(self, captions: Sequence[str]) -> list[tuple[int, int]]:
+        """(words that the model does not know, words) of each caption."""
+        unknown = self.words.special.unk
+        return [(ids.count(unknown), len(ids)) for ids in self.words.word_ids(captions)]
 
     def _encode(self, captions: Sequence[str], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Ids and attention, by batches of one length."""

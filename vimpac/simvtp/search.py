@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -57,12 +58,19 @@ def embed_videos(
 
 
 def notes_on(retriever: Retriever, captions: Sequence[str]) -> list[str]:
-    """A note on the captions of which the model knows no word, if there are any."""
-    missing = retriever.without_words(captions)
-    if not missing:
-        return []
-    count = f"{len(missing)} of {len(captions)} captions"
-    return [f"note: {count} have no word that the model knows, the first is '{missing[0]}'"]
+    """A note on the captions of which the model knows no word, or not all, if there are any."""
+    counts = [*zip(captions, retriever.count_unknown(captions), strict=True)]
+    some = [text for text, (unknown, words) in counts if 0 < unknown < words]
+    none = [text for text, (unknown, words) in counts if unknown == words]
+    notes = [
+        f"{len(texts)} of {len(captions)} captions have {what}, the first is '{texts[0]}'"
+        for texts, what in (
+            (none, "no word that the model knows"),
+            (some, "some words that the model does not know"),
+        )
+        if texts
+    ]
+    return [f"note: {'; '.join(notes)}"] if notes else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +91,12 @@ class Found:
 def find(args: argparse.Namespace) -> list[Found]:
     """The videos that fit --query best, the best first."""
     retriever = open_retriever(args)
-    if retriever.without_words([args.query]):
+    ((unknown, words),) = retriever.count_unknown([args.query])
+    if unknown == words:
         raise UsageError(f"--query '{args.query}' has no word that the model knows")
+    if unknown:
+        note = f"note: the model does not know {unknown} of {words} words of --query"
+        print(note, file=sys.stderr)
     gallery = embed_videos(args, retriever, open_frames(args.videos), matching=args.rerank > 0)
     if not args.rerank:
         return [Found(*one) for one in retriever.search(args.query, gallery, args.top)]
