@@ -131,20 +131,32 @@ def test(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     similarity = retriever.embed_captions(texts) @ gallery.features.T
     found = judge_by(args, retriever, gallery, similarity, texts, torch.tensor(videos))
     facts = {
-        "checkpoint": str(args.checkpoint),
-        "data": args.data,
-        "videos": len(gallery.numbers),
+        **conditions(args, args.data, gallery),
+        "split": args.split,
+        "part": pairs.captioned[0].split,  # empty: the table names none
         "captions": len(texts),
-        "unreadable": len(gallery.unreadable),
-        "clips": args.clips,
-        "crops": args.crops,
         "dual_softmax": args.dual_softmax,
+        "temperature": retriever.model.loss_config.temperature if args.dual_softmax else None,
         "rerank": args.rerank,
         "text_to_video": dataclasses.asdict(found.text_to_video),
         "video_to_text": dataclasses.asdict(found.video_to_text),
     }
     notes = [f"note: {note}" for note in pairs.notes]
     return [*notes, *notes_on(retriever, texts), *table(found, len(gallery.numbers))], facts
+
+
+def conditions(args: argparse.Namespace, data: str, gallery: Gallery) -> dict[str, Any]:
+    """What the numbers of every test depend on."""
+    return {
+        "checkpoint": str(args.checkpoint),
+        "precision": args.precision,
+        "data": data,
+        "missing": args.missing,
+        "videos": len(gallery.numbers),
+        "unreadable": len(gallery.unreadable),
+        "clips": args.clips,
+        "crops": args.crops,
+    }
 
 
 def judge_by(
@@ -211,7 +223,12 @@ def test_choices(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     scores = (features * videos[:, None]).sum(-1)  # (questions, choices)
     answers = torch.tensor([question.answer for question in asked])
     share = Recall.of(rank_of(scores, answers[:, None] == torch.arange(choices))).r1
-    facts = {"questions": len(asked), "choices": choices, "accuracy": share}
+    facts = {
+        **conditions(args, args.choices, gallery),
+        "questions": len(asked),
+        "choices": choices,
+        "accuracy": share,
+    }
     line = f"{share:.1%} of {len(asked)} questions right; chance {1 / choices:.1%}"
     notes = [f"note: {note}" for note in matched.notes]
     return [*notes, *notes_on(retriever, texts), line], facts

@@ -161,6 +161,7 @@ def test_retrieval_is_tested_by_a_table_of_captions(checkpoint, shapes, tmp_path
     assert "text to video" in out and "14 queries" in out and "chance" in out
     facts = json.loads((tmp_path / "found.json").read_text())
     assert (facts["videos"], facts["captions"], facts["rerank"]) == (12, 14, 3)
+    assert (facts["part"], facts["split"], facts["temperature"]) == ("train", "", 0.05)
     assert facts["video_to_text"]["queries"] == 12
     assert 1 <= facts["text_to_video"]["mean"] <= 12
 

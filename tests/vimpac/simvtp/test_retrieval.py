@@ -102,9 +102,11 @@ def test_a_caption_that_is_as_much_alike_as_another_is_not_right(
 ):
     table = tmp_path / "choices.csv"
     table.write_text("\n".join(["video,caption_1,caption_2,caption_3,answer", *questions]))
-    args = argparse.Namespace(choices=str(table), videos="v", missing="skip")
+    asked = {"checkpoint": "c", "precision": "fp32", "missing": "skip", "clips": 2, "crops": 1}
+    args = argparse.Namespace(choices=str(table), videos="v", **asked)
     lines, facts = search.test_choices(args)
-    assert facts == {"questions": len(questions), "choices": 3, "accuracy": accuracy}
+    found = {"questions": len(questions), "choices": 3, "accuracy": accuracy}
+    assert facts == {**asked, "data": str(table), "videos": 4, "unreadable": 0, **found}
     texts = ",".join(question[2:-2] for question in questions).split(",")
     strange = [text for text in texts if "red" not in text]
     assert lines[-2].split(";")[0] == (
