@@ -73,7 +73,7 @@ def test_loss_and_gradient_match_reference(impl, name: str) -> None:
 
 
 @pytest.mark.impls("cpu")
-@pytest.mark.parametrize("name", ["P2-unaligned-bf16", "P3", "P8-fp16", "P16-bf16"])
+@pytest.mark.parametrize("name", ["P2-unaligned-bf16", "P3", "P8-fp16", "P16-bf16", "largest"])
 def test_instruction_sets_match_reference(impl, isa: str, name: str) -> None:
     _check(impl, CASES[name])
 
