@@ -31,6 +31,8 @@ class Child:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
+        if hasattr(os, "nice"):
+            os.nice(5)  # the parent takes longer, so it goes first
         if find_spec("triton"):
             _mend_triton_3_6()
 
