@@ -46,6 +46,7 @@ from vimpac.simvtp.step import METRICS, PairStep
 from vimpac.simvtp.text import SpecialTokens
 from vimpac.train.distributed import World
 from vimpac_kernels import tubelet_embed, tubelet_mse
+from vimpac_kernels.runtime.dtypes import cpu_product_dtype
 
 GPU = common.default_device() == "cuda"
 NAMES = (
@@ -86,11 +87,12 @@ class Case:
     network: NetworkConfig
     pairs: int
     words: int = 24  # tokens of the longest text
+    precision: str = "bf16" if GPU else "fp32"
 
-    def run_config(self, micro: int, precision: str = "fp32", compile: str = "none") -> Any:
+    def run_config(self, micro: int, compile: str = "none") -> Any:
         """The run of the trainer; without dropout, so that all candidates can be compared."""
         return SimVTPConfig(
-            precision=precision,
+            precision=self.precision,
             compile=compile,
             model=self.network,
             text=TextConfig(dropout=0.0),
@@ -100,7 +102,12 @@ class Case:
 
 BASE = NetworkConfig().named("base")
 HALF = dataclasses.replace(BASE, layers=BASE.layers // 2, decoder_layers=BASE.decoder_layers // 2)
-CASES = (Case("base", BASE, 16),) if GPU else (Case("half", HALF, 2), Case("whole-base", BASE, 4))
+CPU_CASES = (
+    Case("half", HALF, 2),
+    Case("half bf16", HALF, 2, precision="bf16"),
+    Case("whole-base", BASE, 4),
+)
+CASES = (Case("base", BASE, 16),) if GPU else CPU_CASES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,13 +190,13 @@ def make_batch(case: Case, network: SimVTP, device: str) -> Batch:
     return Batch((video, ids), released, ids.long())
 
 
-def make_step(name: str, case: Case, network: SimVTP, batch: Batch, precision: str) -> Gradients:
+def make_step(name: str, case: Case, network: SimVTP, batch: Batch) -> Gradients:
     """One of `NAMES`, that adds the gradients of a group to those of the network."""
     world = World(batch.ids.device)
     if name.startswith("ours"):
         micro = case.pairs // 2 if name.endswith("micro-batches") else case.pairs
         compiler = "default" if name.endswith("compile") else "none"
-        config = case.run_config(micro, precision, compiler)
+        config = case.run_config(micro, compiler)
         ours = PairStep(network, config, SpecialTokens(), world)
         parts = [*zip(*(x.split(micro) for x in batch.pairs), strict=True)]
         wanted = [i for i, metric in enumerate(METRICS) if metric.endswith("loss")]
@@ -200,7 +207,7 @@ def make_step(name: str, case: Case, network: SimVTP, batch: Batch, precision: s
     forward = torch.compile(released) if name.endswith("compile") else released
 
     def gradients() -> Tensor:
-        with world.autocast(precision):
+        with world.autocast(case.precision):
             losses = forward(*batch.released)
         losses.sum().backward()
         return losses.detach()
@@ -252,10 +259,10 @@ def time_case(bench: Any, case: Case) -> common.Timed:
     network = SimVTP(case.network, TextConfig(dropout=0.0)).to(device)
     batch = make_batch(case, network, device)
     names, left_out = bench.wanted(NAMES)
-    steps = {name: make_step(name, case, network, batch, "fp32") for name in names}
+    exact = dataclasses.replace(case, precision="fp32")
+    steps = {name: make_step(name, exact, network, batch) for name in names}
     check_agreement(steps, network, batch)
-    if device == "cuda":
-        steps = {name: make_step(name, case, network, batch, "bf16") for name in names}
+    steps = {name: make_step(name, case, network, batch) for name in names}
 
     def whole(gradients: Gradients) -> Callable[[], None]:
         def run() -> None:
@@ -275,6 +282,7 @@ def time_case(bench: Any, case: Case) -> common.Timed:
         least=rounds,
         most=20 if device == "cuda" else rounds,
         budget_s=4.0 * len(runs),
+        ceiling="bf16_gemm_tflop_per_s" if case.precision == "bf16" else "gemm_tflop_per_s",
     )
     flops = step_flops(case.network, case.pairs, case.words, batch.masked_words)
     released_ms = times[names.index("released")] if "released" in names else None
@@ -309,6 +317,8 @@ def test_simvtp(bench: Any, case: Case) -> None:
     names, left_out = bench.wanted(NAMES)
     if not names:
         bench.skip(left_out)
+    if not GPU and case.precision == "bf16" and cpu_product_dtype(torch.bfloat16) == torch.float32:
+        pytest.skip("this processor does not multiply bf16")
     _timed.append(time_case(bench, case))
 
 

@@ -188,7 +188,13 @@ def ceilings(device: str) -> dict[str, float]:
 
 
 def steps_beside_products(
-    steps: Iterable[Callable[[], Any]], device: str, *, least: int, most: int, budget_s: float
+    steps: Iterable[Callable[[], Any]],
+    device: str,
+    *,
+    least: int,
+    most: int,
+    budget_s: float,
+    ceiling: str = "gemm_tflop_per_s",
 ) -> tuple[list[float], float, int]:
     """Times whole training steps, the host's part included, with a matrix product beside each.
 
@@ -198,11 +204,12 @@ def steps_beside_products(
         least: As `run_rounds` takes it.
         most: As `run_rounds` takes it.
         budget_s: As `run_rounds` takes it.
+        ceiling: The product, of `CEILINGS`.
 
     Returns:
         Milliseconds of each step, TFLOP/s of the products, and how many rounds there were.
     """
-    clock, product = Clock(device), CEILINGS["gemm_tflop_per_s"](device)
+    clock, product = Clock(device), CEILINGS[ceiling](device)
 
     def measure(step: Callable[[], Any]) -> tuple[float, ...]:
         if device == "cuda":

@@ -60,7 +60,7 @@ def test_a_candidate_that_learns_something_else_is_not_timed():
     torch.manual_seed(0)
     model = SimVTP(NETWORK, TextConfig(dropout=0.0))
     batch = bench_simvtp.make_batch(CASE, model, "cpu")
-    right = bench_simvtp.make_step("released", CASE, model, batch, "fp32")
+    right = bench_simvtp.make_step("released", CASE, model, batch)
 
     def wrong() -> torch.Tensor:
         losses = right()
