@@ -104,7 +104,7 @@ class RecallTest:
     def _require_readable(self, part: str) -> None:
         pairs = self.pairs[part]
         views = self._views(pairs, pairs.numbers)
-        reason = "it is empty"
+        reason = ""
         for place in range(len(views)):
             _, reason = views[place]
             if not reason:
