@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from vimpac.commands.help_text import DefaultsFormatter
 from vimpac.commands.view_arguments import parse_number_of_clips
+from vimpac.cpus import usable_cpus
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path, on_one_line
 
@@ -119,7 +119,7 @@ def _row(found: Prediction, top: int) -> dict[str, Any]:
 
 def _workers(args: argparse.Namespace, videos: int) -> int:
     """How many processes decode and tokenise."""
-    workers = getattr(args, "workers", 0 if videos == 1 else (os.cpu_count() or 1))
+    workers = getattr(args, "workers", 0 if videos == 1 else usable_cpus())
     if workers < 0:
         raise UsageError(f"--workers {workers} must not be negative")
     if not args.video_timeout > 0:
