@@ -25,12 +25,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
     Yields:
         An empty directory beside it, `.tmp-<name>`. At the end its files are brought to the disk
-        and it gets the name; after an error it is removed, and `path` is as it was.
+        and it gets the name; after an error it is removed, and `path` is as it was. Meanwhile the
+        old one is `.old-<name>`, which `recover` puts back if the process is killed just then.
 
     Raises:
         OSError: Writing failed; it names `path`, or a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir()
@@ -38,20 +40,42 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
             sync(written)
-        if path.exists():
+        if path.exists() and not _rename(path, _aside(path)):
             shutil.rmtree(path)
-        try:
-            os.replace(temporary, path)
-        except OSError as error:
-            if error.errno not in _NO_RENAMES:
-                raise
+        if not _rename(temporary, path):
             move_files(temporary, path)
         sync(path.parent)
+        shutil.rmtree(_aside(path), ignore_errors=True)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:  # of a write
             error.filename = str(path)
         shutil.rmtree(temporary, ignore_errors=True)
+        recover(path)
         raise
+
+
+def recover(path: Path) -> None:
+    """Puts back what `whole_directory` had moved aside when its process was killed."""
+    aside = _aside(path)
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    elif aside.is_dir():
+        os.replace(aside, path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".old-{path.name}")
+
+
+def _rename(source: Path, target: Path) -> bool:
+    """Renames a directory, if the file system does that."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _NO_RENAMES:
+            raise
+        return False
+    return True
 
 
 @contextmanager
