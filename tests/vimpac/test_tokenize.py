@@ -115,7 +115,7 @@ def test_workers_are_one_per_cpu_and_few_on_a_gpu(folder, monkeypatch, flags, ex
         raise VimpacError
 
     monkeypatch.setattr("vimpac.data.tokenize.tokenize_videos", note)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7, 9})
     assert main(["tokenize", str(folder), "--out", "unused", *flags]) == 1
     assert seen == [expected]
 

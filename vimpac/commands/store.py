@@ -1,11 +1,15 @@
-"""`vimpac store info|verify|convert`: what is in a token store, is it intact, make one of LMDBs."""
+"""`vimpac store info|verify|merge|add|convert`: look at a store, join some, make one of LMDBs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from vimpac.commands.made_store import (
+    add_max_skipped_argument,
+    check_max_skipped,
+    report_store,
+)
 from vimpac.paths import local_path, on_one_line
 
 
@@ -17,6 +21,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     verify = actions.add_parser("verify", help="read every frame and check its checksum")
     for action in (info, verify):
         action.add_argument("store", type=local_path)
+    merge = actions.add_parser("merge", help="join the parts of a store, or several stores")
+    merge.add_argument(
+        "parts", nargs="+", type=local_path, help="stores, or the folder of the parts: OUT.parts"
+    )
+    merge.add_argument("--out", required=True, type=local_path, help="where the store is to be")
+    merge.add_argument(
+        "--allow-missing", action="store_true", help="leave out parts that are not finished"
+    )
+    add_max_skipped_argument(merge)
+    add = actions.add_parser("add", help="append the videos of other stores to a store")
+    add.add_argument("store", type=local_path)
+    add.add_argument("others", nargs="+", type=local_path)
     convert = actions.add_parser("convert", help="make a store of the released LMDB databases")
     convert.add_argument("lmdb", nargs="+", type=local_path, help="one directory per variant")
     convert.add_argument("--out", required=True, type=local_path, help="where the store is to be")
@@ -25,19 +41,49 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does the action."""
-    if args.action == "convert":
-        from vimpac.data.lmdb_store import convert_lmdb
+    actions = {
+        "info": _info,
+        "verify": _verify,
+        "merge": _merge,
+        "add": _add,
+        "convert": _convert,
+    }
+    return actions[args.action](args)
 
-        store = convert_lmdb(args.lmdb, args.out, fps=args.fps)
-        print(f"{args.out}: {len(store)} videos, {int(store.frames.sum())} frames")
-        return 0
-    return {"info": _info, "verify": _verify}[args.action](args.store)
+
+def _convert(args: argparse.Namespace) -> int:
+    from vimpac.data.lmdb_store import convert_lmdb
+
+    store = convert_lmdb(args.lmdb, args.out, fps=args.fps)
+    print(f"{args.out}: {len(store)} videos, {int(store.frames.sum())} frames")
+    return 0
 
 
-def _info(path: Path) -> int:
+def _merge(args: argparse.Namespace) -> int:
+    from vimpac.data.merge import find_parts, merge_stores
+
+    check_max_skipped(args)
+    parts, missing = find_parts(args.parts, allow_missing=args.allow_missing)
+    store = merge_stores(parts, args.out, missing=missing)
+    for part in missing:
+        print(on_one_line(f"vimpac: warning: {part} is left out"), file=sys.stderr)
+    report_store(args, args.out, store)
+    return 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    from vimpac.data.merge import add_to_store
+
+    store = add_to_store(args.store, args.others)
+    print(f"{args.store}: {len(store)} videos, {int(store.frames.sum())} frames")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
     from vimpac.data.store import TokenStore
+    from vimpac.data.store_format import read_meta
 
-    store = TokenStore(path, kind=None)
+    store, path = TokenStore(args.store, kind=None), args.store
     meta, frames = store.meta, int(store.frames.sum())
     weights = f", weights {meta.digest[:12]}" if meta.digest else ""
     print(f"tokenizer  {meta.tokenizer}, {meta.vocab_size} ids{weights}")
@@ -46,6 +92,8 @@ def _info(path: Path) -> int:
     print(f"videos     {len(store)}, {len(store.skipped)} skipped")
     print(f"frames     {frames} at {meta.fps:g} per second, {frames / meta.fps:.0f} s")
     print(f"size       {sum(f.stat().st_size for f in path.iterdir()) / 1e6:.1f} MB")
+    for part in read_meta(path).get("missing_parts", []):
+        print(on_one_line(f"missing    {part}"))
     for name, note in store.notes:
         print(on_one_line(f"note       {name}: {note}"))
     for name, reason in store.skipped:
@@ -53,12 +101,12 @@ def _info(path: Path) -> int:
     return 0
 
 
-def _verify(path: Path) -> int:
+def _verify(args: argparse.Namespace) -> int:
     from vimpac.data.store import TokenStore
 
-    store = TokenStore(path, kind=None)
+    store = TokenStore(args.store, kind=None)
     problems = [problem for problem in store.verify() if problem]
     for problem in problems:
         print(on_one_line(f"vimpac: {problem}"), file=sys.stderr)
-    print(f"{path}: {len(store) - len(problems)} of {len(store)} videos are intact")
+    print(f"{args.store}: {len(store) - len(problems)} of {len(store)} videos are intact")
     return 1 if problems else 0

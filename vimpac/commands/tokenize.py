@@ -7,19 +7,23 @@ Exit codes: 0 the store is whole (videos that could not be read are listed and r
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from vimpac.commands.help_text import DefaultsFormatter
-from vimpac.errors import UsageError, VimpacError
+from vimpac.commands.made_store import (
+    add_max_skipped_argument,
+    check_max_skipped,
+    report_store,
+)
+from vimpac.commands.part_arguments import add_part_argument, plan_of, which_part
+from vimpac.cpus import usable_cpus
+from vimpac.errors import UsageError
 from vimpac.paths import local_path, on_one_line
 
 if TYPE_CHECKING:
     from vimpac.data.tokenize import TokenizeSettings
 
-MAX_SKIPPED = 5.0  # percent
 GPU_WORKERS = 2  # one decodes while the other encodes; each holds the weights once more
 
 
@@ -53,6 +57,7 @@ def add_video_arguments(parser: argparse.ArgumentParser, *, fps: int, size: int)
         help="a file with one path on each line, which names the video; - reads standard input",
     )
     parser.add_argument("--out", required=True, type=local_path, help="where the store is to be")
+    add_part_argument(parser)
     parser.add_argument("--fps", default=str(fps), help="frames per second of video time")
     parser.add_argument("--size", default=size, type=int, help="side of the square crop in pixels")
     parser.add_argument(
@@ -63,14 +68,7 @@ def add_video_arguments(parser: argparse.ArgumentParser, *, fps: int, size: int)
         "crashes or hangs then ends (default: one per CPU, "
         f"but at most {GPU_WORKERS} where the tokenizer computes on a GPU)",
     )
-    parser.add_argument(
-        "--max-skipped",
-        default=argparse.SUPPRESS,
-        type=float,
-        metavar="PERCENT",
-        help="exit with 1 if more of the videos could not be read "
-        f"(default: {MAX_SKIPPED:g}, but one video at least)",
-    )
+    add_max_skipped_argument(parser)
     parser.add_argument(
         "--video-timeout",
         default=300.0,
@@ -129,10 +127,16 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
 
     if not args.videos and args.list is None:
         raise UsageError("no video is given: name files or directories, or give --list FILE")
-    videos = find_videos(args.videos, args.list, report=say)
-    allowed = _allowed(args, len(videos))
     if not args.video_timeout > 0:
         raise UsageError(f"--video-timeout {args.video_timeout:g} must be positive")
+    check_max_skipped(args)
+    part, out = getattr(args, "part", None), args.out
+    if part is None:
+        videos = find_videos(args.videos, args.list, report=say)
+    else:
+        number, parts = which_part(part)
+        plan = plan_of(args, parts, say)
+        videos, out = plan.videos(number), plan.store(number)
     with progress_bar(console) as progress:
         task = progress.add_task(doing, total=len(videos))
 
@@ -144,43 +148,20 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
         with terminated_as_interrupted():
             store = tokenize_videos(
                 videos,
-                args.out,
+                out,
                 settings,
                 workers=min(_workers(args, settings.device), len(videos)),
                 timeout=args.video_timeout,
+                may_be_empty=part is not None,
                 report=report,
             )
-    frames = int(store.frames.sum())
-    print(f"{args.out}: {len(store)} videos, {frames} frames, {frames / store.meta.fps:.0f} s")
-    if store.notes:
-        print(f"{len(store.notes)} videos are damaged in part:", file=sys.stderr)
-    for name, note in store.notes:
-        print(on_one_line(f"  {name}: {note}"), file=sys.stderr)
-    if store.skipped:
-        print(f"{len(store.skipped)} of {len(videos)} videos could not be read:", file=sys.stderr)
-    for name, reason in store.skipped:
-        print(on_one_line(f"  {name}: {reason}"), file=sys.stderr)
-    if len(store.skipped) > allowed:
-        raise VimpacError(
-            f"{len(store.skipped)} of {len(videos)} videos could not be read: {args.out} holds the "
-            "others; if they are enough, raise --max-skipped"
-        )
+    report_store(args, out, store, part=part is not None)
     return 0
-
-
-def _allowed(args: argparse.Namespace, videos: int) -> float:
-    """How many videos may be skipped."""
-    share = getattr(args, "max_skipped", None)
-    if share is None:
-        return max(1.0, MAX_SKIPPED / 100 * videos)
-    if not 0 <= share <= 100:
-        raise UsageError(f"--max-skipped {share:g} must lie in [0, 100] percent")
-    return share / 100 * videos
 
 
 def _workers(args: argparse.Namespace, device: str) -> int:
     """How many processes work."""
-    cpus = os.cpu_count() or 1
+    cpus = usable_cpus()
     default = cpus if device == "cpu" else min(cpus, GPU_WORKERS)
     workers = getattr(args, "workers", default)
     if workers < 0:

@@ -127,6 +127,7 @@ def tokenize_videos(
     *,
     workers: int = 0,
     timeout: float = 300.0,
+    may_be_empty: bool = False,
     report: Callable[[int, str], None] = lambda done, line: None,
 ) -> TokenStore:
     """Makes a store of videos, or continues the unfinished one at `out`.
@@ -137,6 +138,7 @@ def tokenize_videos(
         settings: How.
         workers: Processes; 0 works in this one, which a video that crashes or hangs can end.
         timeout: Seconds without progress after which a worker is ended.
+        may_be_empty: Whether the store is finished even if no video could be read.
         report: Called after every video with the number of videos done, and a line about what is
             wrong with this one or "".
 
@@ -185,7 +187,7 @@ def tokenize_videos(
                     writer.add(name, tokens, note=text)
                     line = f"{name}: {text}" if text else ""
                 report(len(writer.entries), line)
-        writer.finish()
+        writer.finish(may_be_empty=may_be_empty)
     return TokenStore(out, kind=None)
 
 

@@ -135,9 +135,17 @@ class TokenStoreWriter:
         """Records a video that cannot be tokenised, and why."""
         self._log(Entry(name, 0, skipped=reason or "unknown reason"))
 
-    def finish(self) -> None:
-        """Completes the store and moves it to its path."""
-        if all(entry.skipped for entry in self.entries):
+    def finish(self, *, may_be_empty: bool = False) -> None:
+        """Completes the store and moves it to its path.
+
+        Args:
+            may_be_empty: Whether a store without videos is finished like any other.
+
+        Raises:
+            VimpacError: It has no video; what was written is removed.
+            OSError: Nothing could be written.
+        """
+        if not may_be_empty and all(entry.skipped for entry in self.entries):
             self.close()
             shutil.rmtree(self._partial)  # else the same command would not try them again
             raise VimpacError(f"{self.path} would hold no video: no input could be read")
