@@ -23,6 +23,10 @@ _HELD = (errno.EAGAIN, errno.EACCES)  # by another process; the second where NFS
 _REFUSED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
+class InUse(VimpacError):
+    """Another process holds a lock."""
+
+
 @dataclasses.dataclass
 class Lock:
     """A lock that this process holds until `close`."""
@@ -51,7 +55,7 @@ def lock(path: Path, what: str) -> Lock:
         The lock; `close` it.
 
     Raises:
-        VimpacError: Another process holds it.
+        InUse: Another process holds it.
         OSError: The file cannot be made.
     """
     file = FileIO(path, "ab")
@@ -61,7 +65,7 @@ def lock(path: Path, what: str) -> Lock:
     except OSError as error:
         file.close()
         if error.errno in _HELD:
-            raise VimpacError(f"another process is writing {what}: wait for it") from None
+            raise InUse(f"another process is writing {what}: wait for it") from None
         if error.errno not in _REFUSED:
             error.filename = str(path)
             raise
@@ -91,7 +95,7 @@ def _own(owner: Path, what: str) -> None:
         if host != socket.gethostname() or _start(process) == start:
             break
         owner.unlink(missing_ok=True)
-    raise VimpacError(
+    raise InUse(
         f"another process is writing {what}: wait for it (process {process} on {host} since "
         f"{when}; if it is gone, remove {owner})"
     )

@@ -1,20 +1,26 @@
-"""Which part of the videos a process works on: by number, or as a scheduler says."""
+"""Videos in parts: one of them, by number or as a scheduler says, or all of them with Dask."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from vimpac.data.parts import MOST_PARTS, Plan, make_plan
-from vimpac.data.sources import find_videos
 from vimpac.errors import UsageError
 from vimpac.paths import local_path
 
+if TYPE_CHECKING:
+    from vimpac.data.parts import Plan
+    from vimpac.data.sources import Video
+    from vimpac.data.store import TokenStore
+    from vimpac.data.tokenize import TokenizeSettings
 
-def add_part_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares --part."""
+
+def add_part_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares --part, --dask and --parts."""
     parser.add_argument(
         "--part",
         metavar="I/N",
@@ -22,6 +28,20 @@ def add_part_argument(parser: argparse.ArgumentParser) -> None:
         help="work on part I of N alone, 0 <= I < N, and write OUT.parts/part-I; "
         "`vimpac store merge OUT.parts --out OUT` then makes the store. auto/N takes I from a "
         "SLURM array, AWS Batch array or Kubernetes Indexed Job, auto N, too, if it is said there",
+    )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="make all parts on the workers of a Dask cluster and join them: the address of its "
+        "scheduler, such as tcp://head:8786, or local:N for N workers here; --workers then are "
+        "the processes of each (default: 1). See docs/tokenizing.md",
+    )
+    parser.add_argument(
+        "--parts",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="with --dask: how many parts (default: 4 for each worker)",
     )
 
 
@@ -38,6 +58,9 @@ def plan_of(args: argparse.Namespace, parts: int, report: Callable[[str], None])
         VimpacError: See `vimpac.data.sources.find_videos`.
     """
 
+    from vimpac.data.parts import make_plan
+    from vimpac.data.sources import find_videos
+
     source: dict[str, object] = {"videos": args.videos, "list": None}
     if args.list == "-":
         raise UsageError("--list - can be read once only: parts need a file that all can read")
@@ -46,6 +69,46 @@ def plan_of(args: argparse.Namespace, parts: int, report: Callable[[str], None])
     return make_plan(
         args.out, parts, source, lambda: find_videos(args.videos, args.list, report=report)
     )
+
+
+def make_parts(
+    args: argparse.Namespace,
+    videos: list[Video],
+    settings: TokenizeSettings,
+    report: Callable[[int, str], None],
+) -> TokenStore:
+    """Makes a store in parts on a Dask cluster.
+
+    Args:
+        args: With what `vimpac.commands.tokenize.add_video_arguments` declares.
+        videos: All of them.
+        settings: How.
+        report: As of `vimpac.data.tokenize.tokenize_videos`.
+
+    Returns:
+        The store.
+    """
+    from vimpac.data.cluster import connect, default_parts, make_on_cluster
+    from vimpac.data.parts import parts_folder, read_plan
+
+    workers = getattr(args, "workers", 1)
+    if workers < 0 or getattr(args, "parts", 1) < 1:
+        raise UsageError("--workers must not be negative, and --parts must be positive")
+    if settings.weights is not None:
+        settings = dataclasses.replace(settings, weights=settings.weights.resolve())
+    settings.make_tokenizer()  # finds out here what is wrong with it
+    with connect(args.dask, gpu=settings.device != "cpu") as client:
+        begun = read_plan(parts_folder(args.out))
+        parts = getattr(args, "parts", len(begun) if begun else default_parts(client, len(videos)))
+        return make_on_cluster(
+            client,
+            plan_of(args, parts, lambda line: None),
+            args.out,
+            settings,
+            workers=workers,
+            timeout=args.video_timeout,
+            report=report,
+        )
 
 
 def which_part(text: str, environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -62,6 +125,8 @@ def which_part(text: str, environ: Mapping[str, str] = os.environ) -> tuple[int,
     Raises:
         UsageError: It is not of this form, or no variable says it.
     """
+
+    from vimpac.data.parts import MOST_PARTS
 
     index, _, count = text.partition("/")
     if index == "auto":

@@ -16,7 +16,12 @@ from vimpac.commands.made_store import (
     check_max_skipped,
     report_store,
 )
-from vimpac.commands.part_arguments import add_part_argument, plan_of, which_part
+from vimpac.commands.part_arguments import (
+    add_part_arguments,
+    make_parts,
+    plan_of,
+    which_part,
+)
 from vimpac.cpus import usable_cpus
 from vimpac.errors import UsageError
 from vimpac.paths import local_path, on_one_line
@@ -57,7 +62,7 @@ def add_video_arguments(parser: argparse.ArgumentParser, *, fps: int, size: int)
         help="a file with one path on each line, which names the video; - reads standard input",
     )
     parser.add_argument("--out", required=True, type=local_path, help="where the store is to be")
-    add_part_argument(parser)
+    add_part_arguments(parser)
     parser.add_argument("--fps", default=str(fps), help="frames per second of video time")
     parser.add_argument("--size", default=size, type=int, help="side of the square crop in pixels")
     parser.add_argument(
@@ -118,6 +123,7 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
 
     from vimpac.data.sources import find_videos
     from vimpac.data.tokenize import tokenize_videos
+    from vimpac.data.writer import is_complete
     from vimpac.progress import progress_bar, terminated_as_interrupted
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -130,14 +136,18 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
     if not args.video_timeout > 0:
         raise UsageError(f"--video-timeout {args.video_timeout:g} must be positive")
     check_max_skipped(args)
+    if hasattr(args, "parts") and not args.dask:
+        raise UsageError(f"--parts {args.parts} needs --dask; for one part give --part I/N")
     part, out = getattr(args, "part", None), args.out
-    if part is None:
-        videos = find_videos(args.videos, args.list, report=say)
-    else:
+    if part is not None:
+        if args.dask:
+            raise UsageError("--part makes one part, --dask all of them: give one of the two")
         number, parts = which_part(part)
         plan = plan_of(args, parts, say)
         videos, out = plan.videos(number), plan.store(number)
-    with progress_bar(console) as progress:
+    else:
+        videos = find_videos(args.videos, args.list, report=say)
+    with progress_bar(console) as progress, terminated_as_interrupted():
         task = progress.add_task(doing, total=len(videos))
 
         def report(done: int, line: str) -> None:
@@ -145,7 +155,9 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
                 say(line)
             progress.update(task, completed=done)
 
-        with terminated_as_interrupted():
+        if args.dask and not is_complete(out):
+            store = make_parts(args, videos, settings, report)
+        else:
             store = tokenize_videos(
                 videos,
                 out,

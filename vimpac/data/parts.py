@@ -24,7 +24,7 @@ from vimpac.data.sources import Video
 from vimpac.data.store_format import check_free, difference
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
-from vimpac.lock import lock
+from vimpac.lock import InUse, lock
 
 MOST_PARTS = 100_000  # whose names have five digits, so that they sort by number
 _PLAN, _VIDEOS = "plan.json", "videos.jsonl"
@@ -135,7 +135,7 @@ def _plan_alone(folder: Path, made: dict, find: Callable[[], Sequence[Video]]) -
         try:
             held = lock(lock_file, f"the plan of {folder}")
             break
-        except VimpacError:
+        except InUse:
             if time.monotonic() > give_up:
                 raise
             time.sleep(0.2)
