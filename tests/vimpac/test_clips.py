@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vimpac.data.clips import ClipDataset
+from vimpac.data.random import CLIPS, each_below, words, words_of_each
 from vimpac.data.sampler import ResumableSampler, epoch_order
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
@@ -90,6 +91,45 @@ def test_sample_depends_on_seed_and_number_only(store):
 def test_rejects_bad_settings(store, kwargs, words):
     with pytest.raises(ValueError, match=words):
         ClipDataset(store, **kwargs)
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_distance": 1.0}, {"variant": 1, "frame_stride": 2}])
+@pytest.mark.parametrize("clips_per_video", [1, 2, 3])
+def test_batch_is_drawn_as_each_sample_was_in_version_01(store, settings, clips_per_video):
+    """Samples, read one by one, as they were when a checkpoint of then continues."""
+    stride, seed, keys = settings.get("frame_stride", 1), 3, [(p, p % 7) for p in range(70)]
+    dataset = ClipDataset(
+        store, num_frames=3, clips_per_video=clips_per_video, seed=seed, pad_token=PAD, **settings
+    )
+    for (sample, video), clips in zip(keys, dataset.__getitems__(keys), strict=True):
+        draws = [int(word) for word in words(CLIPS, seed, sample, 1 + clips_per_video)]
+        variant = settings.get("variant", draws[0] * 2 >> 64)
+        last = max(FRAMES[video] - 2 * stride - 1, 0)
+        first = draws[1] * (last + 1) >> 64
+        low, high = 0, last
+        if "max_distance" in settings:  # two frames
+            low, high = max(first - 2, 0), min(first + 2, last)
+        starts = [first, *(low + (draw * (high - low + 1) >> 64) for draw in draws[2:])]
+        for clip, start in zip(clips, starts, strict=True):
+            times = [start + stride * t for t in range(3)]
+            token = 100 * video + 4000 * variant
+            expected = [token + t if t < FRAMES[video] else PAD for t in times]
+            assert clip[:, 1, 1].tolist() == expected
+        assert torch.equal(dataset[sample, video], clips)
+
+
+def test_words_of_several_samples_are_those_of_each():
+    numbers = [5, 0, 2**40, 5]
+    found = words_of_each(CLIPS, 2**62, numbers, 6)
+    np.testing.assert_array_equal(found, [words(CLIPS, 2**62, number, 6) for number in numbers])
+
+
+def test_words_are_mapped_below_bounds_exactly():
+    edges = [0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1]
+    drawn = np.array([*edges, *words(CLIPS, 0, 0, 100)], np.uint64)[:, None]
+    bounds = np.array([1, 2, 3, 1000, 2**31, 2**32 - 1])
+    expected = [[int(word) * bound >> 64 for bound in bounds.tolist()] for word in drawn[:, 0]]
+    np.testing.assert_array_equal(each_below(drawn, bounds), expected)
 
 
 def _take(sampler: ResumableSampler, samples: int) -> list[tuple[int, int]]:

@@ -137,8 +137,8 @@ def test_processes_go_on_from_the_same_checkpoint(store, tmp_path):
 
 
 def test_stand_in_of_a_damaged_video_is_the_next_whole_one():
-    assert stand_ins(5, []) == [0, 1, 2, 3, 4]
-    assert stand_ins(5, [1, 2, 4]) == [0, 3, 3, 3, 0]
+    assert [*stand_ins(5, [])] == [0, 1, 2, 3, 4]
+    assert [*stand_ins(5, [1, 2, 4])] == [0, 3, 3, 3, 0]
     with pytest.raises(VimpacError, match="all of 2 videos are damaged"):
         stand_ins(2, [0, 1])
 

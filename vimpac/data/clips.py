@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vimpac.data.random import CLIPS, below, words
+from vimpac.data.random import CLIPS, each_below, words_of_each
 from vimpac.data.store import TokenStore
 from vimpac.errors import VimpacError
 from vimpac.tokens import PAD_TOKEN
@@ -49,7 +48,7 @@ class ClipDataset(Dataset[torch.Tensor]):
         frame_stride: int = 1,
         variant: int | None = None,
         seed: int = 0,
-        videos: Sequence[int] | None = None,
+        videos: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         if min(num_frames, clips_per_video, frame_stride) < 1:
             raise ValueError(f"{num_frames=}, {clips_per_video=}, {frame_stride=}: must be >= 1")
@@ -83,44 +82,67 @@ class ClipDataset(Dataset[torch.Tensor]):
         Returns:
             Token ids (C, T, H, W), int32, PAD where the video has no more frames.
         """
-        sample, video = index[0], self.videos[index[1]]
-        frames = self.store.num_frames(video)
+        return self.batch([index])[0]
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        """The samples of a batch, as a `DataLoader` asks for them."""
+        return [*self.batch(indices)]
+
+    def batch(self, indices: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Draws the clips of several samples, which are read at once.
+
+        Args:
+            indices: (sample number, video) of each.
+
+        Returns:
+            Token ids (B, C, T, H, W), int32.
+        """
+        samples, places = zip(*indices, strict=True)
+        videos = np.asarray([self.videos[place] for place in places], np.int64)
         span = clip_span(self.num_frames, self.frame_stride)
-        draws = words(CLIPS, self.seed, sample, 1 + self.clips_per_video)
-        variant = below(draws[0], len(self.store.meta.variants))
-        if self.variant is not None:
-            variant = self.variant
-        clips = np.full((self.clips_per_video, self.num_frames, *self._map), self.pad_token)
-        for clip, start in zip(clips, self._starts(draws[1:], frames - span), strict=True):
-            tokens = self.store.read(video, start, min(start + span, frames), variant)
-            tokens = tokens[:: self.frame_stride]
-            clip[: len(tokens)] = tokens
-        return torch.from_numpy(clips.astype(np.int32))
+        draws = words_of_each(CLIPS, self.seed, samples, 1 + self.clips_per_video)
+        if self.variant is None:
+            several = np.full(len(videos), len(self.store.meta.variants))
+            variants = each_below(draws[:, 0], several)
+        else:
+            variants = np.full(len(videos), self.variant)
+        starts = self._starts(draws[:, 1:], self.store.frames[videos].astype(np.int64) - span)
+        clips = self.store.read_many(
+            videos.repeat(self.clips_per_video),
+            starts.ravel(),
+            self.num_frames,
+            stride=self.frame_stride,
+            variants=variants.repeat(self.clips_per_video),
+            fill=self.pad_token,
+        )
+        return torch.from_numpy(clips).unflatten(0, starts.shape)
 
-    @property
-    def _map(self) -> tuple[int, int]:
-        return self.store.meta.height, self.store.meta.width
-
-    def _starts(self, draws: np.ndarray, last: int) -> list[int]:
+    def _starts(
+        self,
+        draws: np.ndarray,  # (B, C) uint64
+        last: np.ndarray,  # (B,), where the last whole clip starts
+    ) -> np.ndarray:  # (B, C)
         """A start in [0, last] for every draw; 0 where the video is too short."""
-        last = max(last, 0)
-        first = below(draws[0], last + 1)
-        low, high = 0, last
+        last = np.maximum(last, 0)[:, None]
+        first = each_below(draws[:, :1], last + 1)
+        low, high = np.zeros_like(last), last
         if self._reach is not None:
-            low, high = max(first - self._reach, 0), min(first + self._reach, last)
-        return [first, *(low + below(draw, high - low + 1) for draw in draws[1:])]
+            low, high = np.maximum(first - self._reach, 0), np.minimum(first + self._reach, last)
+        return np.concatenate([first, low + each_below(draws[:, 1:], high - low + 1)], 1)
 
 
-def stand_ins(count: int, damaged: Collection[int]) -> list[int]:
+def stand_ins(count: int, damaged: Collection[int]) -> Sequence[int] | np.ndarray:
     """For each of so many videos itself or, if it is damaged, the next one that is not.
 
-    So a damaged video changes neither the number nor the order of the samples.
+    So a damaged video changes neither the number nor the order of the samples. A list of a million
+    numbers would be copied by every data-loading process; these are not.
 
     Raises:
         VimpacError: All are damaged.
     """
-    left_out = frozenset(damaged)
-    whole = [i for i in range(count) if i not in left_out]
-    if not whole:
+    if not damaged:
+        return range(count)
+    whole = np.setdiff1d(np.arange(count), [*damaged])
+    if not whole.size:
         raise VimpacError(f"all of {count} videos are damaged: copy the store again")
-    return [whole[bisect_left(whole, i) % len(whole)] for i in range(count)]
+    return whole[np.searchsorted(whole, np.arange(count)) % whole.size]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,7 +19,7 @@ class RandomClips(Dataset[tuple[Tensor, int]]):
     """A random clip (T, H, W) and its class, indexed by (sample number, video of the split)."""
 
     def __init__(self, store: TokenStore, config: FinetuneConfig, split: Split) -> None:
-        self.split = split
+        self.classes = np.array(split.classes)
         self.clips = ClipDataset(
             store,
             num_frames=config.clips.frames,
@@ -25,8 +28,13 @@ class RandomClips(Dataset[tuple[Tensor, int]]):
             variant=config.clips.variant,
             pad_token=PAD_TOKEN,
             seed=config.seed,
-            videos=split.videos,
+            videos=np.array(split.videos),
         )
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
-        return self.clips[index][0], self.split.classes[index[1]]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+        """The samples of a batch, as a `DataLoader` asks for them."""
+        classes = [int(self.classes[place]) for _, place in indices]
+        return [*zip(self.clips.batch(indices)[:, 0], classes, strict=True)]

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.store import TokenStore
@@ -83,7 +85,7 @@ def damage_warning(store: TokenStore, damaged: list[int]) -> Iterator[str]:
 
 
 def clip_pairs(
-    store: TokenStore, config: PretrainConfig, videos: Sequence[int] | None = None
+    store: TokenStore, config: PretrainConfig, videos: Sequence[int] | np.ndarray | None = None
 ) -> ClipDataset:
     """The two clips (2, T, H, W) that pre-training draws of a video; `videos` as `ClipDataset`."""
     clips = config.clips
