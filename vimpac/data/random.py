@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 # Streams: the order of an epoch, the clips of a sample, the dropout and the mixing of a clip; the
-# masked words of a run, the mismatch of a caption, the branches that a sample goes past.
-ORDER, CLIPS, DROPOUT, CUTMIX, WORD_MASK, MISMATCH, DROP_PATH = 1, 2, 3, 4, 5, 6, 7
+# masked words of a run, the mismatch of a caption, the branches that a sample goes past, the rounds
+# in which videos are drawn that have a weight.
+ORDER, CLIPS, DROPOUT, CUTMIX, WORD_MASK, MISMATCH, DROP_PATH, ROUNDS = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def words(stream: int, seed: int, number: int, count: int) -> np.ndarray:

@@ -1,22 +1,47 @@
 """The order of the samples: a function of (seed, epoch), whatever the ranks and workers.
 
-Samples are numbered 0, 1, 2, ... through all epochs, in each of which every video has `repeat` of
-them, side by side; sample p belongs to epoch p // (num_videos * repeat). Global step s consumes the
-samples [s * G, (s + 1) * G); rank r of W takes the r-th of W equal, contiguous parts, so the ranks'
-parts in rank order are what one rank reads.
+Samples are numbered 0, 1, 2, ... through all epochs, in each of which every video is drawn once or,
+with `shares`, as often as its share says. A video that is drawn has `repeat` samples, side by side.
+Global step s consumes the samples [s * G, (s + 1) * G); rank r of W takes the r-th of W equal,
+contiguous parts, so the ranks' parts in rank order are what one rank reads.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from vimpac.data.random import ORDER, words
+from vimpac.data.random import ORDER, ROUNDS, words
 
-_SETTINGS = ("seed", "num_videos", "repeat")  # without which a position means nothing
+_SETTINGS = ("seed", "num_videos", "repeat", "shares")  # without which a position means nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Videos that are drawn equally often.
+
+    They are drawn in rounds, each a permutation of them all. An epoch takes the next `draws` videos
+    of these rounds, so that a weight of 0.5 gives every video once in two epochs.
+
+    Attributes:
+        name: What they are; a position holds for the same names only.
+        videos: Their numbers, (videos,) int64.
+        weight: Rounds of an epoch.
+    """
+
+    name: str
+    videos: np.ndarray
+    weight: float = 1.0
+
+    @property
+    def draws(self) -> int:
+        """Videos that an epoch draws, a repeated one counted again."""
+        return round(self.weight * len(self.videos))
 
 
 class ResumableSampler(Sampler[tuple[int, int]]):
@@ -31,14 +56,16 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         rank: This process.
         world_size: Number of processes.
         seed: Seed of the order.
-        repeat: Samples of a video in an epoch.
+        repeat: Samples of a video each time that it is drawn.
+        shares: Videos by how often they are drawn, all of them; empty: each once in an epoch.
 
     Attributes:
         epoch_size: Samples of an epoch.
         position: Samples that are consumed.
 
     Raises:
-        ValueError: A count is not positive, or the batch does not divide.
+        ValueError: A count is not positive, the batch does not divide, or a share that has videos
+            draws none.
     """
 
     def __init__(
@@ -50,18 +77,26 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         world_size: int = 1,
         seed: int = 0,
         repeat: int = 1,
+        shares: Sequence[Share] = (),
     ) -> None:
         if min(num_videos, global_batch, repeat) < 1:
             raise ValueError(f"{num_videos=}, {global_batch=} and {repeat=} must be positive")
         if not 0 <= rank < world_size or global_batch % world_size:
             raise ValueError(f"{global_batch=} does not divide among {world_size=}, {rank=}")
+        for share in shares:
+            if len(share.videos) and not share.draws:
+                raise ValueError(f"{share.name} with the weight {share.weight:g} draws no video")
         self.num_videos = num_videos
         self.global_batch = global_batch
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.repeat = repeat
-        self.epoch_size = num_videos * repeat
+        self.shares = [f"{share.weight:g} x {share.name}" for share in shares]
+        weighted = any(share.weight != 1 for share in shares)
+        self._shares = [*shares] if weighted else []
+        drawn = sum(share.draws for share in shares) if weighted else num_videos
+        self.epoch_size = drawn * repeat
         self.position = 0
 
     @property
@@ -77,7 +112,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
             for position in range(start, start + part):
                 if position // self.epoch_size != epoch:
                     epoch = position // self.epoch_size
-                    order = epoch_order(self.num_videos, self.seed, epoch)
+                    order = self._order(epoch)
                 yield position, int(order[position % self.epoch_size // self.repeat])
             start += self.global_batch
 
@@ -85,23 +120,23 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         """Commits `steps` consumed global batches."""
         self.position += steps * self.global_batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The position and what it refers to."""
         settings = {key: getattr(self, key) for key in _SETTINGS}
         return {"position": self.position, **settings}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict()`; the ranks and the batch may differ.
 
         Args:
-            state: From a sampler with the same videos, seed and repetition; of before there was
-                one, too.
+            state: From a sampler with the same videos, seed, repetition and shares; of before
+                there were the latter two, too.
 
         Raises:
             ValueError: One of them differs, so the position means nothing.
             TypeError: The position is no whole number.
         """
-        state = {"repeat": 1, **state}
+        state = {"repeat": 1, "shares": [], **state}
         for key in _SETTINGS:
             if state[key] != getattr(self, key):
                 now = getattr(self, key)
@@ -110,6 +145,29 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         if position < 0:
             raise ValueError(f"position {position} must not be negative")
         self.position = position
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The videos of an epoch."""
+        if not self._shares:
+            return epoch_order(self.num_videos, self.seed, epoch)
+        first, drawn = 0, []
+        for share in self._shares:
+            drawn.append(self._draw(share, first, epoch))
+            first += len(share.videos)
+        videos = np.concatenate(drawn)
+        return videos[epoch_order(len(videos), self.seed, epoch)]
+
+    def _draw(self, share: Share, first: int, epoch: int) -> np.ndarray:
+        """The videos of a share that an epoch draws; so many videos are in those before."""
+        size = len(share.videos)
+        if not size:
+            return share.videos
+        begin, end = (share.draws * number for number in (epoch, epoch + 1))
+        rounds = range(begin // size, -(-end // size))
+        keys = [words(ROUNDS, self.seed, number, first + size)[first:] for number in rounds]
+        order = np.concatenate([np.argsort(key, kind="stable") for key in keys])
+        begin -= rounds.start * size
+        return share.videos[order[begin : begin + share.draws]]
 
 
 def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
