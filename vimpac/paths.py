@@ -38,6 +38,11 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def split_paths(text: str) -> list[str]:
+    """The paths between the commas of a text; it is one path if something has that name."""
+    return [text] if os.path.lexists(text) else text.split(",")
+
+
 def on_one_line(text: str) -> str:
     """A text whose control characters and undecodable bytes are escaped, for messages.
 

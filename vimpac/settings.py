@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from vimpac.errors import UsageError
-from vimpac.paths import is_url
+from vimpac.paths import is_url, split_paths
 from vimpac.presets import read_config
 from vimpac.yaml_text import NULLS, parse, read_entries, write
 
@@ -44,11 +44,17 @@ SHARE = Range("lie in [0, 1]", lambda x: 0 <= x <= 1)
 BELOW_ONE = Range("lie in [0, 1)", lambda x: 0 <= x < 1)
 ABOVE_ZERO = Range("lie in (0, 1]", lambda x: 0 < x <= 1)
 SIZE = Range("lie in [1, 65,536]", lambda x: 1 <= x <= 65_536)  # of a network
+WEIGHTS = Range("lie in (0, 1,000]", lambda x: 0 < x <= 1000)
 WORKERS = Range("lie in [0, 1,024]", lambda x: 0 <= x <= 1024)  # each takes its memory at once
 CLIPS = Range("lie in [1, 10,000]", lambda x: 1 <= x <= MOST_CLIPS)
 BOXES = Range("lie in [0, 65,536]", lambda x: 0 <= x <= 65_536)  # what mask_tokens takes
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)
 PATH = Range("be a path on this machine, no URL", lambda x: not is_url(x), str)
+PATHS = Range(
+    "be a path on this machine, or several with commas between them, no URL",
+    lambda x: not any(map(is_url, split_paths(x))),
+    str,
+)
 FOLDER = Range("name a directory on this machine", lambda x: x.strip() and not is_url(x), str)
 _FEW = 12  # keys that a message can name
 LARGEST = 10**9  # no setting but the seed needs more, and everything can compute with it
@@ -244,6 +250,12 @@ def _convert(text: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         inner = next(choice for choice in choices if choice is not type(None))
         return None if text is None or text in NULLS else _convert(text, inner)
+    if origin is tuple and choices[-1] is ...:  # any number of them, with or without brackets
+        if isinstance(text, str):
+            text = parse(text if text.startswith("[") else f"[{text}]")
+        if not isinstance(text, list) or not text:
+            raise TypeError
+        return tuple(_convert(v, choices[0]) for v in text)
     if origin is tuple:
         values = parse(text) if isinstance(text, str) else text
         if not isinstance(values, list) or len(values) != len(choices):
@@ -271,6 +283,8 @@ def _type_name(hint: Any) -> str:
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " or ".join(choices)
+    if origin is tuple and choices[-1] is ...:
+        return f"[{_type_name(choices[0])}, ...]"
     if origin is tuple:
         return f"[{', '.join(_type_name(c) for c in choices)}]"
     if choices:

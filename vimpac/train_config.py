@@ -12,10 +12,12 @@ from vimpac.settings import (
     FOLDER,
     NOT_NEGATIVE,
     PATH,
+    PATHS,
     POSITIVE,
     SEED,
     SHARE,
     SIZE,
+    WEIGHTS,
     WORKERS,
     range_problem,
     setting,
@@ -183,7 +185,10 @@ class TrainConfig:
 class TokenTrainConfig(TrainConfig):
     """What every training on a token store has."""
 
-    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
+    data: str = setting("", PATHS, "a token store (see `vimpac tokenize`), or several: a,b")
+    data_weights: tuple[float, ...] | None = setting(
+        None, WEIGHTS, "how often each of these stores' videos are drawn in an epoch; null: once"
+    )
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
 
     def check(self, world_size: int = 1, device_type: str = "cuda") -> None:

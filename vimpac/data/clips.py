@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from vimpac.data.joined_store import Store
 from vimpac.data.random import CLIPS, each_below, words_of_each
-from vimpac.data.store import TokenStore
 from vimpac.errors import VimpacError
 from vimpac.tokens import PAD_TOKEN
 from vimpac.train_config import clip_span
@@ -39,7 +39,7 @@ class ClipDataset(Dataset[torch.Tensor]):
 
     def __init__(
         self,
-        store: TokenStore,
+        store: Store,
         *,
         num_frames: int,
         clips_per_video: int = 2,

@@ -10,15 +10,15 @@ from torch.utils.data import Dataset
 
 from vimpac.config import FinetuneConfig
 from vimpac.data.clips import ClipDataset
+from vimpac.data.joined_store import Store
 from vimpac.data.labels import Split
-from vimpac.data.store import TokenStore
 from vimpac.tokens import PAD_TOKEN
 
 
 class RandomClips(Dataset[tuple[Tensor, int]]):
     """A random clip (T, H, W) and its class, indexed by (sample number, video of the split)."""
 
-    def __init__(self, store: TokenStore, config: FinetuneConfig, split: Split) -> None:
+    def __init__(self, store: Store, config: FinetuneConfig, split: Split) -> None:
         self.classes = np.array(split.classes)
         self.clips = ClipDataset(
             store,

@@ -9,8 +9,8 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from vimpac.data.annotations.datasets import looks_like, parse_source, read_source
 from vimpac.data.annotations.rows import SPLITS, Annotations, Row
 from vimpac.data.annotations.table import COLUMNS, read_table
+from vimpac.data.joined_store import JoinedStore, Store
 from vimpac.data.match_names import match_names
-from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.paths import local_path
 
@@ -36,7 +36,7 @@ class Split:
         return Split(videos, classes, self.missing)
 
 
-def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Split]]:
+def read_labels(path: str, store: Store) -> tuple[list[str], dict[str, Split]]:
     """Reads the classes of the videos of a store.
 
     Args:
@@ -50,10 +50,10 @@ def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Spli
         store sorted; and the videos of train, of test and, if there are any, of val.
 
     Raises:
-        UsageError: There are no such labels, they say two things of a video, or a class or a split
-            has too few videos.
+        UsageError: There are no such labels, they say two things of a video, a class or a split
+            has too few videos, or two stores have a video of one name.
     """
-    names = [store.name(i) for i in range(len(store))]
+    names = _names(store)
     annotations = _read(path, {*names})
     rows = match_names(names, annotations.rows, path)
     trained = {row.class_name for row in rows.values() if row.split == "train"}
@@ -79,7 +79,7 @@ def read_labels(path: str, store: TokenStore) -> tuple[list[str], dict[str, Spli
     return classes, {name: split for name, split in splits.items() if split.videos}
 
 
-def read_split(path: str, store: TokenStore, split: str, classes: list[str]) -> Split:
+def read_split(path: str, store: Store, split: str, classes: list[str]) -> Split:
     """Reads which videos of a store are in a split, for a classifier that is trained.
 
     Args:
@@ -93,9 +93,9 @@ def read_split(path: str, store: TokenStore, split: str, classes: list[str]) -> 
 
     Raises:
         UsageError: There are no such labels, they have no such video, or one whose class is not
-            in `classes`.
+            in `classes`, or two stores have a video of one name.
     """
-    names = [store.name(i) for i in range(len(store))]
+    names = _names(store)
     annotations = _read(path, {*names})
     rows = match_names(names, annotations.rows, path)
     numbers = {name: number for number, name in enumerate(classes)}
@@ -148,12 +148,24 @@ def missing_warning(path: str, name: str, split: Split) -> Iterator[str]:
         )
 
 
+def _names(store: Store) -> list[str]:
+    """The names of all videos, which labels must tell apart."""
+    repeated = store.repeated_name() if isinstance(store, JoinedStore) else None
+    if repeated:
+        name, first, second = repeated
+        raise UsageError(
+            f"'{name}' is a video of {first} and of {second}, and the labels do not say which they "
+            "mean: give one of the stores, or tokenise one again from another directory"
+        )
+    return [store.name(i) for i in range(len(store))]
+
+
 def _count(rows: Iterable[Row]) -> Counter[str]:
     """Videos of every split, each name once."""
     return Counter(dict((row.video, row.split) for row in rows).values())
 
 
-def _without_split(path: str, store: TokenStore, split: str, rows: Iterable[Row]) -> UsageError:
+def _without_split(path: str, store: Store, split: str, rows: Iterable[Row]) -> UsageError:
     others = ", ".join(sorted({f"'{row.split}'" for row in rows}))
     return UsageError(f"{path}: no video of {store.path} has the split '{split}', only {others}")
 

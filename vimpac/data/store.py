@@ -57,6 +57,7 @@ class TokenStore:
         meta: The settings all videos share.
         skipped: (name, reason) of every video that could not be tokenised.
         notes: (name, note) of every video that is damaged but was tokenised.
+        names_crc32: The checksum of all names, which tells stores apart.
 
     Raises:
         UsageError: The path is a URL.
@@ -73,7 +74,7 @@ class TokenStore:
             self.notes = [(name, note) for name, note in values.get("notes", [])]
             self._shard_frames = np.array(values["shard_frames"], np.int64)
             self._videos, index_crc32 = int(values["videos"]), int(values["index_crc32"])
-            names_crc32 = int(values["names_crc32"])
+            self.names_crc32 = int(values["names_crc32"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise VimpacError(f"{self.path}/meta.json is corrupt ({error!r}): {FIX}") from error
         if kind not in (None, self.meta.kind):
@@ -81,7 +82,7 @@ class TokenStore:
         self._record = self.meta.frame_record
         self._checksums = FrameChecksums(self._record.itemsize)
         self._files.check(INDEX, index_crc32)
-        self._files.check(NAMES, names_crc32)
+        self._files.check(NAMES, self.names_crc32)
         self._map()
 
     def _map(self) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from vimpac.config import LABELS
-from vimpac.settings import PATH, POSITIVE, SIZE, WORKERS, setting
+from vimpac.settings import PATHS, POSITIVE, SIZE, WORKERS, setting
 
 
 @dataclasses.dataclass
@@ -24,7 +24,7 @@ class InferenceConfig:
 
     command: ClassVar[str] = "evaluate"
 
-    data: str = setting("", PATH, "a token store: see `vimpac tokenize`")
+    data: str = setting("", PATHS, "a token store (see `vimpac tokenize`), or several: a,b")
     labels: str = setting("", LABELS, "the classes of its videos: see `vimpac labels`")
     batch: int = setting(32, POSITIVE, "views at once, of each process")
     workers: int = setting(2, WORKERS, "data-loading processes per rank; 0: none")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vimpac.checkpoints.model_dir import load_classifier, read_description
 from vimpac.data.even_clips import EvenClips, find_crops
+from vimpac.data.joined_store import Store
 from vimpac.data.labels import Split, keep_videos, missing_warning, read_split
-from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.applied import fit_to_store
 from vimpac.eval.config import InferenceConfig
@@ -200,7 +200,7 @@ def _evaluate(
 
 def _test(
     folder: Path,
-    store: TokenStore,
+    store: Store,
     videos: Split,
     clips: Sequence[int],
     variants: Sequence[int],

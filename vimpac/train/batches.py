@@ -10,9 +10,12 @@ import numpy as np
 
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
+from vimpac.data.joined_store import JoinedStore, Store
+from vimpac.data.sampler import Share
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.config import InferenceClipConfig
+from vimpac.paths import split_paths
 from vimpac.settings import LARGEST
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
 from vimpac.train_config import ClipConfig, TokenTrainConfig
@@ -20,37 +23,84 @@ from vimpac.train_config import ClipConfig, TokenTrainConfig
 Config = TypeVar("Config", bound=TokenTrainConfig)
 
 
-def open_store(path: str, variant: int | None = None) -> TokenStore:
-    """Opens a token store that the model can read.
+def open_store(paths: str, variant: int | None = None) -> Store:
+    """Opens a token store that the model can read, or several as one.
 
     Args:
-        path: The store's directory.
+        paths: The store's directory, or those of several with commas between them.
         variant: Which of its variants is wanted; None: any.
 
     Returns:
         The store.
 
     Raises:
-        UsageError: No path was given, or the store has ids the model does not know, no video, or
-            not that variant.
+        UsageError: No path was given, or a store has ids the model does not know, no video, not
+            that variant, or other settings than the first one.
     """
-    if not path:
+    if not paths:
         raise UsageError("data= is missing: give a token store (see `vimpac tokenize`)")
-    store = TokenStore(path)
-    if store.meta.vocab_size > NUM_TOKENS:
+    stores = []
+    for path in split_paths(paths):
+        store = TokenStore(path)
+        if store.meta.vocab_size > NUM_TOKENS:
+            raise UsageError(
+                f"{path} has {store.meta.vocab_size} token ids, the model has {NUM_TOKENS}: "
+                "tokenise with another tokenizer"
+            )
+        if not len(store):
+            raise UsageError(f"{path} holds no video: tokenise some")
+        last = len(store.meta.variants) - 1
+        if (variant or 0) > last:
+            raise UsageError(f"clips.variant={variant}: {path} has the variants 0 to {last}")
+        stores.append(store)
+    return stores[0] if len(stores) == 1 else JoinedStore(stores)
+
+
+def make_shares(
+    store: Store, weights: Sequence[float] | None, videos: Sequence[int] | None = None
+) -> list[Share]:
+    """How often the videos of every store are drawn, as a `ResumableSampler` takes it.
+
+    Args:
+        store: The store or stores.
+        weights: `data_weights`.
+        videos: Those of the store that are drawn, by whose places the shares number them; None:
+            all.
+
+    Returns:
+        A share of each store; of one store without a weight none, as a sampler needs none.
+
+    Raises:
+        UsageError: There are not as many weights as stores, or a weight draws no video.
+    """
+    stores = store.stores if isinstance(store, JoinedStore) else [store]
+    if weights is None and len(stores) == 1:
+        return []
+    values = [1.0] * len(stores) if weights is None else weights
+    if len(values) != len(stores):
+        given = ", ".join(f"{weight:g}" for weight in values)
         raise UsageError(
-            f"{path} has {store.meta.vocab_size} token ids, the model has {NUM_TOKENS}: "
-            "tokenise with another tokenizer"
+            f"data_weights=[{given}] has {len(values)} weights, data={store.path} {len(stores)} "
+            "stores: give a weight of each"
         )
-    if not len(store):
-        raise UsageError(f"{path} holds no video: tokenise some")
-    last = len(store.meta.variants) - 1
-    if (variant or 0) > last:
-        raise UsageError(f"clips.variant={variant}: {path} has the variants 0 to {last}")
-    return store
+    numbers = np.arange(len(store)) if videos is None else np.asarray(videos, np.int64)
+    owners = np.zeros_like(numbers)
+    if isinstance(store, JoinedStore):
+        owners = store.store_of(numbers)
+    shares = []
+    for k, (one, weight) in enumerate(zip(stores, values, strict=True)):
+        name = f"{len(one)} videos {one.names_crc32:08x}"
+        share = Share(name, np.flatnonzero(owners == k), weight)
+        if len(share.videos) and not share.draws:
+            raise UsageError(
+                f"data_weights: {weight:g} of the {len(share.videos)} videos of {one.path} is no "
+                "video in an epoch: raise it"
+            )
+        shares.append(share)
+    return shares
 
 
-def with_stride(config: Config, store: TokenStore) -> Config:
+def with_stride(config: Config, store: Store) -> Config:
     """A run's settings whose `clips.frame_stride` gives `clips.fps`, if that is set.
 
     Raises:
@@ -69,14 +119,14 @@ def with_stride(config: Config, store: TokenStore) -> Config:
     return dataclasses.replace(config, clips=clips)
 
 
-def damaged_videos(store: TokenStore, clips: ClipConfig | InferenceClipConfig) -> list[int]:
+def damaged_videos(store: Store, clips: ClipConfig | InferenceClipConfig) -> list[int]:
     """The videos that are to be left out, as `clips.skip_damaged` says."""
     if not clips.skip_damaged:
         return []
     return [i for i, problem in enumerate(store.verify()) if problem]
 
 
-def damage_warning(store: TokenStore, damaged: list[int]) -> Iterator[str]:
+def damage_warning(store: Store, damaged: list[int]) -> Iterator[str]:
     """A line, if videos are left out."""
     if damaged:
         names = ", ".join(f"'{store.name(i)}'" for i in damaged[:3])
@@ -85,7 +135,7 @@ def damage_warning(store: TokenStore, damaged: list[int]) -> Iterator[str]:
 
 
 def clip_pairs(
-    store: TokenStore, config: PretrainConfig, videos: Sequence[int] | np.ndarray | None = None
+    store: Store, config: PretrainConfig, videos: Sequence[int] | np.ndarray | None = None
 ) -> ClipDataset:
     """The two clips (2, T, H, W) that pre-training draws of a video; `videos` as `ClipDataset`."""
     clips = config.clips
@@ -101,7 +151,7 @@ def clip_pairs(
     )
 
 
-def padding_warning(store: TokenStore, clips: ClipConfig) -> Iterator[str]:
+def padding_warning(store: Store, clips: ClipConfig) -> Iterator[str]:
     """A line, if most videos are shorter than a clip."""
     videos, short = len(store), int((store.frames < clips.span).sum())
     if 2 * short > videos:

@@ -22,6 +22,7 @@ from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.train.batches import (
     damage_warning,
     damaged_videos,
+    make_shares,
     open_store,
     padding_warning,
     with_stride,
@@ -83,6 +84,7 @@ class Finetuning:
             world_size=world.size,
             seed=config.seed,
             repeat=config.clips.repeat,
+            shares=make_shares(self.store, config.data_weights, train.videos),
         )
         epoch_steps = self.sampler.epoch_size / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)

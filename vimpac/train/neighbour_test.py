@@ -11,8 +11,8 @@ from torch import Tensor
 from vimpac.checkpoints.description import DataFacts
 from vimpac.config import PretrainConfig
 from vimpac.data.even_clips import EvenClips
+from vimpac.data.joined_store import Store
 from vimpac.data.labels import keep_videos, read_labels
-from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.applied import find_stride
 from vimpac.eval.knn import K, judge_by_neighbours
@@ -42,7 +42,7 @@ class NeighbourTest:
         UsageError: Store, labels and run do not fit together.
     """
 
-    def __init__(self, config: PretrainConfig, store: TokenStore, world: World) -> None:
+    def __init__(self, config: PretrainConfig, store: Store, world: World) -> None:
         self.config, self.world = config, world
         self.store = open_store(config.run.knn_data) if config.run.knn_data else store
         was = DataFacts.of(store.meta, config.clips.frame_stride)

@@ -22,14 +22,15 @@ from vimpac.checkpoints.model_dir import DataFacts, ModelDescription
 from vimpac.checkpoints.training_state import Checkpoint
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import stand_ins
+from vimpac.data.joined_store import Store
 from vimpac.data.sampler import ResumableSampler
-from vimpac.data.store import TokenStore
 from vimpac.model.config import check_same_network
 from vimpac.model.pretraining import Vimpac
 from vimpac.train.batches import (
     clip_pairs,
     damage_warning,
     damaged_videos,
+    make_shares,
     open_store,
     padding_warning,
     with_stride,
@@ -86,7 +87,7 @@ class Pretraining:
 
     metrics: Sequence[str] = METRICS
 
-    def __init__(self, config: PretrainConfig, store: TokenStore, world: World) -> None:
+    def __init__(self, config: PretrainConfig, store: Store, world: World) -> None:
         config = with_stride(config, store)
         self.config, self.store, self.world = config, store, world
         self.grid = (config.clips.frames, store.meta.height, store.meta.width)
@@ -100,8 +101,9 @@ class Pretraining:
             rank=world.rank,
             world_size=world.size,
             seed=config.seed,
+            shares=make_shares(store, config.data_weights),
         )
-        epoch_steps = len(store) / batch.videos
+        epoch_steps = self.sampler.epoch_size / batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
         every = config.run.knn_every
         self.evaluate_every = 0 if every is None else max(1, round(every * epoch_steps))
