@@ -148,16 +148,14 @@ def _open_read_many(folder: Path) -> Reader:
 def _open_training(folder: Path) -> Reader:
     """With all that a process of a training holds of the videos; draws the starts itself."""
     store = TokenStore(folder)
-    data, sampler = (
-        ClipDataset(store, num_frames=CLIP),
-        ResumableSampler(len(store), global_batch=1),
-    )
-    next(iter(sampler))
+    data = ClipDataset(store, num_frames=CLIP)
+    samples = iter(ResumableSampler(len(store), global_batch=1))
+    next(samples)
 
     def read(videos: Sequence[int], starts: Sequence[int]) -> np.ndarray:
         return data.batch([*enumerate(videos)])[:, 0].numpy()
 
-    read.holds = (data, sampler)  # type: ignore[attr-defined]
+    read.holds = samples  # type: ignore[attr-defined]  # the order of an epoch
     return read
 
 
