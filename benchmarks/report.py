@@ -3,7 +3,7 @@
     python benchmarks/report.py
 
 Rewrites what stands between comments of README.md (`results`, `learning`), docs/evaluation.md
-(`evaluate`) and docs/simvtp.md (`learning_simvtp`), and docs/*.png.
+(`evaluate`), docs/tokenizing.md (`read`) and docs/simvtp.md (`learning_simvtp`), and docs/*.png.
 An op's speed-up is against the fastest peer of the same shape, forward and backward together. Its
 memory ratio is the lowest peak memory of a peer over that of our fastest implementation.
 """
@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 from report_learning import learning_tables, simvtp_tables
+from report_read import read_table
 
 from vimpac_kernels import OPS
 
@@ -282,6 +283,9 @@ def main() -> None:
         page = ROOT / "docs" / "evaluation.md"
         tables = [line for results in tested for line in evaluate_table(results)]
         page.write_text(_fill(page.read_text(), "evaluate", tables))
+    if tables := [line for results in found.values() for line in read_table(results)]:
+        page = ROOT / "docs" / "tokenizing.md"
+        page.write_text(_fill(page.read_text(), "read", tables))
     page = ROOT / "docs" / "simvtp.md"
     text = page.read_text()
     if simvtp.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vimpac_kernels
+from tests.vimpac.runs import make_store
 from vimpac import cli
 from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.settings import load_config
@@ -59,6 +60,16 @@ def test_example_of_a_simvtp_model_runs() -> None:
     names: dict = {}
     exec(example, names)
     assert names["output"].loss.isfinite() and names["cosines"].shape == (2, 2)
+
+
+def test_example_of_reading_a_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    (example,) = (block for block in _blocks(TOKENIZING, "python") if "TokenStore" in block)
+    names: dict = {}
+    exec(example, names)
+    assert names["frames"].shape == (2, 4, 4) and names["clips"].shape == (2, 5, 4, 4)
+    assert (names["clips"][0, :2] == names["frames"]).all()
 
 
 @pytest.mark.parametrize("command", _commands())
