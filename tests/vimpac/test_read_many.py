@@ -19,6 +19,15 @@ FRAMES = [4, 1, 7, 3, 9]
 PAD = 8193
 
 
+def _write_index(path: Path, index: np.ndarray, names: bytes) -> None:
+    """Gives a store another index and other names, with their checksums."""
+    (path / "index.bin").write_bytes(index.tobytes())
+    (path / "names.bin").write_bytes(names)
+    crcs = {"index_crc32": zlib.crc32(index.tobytes()), "names_crc32": zlib.crc32(names)}
+    values = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**values, "videos": len(index), **crcs}))
+
+
 def _write(path: Path, **kwargs) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     videos = [rng.integers(0, 8192, (2, frames, 2, 3)) for frames in FRAMES]
@@ -111,6 +120,21 @@ def test_id_that_the_tokenizer_does_not_have_is_found(tmp_path):
         TokenStore(tmp_path / "store").read_many([0, 4], [0, 7], 2, variants=1, fill=PAD)
 
 
+def test_video_that_goes_beyond_its_shard_is_named(tmp_path):
+    _write(tmp_path / "store")
+    index = np.frombuffer((tmp_path / "store" / "index.bin").read_bytes(), VIDEO_RECORD).copy()
+    index["first"][4] += 1
+    _write_index(tmp_path / "store", index, (tmp_path / "store" / "names.bin").read_bytes())
+    store = TokenStore(tmp_path / "store")
+    assert store.read_many([4], [6], 2, variants=1, fill=PAD).shape == (1, 2, 2, 3)
+    for read in (
+        lambda: store.read_many([0, 4], [0, 6], 3, variants=1, fill=PAD),
+        lambda: store.read(4, 6, 9, 1),
+    ):
+        with pytest.raises(DamagedVideo, match=r"shard-00000\.bin: too short in 'v4'"):
+            read()
+
+
 def test_checksum_of_many_records_finds_what_that_of_each_does():
     rng = np.random.default_rng(0)
     record = META.frame_record
@@ -148,11 +172,7 @@ def test_index_and_names_are_not_in_the_memory_of_the_process(tmp_path):
     index = np.zeros(videos, VIDEO_RECORD)
     index["frames"], index["name_bytes"] = 4, len(name)
     index["name_start"] = len(name) * np.arange(videos)
-    (tmp_path / "store" / "index.bin").write_bytes(index.tobytes())
-    (tmp_path / "store" / "names.bin").write_bytes(name * videos)
-    file = tmp_path / "store" / "meta.json"
-    crcs = {"index_crc32": zlib.crc32(index), "names_crc32": zlib.crc32(name * videos)}
-    file.write_text(json.dumps({**json.loads(file.read_text()), "videos": videos, **crcs}))
+    _write_index(tmp_path / "store", index, name * videos)
     tracemalloc.start()
     store = TokenStore(tmp_path / "store")
     assert store.name(videos - 1) == name.decode() and store.num_frames(7) == 4
