@@ -19,7 +19,7 @@ def read_table(results: dict[str, Any]) -> list[str]:
             "|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {row['impl']} | {row['clips_per_s']:,.0f} | {row['clips_per_s'] / bare:.2f}x | "
+            f"| {row['impl']} | {row['clips_per_s']:,.0f} | {row['clips_per_s'] / bare:.2g}x | "
             f"{max(row['private_mib'], 0):.1f} | {row['peak_mib']:.1f} | {row['opening_s']:.3f} |"
             for row in rows
         ]

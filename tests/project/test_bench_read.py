@@ -58,7 +58,7 @@ def test_table_compares_with_the_faster_map():
     assert lines[0] == "9 videos, a CPU, numpy 2, today:\n"
     assert lines[3:] == [
         "| np.memmap | 100,000 | 0.25x | 0.2 | 1.5 | 0.020 |",
-        "| np.memmap, np.asarray | 400,000 | 1.00x | 0.2 | 1.5 | 0.020 |",
+        "| np.memmap, np.asarray | 400,000 | 1x | 0.2 | 1.5 | 0.020 |",
         "| MDS | 50,000 | 0.12x | 0.2 | 1.5 | 0.020 |",
     ]
     assert report_read.read_table({}) == []
