@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vimpac.data.frame_checksums import FrameChecksums
+from vimpac.data.shard_cache import ShardCache
 from vimpac.data.store_files import FIX, StoreFiles
 from vimpac.data.store_format import INDEX, NAMES, VIDEO_RECORD, StoreMeta, shard_name
 from vimpac.data.writer import TokenStoreWriter
-from vimpac.errors import VimpacError
-from vimpac.paths import local_path
+from vimpac.errors import UsageError, VimpacError
+from vimpac.paths import is_url, local_path
 
 __all__ = ["TokenStore", "TokenStoreWriter"]
 
@@ -50,23 +51,26 @@ class TokenStore:
     """A finished store, read only.
 
     Args:
-        path: The store's directory.
+        path: The store's directory, or its URL in object storage.
         kind: What must be stored there, of `store_format.VERSIONS`; None: any of them.
+        cache: Where the files of a store in object storage are kept; needed with a URL.
 
     Attributes:
+        path: The store's directory, or its URL.
         meta: The settings all videos share.
         skipped: (name, reason) of every video that could not be tokenised.
         notes: (name, note) of every video that is damaged but was tokenised.
         names_crc32: The checksum of all names, which tells stores apart.
 
     Raises:
-        UsageError: The path is a URL.
+        UsageError: The path is a URL without a cache.
         VimpacError: The store is absent, unfinished, of another version or kind, or damaged.
     """
 
-    def __init__(self, path: str | Path, *, kind: str | None = "tokens") -> None:
-        self.path = local_path(path)
-        self._files = StoreFiles(self.path)
+    def __init__(
+        self, path: str | Path, *, kind: str | None = "tokens", cache: ShardCache | None = None
+    ) -> None:
+        self.path, self._files = _locate(path, cache)
         values = self._files.meta()
         try:
             self.meta = StoreMeta.from_dict(values)
@@ -89,7 +93,7 @@ class TokenStore:
         """Maps index and names; shards follow when they are read."""
         self._index = self._files.map(INDEX)
         if len(self._index) != self._videos * VIDEO_RECORD.itemsize:
-            raise VimpacError(f"{self.path / INDEX} does not hold {self._videos} videos: {FIX}")
+            raise VimpacError(f"{self.path}/{INDEX} does not hold {self._videos} videos: {FIX}")
         self._names = self._files.map(NAMES)
         self._shards: dict[int, memoryview] = {}
 
@@ -226,6 +230,8 @@ class TokenStore:
         if shard not in self._shards:
             size = int(self._shard_frames[shard]) * self._record.itemsize
             self._shards[shard] = self._files.map(shard_name(shard), size)
+            while sum(map(len, self._shards.values())) > self._files.mapped_limit:
+                del self._shards[next(iter(self._shards))]  # the first that was mapped
         return self._shards[shard]
 
     def _join(self, places: list[np.ndarray], step: int) -> bytes:
@@ -258,8 +264,20 @@ class TokenStore:
         return tokens, ""
 
     def _damaged(self, i: int, problem: str) -> DamagedVideo:
-        file = self.path / shard_name(self._video(i).shard)
+        file = f"{self.path}/{shard_name(self._video(i).shard)}"
         return DamagedVideo(f"{file}: {problem} in '{self.name(i)}': {FIX}")
+
+
+def _locate(path: str | Path, cache: ShardCache | None) -> tuple[Path | str, StoreFiles]:
+    """The path or URL of a store, and its files."""
+    if not is_url(path):
+        local = local_path(path)
+        return local, StoreFiles(local)
+    if cache is None:
+        raise UsageError(f"{path} is a URL: its shards need a cache on this machine")
+    from vimpac.data.object_store import ObjectFiles
+
+    return str(path), ObjectFiles(str(path), cache)
 
 
 def _check_range(numbers: np.ndarray, limit: int | np.ndarray, message: str) -> None:

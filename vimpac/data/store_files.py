@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import zlib
 from pathlib import Path
@@ -18,7 +19,12 @@ class StoreFiles:
 
     Args:
         path: The directory.
+
+    Attributes:
+        mapped_limit: Bytes of the shards that a reader keeps mapped.
     """
+
+    mapped_limit = math.inf
 
     def __init__(self, path: Path) -> None:
         self.path = path

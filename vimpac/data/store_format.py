@@ -161,8 +161,21 @@ def read_meta(path: Path) -> dict:
         if partial_path(path).is_dir() or (path / JOURNAL).is_file():
             raise VimpacError(f"{path} is unfinished: run the command that makes it again")
         raise VimpacError(f"{path} is no token store: make one with `vimpac tokenize`")
+    return parse_meta(file.read_bytes(), str(file))
+
+
+def parse_meta(text: bytes, file: str) -> dict:
+    """The content of a meta.json, checked.
+
+    Args:
+        text: The file's bytes.
+        file: What it is called in messages.
+
+    Raises:
+        VimpacError: It is corrupt, or not of this version.
+    """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(text)
         version, kind = values["version"], str(values.get("kind", "tokens"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VimpacError(f"{file} is corrupt ({error}): copy the store again") from error
