@@ -48,6 +48,7 @@ EXTRAS = {  # optional package: what installs it
     "skvideo": "vimpac-kernels[demo]",
     "pyarrow": "vimpac-kernels[parquet]",
     "tokenizers": "vimpac-kernels[text]",
+    "fsspec": "vimpac-kernels[cloud]",
     "distributed": "vimpac-kernels[cluster]",
     "lmdb": "lmdb",
 }

@@ -21,7 +21,6 @@ from vimpac.settings import (
     CLIPS,
     FOLDER,
     NOT_NEGATIVE,
-    PATHS,
     POSITIVE,
     SHARE,
     Range,
@@ -121,7 +120,7 @@ class WatchedRunConfig(RunConfig):
     knn_every: float | None = setting(
         None, POSITIVE, "epochs from k-NN test to test, with one at the end; null: none"
     )
-    knn_data: str = setting("", PATHS, "its token stores, of the same tokenizer; empty: data")
+    knn_data: str = setting("", doc="its token stores, of the same tokenizer; empty: data")
     knn_labels: str = setting("", LABELS, "the classes of its videos, in train and val or test")
 
 

@@ -38,6 +38,11 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def path_or_url(text: str) -> Path | str:
+    """A path of this machine, or a URL as it stands, which a `Path` would change."""
+    return text if is_url(text) else local_path(text)
+
+
 def split_paths(text: str) -> list[str]:
     """The paths between the commas of a text; it is one path if something has that name."""
     return [text] if os.path.lexists(text) else text.split(",")

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from vimpac.errors import UsageError
-from vimpac.paths import is_url, split_paths
+from vimpac.paths import is_url
 from vimpac.presets import read_config
 from vimpac.yaml_text import NULLS, parse, read_entries, write
 
@@ -50,11 +50,6 @@ CLIPS = Range("lie in [1, 10,000]", lambda x: 1 <= x <= MOST_CLIPS)
 BOXES = Range("lie in [0, 65,536]", lambda x: 0 <= x <= 65_536)  # what mask_tokens takes
 SEED = Range("lie in [0, 2^63)", lambda x: 0 <= x < 2**63)
 PATH = Range("be a path on this machine, no URL", lambda x: not is_url(x), str)
-PATHS = Range(
-    "be a path on this machine, or several with commas between them, no URL",
-    lambda x: not any(map(is_url, split_paths(x))),
-    str,
-)
 FOLDER = Range("name a directory on this machine", lambda x: x.strip() and not is_url(x), str)
 _FEW = 12  # keys that a message can name
 LARGEST = 10**9  # no setting but the seed needs more, and everything can compute with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
+from vimpac.data.store_config import StoreConfig
 from vimpac.errors import UsageError
 from vimpac.settings import (
     ABOVE_ZERO,
@@ -12,7 +13,6 @@ from vimpac.settings import (
     FOLDER,
     NOT_NEGATIVE,
     PATH,
-    PATHS,
     POSITIVE,
     SEED,
     SHARE,
@@ -46,6 +46,9 @@ class ClipConfig(ReadConfig):
     )
     skip_damaged: bool = setting(
         False, doc="read the whole store first and leave damaged videos out, which else end the run"
+    )
+    window: int | None = setting(
+        None, POSITIVE, "shards whose videos are mixed at a time, for stores with a URL; null: all"
     )
 
     @property
@@ -182,10 +185,9 @@ class TrainConfig:
 
 
 @dataclasses.dataclass
-class TokenTrainConfig(TrainConfig):
+class TokenTrainConfig(StoreConfig, TrainConfig):
     """What every training on a token store has."""
 
-    data: str = setting("", PATHS, "a token store (see `vimpac tokenize`), or several: a,b")
     data_weights: tuple[float, ...] | None = setting(
         None, WEIGHTS, "how often each of these stores' videos are drawn in an epoch; null: once"
     )

@@ -1,16 +1,25 @@
-"""`vimpac store info|verify|merge|add|convert`: look at a store, join some, make one of LMDBs."""
+"""`vimpac store ACTION`: look at a store, join some, copy one to object storage, convert LMDBs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vimpac.commands.made_store import (
     add_max_skipped_argument,
     check_max_skipped,
     report_store,
 )
-from vimpac.paths import local_path, on_one_line
+from vimpac.errors import UsageError
+from vimpac.paths import is_url, local_path, on_one_line, path_or_url
+
+if TYPE_CHECKING:
+    from vimpac.data.store import TokenStore
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -20,7 +29,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     info = actions.add_parser("info", help="print what a store holds")
     verify = actions.add_parser("verify", help="read every frame and check its checksum")
     for action in (info, verify):
-        action.add_argument("store", type=local_path)
+        action.add_argument("store", type=path_or_url, help="a directory or a URL")
+        action.add_argument(
+            "--cache",
+            type=local_path,
+            help="where the files of a store with a URL are kept (default: a temporary directory)",
+        )
     merge = actions.add_parser("merge", help="join the parts of a store, or several stores")
     merge.add_argument(
         "parts", nargs="+", type=local_path, help="stores, or the folder of the parts: OUT.parts"
@@ -33,6 +47,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add = actions.add_parser("add", help="append the videos of other stores to a store")
     add.add_argument("store", type=local_path)
     add.add_argument("others", nargs="+", type=local_path)
+    upload = actions.add_parser("upload", help="copy a store to object storage")
+    upload.add_argument("store", type=local_path)
+    upload.add_argument("url", help="where it is to be, such as s3://bucket/store")
     convert = actions.add_parser("convert", help="make a store of the released LMDB databases")
     convert.add_argument("lmdb", nargs="+", type=local_path, help="one directory per variant")
     convert.add_argument("--out", required=True, type=local_path, help="where the store is to be")
@@ -46,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         "verify": _verify,
         "merge": _merge,
         "add": _add,
+        "upload": _upload,
         "convert": _convert,
     }
     return actions[args.action](args)
@@ -79,11 +97,37 @@ def _add(args: argparse.Namespace) -> int:
     return 0
 
 
-def _info(args: argparse.Namespace) -> int:
-    from vimpac.data.store import TokenStore
-    from vimpac.data.store_format import read_meta
+def _upload(args: argparse.Namespace) -> int:
+    from vimpac.data.upload import upload_store
 
-    store, path = TokenStore(args.store, kind=None), args.store
+    if not is_url(args.url):
+        raise UsageError(f"{args.url} is no URL, such as s3://bucket/store")
+    upload_store(args.store, args.url, lambda name: print(name, file=sys.stderr))
+    print(f"{args.url}: uploaded")
+    return 0
+
+
+@contextmanager
+def _opened(args: argparse.Namespace) -> Iterator[TokenStore]:
+    """The store, whose files stay in the cache if there is one."""
+    from vimpac.data.shard_cache import ShardCache
+    from vimpac.data.store import TokenStore
+
+    if not is_url(args.store):
+        yield TokenStore(args.store, kind=None)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = ShardCache(args.cache or Path(temporary), sys.maxsize)
+        yield TokenStore(args.store, kind=None, cache=cache)
+
+
+def _info(args: argparse.Namespace) -> int:
+    with _opened(args) as store:
+        _print(store)
+    return 0
+
+
+def _print(store: TokenStore) -> None:
     meta, frames = store.meta, int(store.frames.sum())
     weights = f", weights {meta.digest[:12]}" if meta.digest else ""
     print(f"tokenizer  {meta.tokenizer}, {meta.vocab_size} ids{weights}")
@@ -91,22 +135,19 @@ def _info(args: argparse.Namespace) -> int:
     print(f"variants   {', '.join(meta.variants)}")
     print(f"videos     {len(store)}, {len(store.skipped)} skipped")
     print(f"frames     {frames} at {meta.fps:g} per second, {frames / meta.fps:.0f} s")
-    print(f"size       {sum(f.stat().st_size for f in path.iterdir()) / 1e6:.1f} MB")
-    for part in read_meta(path).get("missing_parts", []):
+    print(f"size       {sum(store.shard_bytes) / 1e6:.1f} MB")
+    for part in store.missing_parts:
         print(on_one_line(f"missing    {part}"))
     for name, note in store.notes:
         print(on_one_line(f"note       {name}: {note}"))
     for name, reason in store.skipped:
         print(on_one_line(f"skipped    {name}: {reason}"))
-    return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from vimpac.data.store import TokenStore
-
-    store = TokenStore(args.store, kind=None)
-    problems = [problem for problem in store.verify() if problem]
-    for problem in problems:
-        print(on_one_line(f"vimpac: {problem}"), file=sys.stderr)
-    print(f"{args.store}: {len(store) - len(problems)} of {len(store)} videos are intact")
+    with _opened(args) as store:
+        problems = [problem for problem in store.verify() if problem]
+        for problem in problems:
+            print(on_one_line(f"vimpac: {problem}"), file=sys.stderr)
+        print(f"{args.store}: {len(store) - len(problems)} of {len(store)} videos are intact")
     return 1 if problems else 0

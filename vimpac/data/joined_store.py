@@ -23,6 +23,8 @@ class JoinedStore:
         path: Their paths, for messages.
         meta: The settings that all videos share.
         frames: Number of frames of every video, (videos,) uint32.
+        shards: Number of the shard of every video, counted through all stores, (videos,) int64.
+        remote_bytes: As of a `TokenStore`, one after the other.
         skipped: As of a `TokenStore`, one after the other.
         notes: So are these.
 
@@ -34,7 +36,7 @@ class JoinedStore:
         self.stores = [*stores]
         self.path = ",".join(str(store.path) for store in stores)
         self.meta = stores[0].meta
-        seen = {stores[0].path.resolve()}
+        seen = {_real(stores[0])}
         for store in stores[1:]:
             differs = difference(store.meta.to_dict(), self.meta.to_dict())
             if differs:
@@ -42,11 +44,13 @@ class JoinedStore:
                     f"{store.path} cannot be joined to {stores[0].path}: its {differs}: tokenise "
                     "both alike"
                 )
-            if store.path.resolve() in seen:
+            if _real(store) in seen:
                 raise UsageError(f"{store.path} is given twice: data_weights says how often")
-            seen.add(store.path.resolve())
+            seen.add(_real(store))
         self.first = np.cumsum([0, *map(len, stores)])[:-1]
         self.frames = np.concatenate([store.frames for store in stores])
+        self.shards = np.concatenate(_count_on([store.shards for store in stores]))
+        self.remote_bytes = [size for store in stores for size in store.remote_bytes]
         self.skipped = [skipped for store in stores for skipped in store.skipped]
         self.notes = [note for store in stores for note in store.notes]
 
@@ -127,6 +131,20 @@ class JoinedStore:
             raise IndexError(f"video {i} of stores of {len(self)} videos")
         k = int(self.store_of(np.asarray(i)))
         return self.stores[k], int(i - self.first[k])
+
+
+def _count_on(numbers: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Numbers from 0 on, those of each array behind those of the ones before."""
+    counted, first = list[np.ndarray](), 0
+    for each in numbers:
+        counted.append(each.astype(np.int64) + first)
+        first = int(counted[-1].max(initial=first - 1)) + 1
+    return counted
+
+
+def _real(store: TokenStore) -> str:
+    """Where a store is, links followed."""
+    return store.path if isinstance(store.path, str) else str(store.path.resolve())
 
 
 Store = TokenStore | JoinedStore

@@ -126,7 +126,7 @@ def add_to_store(path: Path, sources: Sequence[Path]) -> TokenStore:
     path = path.resolve()
     with _alone(path):
         recover(path)
-        missing = read_meta(path).get("missing_parts", [])
+        missing = TokenStore(path, kind=None).missing_parts
         with whole_directory(path) as folder:
             _join([path, *sources], folder, missing)
     return TokenStore(path, kind=None)
@@ -152,16 +152,17 @@ def _join(sources: Sequence[Path], folder: Path, missing: Sequence[str]) -> None
     notes, skipped = list[tuple[str, str]](), dict[str, str]()
     stores = [TokenStore(source, kind=None) for source in sources]  # which checks them
     _check(stores)
-    for store in stores:
-        frames = read_meta(store.path)["shard_frames"]
+    for source, store in zip(sources, stores, strict=True):
+        frames = read_meta(source)["shard_frames"]
         numbers = np.cumsum([len(shard_frames), *map(bool, frames)])  # an empty shard has none
-        records = np.fromfile(store.path / INDEX, VIDEO_RECORD)
+        records = np.fromfile(source / INDEX, VIDEO_RECORD)
         records["shard"] = numbers[records["shard"]]
         records["name_start"] += len(names)
         index.append(records)
-        names += (store.path / NAMES).read_bytes()
+        names += (source / NAMES).read_bytes()
         for shard in np.flatnonzero(frames):
-            _link(store, int(shard), frames[shard], folder / shard_name(len(shard_frames)))
+            size = frames[shard] * store.meta.frame_record.itemsize
+            _link(source / shard_name(int(shard)), size, folder / shard_name(len(shard_frames)))
             shard_frames.append(frames[shard])
         notes += store.notes
         skipped |= dict(store.skipped)
@@ -203,13 +204,11 @@ def _check(stores: Sequence[TokenStore]) -> None:
                 raise UsageError(f"'{name}' is in {other.path} and in {store.path}: give one")
 
 
-def _link(store: TokenStore, shard: int, frames: int, target: Path) -> None:
-    """Gives a shard another name, or copies it."""
-    source = store.path / shard_name(shard)
-    expected = frames * store.meta.frame_record.itemsize
-    if not source.is_file() or source.stat().st_size != expected:
-        raise VimpacError(f"{source} is damaged: make {store.path} again")
+def _link(shard: Path, size: int, target: Path) -> None:
+    """Gives a shard of so many bytes another name, or copies it."""
+    if not shard.is_file() or shard.stat().st_size != size:
+        raise VimpacError(f"{shard} is damaged: make {shard.parent} again")
     try:
-        os.link(source, target)
+        os.link(shard, target)
     except OSError:
-        shutil.copyfile(source, target)
+        shutil.copyfile(shard, target)

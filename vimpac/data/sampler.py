@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from vimpac.data.random import ORDER, ROUNDS, words
+from vimpac.data.random import ORDER, ROUNDS, WINDOWS, words
 
-_SETTINGS = ("seed", "num_videos", "repeat", "shares")  # without which a position means nothing
+_SETTINGS = (
+    "seed",
+    "num_videos",
+    "repeat",
+    "shares",
+    "windows",
+)  # without which a position means nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,32 @@ class Share:
         return round(self.weight * len(self.videos))
 
 
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Shards some of which are read at a time, for videos that are far away.
+
+    Attributes:
+        shards: Of every video, (videos,) from 0.
+        size: Shards whose videos are mixed.
+    """
+
+    shards: np.ndarray
+    size: int
+
+    def __str__(self) -> str:
+        shards = np.ascontiguousarray(self.shards, "<u4")
+        return f"{self.size} of the shards {zlib.crc32(shards.tobytes()):08x}"
+
+    def gather(self, order: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Sorts the videos of an epoch, which are in random order, by the windows of their shards.
+
+        The shards are permuted and cut into windows; within one the videos stay in their order.
+        """
+        keys = words(WINDOWS, seed, epoch, int(self.shards.max()) + 1)
+        window = np.argsort(np.argsort(keys, kind="stable"), kind="stable") // self.size
+        return order[np.argsort(window[self.shards[order]], kind="stable")]
+
+
 class ResumableSampler(Sampler[tuple[int, int]]):
     """Yields (sample number, video) without end, from the committed position on.
 
@@ -58,6 +91,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         seed: Seed of the order.
         repeat: Samples of a video each time that it is drawn.
         shares: Videos by how often they are drawn, all of them; empty: each once in an epoch.
+        windows: The shards of the videos, if these are read shard by shard.
 
     Attributes:
         epoch_size: Samples of an epoch.
@@ -78,6 +112,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         seed: int = 0,
         repeat: int = 1,
         shares: Sequence[Share] = (),
+        windows: Windows | None = None,
     ) -> None:
         if min(num_videos, global_batch, repeat) < 1:
             raise ValueError(f"{num_videos=}, {global_batch=} and {repeat=} must be positive")
@@ -97,6 +132,8 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         self._shares = [*shares] if weighted else []
         drawn = sum(share.draws for share in shares) if weighted else num_videos
         self.epoch_size = drawn * repeat
+        self._windows = windows
+        self.windows = None if windows is None else str(windows)
         self.position = 0
 
     @property
@@ -113,6 +150,8 @@ class ResumableSampler(Sampler[tuple[int, int]]):
                 if position // self.epoch_size != epoch:
                     epoch = position // self.epoch_size
                     order = self._order(epoch)
+                    if self._windows is not None:
+                        order = self._windows.gather(order, self.seed, epoch)
                 yield position, int(order[position % self.epoch_size // self.repeat])
             start += self.global_batch
 
@@ -129,14 +168,14 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         """Continues from `state_dict()`; the ranks and the batch may differ.
 
         Args:
-            state: From a sampler with the same videos, seed, repetition and shares; of before
-                there were the latter two, too.
+            state: From a sampler with the same videos, seed, repetition, shares and windows; of
+                before there were the latter three, too.
 
         Raises:
             ValueError: One of them differs, so the position means nothing.
             TypeError: The position is no whole number.
         """
-        state = {"repeat": 1, "shares": [], **state}
+        state = {"repeat": 1, "shares": [], "windows": None, **state}
         for key in _SETTINGS:
             if state[key] != getattr(self, key):
                 now = getattr(self, key)

@@ -15,11 +15,10 @@ import numpy as np
 
 from vimpac.data.frame_checksums import FrameChecksums
 from vimpac.data.shard_cache import ShardCache
-from vimpac.data.store_files import FIX, StoreFiles
+from vimpac.data.store_files import FIX, find_files
 from vimpac.data.store_format import INDEX, NAMES, VIDEO_RECORD, StoreMeta, shard_name
 from vimpac.data.writer import TokenStoreWriter
-from vimpac.errors import UsageError, VimpacError
-from vimpac.paths import is_url, local_path
+from vimpac.errors import VimpacError
 
 __all__ = ["TokenStore", "TokenStoreWriter"]
 
@@ -60,6 +59,7 @@ class TokenStore:
         meta: The settings all videos share.
         skipped: (name, reason) of every video that could not be tokenised.
         notes: (name, note) of every video that is damaged but was tokenised.
+        missing_parts: Names of the parts that were left out when it was merged.
         names_crc32: The checksum of all names, which tells stores apart.
 
     Raises:
@@ -70,12 +70,13 @@ class TokenStore:
     def __init__(
         self, path: str | Path, *, kind: str | None = "tokens", cache: ShardCache | None = None
     ) -> None:
-        self.path, self._files = _locate(path, cache)
+        self.path, self._files = find_files(path, cache)
         values = self._files.meta()
         try:
             self.meta = StoreMeta.from_dict(values)
             self.skipped = [(name, reason) for name, reason in values["skipped"]]
             self.notes = [(name, note) for name, note in values.get("notes", [])]
+            self.missing_parts = [str(name) for name in values.get("missing_parts", [])]
             self._shard_frames = np.array(values["shard_frames"], np.int64)
             self._videos, index_crc32 = int(values["videos"]), int(values["index_crc32"])
             self.names_crc32 = int(values["names_crc32"])
@@ -112,6 +113,21 @@ class TokenStore:
     def frames(self) -> np.ndarray:
         """Number of frames of every video, (videos,) uint32."""
         return np.frombuffer(self._index, VIDEO_RECORD)["frames"]
+
+    @property
+    def shards(self) -> np.ndarray:
+        """Number of the shard of every video, (videos,) uint32."""
+        return np.frombuffer(self._index, VIDEO_RECORD)["shard"]
+
+    @property
+    def shard_bytes(self) -> list[int]:
+        """Bytes of every shard."""
+        return (self._shard_frames * self._record.itemsize).tolist()
+
+    @property
+    def remote_bytes(self) -> list[int]:
+        """The same of a store with a URL, whose shards must be fetched; else none."""
+        return [] if isinstance(self.path, Path) else self.shard_bytes
 
     def num_frames(self, i: int) -> int:
         """Number of frames of video `i`."""
@@ -266,18 +282,6 @@ class TokenStore:
     def _damaged(self, i: int, problem: str) -> DamagedVideo:
         file = f"{self.path}/{shard_name(self._video(i).shard)}"
         return DamagedVideo(f"{file}: {problem} in '{self.name(i)}': {FIX}")
-
-
-def _locate(path: str | Path, cache: ShardCache | None) -> tuple[Path | str, StoreFiles]:
-    """The path or URL of a store, and its files."""
-    if not is_url(path):
-        local = local_path(path)
-        return local, StoreFiles(local)
-    if cache is None:
-        raise UsageError(f"{path} is a URL: its shards need a cache on this machine")
-    from vimpac.data.object_store import ObjectFiles
-
-    return str(path), ObjectFiles(str(path), cache)
 
 
 def _check_range(numbers: np.ndarray, limit: int | np.ndarray, message: str) -> None:

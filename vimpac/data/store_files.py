@@ -7,8 +7,10 @@ import mmap
 import zlib
 from pathlib import Path
 
+from vimpac.data.shard_cache import ShardCache
 from vimpac.data.store_format import read_meta
-from vimpac.errors import VimpacError
+from vimpac.errors import UsageError, VimpacError
+from vimpac.paths import is_url, local_path
 
 FIX = "copy the file again from its source or make the store again"
 _PART = 1 << 18  # bytes that are read at once
@@ -72,3 +74,26 @@ class StoreFiles:
         if not file.is_file():
             raise VimpacError(f"{file} is missing: {FIX}")
         return file
+
+
+def find_files(path: str | Path, cache: ShardCache | None) -> tuple[Path | str, StoreFiles]:
+    """The files of a store.
+
+    Args:
+        path: The store's directory, or its URL in object storage.
+        cache: Where the files of a store with a URL are kept.
+
+    Returns:
+        The path or the URL, and the files.
+
+    Raises:
+        UsageError: There is a URL but no cache.
+    """
+    if not is_url(path):
+        local = local_path(path)
+        return local, StoreFiles(local)
+    if cache is None:
+        raise UsageError(f"{path} is a URL: its shards need a cache on this machine")
+    from vimpac.data.object_store import ObjectFiles
+
+    return str(path), ObjectFiles(str(path), cache)

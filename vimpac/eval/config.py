@@ -6,7 +6,8 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from vimpac.config import LABELS
-from vimpac.settings import PATHS, POSITIVE, SIZE, WORKERS, setting
+from vimpac.data.store_config import StoreConfig
+from vimpac.settings import POSITIVE, SIZE, WORKERS, setting
 
 
 @dataclasses.dataclass
@@ -19,12 +20,11 @@ class InferenceClipConfig:
 
 
 @dataclasses.dataclass
-class InferenceConfig:
+class InferenceConfig(StoreConfig):
     """What is read, and how it is computed."""
 
     command: ClassVar[str] = "evaluate"
 
-    data: str = setting("", PATHS, "a token store (see `vimpac tokenize`), or several: a,b")
     labels: str = setting("", LABELS, "the classes of its videos: see `vimpac labels`")
     batch: int = setting(32, POSITIVE, "views at once, of each process")
     workers: int = setting(2, WORKERS, "data-loading processes per rank; 0: none")

@@ -162,7 +162,7 @@ def _evaluate(
 ) -> Report:
     """As `evaluate`."""
     begin = time.perf_counter()
-    store = open_store(config.data)
+    store = open_store(config.data, cache=config.shard_cache)
     variants = find_crops(store.meta.variants, crops, "--crops")
     with join_world(config.device, config.timeout) as world:
         classes = _common_classes(folders)

@@ -64,7 +64,7 @@ class Featurizer:
         if clips < 1:
             raise UsageError(f"clips={clips} must be positive")
         self.config, self.world, self.pool, self.clips = config, world, pool, clips
-        self.store = open_store(config.data)
+        self.store = open_store(config.data, cache=config.shard_cache)
         self.variants = find_crops(self.store.meta.variants, crops, "--crops")
         self.encoder, self.reading = self._load(model)
         self.notes = [*self.reading.notes]

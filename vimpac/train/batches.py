@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -11,11 +12,12 @@ import numpy as np
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import ClipDataset
 from vimpac.data.joined_store import JoinedStore, Store
-from vimpac.data.sampler import Share
+from vimpac.data.sampler import Share, Windows
+from vimpac.data.shard_cache import ShardCache
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 from vimpac.eval.config import InferenceClipConfig
-from vimpac.paths import split_paths
+from vimpac.paths import is_url, split_paths
 from vimpac.settings import LARGEST
 from vimpac.tokens import NUM_TOKENS, PAD_TOKEN
 from vimpac.train_config import ClipConfig, TokenTrainConfig
@@ -23,12 +25,13 @@ from vimpac.train_config import ClipConfig, TokenTrainConfig
 Config = TypeVar("Config", bound=TokenTrainConfig)
 
 
-def open_store(paths: str, variant: int | None = None) -> Store:
+def open_store(paths: str, variant: int | None = None, *, cache: ShardCache | None = None) -> Store:
     """Opens a token store that the model can read, or several as one.
 
     Args:
-        paths: The store's directory, or those of several with commas between them.
+        paths: The store's directory or URL, or those of several with commas between them.
         variant: Which of its variants is wanted; None: any.
+        cache: Where the shards of stores with a URL are kept.
 
     Returns:
         The store.
@@ -41,7 +44,9 @@ def open_store(paths: str, variant: int | None = None) -> Store:
         raise UsageError("data= is missing: give a token store (see `vimpac tokenize`)")
     stores = []
     for path in split_paths(paths):
-        store = TokenStore(path)
+        if is_url(path) and cache is None:
+            raise UsageError(f"{path} is a URL: give cache=DIRECTORY on a local disk, too")
+        store = TokenStore(path, cache=cache)
         if store.meta.vocab_size > NUM_TOKENS:
             raise UsageError(
                 f"{path} has {store.meta.vocab_size} token ids, the model has {NUM_TOKENS}: "
@@ -98,6 +103,40 @@ def make_shares(
             )
         shares.append(share)
     return shares
+
+
+def make_windows(
+    store: Store, config: TokenTrainConfig, videos: Sequence[int] | None = None
+) -> Windows | None:
+    """The windows in which shards are read, as a `ResumableSampler` takes it.
+
+    Args:
+        store: The store or stores.
+        config: The run.
+        videos: As of `make_shares`.
+
+    Returns:
+        The windows; None where all videos are mixed.
+
+    Raises:
+        UsageError: The shards that are read at a time do not fit into the cache, so that each clip
+            might fetch one.
+    """
+    size, sizes = config.clips.window, sorted(store.remote_bytes, reverse=True)
+    # Some processes still read a window when others begin the next one.
+    needed, limit = sum(sizes if size is None else sizes[: 2 * size]), config.cache_gb * 1e9
+    if needed > limit:
+        fits = int(limit // (2 * sizes[0]))
+        at_once = "all" if size is None else f"clips.window={size}, twice,"
+        raise UsageError(
+            f"cache_gb={config.cache_gb:g} does not hold the shards of {store.path} that are read "
+            f"at a time ({at_once} {needed / 1e9:.3g} GB): "
+            + (f"give clips.window={fits} or less, or " if fits else "")
+            + f"cache_gb={math.ceil(needed / 1e8) / 10:g}"
+        )
+    if size is None:
+        return None
+    return Windows(store.shards if videos is None else store.shards[np.asarray(videos)], size)
 
 
 def with_stride(config: Config, store: Store) -> Config:

@@ -23,6 +23,7 @@ from vimpac.train.batches import (
     damage_warning,
     damaged_videos,
     make_shares,
+    make_windows,
     open_store,
     padding_warning,
     with_stride,
@@ -57,7 +58,7 @@ class Finetuning:
         *,
         attentive: bool = False,
     ) -> None:
-        self.store = open_store(config.data, config.clips.variant)
+        self.store = open_store(config.data, config.clips.variant, cache=config.shard_cache)
         self.config = config = with_stride(config, self.store)
         self.world = world
         self.classes, self.splits = read_labels(config.labels, self.store)
@@ -85,6 +86,7 @@ class Finetuning:
             seed=config.seed,
             repeat=config.clips.repeat,
             shares=make_shares(self.store, config.data_weights, train.videos),
+            windows=make_windows(self.store, config, train.videos),
         )
         epoch_steps = self.sampler.epoch_size / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)

@@ -44,7 +44,9 @@ class NeighbourTest:
 
     def __init__(self, config: PretrainConfig, store: Store, world: World) -> None:
         self.config, self.world = config, world
-        self.store = open_store(config.run.knn_data) if config.run.knn_data else store
+        self.store = store
+        if config.run.knn_data:
+            self.store = open_store(config.run.knn_data, cache=config.shard_cache)
         was = DataFacts.of(store.meta, config.clips.frame_stride)
         now = DataFacts.of(self.store.meta, 1)
         key = f"run.knn_data={config.run.knn_data}"

@@ -31,6 +31,7 @@ from vimpac.train.batches import (
     damage_warning,
     damaged_videos,
     make_shares,
+    make_windows,
     open_store,
     padding_warning,
     with_stride,
@@ -68,7 +69,7 @@ def pretrain(
         VimpacError: The loss is not finite, a file is damaged, or another process was lost.
     """
     config.check()
-    store = open_store(config.data, config.clips.variant)
+    store = open_store(config.data, config.clips.variant, cache=config.shard_cache)
     with join_world(config.device, config.run.timeout) as world:
         config.check(world.size, world.device.type)
         path = choose_checkpoint(resume, Path(config.out), world)
@@ -102,6 +103,7 @@ class Pretraining:
             world_size=world.size,
             seed=config.seed,
             shares=make_shares(store, config.data_weights),
+            windows=make_windows(store, config),
         )
         epoch_steps = self.sampler.epoch_size / batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
