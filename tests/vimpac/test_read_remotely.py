@@ -3,6 +3,7 @@
 import functools
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from tests.vimpac.runs import SETTINGS
 from vimpac.cli import main
+from vimpac.data.fetch_ahead import fetch_ahead
 from vimpac.data.sampler import ResumableSampler, Windows
-from vimpac.data.store import TokenStoreWriter
+from vimpac.data.shard_cache import ShardCache
+from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.train.log import read_log
 
@@ -88,6 +91,28 @@ def test_position_of_other_windows_is_refused(url, capsys):
     capsys.readouterr()
     assert main([*RUN, "data=store", "out=run", "clips.window=4", "--resume", "auto"]) != 0
     assert "windows" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_shards_of_the_next_window_come_while_one_is_read(url, tmp_path):
+    cache = ShardCache(tmp_path / "c", 1 << 30)
+    store = TokenStore(url, cache=cache)
+    windows = Windows(store.shards, 4)
+    sampler = ResumableSampler(16, global_batch=4, windows=windows)
+    samples = iter(fetch_ahead(sampler, store, windows))
+    expected = [sample for sample, _ in zip(sampler, range(40), strict=False)]
+    read = [next(samples)]
+    for _ in range(500):
+        there = {file.name for file in cache.folder.glob("*/shard-*.bin")}
+        if len(there) == 5:  # a window, and the first shard of the next
+            break
+        time.sleep(0.01)
+    assert there == {f"shard-{video:05d}.bin" for _, video in expected[:5]}
+    read += [next(samples) for _ in range(39)]
+    assert read == expected
+    samples.close()
+    local = TokenStore("store")
+    assert fetch_ahead(sampler, local, windows) is sampler
+    assert fetch_ahead(sampler, store, None) is sampler
 
 
 def test_store_commands_take_urls(url, capsys):

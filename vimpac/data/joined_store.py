@@ -49,7 +49,10 @@ class JoinedStore:
             seen.add(_real(store))
         self.first = np.cumsum([0, *map(len, stores)])[:-1]
         self.frames = np.concatenate([store.frames for store in stores])
-        self.shards = np.concatenate(_count_on([store.shards for store in stores]))
+        self._first_shard = np.cumsum([0, *(len(store.shard_bytes) for store in stores)])[:-1]
+        self.shards = np.concatenate(
+            [store.shards + first for store, first in zip(stores, self._first_shard, strict=True)]
+        )
         self.remote_bytes = [size for store in stores for size in store.remote_bytes]
         self.skipped = [skipped for store in stores for skipped in store.skipped]
         self.notes = [note for store in stores for note in store.notes]
@@ -59,6 +62,11 @@ class JoinedStore:
 
     def __reduce__(self) -> tuple:
         return JoinedStore, (self.stores,)
+
+    def fetch(self, shard: int) -> None:
+        """Brings a shard to this machine: see `TokenStore.fetch`."""
+        k = int(np.searchsorted(self._first_shard, shard, "right")) - 1
+        self.stores[k].fetch(shard - int(self._first_shard[k]))
 
     def num_frames(self, i: int) -> int:
         """Number of frames of video `i`."""
@@ -131,15 +139,6 @@ class JoinedStore:
             raise IndexError(f"video {i} of stores of {len(self)} videos")
         k = int(self.store_of(np.asarray(i)))
         return self.stores[k], int(i - self.first[k])
-
-
-def _count_on(numbers: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Numbers from 0 on, those of each array behind those of the ones before."""
-    counted, first = list[np.ndarray](), 0
-    for each in numbers:
-        counted.append(each.astype(np.int64) + first)
-        first = int(counted[-1].max(initial=first - 1)) + 1
-    return counted
 
 
 def _real(store: TokenStore) -> str:

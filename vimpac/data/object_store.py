@@ -96,9 +96,6 @@ class ObjectFiles(StoreFiles):
             os.utime(file)
         return file
 
-    def _find(self, name: str) -> Path:
-        return self.fetch(name)
-
     def _shard_sizes(self) -> dict[str, int]:
         try:
             size = StoreMeta.from_dict(self._meta).frame_record.itemsize

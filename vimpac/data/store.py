@@ -126,8 +126,12 @@ class TokenStore:
 
     @property
     def remote_bytes(self) -> list[int]:
-        """The same of a store with a URL, whose shards must be fetched; else none."""
+        """The same, of a store with a URL; of others none."""
         return [] if isinstance(self.path, Path) else self.shard_bytes
+
+    def fetch(self, shard: int) -> None:
+        """Brings a shard to this machine, if the store has a URL and it is not there."""
+        self._files.fetch(shard_name(shard))
 
     def num_frames(self, i: int) -> int:
         """Number of frames of video `i`."""

@@ -35,12 +35,23 @@ class StoreFiles:
         """What `meta.json` says: see `vimpac.data.store_format.read_meta`."""
         return read_meta(self.path)
 
+    def fetch(self, name: str) -> Path:
+        """Where a file is on this machine.
+
+        Raises:
+            VimpacError: It is missing.
+        """
+        file = self.path / name
+        if not file.is_file():
+            raise VimpacError(f"{file} is missing: {FIX}")
+        return file
+
     def check(self, name: str, crc32: int) -> None:
         """Raises VimpacError unless a file has a checksum.
 
         It is read in parts: mapped, all of its pages would count as this process's memory.
         """
-        file, found = self._find(name), 0
+        file, found = self.fetch(name), 0
         with file.open("rb", buffering=0) as stream:
             while data := stream.read(_PART):
                 found = zlib.crc32(data, found)
@@ -60,7 +71,7 @@ class StoreFiles:
         Raises:
             VimpacError: It is missing or of another size.
         """
-        file = self._find(name)
+        file = self.fetch(name)
         found = file.stat().st_size
         if size not in (None, found):
             raise VimpacError(f"{file} has {found} bytes, not {size}: {FIX}")
@@ -68,12 +79,6 @@ class StoreFiles:
             return memoryview(b"")
         with file.open("rb") as stream:
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def _find(self, name: str) -> Path:
-        file = self.path / name
-        if not file.is_file():
-            raise VimpacError(f"{file} is missing: {FIX}")
-        return file
 
 
 def find_files(path: str | Path, cache: ShardCache | None) -> tuple[Path | str, StoreFiles]:

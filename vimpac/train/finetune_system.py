@@ -13,6 +13,7 @@ from vimpac.checkpoints.training_state import Checkpoint
 from vimpac.config import FinetuneConfig
 from vimpac.data.clips import stand_ins
 from vimpac.data.even_clips import EvenClips, find_crops
+from vimpac.data.fetch_ahead import fetch_ahead
 from vimpac.data.labelled_clips import RandomClips
 from vimpac.data.labels import SPLITS, Split, missing_warning, read_labels
 from vimpac.data.sampler import ResumableSampler
@@ -78,6 +79,7 @@ class Finetuning:
         torch.manual_seed(config.seed)  # the same initial parameters on every rank
         self.model = CLASSIFIERS[self.kind](encoder, len(self.classes)).to(world.device)
         train = self.splits["train"]
+        windows = make_windows(self.store, config, train.videos)
         self.sampler = ResumableSampler(
             len(train.videos),
             global_batch=config.batch.videos,
@@ -86,7 +88,7 @@ class Finetuning:
             seed=config.seed,
             repeat=config.clips.repeat,
             shares=make_shares(self.store, config.data_weights, train.videos),
-            windows=make_windows(self.store, config, train.videos),
+            windows=windows,
         )
         epoch_steps = self.sampler.epoch_size / config.batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
@@ -96,7 +98,8 @@ class Finetuning:
         clips = RandomClips(self.store, config, train)
         _, micro = config.batch.on_rank(world.size)
         device = world.device
-        self.loader = make_loader(clips, self.sampler, micro, device=device, **self.reading)
+        samples = fetch_ahead(self.sampler, self.store, windows)
+        self.loader = make_loader(clips, samples, micro, device=device, **self.reading)
         self.pretrained_on: DataFacts | None = None
         self._step: FinetuneStep | None = None
 

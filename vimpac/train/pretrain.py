@@ -22,6 +22,7 @@ from vimpac.checkpoints.model_dir import DataFacts, ModelDescription
 from vimpac.checkpoints.training_state import Checkpoint
 from vimpac.config import PretrainConfig
 from vimpac.data.clips import stand_ins
+from vimpac.data.fetch_ahead import fetch_ahead
 from vimpac.data.joined_store import Store
 from vimpac.data.sampler import ResumableSampler
 from vimpac.model.config import check_same_network
@@ -96,6 +97,7 @@ class Pretraining:
         network = dataclasses.replace(config.model, grid=self.grid)
         self.model = Vimpac(network, config.loss).to(world.device)
         batch = config.batch
+        windows = make_windows(store, config)
         self.sampler = ResumableSampler(
             len(store),
             global_batch=batch.contrastive,
@@ -103,7 +105,7 @@ class Pretraining:
             world_size=world.size,
             seed=config.seed,
             shares=make_shares(store, config.data_weights),
-            windows=make_windows(store, config),
+            windows=windows,
         )
         epoch_steps = self.sampler.epoch_size / batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
@@ -116,7 +118,7 @@ class Pretraining:
         _, micro = batch.on_rank(world.size)
         self.loader = make_loader(
             pairs,
-            self.sampler,
+            fetch_ahead(self.sampler, store, windows),
             micro,
             workers=config.clips.workers,
             prefetch=config.clips.prefetch,
