@@ -118,7 +118,7 @@ def test_every_op_has_its_row() -> None:
 
 
 def test_numbers_of_tokenizing_are_those_of_the_code() -> None:
-    from vimpac.commands.tokenize import MAX_SKIPPED
+    from vimpac.commands.made_store import MAX_SKIPPED
     from vimpac.data import clock, tokenize_workers, video
 
     for words in (
