@@ -119,7 +119,7 @@ def write_videos(folder: Path, number: int, rng: np.random.Generator) -> Path:
     with TokenStoreWriter(folder / "store", meta) as writer:
         for i in range(number):
             frames, classes = draw_video(rng)
-            writer.add(str(i), tokenizer.encode(torch.from_numpy(frames))[None].numpy())
+            writer.add(str(i), tokenizer.encode(frames)[None])
             labels.append(classes)
         writer.finish()
     for attribute in ATTRIBUTES:

@@ -192,19 +192,18 @@ def paint(outcome: Outcome, tokens: Tensor, mask: Tensor, predicted: Tensor) -> 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tokenizer = get_tokenizer("patch")
     clips, T = tokens.shape[:2]
     figure = pyplot.figure(figsize=(1.7 * T * clips + 0.8, 9.0), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(5.6, 3.4))
     top, bottom = parts
     grid = top.subplots(3, T * clips, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for clip in range(clips):
-        original = tokenizer.decode(tokens[clip])  # (T, 3, S, S)
+        original = _painted(tokens[clip])
         hidden = mask[clip].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
         rows = (
             original,
             torch.where(hidden, torch.full_like(original, 128), original),
-            tokenizer.decode(predicted[clip]),
+            _painted(predicted[clip]),
         )
         for axes, frames in zip(grid[:, clip * T : (clip + 1) * T], rows, strict=True):
             for ax, frame in zip(axes, frames, strict=True):
@@ -219,6 +218,10 @@ def paint(outcome: Outcome, tokens: Tensor, mask: Tensor, predicted: Tensor) -> 
     figure.savefig(partial, dpi=100)
     partial.replace(outcome.picture)
     pyplot.close(figure)
+
+
+def _painted(ids: Tensor) -> Tensor:  # (T, h, w) to (T, 3, 8 h, 8 w)
+    return torch.from_numpy(get_tokenizer("patch").decode(ids.cpu().numpy()))
 
 
 def _plot_losses(figure: Any, outcome: Outcome) -> None:

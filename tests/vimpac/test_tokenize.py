@@ -173,7 +173,7 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path, workers, moment):
         (["--video-timeout", "0"], 2, "--video-timeout 0 must be positive"),
         (["--tokenizer", "none"], 2, "unknown tokenizer 'none'"),
         (["--tokenizer", "dalle"], 2, "download https://"),
-        (["--device", "none"], 2, "device 'none' cannot be used"),
+        (["--device", "cuda"], 2, "'patch' computes on the CPU: leave --device out"),
         (["--variants", "4"], 2, "unknown variant '4'"),
         (["missing.mp4"], 1, "missing.mp4 does not exist"),
     ],

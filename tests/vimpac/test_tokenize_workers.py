@@ -287,3 +287,17 @@ def test_script_without_a_guard_of_its_main_part_works(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("runs") == 1
+
+
+def test_no_process_of_the_built_in_tokenizer_imports_torch(tmp_path):
+    """Torch takes longer to import than the rest of a process does to start."""
+    write_video(tmp_path / "a.mp4", range(0, 1000, 100))
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    command = [sys.executable, "-m", "vimpac", "tokenize", "a.mp4", "--out", "store"]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    run = subprocess.run([*command, "--workers=1"], cwd=tmp_path, env=env, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    run = subprocess.run(
+        [*command, "--tokenizer=dalle"], cwd=tmp_path, env=env, text=True, capture_output=True
+    )
+    assert run.returncode == 1 and "torch was imported" in run.stderr

@@ -14,7 +14,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta, difference, partial_path
@@ -104,10 +103,9 @@ def tokenize_video(
     batch: list[np.ndarray] = []
 
     def encode() -> None:
-        frames = torch.from_numpy(np.stack(batch, axis=1))  # (variants, F, 3, S, S)
-        ids = tokenizer.encode(frames.flatten(0, 1))
-        ids = ids.view(*frames.shape[:2], *ids.shape[1:])
-        encoded.append(ids.numpy() if ids.dtype == torch.uint8 else ids.int().numpy())
+        frames = np.stack(batch, axis=1)  # (variants, F, 3, S, S)
+        ids = tokenizer.encode(frames.reshape(-1, *frames.shape[2:]))
+        encoded.append(ids.reshape(*frames.shape[:2], *ids.shape[1:]))
         batch.clear()
         alive()
 

@@ -8,13 +8,13 @@ then is tried alone, so that the one that is to blame is found.
 from __future__ import annotations
 
 import functools
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from vimpac.data.video import SCARCE, UnreadableVideo
 from vimpac.data.workers import HUNG, WorkerDied, Workers
@@ -119,17 +119,23 @@ def _outcome(work: Work, path: Path, alive: Callable[[], object] = lambda: None)
         return Outcome(None, str(error))
     except MemoryError:
         raise  # another try may find more
-    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
-        line = str(error).strip().partition("\n")[0]
-        raise VimpacError(
-            f"the device failed at {path} ({line:.200}): run the same command again, with fewer "
-            "--workers"
-        ) from error
     except Exception as error:
+        if _is_of_the_device(error):
+            line = str(error).strip().partition("\n")[0]
+            raise VimpacError(
+                f"the device failed at {path} ({line:.200}): run the same command again, with "
+                "fewer --workers"
+            ) from error
         if isinstance(error, OSError) and error.errno in SCARCE:
             raise MemoryError from error
         return Outcome(None, f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
     return Outcome(tokens, "; ".join(notes))
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """Whether a device failed; none can where torch is not imported, as here it need not be."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError))
 
 
 def _guard(make_work: Callable[[], Work]) -> Callable[..., Outcome]:

@@ -22,8 +22,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
-import torch
-
 from vimpac.errors import VimpacError
 
 HUNG = 75  # exit code of a worker whose task makes no progress
@@ -208,6 +206,8 @@ def _serve(connection: Connection, make_work: Callable[[], Work], timeout: float
             reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
             connection.send(VimpacError(f"a worker process cannot start ({reason})"))
             return
+        if "torch" in sys.modules:  # else the work does not need it, and it is slow to import
+            sys.modules["torch"].set_num_threads(1)
         connection.send(None)
         while True:
             argument = connection.recv()
@@ -232,7 +232,6 @@ def prepare(timeout: float) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     threading.Thread(target=_exit_without_progress, args=(timeout,), daemon=True).start()
-    torch.set_num_threads(1)
 
 
 def _made_progress() -> None:

@@ -205,7 +205,7 @@ def _settings(
         variants=_crops(data, crops),
         tokenizer=data.tokenizer,
         weights=weights,
-        device=str(device),
+        device="cpu" if weights is None else str(device),  # others compute on the CPU only
     )
 
 

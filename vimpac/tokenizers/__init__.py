@@ -1,7 +1,7 @@
 """Tokenizers: frames to maps of ids and, where a decoder is at hand, back.
 
 `patch` needs no download and is for trying things; `dalle` is the paper's tokenizer. `pixels` keeps
-the frames as they are, for `vimpac frames`.
+the frames as they are, for `vimpac frames`. Only `dalle` imports torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-import torch
+import numpy as np
 
 from vimpac.errors import UsageError
 
@@ -26,63 +26,60 @@ class Tokenizer(Protocol):
     patch: int
     digest: str  # SHA-256 of the weights, empty without weights
 
-    def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """RGB frames (F, 3, S, S) uint8 to ids (F, S / patch, S / patch) int64, on the CPU."""
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """RGB frames (F, 3, S, S) uint8 to ids (F, S / patch, S / patch) int32."""
 
-    def decode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids (F, h, w) to RGB frames (F, 3, h * patch, w * patch) uint8, on the CPU."""
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """Ids (F, h, w) to RGB frames (F, 3, h * patch, w * patch) uint8."""
 
 
 def get_tokenizer(
-    name: str, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
+    name: str, *, weights: str | Path | None = None, device: str = "cpu"
 ) -> Tokenizer:
     """Makes a tokenizer.
 
     Args:
         name: One of `TOKENIZERS`, or "pixels".
         weights: Weights file, or directory with encoder and decoder files; `dalle` only.
-        device: Where it computes.
+        device: Where it computes; `dalle` only, the others compute on the CPU.
 
     Returns:
         The tokenizer.
 
     Raises:
-        UsageError: An unknown name or device, or weights where there are none.
+        UsageError: An unknown name or device, or weights or a device where there are none.
         VimpacError: The weights are missing or do not fit.
     """
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"device '{device}' cannot be used ({reason}): give e.g. cpu") from error
-    if name == "patch":
-        from vimpac.tokenizers.patch import PatchTokenizer
-
-        if weights is not None:
-            raise UsageError("the tokenizer 'patch' has no weights: leave --weights out")
-        return PatchTokenizer(device=device)
     if name == "dalle":
         from vimpac.tokenizers.dalle import DalleTokenizer
 
         return DalleTokenizer(weights, device=device)
-    if name == "pixels" and weights is None:
-        from vimpac.tokenizers.pixels import PixelTokenizer
+    if name not in ("patch", "pixels"):
+        raise UsageError(f"unknown tokenizer '{name}': one of {', '.join(TOKENIZERS)}")
+    if weights is not None:
+        raise UsageError(f"the tokenizer '{name}' has no weights: leave --weights out")
+    if device != "cpu":
+        raise UsageError(f"the tokenizer '{name}' computes on the CPU: leave --device out")
+    if name == "patch":
+        from vimpac.tokenizers.patch import PatchTokenizer
 
-        return PixelTokenizer()
-    raise UsageError(f"unknown tokenizer '{name}': one of {', '.join(TOKENIZERS)}")
+        return PatchTokenizer()
+    from vimpac.tokenizers.pixels import PixelTokenizer
+
+    return PixelTokenizer()
 
 
-def check_frames(frames: torch.Tensor, patch: int) -> None:
+def check_frames(frames: np.ndarray, patch: int) -> None:
     """Raises unless `frames` is (F, 3, S, S') uint8 with sides divisible by `patch`."""
-    if frames.dtype != torch.uint8:
+    if frames.dtype != np.uint8:
         raise TypeError(f"frames must be uint8, not {frames.dtype}")
     if frames.ndim != 4 or frames.shape[1] != 3 or any(s % patch for s in frames.shape[2:]):
-        raise ValueError(f"frames {tuple(frames.shape)} are not (F, 3, S, S), S % {patch} == 0")
+        raise ValueError(f"frames {frames.shape} are not (F, 3, S, S), S % {patch} == 0")
 
 
-def check_ids(ids: torch.Tensor, vocab_size: int) -> None:
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
     """Raises unless `ids` is (F, h, w) integer in [0, vocab_size)."""
-    if ids.ndim != 3 or ids.is_floating_point():
-        raise ValueError(f"ids {tuple(ids.shape)} {ids.dtype} are not (F, h, w) integers")
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+    if ids.ndim != 3 or ids.dtype.kind not in "iu":
+        raise ValueError(f"ids {ids.shape} {ids.dtype} are not (F, h, w) integers")
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ValueError(f"an id of [{ids.min()}, {ids.max()}] is not in [0, {vocab_size})")

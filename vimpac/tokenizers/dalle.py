@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,7 +41,7 @@ class DalleTokenizer:
         device: Where it computes.
 
     Raises:
-        UsageError: No weights are given.
+        UsageError: No weights are given, or the device cannot be used.
         VimpacError: The weights are missing or do not fit.
     """
 
@@ -58,7 +59,7 @@ class DalleTokenizer:
         encoder = _find(path, "encoder") if path.is_dir() else path
         if encoder is None or not encoder.is_file():
             raise VimpacError(f"{encoder or path / 'encoder.*'} does not exist: {DOWNLOAD}")
-        self.device = torch.device(device)
+        self.device = _usable(device)
         self.digest = digest(encoder)
         self._encoder = _load(Dvae.encoder(), "encoder", encoder).to(self.device)
         self._decoder_file = _find(directory, "decoder")
@@ -67,35 +68,35 @@ class DalleTokenizer:
     @torch.inference_mode()
     def encode(
         self,
-        frames: torch.Tensor,  # (F, 3, S, S)
-    ) -> torch.Tensor:
+        frames: np.ndarray,  # (F, 3, S, S)
+    ) -> np.ndarray:
         """Encodes frames.
 
         Args:
             frames: RGB (F, 3, S, S) uint8, S divisible by 8.
 
         Returns:
-            Ids (F, S / 8, S / 8), int64, on the CPU.
+            Ids (F, S / 8, S / 8), int32.
         """
         check_frames(frames, self.patch)
         ids = [
             self._encoder(part.to(self.device).float() / 255 * (1 - 2 * EPS) + EPS).argmax(1).cpu()
-            for part in frames.split(BATCH)
+            for part in torch.from_numpy(frames).split(BATCH)
         ]
-        return torch.cat(ids)
+        return torch.cat(ids).int().numpy()
 
     @torch.inference_mode()
     def decode(
         self,
-        ids: torch.Tensor,  # (F, h, w)
-    ) -> torch.Tensor:
+        ids: np.ndarray,  # (F, h, w)
+    ) -> np.ndarray:
         """Paints the frames that the ids stand for.
 
         Args:
             ids: (F, h, w), integer, in [0, 8192).
 
         Returns:
-            RGB (F, 3, 8 h, 8 w) uint8, on the CPU.
+            RGB (F, 3, 8 h, 8 w) uint8.
 
         Raises:
             VimpacError: The decoder's weights are not there.
@@ -106,11 +107,11 @@ class DalleTokenizer:
                 raise VimpacError(f"no decoder beside the encoder's weights: {DOWNLOAD}")
             self._decoder = _load(Dvae.decoder(), "decoder", self._decoder_file).to(self.device)
         frames = []
-        for part in ids.split(BATCH):
-            onehot = F.one_hot(part.to(self.device).long(), VOCABULARY).movedim(-1, 1).float()
+        for part in torch.from_numpy(ids.astype(np.int64)).split(BATCH):
+            onehot = F.one_hot(part.to(self.device), VOCABULARY).movedim(-1, 1).float()
             pixels = (self._decoder(onehot)[:, :3].sigmoid() - EPS) / (1 - 2 * EPS)
             frames.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu())
-        return torch.cat(frames)
+        return torch.cat(frames).numpy()
 
 
 class Convolution(nn.Module):
@@ -190,6 +191,15 @@ class Dvae(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (F, C, H, W)
         """Applies the half."""
         return self.blocks(x)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, on which something can be computed."""
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"device '{device}' cannot be used ({reason}): give e.g. cpu") from error
 
 
 def _load(model: Dvae, half: str, file: Path) -> Dvae:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from vimpac.tokenizers import check_frames
 
@@ -17,15 +17,15 @@ class PixelTokenizer:
 
     def encode(
         self,
-        frames: torch.Tensor,  # (F, 3, S, S)
-    ) -> torch.Tensor:
-        """RGB (F, 3, S, S) uint8 to (F, S, S, 3) uint8, on the CPU."""
+        frames: np.ndarray,  # (F, 3, S, S)
+    ) -> np.ndarray:
+        """RGB (F, 3, S, S) uint8 to (F, S, S, 3) uint8."""
         check_frames(frames, self.patch)
-        return frames.cpu().permute(0, 2, 3, 1).contiguous()
+        return np.ascontiguousarray(frames.transpose(0, 2, 3, 1))
 
     def decode(
         self,
-        ids: torch.Tensor,  # (F, S, S, 3)
-    ) -> torch.Tensor:
+        ids: np.ndarray,  # (F, S, S, 3)
+    ) -> np.ndarray:
         """The reverse."""
-        return ids.cpu().permute(0, 3, 1, 2).contiguous()
+        return np.ascontiguousarray(ids.transpose(0, 3, 1, 2))
