@@ -119,7 +119,7 @@ def test_every_op_has_its_row() -> None:
 
 def test_numbers_of_tokenizing_are_those_of_the_code() -> None:
     from vimpac.commands.made_store import MAX_SKIPPED
-    from vimpac.data import clock, tokenize_workers, video
+    from vimpac.data import clock, tokenize_workers, video, workers
 
     for words in (
         f"by more than {clock.JITTER} frames, or runs too far ahead",
@@ -127,6 +127,8 @@ def test_numbers_of_tokenizing_are_those_of_the_code() -> None:
         f"up to {'an hour' if clock.LONGEST_FREEZE == 3600 else clock.LONGEST_FREEZE}",
         f"at most {'a tenth' if video.MOST_DAMAGED == 0.1 else video.MOST_DAMAGED} of its pictures",
         f"({MAX_SKIPPED:g} by default",
+        f"up to {tokenize_workers.AHEAD} videos for every worker",
+        f"take {workers.MOST_WAITING >> 20} MiB at most",
         f"tried {'three' if tokenize_workers.MOST_TRIES == 3 else 0} times",
     ):
         assert words in TOKENIZING

@@ -15,14 +15,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 
 from tests.vimpac.videos import write_video
+from vimpac.data.journal import Tries
 from vimpac.data.store import TokenStore
 from vimpac.data.store_format import StoreMeta
 from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
 from vimpac.data.tokenize_workers import MOST_TRIES, outcomes
 from vimpac.data.video import UnreadableVideo
+from vimpac.data.workers import Workers
 from vimpac.data.writer import TokenStoreWriter
 from vimpac.errors import VimpacError
 
@@ -51,6 +52,8 @@ def _work(path, *, note, alive):
         for _ in range(12):
             time.sleep(0.25)
             alive()
+    if kind == "last":
+        _wait_until(lambda: _begun(path.parent) > 20)
     if kind == "refused":
         raise UnreadableVideo("is no video")
     if kind == "error":
@@ -62,24 +65,53 @@ def _work(path, *, note, alive):
     if kind == "threads":
         raise av.error.BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
     if kind == "device":
+        import torch  # here, so that the workers of the other tests start at once
+
         raise torch.OutOfMemoryError("CUDA out of memory")
     note(f"note of {path.name}")
     return np.full((1, 1, 2, 2), len(path.name))
+
+
+def _begun(folder: Path) -> int:
+    """How many videos have been begun."""
+    return len([*folder.glob("*.tries")])
+
+
+def _wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _make_work():
     return _work
 
 
-class _Journal:
+def _megabyte(path, alive):
+    """A result of so many bytes; of the first video, how many were begun meanwhile."""
+    path.with_suffix(".tries").touch()
+    if path.name != "first":
+        return bytes(1 << 20)
+    _wait_until(lambda: _begun(path.parent) > 3)
+    time.sleep(0.5)
+    return _begun(path.parent)
+
+
+def _make_megabytes():
+    return _megabyte
+
+
+class _Journal(Tries):
     """What the writer would know."""
 
     def __init__(self, tries: dict[str, int] | None = None) -> None:
-        self.tries = Counter(tries)
+        super().__init__()
+        self.tries.update(tries or {})
         self.begun: list[str] = []
 
     def begin(self, name: str) -> None:
-        self.tries[name] += 1
+        super().begin(name)
         self.begun.append(name)
 
 
@@ -89,8 +121,7 @@ def _outcomes(folder, names, journal, *, workers, timeout=60.0, make_work=_make_
         make_work,
         workers=workers,
         timeout=timeout,
-        tries=lambda name: journal.tries[name],
-        begin=journal.begin,
+        record=journal,
     )
 
 
@@ -143,6 +174,23 @@ def test_video_under_way_in_killed_runs_is_tried_alone_and_then_listed(tmp_path)
     assert [name for name in "abde" if found[name].tokens is None] == []
 
 
+def test_long_video_does_not_hold_the_others_up(tmp_path):
+    """Twenty others are begun before the first ends, and the order stays."""
+    names = ["last-1", *map(str, range(40))]
+    found = [outcome.text for outcome in _outcomes(tmp_path, names, _Journal(), workers=2)]
+    assert found == [f"note of {name}" for name in names]
+
+
+def test_results_that_wait_are_bounded_by_their_bytes(tmp_path):
+    workers = Workers(_make_megabytes, 2, 60.0, most_waiting=3 << 20)
+    try:
+        results = [workers.start(tmp_path / name) for name in ("first", *"abcdef")]
+        assert results[0]() == 4  # itself, and three that are a megabyte each
+        assert [len(result()) for result in results[1:]] == [1 << 20] * 6
+    finally:
+        workers.close()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_device_that_fails_ends_the_run(tmp_path, workers):
     """It is not the video's fault, and the journal lets the run go on."""
@@ -183,6 +231,25 @@ def test_journal_counts_tries_of_killed_processes_only(tmp_path):
         writer.add("b", TOKENS)
         writer.finish()
     assert TokenStore(path).notes == [("a", "of a")]
+
+
+def test_video_that_ended_but_is_not_written_is_no_suspect(tmp_path):
+    """Only the first was under way when the process was killed; the others wait for it."""
+    path, names = tmp_path / "store", ["hang-1", "a", "refused-1", *"bcde"]
+
+    def write():
+        writer = TokenStoreWriter(path, META)
+        next(_outcomes(tmp_path, names, writer.journal, workers=2))
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    journal = tmp_path / "store.partial" / "journal.jsonl"
+    _wait_until(lambda: journal.is_file() and journal.read_text().count("ended") == 6)
+    process.kill()
+    process.join()
+    with TokenStoreWriter(path, META) as writer:
+        assert not writer.entries
+        assert dict(writer.journal.tries) == {"hang-1": 1}
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

@@ -1,7 +1,8 @@
 """What an unfinished token store holds: a line with its settings, then lines about its videos.
 
-A line is an `Entry`, the name of a video that was begun, or null where the writer was closed in
-good order, so that no video is to blame for its end. A line counts once it is whole.
+A line is an `Entry`; the name of a video that was begun; {"ended": NAME} where work on it came to
+an end, which it may long before it is written; or null where the writer was closed in good order,
+so that no video is to blame for its end. A line counts once it is whole.
 """
 
 from __future__ import annotations
@@ -28,7 +29,26 @@ class Entry(NamedTuple):
     note: str = ""
 
 
-class Journal:
+class Tries:
+    """How often work on a video was begun and has not ended, as after the end of its process.
+
+    Attributes:
+        tries: The number by the video's name.
+    """
+
+    def __init__(self) -> None:
+        self.tries = Counter[str]()
+
+    def begin(self, name: str) -> None:
+        """Work on a video begins, which may be the end of the process."""
+        self.tries[name] += 1
+
+    def end(self, name: str) -> None:
+        """The video has done no harm, whether it could be read or not."""
+        del self.tries[name]
+
+
+class Journal(Tries):
     """A journal that is continued, or begun.
 
     Args:
@@ -37,7 +57,7 @@ class Journal:
 
     Attributes:
         entries: The videos that are done, in order.
-        tries: How often others were begun and the process ended before they were done.
+        tries: See `Tries`; of this process and those before it.
 
     Raises:
         UsageError: It was begun with other settings.
@@ -45,9 +65,9 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
+        super().__init__()
         self.path = path
         self.entries: list[Entry] = []
-        self.tries = Counter[str]()
         self._starts: list[int] = []  # of the entries' lines, in bytes
         self._file = path.open("ab", buffering=0)
         try:
@@ -57,9 +77,14 @@ class Journal:
             raise
 
     def begin(self, name: str) -> None:
-        """Records that work on a video begins, which may be the end of this process."""
+        """Records that work on a video begins."""
         self._append(name)
-        self.tries[name] += 1
+        super().begin(name)
+
+    def end(self, name: str) -> None:
+        """Records that it has ended, so that the video is not to blame for what comes."""
+        self._append({"ended": name})
+        super().end(name)
 
     def add(self, entry: Entry) -> None:
         """Records a video that is done."""
@@ -100,13 +125,15 @@ class Journal:
             for line in lines[1:]:
                 record = json.loads(line)
                 if isinstance(record, str):
-                    self.tries[record] += 1
+                    super().begin(record)
+                elif isinstance(record, dict):
+                    super().end(record["ended"])
                 elif record is None:
                     self.tries.clear()
                 else:
                     self._account(Entry(*record), at)
                 at += len(line) + 1
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise VimpacError(f"{self.path} is damaged: remove {self.path.parent}") from error
         problem = difference(begun, settings)
         if problem:

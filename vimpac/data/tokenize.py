@@ -173,8 +173,7 @@ def tokenize_videos(
             functools.partial(make_work, settings, None if workers else tokenizer),
             workers=workers,
             timeout=timeout,
-            tries=lambda name: writer.journal.tries[name],
-            begin=writer.journal.begin,
+            record=writer.journal,
         )
         with closing(results):
             for name, (tokens, text) in zip(names[len(begun) :], results, strict=True):

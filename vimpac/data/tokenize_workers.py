@@ -1,7 +1,8 @@
 """Tokenising videos here or in worker processes; whatever a video does, the others go on.
 
-A worker that dies, or in which a video makes no progress, costs that video one of `MOST_TRIES`; the
-writer's journal knows them, too, if this process itself is killed. A video that was under way
+Workers run ahead of the video that comes next in the store, so that a long one does not hold them
+up. A worker that dies, or in which a video makes no progress, costs that video one of `MOST_TRIES`;
+the writer's journal knows them, too, if this process itself is killed. A video that was under way
 then is tried alone, so that the one that is to blame is found.
 """
 
@@ -16,11 +17,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from vimpac.data.journal import Tries
 from vimpac.data.video import SCARCE, UnreadableVideo
 from vimpac.data.workers import HUNG, WorkerDied, Workers
 from vimpac.errors import VimpacError
 
 MOST_TRIES = 3  # of a video that kills its process
+AHEAD = 16  # videos for every worker that are begun before the first of them is taken
 
 
 class Outcome(NamedTuple):
@@ -48,8 +51,7 @@ def outcomes(
     *,
     workers: int,
     timeout: float,
-    tries: Callable[[str], int],
-    begin: Callable[[str], object],
+    record: Tries,
 ) -> Generator[Outcome]:
     """Tokenises videos.
 
@@ -58,8 +60,7 @@ def outcomes(
         make_work: Called once in every process.
         workers: Processes; 0 works in this one, which a video can then end.
         timeout: Seconds without progress after which a worker is ended.
-        tries: How often a video was begun already.
-        begin: Called before every try with the video's name.
+        record: Of what was begun and has not ended, by the videos' names.
 
     Yields:
         Their outcomes, in order.
@@ -71,11 +72,11 @@ def outcomes(
     processes = Workers(guarded, workers, timeout) if workers else _ThisProcess(guarded)
     pending: deque[tuple[str, Path, Result | None]] = deque()
 
-    def start(name: str, path: Path) -> Result | None:
-        if tries(name) >= MOST_TRIES:
+    def start(name: str, path: Path, *, again: bool = False) -> Result | None:
+        if record.tries[name] >= MOST_TRIES:
             return None
-        begin(name)
-        return processes.start(path)
+        begin, end = (functools.partial(call, name) for call in (record.begin, record.end))
+        return processes.start(path, begin=begin, end=end, again=again)
 
     def finish() -> Outcome:
         name, path, result = pending.popleft()
@@ -85,13 +86,13 @@ def outcomes(
                 return result()
             except (WorkerDied, MemoryError) as error:
                 reason = _why(error, timeout)
-            result = start(name, path)
+            result = start(name, path, again=True)
         return Outcome(None, f"{reason} ({MOST_TRIES} times)")
 
     try:
         for name, path in videos:
-            alone = tries(name) > 0
-            while pending and (alone or len(pending) >= max(1, 2 * workers)):
+            alone = record.tries[name] > 0
+            while pending and (alone or len(pending) >= max(1, AHEAD * workers)):
                 yield finish()
             pending.append((name, path, start(name, path)))
             if alone:
@@ -146,8 +147,16 @@ class _ThisProcess:
     def __init__(self, make_work: Callable[[], Callable[..., Outcome]]) -> None:
         self.work = make_work()
 
-    def start(self, path: Path) -> Result:
-        return functools.partial(self.work, path)
+    def start(
+        self, path: Path, *, begin: Callable[[], object], end: Callable[[], object], again: bool
+    ) -> Result:
+        def result() -> Outcome:
+            begin()
+            outcome = self.work(path)
+            end()
+            return outcome
+
+        return result
 
     def close(self) -> None:
         pass

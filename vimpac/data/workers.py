@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from typing import Any
 from vimpac.errors import VimpacError
 
 HUNG = 75  # exit code of a worker whose task makes no progress
+MOST_WAITING = 1 << 28  # bytes of results
 _MOST_STARTS = 3  # in a row that fail
 
 Work = Callable[[Any, Callable[[], object]], Any]  # (argument, alive) -> result
@@ -45,32 +47,60 @@ class WorkerDied(Exception):
 class Workers:
     """Worker processes, started as they are needed; one that ends is replaced.
 
+    Tasks are begun in the order in which they were queued, and each as soon as a worker is idle,
+    so that results come in any order. They are taken in the order of the tasks.
+
     Args:
         make_work: Called once in every process.
         most: Processes at a time.
         timeout: Seconds without progress after which one is ended.
+        most_waiting: Bytes of results: while more wait to be taken no task is begun, but for the
+            one whose result is waited for.
     """
 
-    def __init__(self, make_work: Callable[[], Work], most: int, timeout: float) -> None:
+    def __init__(
+        self,
+        make_work: Callable[[], Work],
+        most: int,
+        timeout: float,
+        *,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:
         self._new_worker = functools.partial(_Worker, make_work, timeout)
         self._most = most
+        self._most_waiting = most_waiting
         self._workers: list[_Worker] = []
         self._queue: deque[_Task] = deque()
+        self._awaited: _Task | None = None
+        self._waiting = 0  # bytes of results
         self._failed = 0  # starts in a row
 
-    def start(self, argument: Any) -> Callable[[], Any]:
+    def start(
+        self,
+        argument: Any,
+        *,
+        begin: Callable[[], object] = lambda: None,
+        end: Callable[[], object] = lambda: None,
+        again: bool = False,
+    ) -> Callable[[], Any]:
         """Queues a task.
 
         Args:
             argument: Of the work.
+            begin: Called when a worker has got the task.
+            end: Called when the task has ended, unless it ended its process or raised.
+            again: Whether it comes before all others, as one does whose worker has ended.
 
         Returns:
             A function that waits for the result. It raises WorkerDied if the worker ended,
             MemoryError or VimpacError if the work did, and VimpacError if no worker can start.
         """
-        task = _Task(argument)
-        self._queue.append(task)
-        self._assign()
+        task = _Task(argument, begin, end)
+        if again:
+            self._queue.appendleft(task)
+        else:
+            self._queue.append(task)
+        self._receive(timeout=0.0)
         return functools.partial(self._result, task)
 
     def close(self) -> None:
@@ -80,11 +110,11 @@ class Workers:
             worker.end()
 
     def _result(self, task: _Task) -> Any:
+        self._awaited = task
+        self._assign()
         while not task.done:
-            ready = wait([worker.connection for worker in self._workers])
-            for worker in [worker for worker in self._workers if worker.connection in ready]:
-                self._receive(worker)
-            self._assign()
+            self._receive()
+        self._waiting -= task.size
         if isinstance(task.reply, Exception):
             raise task.reply
         return task.reply
@@ -92,26 +122,44 @@ class Workers:
     def _assign(self) -> None:
         """Gives tasks to idle workers, and starts a worker if there are too few."""
         for worker in self._workers:
-            if self._queue and worker.ready and worker.task is None:
+            if self._may_begin() and worker.ready and worker.task is None:
                 with suppress(OSError):  # it has ended, as the next wait will see
                     worker.connection.send(self._queue[0].argument)
                     worker.task = self._queue.popleft()
+                    worker.task.begin()
         if self._queue and len(self._workers) < self._most:
             try:
                 self._workers.append(self._new_worker())
             except OSError as error:
                 raise VimpacError(f"cannot start a worker process: {error.strerror}") from error
 
-    def _receive(self, worker: _Worker) -> None:
+    def _may_begin(self) -> bool:
+        """Whether there is a task, and room for its result."""
+        if not self._queue:
+            return False
+        return self._waiting < self._most_waiting or self._queue[0] is self._awaited
+
+    def _receive(self, timeout: float | None = None) -> None:
+        """Takes what the workers have sent, waiting for something, and gives them new tasks."""
+        ready = wait([worker.connection for worker in self._workers], timeout)
+        for worker in [worker for worker in self._workers if worker.connection in ready]:
+            self._receive_from(worker)
+        self._assign()
+
+    def _receive_from(self, worker: _Worker) -> None:
         """Takes what a worker has sent: the result of its task, that it is ready, or its end."""
         try:
-            reply = worker.connection.recv()
+            message = worker.connection.recv_bytes()
+            reply, size = pickle.loads(message), len(message)
         except (EOFError, OSError):  # also halfway through a result
             self._workers.remove(worker)
-            reply = WorkerDied(worker.end())
+            reply, size = WorkerDied(worker.end()), 0
         if worker.task is not None:
-            worker.task.done, worker.task.reply = True, reply
-            worker.task = None
+            task, worker.task = worker.task, None
+            task.done, task.reply, task.size = True, reply, size
+            self._waiting += size
+            if not isinstance(reply, Exception):
+                task.end()
         elif not worker.ready:
             self._started(worker, reply)
 
@@ -131,10 +179,13 @@ class Workers:
 class _Task:
     """What is to be done, and the result."""
 
-    def __init__(self, argument: Any) -> None:
-        self.argument = argument
+    def __init__(
+        self, argument: Any, begin: Callable[[], object], end: Callable[[], object]
+    ) -> None:
+        self.argument, self.begin, self.end = argument, begin, end
         self.done = False
         self.reply: Any = None
+        self.size = 0  # bytes of the reply
 
 
 class _Worker:

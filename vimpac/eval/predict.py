@@ -7,7 +7,6 @@ probabilities.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -21,6 +20,7 @@ from torch import Tensor
 from vimpac.checkpoints.description import DataFacts
 from vimpac.checkpoints.model_dir import load_classifier, read_description
 from vimpac.data.even_clips import EvenClips, TokenArray, find_crops
+from vimpac.data.journal import Tries
 from vimpac.data.tokenize import TokenizeSettings, make_work, tokenize_video
 from vimpac.data.tokenize_workers import Outcome, outcomes
 from vimpac.data.variants import Variant, parse_variants
@@ -126,15 +126,13 @@ class Predictor:
         Raises:
             VimpacError: The device failed, or no worker can start.
         """
-        tries: Counter[str] = Counter()
         tokenizer = None if workers else self._tokenizer
         results = outcomes(
             videos,
             functools.partial(make_work, self.settings, tokenizer),
             workers=workers,
             timeout=timeout,
-            tries=lambda name: tries[name],
-            begin=lambda name: tries.update([name]),
+            record=Tries(),
         )
         with closing(results):
             for (name, _), outcome in zip(videos, results, strict=True):
