@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from vimpac.data.store import TokenStore
 from vimpac.data.tokenize import TokenizeSettings, tokenize_video, tokenize_videos
 from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError, VimpacError
+from vimpac.tokenizers.patch import PatchTokenizer
 
 SETTINGS = TokenizeSettings(size=32)
 
@@ -118,6 +120,31 @@ def test_workers_are_one_per_cpu_and_few_on_a_gpu(folder, monkeypatch, flags, ex
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7, 9})
     assert main(["tokenize", str(folder), "--out", "unused", *flags]) == 1
     assert seen == [expected]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_share_of_every_stage_is_printed(folder, tmp_path, capsys, monkeypatch, workers):
+    encode = PatchTokenizer.encode
+
+    def encode_slowly(tokenizer, frames):
+        time.sleep(1.0)
+        return encode(tokenizer, frames)
+
+    monkeypatch.setattr(PatchTokenizer, "encode", encode_slowly)  # not in other processes
+    words = ["tokenize", str(folder), "--out", str(tmp_path / "store"), "--max-skipped=40"]
+    assert main([*words, "--size=32", f"--workers={workers}"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1
+    line = next(line for line in printed.err.splitlines() if "frames/s" in line)
+    assert re.match(r"9 frames in [\d.]+ s, \d+ frames/s; ", line)
+    for part in line.split("; ")[1:]:
+        shares = {stage: int(share) for stage, share in re.findall(r"(\w+) (\d+) %", part)}
+        assert sum(shares.values()) == pytest.approx(100, abs=3)
+        if not workers:
+            assert set(shares) == {"decode", "resize", "encode", "write", "idle"}
+            assert shares["encode"] > 70
+    if workers:
+        assert re.search(r"; 2 workers: decode .*resize .*encode .*idle .*; writer: write", line)
 
 
 def test_twelve_variants_of_a_real_clip(tmp_path):

@@ -166,6 +166,7 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
                 timeout=args.video_timeout,
                 may_be_empty=part is not None,
                 report=report,
+                speed=say,
             )
     report_store(args, out, store, part=part is not None)
     return 0

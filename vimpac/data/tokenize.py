@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vimpac.data.stages import Throughput
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta, difference, partial_path
-from vimpac.data.tokenize_workers import Work, outcomes
+from vimpac.data.tokenize_workers import Outcome, Work, outcomes
 from vimpac.data.variants import Variant, make_variants
 from vimpac.data.video import frames_at
 from vimpac.data.writer import is_complete
@@ -82,6 +83,7 @@ def tokenize_video(
     threads: int = 0,
     note: Callable[[str], object] = lambda text: None,
     alive: Callable[[], object] = lambda: None,
+    lap: Callable[[str], object] = lambda stage: None,
 ) -> np.ndarray:
     """Tokenises one video, holding one batch of its frames at a time.
 
@@ -92,6 +94,7 @@ def tokenize_video(
         threads: Decoder threads; 0 lets the decoder choose.
         note: Called at the end with what is wrong with a video that is used all the same.
         alive: Called whenever there is progress.
+        lap: Called after every stage with its name: decode, resize, encode.
 
     Returns:
         Ids (variants, frames, H, W), int32; of pixels, levels (variants, frames, S, S, 3), uint8.
@@ -108,11 +111,15 @@ def tokenize_video(
         encoded.append(ids.reshape(*frames.shape[:2], *ids.shape[1:]))
         batch.clear()
         alive()
+        lap("encode")
 
     for frame in frames_at(path, settings.fps, threads=threads, note=note, alive=alive):
+        lap("decode")
         batch.append(make_variants(frame, settings.size, settings.variants))
+        lap("resize")
         if len(batch) * len(settings.variants) >= BATCH:
             encode()
+    lap("decode")
     if batch:
         encode()
     return np.concatenate(encoded, axis=1)
@@ -127,6 +134,7 @@ def tokenize_videos(
     timeout: float = 300.0,
     may_be_empty: bool = False,
     report: Callable[[int, str], None] = lambda done, line: None,
+    speed: Callable[[str], object] = lambda line: None,
 ) -> TokenStore:
     """Makes a store of videos, or continues the unfinished one at `out`.
 
@@ -139,6 +147,7 @@ def tokenize_videos(
         may_be_empty: Whether the store is finished even if no video could be read.
         report: Called after every video with the number of videos done, and a line about what is
             wrong with this one or "".
+        speed: Called at the end with a line on how fast it was, and where the time went.
 
     Returns:
         The finished store; its `skipped` are the videos that could not be read, its `notes` what
@@ -160,14 +169,9 @@ def tokenize_videos(
         return store
     with TokenStoreWriter(out, meta) as writer:
         begun = [entry.name for entry in writer.entries]
-        if names[: len(begun)] != begun:
-            first = next(i for i, name in enumerate(begun) if names[i : i + 1] != [name])
-            here = f"'{names[first]}'" if first < len(names) else "the end"
-            raise UsageError(
-                f"{partial_path(out)} was begun with other videos (where it has '{begun[first]}' "
-                f"there is {here}): give the same, or remove it"
-            )
+        _check_continues(out, begun, names)
         report(len(begun), "")
+        throughput = Throughput(workers)
         results = outcomes(
             videos[len(begun) :],
             functools.partial(make_work, settings, None if workers else tokenizer),
@@ -176,16 +180,40 @@ def tokenize_videos(
             record=writer.journal,
         )
         with closing(results):
-            for name, (tokens, text) in zip(names[len(begun) :], results, strict=True):
-                if tokens is None:
-                    writer.skip(name, text)
-                    line = f"skipped {name}: {text}"
-                else:
-                    writer.add(name, tokens, note=text)
-                    line = f"{name}: {text}" if text else ""
+            for name, outcome in zip(names[len(begun) :], results, strict=True):
+                throughput.own.lap("wait")
+                line = _write(writer, name, outcome)
+                throughput.own.lap("write")
+                throughput.add(outcome.seconds)
+                throughput.frames += 0 if outcome.tokens is None else outcome.tokens.shape[1]
                 report(len(writer.entries), line)
+        throughput.own.lap("wait")
         writer.finish(may_be_empty=may_be_empty)
+        throughput.own.lap("write")
+    if throughput.frames:
+        speed(str(throughput))
     return TokenStore(out, kind=None)
+
+
+def _check_continues(out: Path, begun: Sequence[str], names: Sequence[str]) -> None:
+    """Raises unless the videos of an unfinished store are the first of those given now."""
+    if names[: len(begun)] != begun:
+        first = next(i for i, name in enumerate(begun) if names[i : i + 1] != [name])
+        here = f"'{names[first]}'" if first < len(names) else "the end"
+        raise UsageError(
+            f"{partial_path(out)} was begun with other videos (where it has '{begun[first]}' "
+            f"there is {here}): give the same, or remove it"
+        )
+
+
+def _write(writer: TokenStoreWriter, name: str, outcome: Outcome) -> str:
+    """Writes a video; a line on what is wrong with it, or ""."""
+    tokens, text, _ = outcome
+    if tokens is None:
+        writer.skip(name, text)
+        return f"skipped {name}: {text}"
+    writer.add(name, tokens, note=text)
+    return f"{name}: {text}" if text else ""
 
 
 def _other_video(held: Sequence[str], names: Sequence[str]) -> str | None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from vimpac.data.journal import Tries
+from vimpac.data.stages import Stopwatch
 from vimpac.data.video import SCARCE, UnreadableVideo
 from vimpac.data.workers import HUNG, WorkerDied, Workers
 from vimpac.errors import VimpacError
@@ -31,6 +32,7 @@ class Outcome(NamedTuple):
 
     tokens: np.ndarray | None  # (variants, frames, H, W) ids
     text: str
+    seconds: Mapping[str, float] = {}  # that the stages of the work took
 
 
 Result = Callable[[], Outcome]  # waits for it
@@ -40,9 +42,24 @@ class Work(Protocol):
     """Tokenises a video in a process that is ready for it."""
 
     def __call__(
-        self, path: Path, *, note: Callable[[str], object], alive: Callable[[], object]
+        self,
+        path: Path,
+        *,
+        note: Callable[[str], object],
+        alive: Callable[[], object],
+        lap: Callable[[str], object],
     ) -> np.ndarray:
-        """Ids (variants, frames, H, W); calls `alive` whenever it has made progress."""
+        """Tokenises a video.
+
+        Args:
+            path: The video.
+            note: Called with what is wrong with it, although it is used.
+            alive: Called whenever there is progress.
+            lap: Called after every stage of the work with the stage's name.
+
+        Returns:
+            Ids (variants, frames, H, W).
+        """
 
 
 def outcomes(
@@ -114,10 +131,11 @@ def _why(error: Exception, timeout: float) -> str:
 def _outcome(work: Work, path: Path, alive: Callable[[], object] = lambda: None) -> Outcome:
     """The guard around everything that happens to one video."""
     notes: list[str] = []
+    watch = Stopwatch()
     try:
-        tokens = work(path, note=notes.append, alive=alive)
+        tokens = work(path, note=notes.append, alive=alive, lap=watch.lap)
     except UnreadableVideo as error:
-        return Outcome(None, str(error))
+        return Outcome(None, str(error), watch.seconds)
     except MemoryError:
         raise  # another try may find more
     except Exception as error:
@@ -129,8 +147,9 @@ def _outcome(work: Work, path: Path, alive: Callable[[], object] = lambda: None)
             ) from error
         if isinstance(error, OSError) and error.errno in SCARCE:
             raise MemoryError from error
-        return Outcome(None, f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
-    return Outcome(tokens, "; ".join(notes))
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        return Outcome(None, reason, watch.seconds)
+    return Outcome(tokens, "; ".join(notes), watch.seconds)
 
 
 def _is_of_the_device(error: Exception) -> bool:

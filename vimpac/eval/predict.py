@@ -170,7 +170,7 @@ class Predictor:
         return found
 
     def _prediction(self, name: str, outcome: Outcome) -> Prediction:
-        tokens, note = outcome
+        tokens, note, _ = outcome
         if tokens is None:
             return Prediction(name, [], note)
         span = clip_span(self.model.encoder.grid[0], self.data.frame_stride)
