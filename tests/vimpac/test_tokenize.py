@@ -20,7 +20,8 @@ from tests.vimpac.videos import write_video
 from vimpac.cli import main
 from vimpac.data.sample_videos import sample_videos
 from vimpac.data.store import TokenStore
-from vimpac.data.tokenize import TokenizeSettings, tokenize_video, tokenize_videos
+from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
+from vimpac.data.tokenize_video import tokenize_video
 from vimpac.data.variants import parse_variants
 from vimpac.errors import UsageError, VimpacError
 from vimpac.tokenizers.patch import PatchTokenizer
@@ -107,9 +108,9 @@ def test_workers_do_not_change_the_store(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [([], 4), (["--device=cuda"], 2), (["--device=cuda", "--workers=3"], 3)]
+    ("flags", "expected"), [([], 4), (["--device=cuda"], 4), (["--device=cuda", "--workers=3"], 3)]
 )
-def test_workers_are_one_per_cpu_and_few_on_a_gpu(folder, monkeypatch, flags, expected):
+def test_workers_are_one_per_cpu(folder, monkeypatch, flags, expected):
     seen = []
 
     def note(*args: object, workers: int, **more: object) -> None:

@@ -36,7 +36,7 @@ def _send_half(connection, data, *_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _work(path, *, note, alive, lap):
+def _work(path, *, note, alive, lap, send):
     """Does what the name of the video says."""
     kind = path.name.partition("-")[0]
     tries = path.with_suffix(".tries")
@@ -89,7 +89,7 @@ def _make_work():
     return _work
 
 
-def _megabyte(path, alive):
+def _megabyte(path, alive, send):
     """A result of so many bytes; of the first video, how many were begun meanwhile."""
     path.with_suffix(".tries").touch()
     if path.name != "first":
@@ -281,7 +281,7 @@ def test_orphaned_workers_leave(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal, sys, time, multiprocessing as m\n"
-        "from vimpac.data.workers import prepare\n"
+        "from vimpac.data.worker_process import prepare\n"
         "def idle(conn):\n"
         "    prepare(60.0); conn.send(os.getpid()); time.sleep(600)\n"
         "if __name__ == '__main__':\n"

@@ -29,8 +29,6 @@ from vimpac.paths import local_path, on_one_line
 if TYPE_CHECKING:
     from vimpac.data.tokenize import TokenizeSettings
 
-GPU_WORKERS = 2  # one decodes while the other encodes; each holds the weights once more
-
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Declares the command."""
@@ -67,11 +65,10 @@ def add_video_arguments(parser: argparse.ArgumentParser, *, fps: int, size: int)
     parser.add_argument("--size", default=size, type=int, help="side of the square crop in pixels")
     parser.add_argument(
         "--workers",
-        default=argparse.SUPPRESS,  # depends on the device
+        default=argparse.SUPPRESS,
         type=int,
-        help="processes, each with a tokenizer of its own; 0 works in this one, which a video that "
-        "crashes or hangs then ends (default: one per CPU, "
-        f"but at most {GPU_WORKERS} where the tokenizer computes on a GPU)",
+        help="processes that decode, and encode unless the tokenizer computes on a GPU; 0 works in "
+        "this one, which a video that crashes or hangs then ends (default: one per CPU)",
     )
     add_max_skipped_argument(parser)
     parser.add_argument(
@@ -162,7 +159,7 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
                 videos,
                 out,
                 settings,
-                workers=min(_workers(args, settings.device), len(videos)),
+                workers=min(_workers(args), len(videos)),
                 timeout=args.video_timeout,
                 may_be_empty=part is not None,
                 report=report,
@@ -172,11 +169,9 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
     return 0
 
 
-def _workers(args: argparse.Namespace, device: str) -> int:
+def _workers(args: argparse.Namespace) -> int:
     """How many processes work."""
-    cpus = usable_cpus()
-    default = cpus if device == "cpu" else min(cpus, GPU_WORKERS)
-    workers = getattr(args, "workers", default)
+    workers = getattr(args, "workers", usable_cpus())
     if workers < 0:
         raise UsageError(f"--workers {workers} must not be negative")
     return workers

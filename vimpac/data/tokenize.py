@@ -1,4 +1,4 @@
-"""Videos to a store of tokens or frames: decode, resample, crop, encode, in workers or here.
+"""Videos to a store of tokens or frames, in workers or here.
 
 Results are consumed in the order of the videos, whatever the workers' speed, and the writer
 journals each, so a killed run continues and ends in the same bytes as one that was not.
@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
+from vimpac.data.encoder import SharedEncoder
+from vimpac.data.journal import Tries
 from vimpac.data.stages import Throughput
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta, difference, partial_path
-from vimpac.data.tokenize_workers import Outcome, Work, outcomes
-from vimpac.data.variants import Variant, make_variants
-from vimpac.data.video import frames_at
+from vimpac.data.tokenize_video import make_decoder, make_work
+from vimpac.data.tokenize_workers import Outcome, outcomes
+from vimpac.data.variants import Variant
 from vimpac.data.writer import is_complete
 from vimpac.errors import UsageError
-from vimpac.tokenizers import Tokenizer, get_tokenizer
-
-BATCH = 32  # frames per call of the tokenizer
+from vimpac.tokenizers import Tokenizer, device_batch, get_tokenizer
 
 Video = tuple[str, Path]  # its name in the store, its file
 
@@ -75,54 +73,50 @@ class TokenizeSettings:
         )
 
 
-def tokenize_video(
-    path: Path,
+def tokenized(
+    videos: Sequence[Video],
     settings: TokenizeSettings,
     tokenizer: Tokenizer,
     *,
-    threads: int = 0,
-    note: Callable[[str], object] = lambda text: None,
-    alive: Callable[[], object] = lambda: None,
-    lap: Callable[[str], object] = lambda stage: None,
-) -> np.ndarray:
-    """Tokenises one video, holding one batch of its frames at a time.
+    workers: int,
+    timeout: float,
+    record: Tries,
+    throughput: Throughput | None = None,
+) -> Generator[Outcome]:
+    """Tokenises videos, in worker processes or here.
+
+    On a CPU each worker encodes what it decodes. On another device workers only decode, and this
+    process encodes, in batches across videos.
 
     Args:
-        path: The video.
+        videos: (name, path).
         settings: How.
         tokenizer: From `settings`.
-        threads: Decoder threads; 0 lets the decoder choose.
-        note: Called at the end with what is wrong with a video that is used all the same.
-        alive: Called whenever there is progress.
-        lap: Called after every stage with its name: decode, resize, encode.
+        workers: Processes; 0 works in this one, which a video that crashes or hangs can end.
+        timeout: Seconds without progress after which a worker is ended.
+        record: Of what was begun and has not ended.
+        throughput: Takes the time of every stage.
 
-    Returns:
-        Ids (variants, frames, H, W), int32; of pixels, levels (variants, frames, S, S, 3), uint8.
+    Yields:
+        What became of each video, in order.
 
     Raises:
-        UnreadableVideo: See `vimpac.data.video.frames_at`.
+        VimpacError: The device failed, or no worker can start.
     """
-    encoded: list[np.ndarray] = []
-    batch: list[np.ndarray] = []
-
-    def encode() -> None:
-        frames = np.stack(batch, axis=1)  # (variants, F, 3, S, S)
-        ids = tokenizer.encode(frames.reshape(-1, *frames.shape[2:]))
-        encoded.append(ids.reshape(*frames.shape[:2], *ids.shape[1:]))
-        batch.clear()
-        alive()
-        lap("encode")
-
-    for frame in frames_at(path, settings.fps, threads=threads, note=note, alive=alive):
-        lap("decode")
-        batch.append(make_variants(frame, settings.size, settings.variants))
-        lap("resize")
-        if len(batch) * len(settings.variants) >= BATCH:
-            encode()
-    lap("decode")
-    if batch:
-        encode()
-    return np.concatenate(encoded, axis=1)
+    encoder, make = None, functools.partial(make_work, settings, None if workers else tokenizer)
+    if workers and settings.device != "cpu":
+        encoder = SharedEncoder(tokenizer, device_batch(settings.size))
+        make = functools.partial(make_decoder, settings)
+    results = outcomes(
+        videos, make, workers=workers, timeout=timeout, record=record, encoder=encoder
+    )
+    with closing(results):
+        for outcome in results:
+            if throughput is not None:
+                throughput.add(outcome.seconds)
+            if throughput is not None and encoder is not None:
+                throughput.own.seconds["encode"] = encoder.seconds
+            yield outcome
 
 
 def tokenize_videos(
@@ -172,19 +166,20 @@ def tokenize_videos(
         _check_continues(out, begun, names)
         report(len(begun), "")
         throughput = Throughput(workers)
-        results = outcomes(
+        results = tokenized(
             videos[len(begun) :],
-            functools.partial(make_work, settings, None if workers else tokenizer),
+            settings,
+            tokenizer,
             workers=workers,
             timeout=timeout,
             record=writer.journal,
+            throughput=throughput,
         )
         with closing(results):
             for name, outcome in zip(names[len(begun) :], results, strict=True):
                 throughput.own.lap("wait")
                 line = _write(writer, name, outcome)
                 throughput.own.lap("write")
-                throughput.add(outcome.seconds)
                 throughput.frames += 0 if outcome.tokens is None else outcome.tokens.shape[1]
                 report(len(writer.entries), line)
         throughput.own.lap("wait")
@@ -223,10 +218,3 @@ def _other_video(held: Sequence[str], names: Sequence[str]) -> str | None:
             if name not in others:
                 return f"{whose} '{name}'"
     return None
-
-
-def make_work(settings: TokenizeSettings, tokenizer: Tokenizer | None) -> Work:
-    """Work with this tokenizer, or, in a worker process, with a new one and one decoder thread."""
-    made = settings.make_tokenizer() if tokenizer is None else tokenizer
-    threads = 1 if tokenizer is None else 0
-    return functools.partial(tokenize_video, settings=settings, tokenizer=made, threads=threads)

@@ -13,14 +13,16 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from vimpac.data.encoder import SharedEncoder, VideoIds
 from vimpac.data.journal import Tries
 from vimpac.data.stages import Stopwatch
 from vimpac.data.video import SCARCE, UnreadableVideo
-from vimpac.data.workers import HUNG, WorkerDied, Workers
+from vimpac.data.worker_process import HUNG
+from vimpac.data.workers import WorkerDied, Workers
 from vimpac.errors import VimpacError
 
 MOST_TRIES = 3  # of a video that kills its process
@@ -48,6 +50,7 @@ class Work(Protocol):
         note: Callable[[str], object],
         alive: Callable[[], object],
         lap: Callable[[str], object],
+        send: Callable[[np.ndarray], object],
     ) -> np.ndarray:
         """Tokenises a video.
 
@@ -56,9 +59,10 @@ class Work(Protocol):
             note: Called with what is wrong with it, although it is used.
             alive: Called whenever there is progress.
             lap: Called after every stage of the work with the stage's name.
+            send: Sends frames (variants, F, 3, S, S) to the process that has an encoder.
 
         Returns:
-            Ids (variants, frames, H, W).
+            Ids (variants, frames, H, W), or an empty array for those of the frames it has sent.
         """
 
 
@@ -69,6 +73,7 @@ def outcomes(
     workers: int,
     timeout: float,
     record: Tries,
+    encoder: SharedEncoder | None = None,
 ) -> Generator[Outcome]:
     """Tokenises videos.
 
@@ -78,6 +83,7 @@ def outcomes(
         workers: Processes; 0 works in this one, which a video can then end.
         timeout: Seconds without progress after which a worker is ended.
         record: Of what was begun and has not ended, by the videos' names.
+        encoder: What encodes the frames that workers send.
 
     Yields:
         Their outcomes, in order.
@@ -86,7 +92,11 @@ def outcomes(
         VimpacError: The device failed, or no worker can start.
     """
     guarded = functools.partial(_guard, make_work)
-    processes = Workers(guarded, workers, timeout) if workers else _ThisProcess(guarded)
+    processes: Workers | _ThisProcess
+    if workers and encoder is not None:
+        processes = _DecodingWorkers(guarded, workers, timeout, encoder)
+    else:
+        processes = Workers(guarded, workers, timeout) if workers else _ThisProcess(guarded)
     pending: deque[tuple[str, Path, Result | None]] = deque()
 
     def start(name: str, path: Path, *, again: bool = False) -> Result | None:
@@ -128,12 +138,17 @@ def _why(error: Exception, timeout: float) -> str:
     return "ended its process: out of memory, or a crash of the decoder"
 
 
-def _outcome(work: Work, path: Path, alive: Callable[[], object] = lambda: None) -> Outcome:
+def _outcome(
+    work: Work,
+    path: Path,
+    alive: Callable[[], object] = lambda: None,
+    send: Callable[[np.ndarray], object] = lambda frames: None,
+) -> Outcome:
     """The guard around everything that happens to one video."""
     notes: list[str] = []
     watch = Stopwatch()
     try:
-        tokens = work(path, note=notes.append, alive=alive, lap=watch.lap)
+        tokens = work(path, note=notes.append, alive=alive, lap=watch.lap, send=send)
     except UnreadableVideo as error:
         return Outcome(None, str(error), watch.seconds)
     except MemoryError:
@@ -142,8 +157,8 @@ def _outcome(work: Work, path: Path, alive: Callable[[], object] = lambda: None)
         if _is_of_the_device(error):
             line = str(error).strip().partition("\n")[0]
             raise VimpacError(
-                f"the device failed at {path} ({line:.200}): run the same command again, with "
-                "fewer --workers"
+                f"the device failed at {path} ({line:.200}): run the same command again, when no "
+                "one else uses it"
             ) from error
         if isinstance(error, OSError) and error.errno in SCARCE:
             raise MemoryError from error
@@ -160,6 +175,40 @@ def _is_of_the_device(error: Exception) -> bool:
 
 def _guard(make_work: Callable[[], Work]) -> Callable[..., Outcome]:
     return functools.partial(_outcome, make_work())
+
+
+class _DecodingWorkers(Workers):
+    """Workers that send frames, which are encoded here."""
+
+    def __init__(
+        self,
+        make_work: Callable[[], Callable[..., Outcome]],
+        most: int,
+        timeout: float,
+        encoder: SharedEncoder,
+    ) -> None:
+        super().__init__(make_work, most, timeout)
+        self._encoder = encoder
+
+    def start(self, argument: Path, **more: Any) -> Result:
+        ids = VideoIds()
+        decoded = super().start(argument, part=functools.partial(self._encoder.add, ids), **more)
+        return functools.partial(self._encoded, decoded, ids)
+
+    def close(self) -> None:
+        super().close()
+        self._encoder.close()
+
+    def _encoded(self, decoded: Result, ids: VideoIds) -> Outcome:
+        """The outcome of a video, whose last batch other videos may have to fill."""
+        outcome = decoded()
+        if outcome.tokens is None:
+            return outcome
+        while not ids.is_complete:
+            if not self.receive():
+                self._encoder.flush()
+            self._encoder.collect()
+        return outcome._replace(tokens=ids.whole())
 
 
 class _ThisProcess:

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
 import threading
-import time
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import popen_spawn_posix
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
+from vimpac.data.worker_process import Part, Work, serve
 from vimpac.errors import VimpacError
 
-HUNG = 75  # exit code of a worker whose task makes no progress
 MOST_WAITING = 1 << 28  # bytes of results
 _MOST_STARTS = 3  # in a row that fail
-
-Work = Callable[[Any, Callable[[], object]], Any]  # (argument, alive) -> result
 
 
 class WorkerDied(Exception):
@@ -81,6 +77,7 @@ class Workers:
         *,
         begin: Callable[[], object] = lambda: None,
         end: Callable[[], object] = lambda: None,
+        part: Callable[[Any], int] = lambda content: 0,
         again: bool = False,
     ) -> Callable[[], Any]:
         """Queues a task.
@@ -89,19 +86,28 @@ class Workers:
             argument: Of the work.
             begin: Called when a worker has got the task.
             end: Called when the task has ended, unless it ended its process or raised.
+            part: Called with what the task sends before its end; returns how many bytes of it are
+                kept until the result is taken.
             again: Whether it comes before all others, as one does whose worker has ended.
 
         Returns:
             A function that waits for the result. It raises WorkerDied if the worker ended,
             MemoryError or VimpacError if the work did, and VimpacError if no worker can start.
         """
-        task = _Task(argument, begin, end)
+        task = _Task(argument, begin, end, part)
         if again:
             self._queue.appendleft(task)
         else:
             self._queue.append(task)
-        self._receive(timeout=0.0)
+        self._receive(0.0)
         return functools.partial(self._result, task)
+
+    def receive(self) -> bool:
+        """Waits until a worker has sent something, and takes it; False if none has a task."""
+        if all(worker.task is None for worker in self._workers):
+            return False
+        self._receive()
+        return True
 
     def close(self) -> None:
         """Ends all processes, whatever they do."""
@@ -122,11 +128,8 @@ class Workers:
     def _assign(self) -> None:
         """Gives tasks to idle workers, and starts a worker if there are too few."""
         for worker in self._workers:
-            if self._may_begin() and worker.ready and worker.task is None:
-                with suppress(OSError):  # it has ended, as the next wait will see
-                    worker.connection.send(self._queue[0].argument)
-                    worker.task = self._queue.popleft()
-                    worker.task.begin()
+            if self._may_begin() and worker.takes(self._queue[0]):
+                self._queue.popleft().begin()
         if self._queue and len(self._workers) < self._most:
             try:
                 self._workers.append(self._new_worker())
@@ -155,13 +158,21 @@ class Workers:
             self._workers.remove(worker)
             reply, size = WorkerDied(worker.end()), 0
         if worker.task is not None:
-            task, worker.task = worker.task, None
-            task.done, task.reply, task.size = True, reply, size
-            self._waiting += size
-            if not isinstance(reply, Exception):
-                task.end()
+            self._take(worker, worker.task, reply, size)
         elif not worker.ready:
             self._started(worker, reply)
+
+    def _take(self, worker: _Worker, task: _Task, reply: Any, size: int) -> None:
+        """Takes a part of a task's result, or what remains of it."""
+        kept = task.part(reply.content) if isinstance(reply, Part) else size
+        task.size += kept
+        self._waiting += kept
+        if isinstance(reply, Part):
+            return
+        worker.task = None
+        task.done, task.reply = True, reply
+        if not isinstance(reply, Exception):
+            task.end()
 
     def _started(self, worker: _Worker, reply: Exception | None) -> None:
         """Takes how the start of a worker went."""
@@ -180,12 +191,16 @@ class _Task:
     """What is to be done, and the result."""
 
     def __init__(
-        self, argument: Any, begin: Callable[[], object], end: Callable[[], object]
+        self,
+        argument: Any,
+        begin: Callable[[], object],
+        end: Callable[[], object],
+        part: Callable[[Any], int],
     ) -> None:
-        self.argument, self.begin, self.end = argument, begin, end
+        self.argument, self.begin, self.end, self.part = argument, begin, end, part
         self.done = False
         self.reply: Any = None
-        self.size = 0  # bytes of the reply
+        self.size = 0  # bytes that it keeps until its result is taken
 
 
 class _Worker:
@@ -194,11 +209,22 @@ class _Worker:
     def __init__(self, make_work: Callable[[], Work], timeout: float) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         arguments = (theirs, make_work, timeout)
-        self.process = _Context().Process(target=_serve, args=arguments, daemon=True)
+        self.process = _Context().Process(target=serve, args=arguments, daemon=True)
         with theirs, _interrupts_blocked():
             self.process.start()
         self.ready = False
         self.task: _Task | None = None
+
+    def takes(self, task: _Task) -> bool:
+        """Gives it a task, if it is idle."""
+        if not self.ready or self.task is not None:
+            return False
+        try:
+            self.connection.send(task.argument)
+        except OSError:  # it has ended, as the next wait will see
+            return False
+        self.task = task
+        return True
 
     def end(self) -> int | None:
         """Waits for its end; its exit code."""
@@ -242,64 +268,3 @@ class _Process(SpawnProcess):
 
 class _Context(SpawnContext):
     Process = _Process
-
-
-_progress: float | None = None  # time of the last, while there is a task
-
-
-def _serve(connection: Connection, make_work: Callable[[], Work], timeout: float) -> None:
-    """Works in a worker process until the connection ends."""
-    prepare(timeout)
-    with suppress(EOFError, OSError):  # of the connection
-        try:
-            work = make_work()
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-            connection.send(VimpacError(f"a worker process cannot start ({reason})"))
-            return
-        if "torch" in sys.modules:  # else the work does not need it, and it is slow to import
-            sys.modules["torch"].set_num_threads(1)
-        connection.send(None)
-        while True:
-            argument = connection.recv()
-            try:
-                connection.send(_watched(work, argument))
-            except (MemoryError, VimpacError) as error:
-                connection.send(error)
-
-
-def _watched(work: Work, argument: Any) -> Any:
-    global _progress
-    _made_progress()
-    try:
-        return work(argument, _made_progress)
-    finally:
-        _progress = None
-
-
-def prepare(timeout: float) -> None:
-    """Prepares a worker: no Ctrl-C of its own, gone when its parent is or its task hangs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    threading.Thread(target=_exit_without_progress, args=(timeout,), daemon=True).start()
-
-
-def _made_progress() -> None:
-    global _progress
-    _progress = time.monotonic()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _exit_without_progress(timeout: float) -> None:
-    while True:
-        time.sleep(min(timeout / 4, 1.0))
-        last = _progress
-        if last is not None and time.monotonic() - last > timeout:
-            os._exit(HUNG)

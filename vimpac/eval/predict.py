@@ -21,8 +21,9 @@ from vimpac.checkpoints.description import DataFacts
 from vimpac.checkpoints.model_dir import load_classifier, read_description
 from vimpac.data.even_clips import EvenClips, TokenArray, find_crops
 from vimpac.data.journal import Tries
-from vimpac.data.tokenize import TokenizeSettings, make_work, tokenize_video
-from vimpac.data.tokenize_workers import Outcome, outcomes
+from vimpac.data.tokenize import TokenizeSettings, tokenized
+from vimpac.data.tokenize_video import tokenize_video
+from vimpac.data.tokenize_workers import Outcome
 from vimpac.data.variants import Variant, parse_variants
 from vimpac.errors import UsageError
 from vimpac.eval.metrics import check_finite
@@ -126,10 +127,10 @@ class Predictor:
         Raises:
             VimpacError: The device failed, or no worker can start.
         """
-        tokenizer = None if workers else self._tokenizer
-        results = outcomes(
+        results = tokenized(
             videos,
-            functools.partial(make_work, self.settings, tokenizer),
+            self.settings,
+            self._tokenizer,
             workers=workers,
             timeout=timeout,
             record=Tries(),

@@ -13,7 +13,7 @@ import numpy as np
 
 from vimpac.errors import UsageError
 
-__all__ = ["TOKENIZERS", "Tokenizer", "get_tokenizer"]
+__all__ = ["TOKENIZERS", "Tokenizer", "device_batch", "get_tokenizer"]
 
 TOKENIZERS = ("patch", "dalle")
 
@@ -67,6 +67,11 @@ def get_tokenizer(
     from vimpac.tokenizers.pixels import PixelTokenizer
 
     return PixelTokenizer()
+
+
+def device_batch(size: int) -> int:
+    """How many frames of this side a GPU encodes at a time: 64 of 128 x 128 pixels."""
+    return max(1, (64 << 14) // size**2)
 
 
 def check_frames(frames: np.ndarray, patch: int) -> None:

@@ -18,13 +18,13 @@ from torch import nn
 
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path
-from vimpac.tokenizers import check_frames, check_ids
+from vimpac.tokenizers import check_frames, check_ids, device_batch
 from vimpac.tokenizers.weights import digest, load_state
 
 GROUPS, BLOCKS = 4, 2
 WIDTH, DECODER_INPUT, VOCABULARY = 256, 128, 8192
 EPS = 0.1  # logit-Laplace: pixels are mapped from [0, 1] to [EPS, 1 - EPS]
-BATCH = 8  # frames at a time; the first group's activations are 16 MiB per 128-pixel frame
+BATCH = 8  # frames at a time on a CPU; the first group's activations are 16 MiB per 128-pixel frame
 
 DOWNLOAD = (
     "download https://cdn.openai.com/dall-e/encoder.pkl (for pictures decoder.pkl too, into the "
@@ -72,6 +72,10 @@ class DalleTokenizer:
     ) -> np.ndarray:
         """Encodes frames.
 
+        The last digits of a convolution depend on the kernel that computes it, and with them an id
+        where two logits are nearly equal. On a GPU all batches have one size, so that the kernel
+        is the same whichever frames are encoded together.
+
         Args:
             frames: RGB (F, 3, S, S) uint8, S divisible by 8.
 
@@ -79,11 +83,15 @@ class DalleTokenizer:
             Ids (F, S / 8, S / 8), int32.
         """
         check_frames(frames, self.patch)
+        on_cpu = self.device.type == "cpu"
+        batch = BATCH if on_cpu else device_batch(frames.shape[-1])
+        padding = 0 if on_cpu else -len(frames) % batch
+        padded = F.pad(torch.from_numpy(frames), (0, 0, 0, 0, 0, 0, 0, padding))
         ids = [
             self._encoder(part.to(self.device).float() / 255 * (1 - 2 * EPS) + EPS).argmax(1).cpu()
-            for part in torch.from_numpy(frames).split(BATCH)
+            for part in padded.split(batch)
         ]
-        return torch.cat(ids).int().numpy()
+        return torch.cat(ids)[: len(frames)].int().numpy()
 
     @torch.inference_mode()
     def decode(
