@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vimpac.cli import main
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta, partial_path
 from vimpac.data.writer import is_complete
@@ -160,6 +161,7 @@ def test_kill_before_the_last_rename_is_repaired(tmp_path):
         (dict(tokenizer="dalle"), "tokenizer is 'patch', not 'dalle'"),
         (dict(digest="ab"), "digest is '', not 'ab'"),
         (dict(variants=("a",)), "variants is ['a', 'b'], not ['a']"),
+        (dict(compute="float16 on cuda"), "compute is '', not 'float16 on cuda'"),
     ],
 )
 def test_setting_that_differs_from_the_unfinished_store_is_named(tmp_path, change, said):
@@ -167,6 +169,21 @@ def test_setting_that_differs_from_the_unfinished_store_is_named(tmp_path, chang
         pass
     with pytest.raises(UsageError, match=re.escape(said)):
         TokenStoreWriter(tmp_path / "store", dataclasses.replace(META, **change))
+
+
+def test_precision_of_the_tokenizer_is_noted_unless_it_is_float32(tmp_path, capsys):
+    low = dataclasses.replace(META, compute="float16 on cuda")
+    with TokenStoreWriter(tmp_path / "low", low) as writer:
+        writer.add(*_videos()[0])
+    with pytest.raises(UsageError, match="compute is 'float16 on cuda', not ''"):
+        TokenStoreWriter(tmp_path / "low", META)
+    with TokenStoreWriter(tmp_path / "low", low) as writer:
+        writer.finish()
+    assert TokenStore(tmp_path / "low").meta == low
+    assert main(["store", "info", str(tmp_path / "low")]) == 0
+    assert "patch, 8192 ids, float16 on cuda\n" in capsys.readouterr().out
+    _write(tmp_path / "exact")
+    assert "compute" not in json.loads((tmp_path / "exact" / "meta.json").read_text())
 
 
 def test_finished_store_is_not_overwritten(tmp_path):

@@ -202,6 +202,7 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path, workers, moment):
         (["--tokenizer", "none"], 2, "unknown tokenizer 'none'"),
         (["--tokenizer", "dalle"], 2, "download https://"),
         (["--device", "cuda"], 2, "'patch' computes on the CPU: leave --device out"),
+        (["--dtype", "float16"], 2, "'patch' computes with integers: leave --dtype out"),
         (["--variants", "4"], 2, "unknown variant '4'"),
         (["missing.mp4"], 1, "missing.mp4 does not exist"),
     ],

@@ -122,6 +122,10 @@ def test_what_a_tokenizer_has_not_is_a_usage_error():
         get_tokenizer("patch", weights="x.pt")
     with pytest.raises(UsageError, match="'patch' computes on the CPU: leave --device out"):
         get_tokenizer("patch", device="cuda")
+    with pytest.raises(UsageError, match="'patch' computes with integers: leave --dtype out"):
+        get_tokenizer("patch", dtype="float16")
+    with pytest.raises(UsageError, match="--dtype half must be one of float32, float16, bfloat16"):
+        get_tokenizer("dalle", weights="x.pt", dtype="half")
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +199,48 @@ def test_dalle_encoder_loads_every_form_of_file(tmp_path, halves, published_name
     assert len(tokenizer.digest) == 64
     with pytest.raises(UsageError, match="device 'none' cannot be used"):
         get_tokenizer("dalle", weights=path, device="none")
+
+
+@pytest.fixture
+def narrow(tmp_path, monkeypatch) -> dalle.Dvae:
+    """An encoder of few channels, which is saved as `encoder.pt`."""
+    monkeypatch.setattr(dalle, "WIDTH", 16)
+    torch.manual_seed(0)
+    encoder = dalle.Dvae.encoder()
+    _save(encoder, tmp_path / "encoder.pt", "pt")
+    return encoder
+
+
+@pytest.mark.parametrize("dtype", dalle.DTYPES)
+def test_convolutions_but_the_last_compute_in_the_dtype(tmp_path, narrow, monkeypatch, dtype):
+    """As they do in the published code on a GPU, with float16."""
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = narrow(0.8 * (images / 255) + 0.1).argmax(1).numpy()
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    convolve = nn.functional.conv2d
+
+    def note(x, w, b, **more):
+        seen.append((x.dtype, w.dtype))
+        return convolve(x, w, b, **more)
+
+    monkeypatch.setattr(nn.functional, "conv2d", note)
+    tokenizer = get_tokenizer("dalle", weights=tmp_path, dtype=dtype)
+    found = tokenizer.encode(images.numpy())
+    assert (found != expected).mean() <= (0 if dtype == "float32" else 0.1)
+    low = getattr(torch, dtype)
+    assert set(seen[:-1]) == {(low, low)} and seen[-1] == (torch.float32, torch.float32)
+    assert tokenizer.compute == ("" if dtype == "float32" else f"{dtype} on cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", dalle.DTYPES)
+def test_ids_on_a_gpu_do_not_depend_on_the_batch(tmp_path, halves, frames, dtype):
+    _save(halves["encoder"], tmp_path / "encoder.pt", "pt")
+    tokenizer = get_tokenizer("dalle", weights=tmp_path, device="cuda", dtype=dtype)
+    single = np.concatenate([tokenizer.encode(frame[None]) for frame in frames])
+    np.testing.assert_array_equal(tokenizer.encode(frames), single)
 
 
 def test_dalle_decoder_paints_from_a_directory(tmp_path, halves):

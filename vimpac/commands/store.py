@@ -130,7 +130,8 @@ def _info(args: argparse.Namespace) -> int:
 def _print(store: TokenStore) -> None:
     meta, frames = store.meta, int(store.frames.sum())
     weights = f", weights {meta.digest[:12]}" if meta.digest else ""
-    print(f"tokenizer  {meta.tokenizer}, {meta.vocab_size} ids{weights}")
+    compute = f", {meta.compute}" if meta.compute else ""
+    print(f"tokenizer  {meta.tokenizer}, {meta.vocab_size} ids{weights}{compute}")
     print(f"frame      {meta.height} x {meta.width} {meta.kind}, {meta.dtype}")
     print(f"variants   {', '.join(meta.variants)}")
     print(f"videos     {len(store)}, {len(store.skipped)} skipped")

@@ -42,7 +42,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_video_arguments(parser, fps=2, size=128)
     parser.add_argument("--tokenizer", default="patch", help="patch (built in) or dalle")
     parser.add_argument("--weights", type=local_path, help="the tokenizer's weights")
-    parser.add_argument("--device", default="cpu", help="where the tokenizer computes")
+    parser.add_argument("--device", default="cpu", help="where the tokenizer dalle computes")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="of its arithmetic: float32, or faster on a GPU float16 (as in the published code) or "
+        "bfloat16; other dtypes give other ids, so the store notes it",
+    )
     parser.add_argument(
         "--variants",
         default="pretrain",
@@ -93,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         weights=args.weights,
         device=args.device,
+        dtype=args.dtype,
     )
     return make_store(args, settings, "tokenizing")
 

@@ -16,7 +16,8 @@ one contiguous read of a memory-mapped file, and each frame carries its own chec
 read is checked. A video never spans two shards. Labels are -1 where there is none.
 
 A store of frames has version 2 and "kind": "pixels". Its tokens are the levels (H, W, 3) of red,
-green and blue, one byte each; all else is the same.
+green and blue, one byte each; all else is the same. "compute" is there where the tokenizer did not
+compute in float32.
 
 While it is written a store lives in `<path>.partial` together with journal.jsonl (see
 `vimpac.data.writer`). Finishing writes index.bin, names.bin and meta.json, removes the journal and
@@ -36,6 +37,7 @@ import numpy as np
 from vimpac.errors import UsageError, VimpacError
 
 VERSIONS = {"tokens": 1, "pixels": 2}  # of the layout, by what is stored
+_LATE = ("kind", "compute")  # settings that are not named where they say nothing new
 META, INDEX, NAMES, JOURNAL = "meta.json", "index.bin", "names.bin", "journal.jsonl"
 
 VIDEO_RECORD = np.dtype(
@@ -63,6 +65,7 @@ class StoreMeta:
         variants: A name for each resize/crop/flip variant of a video.
         digest: SHA-256 of the tokenizer's weights; empty when it has none.
         kind: What is stored, of `VERSIONS`.
+        compute: Dtype and device of the tokenizer, such as "float16 on cuda"; empty for float32.
     """
 
     tokenizer: str
@@ -73,6 +76,7 @@ class StoreMeta:
     variants: tuple[str, ...] = ("1x-center",)
     digest: str = ""
     kind: str = "tokens"
+    compute: str = ""
 
     def __post_init__(self) -> None:
         numbers = (self.vocab_size, self.height, self.width, self.fps)
@@ -99,25 +103,30 @@ class StoreMeta:
         return np.dtype([("tokens", self.dtype, self.frame_shape), ("crc32", "<u4")])
 
     def to_dict(self) -> dict:
-        """The settings as JSON has them; a store of tokens names no kind, as before version 2."""
+        """The settings as JSON has them, those that came later only if they say something."""
         values = {**dataclasses.asdict(self), "variants": list(self.variants)}
-        kind = values.pop("kind")
+        kind, compute = values.pop("kind"), values.pop("compute")
         values["version"] = VERSIONS[kind]
-        return values if kind == "tokens" else {**values, "kind": kind}
+        if kind != "tokens":
+            values["kind"] = kind
+        if compute:
+            values["compute"] = compute
+        return values
 
     @classmethod
     def from_dict(cls, values: dict) -> StoreMeta:
         """The settings from `to_dict()`; keys of the store itself are ignored."""
         names = [field.name for field in dataclasses.fields(cls)]
-        known = {name: values[name] for name in names if name in values or name != "kind"}
+        known = {name: values[name] for name in names if name in values or name not in _LATE}
         return cls(**{**known, "variants": tuple(values["variants"])})
 
 
 def difference(was: dict, now: dict) -> str | None:
     """The first setting in which two stores differ, such as "fps is 2.0, not 4.0"."""
-    for name in now:
-        if was.get(name) != now[name]:
-            return f"{name} is {was.get(name)!r}, not {now[name]!r}"
+    for name in dict.fromkeys((*now, *_LATE)):
+        there, wanted = was.get(name, ""), now.get(name, "")
+        if there != wanted:
+            return f"{name} is {there!r}, not {wanted!r}"
     return None
 
 

@@ -39,6 +39,7 @@ class TokenizeSettings:
         tokenizer: Name of the tokenizer.
         weights: Its weights, or None.
         device: Where it computes.
+        dtype: Of its arithmetic.
     """
 
     fps: Fraction = Fraction(2)
@@ -47,10 +48,13 @@ class TokenizeSettings:
     tokenizer: str = "patch"
     weights: Path | None = None
     device: str = "cpu"
+    dtype: str = "float32"
 
     def make_tokenizer(self) -> Tokenizer:
         """Makes the tokenizer, checking the size against its patch."""
-        tokenizer = get_tokenizer(self.tokenizer, weights=self.weights, device=self.device)
+        tokenizer = get_tokenizer(
+            self.tokenizer, weights=self.weights, device=self.device, dtype=self.dtype
+        )
         if self.size < 1 or self.size % tokenizer.patch or self.fps <= 0:
             raise UsageError(
                 f"the size must be a multiple of {tokenizer.patch} and fps positive, "
@@ -70,6 +74,7 @@ class TokenizeSettings:
             variants=tuple(map(str, self.variants)),
             digest=tokenizer.digest,
             kind="pixels" if tokenizer.name == "pixels" else "tokens",
+            compute=tokenizer.compute,
         )
 
 

@@ -25,6 +25,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     patch: int
     digest: str  # SHA-256 of the weights, empty without weights
+    compute: str  # dtype and device, empty unless the ids depend on them
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         """RGB frames (F, 3, S, S) uint8 to ids (F, S / patch, S / patch) int32."""
@@ -34,7 +35,11 @@ class Tokenizer(Protocol):
 
 
 def get_tokenizer(
-    name: str, *, weights: str | Path | None = None, device: str = "cpu"
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Tokenizer:
     """Makes a tokenizer.
 
@@ -42,24 +47,27 @@ def get_tokenizer(
         name: One of `TOKENIZERS`, or "pixels".
         weights: Weights file, or directory with encoder and decoder files; `dalle` only.
         device: Where it computes; `dalle` only, the others compute on the CPU.
+        dtype: Of its arithmetic, of `dalle.DTYPES`; `dalle` only, the others use integers.
 
     Returns:
         The tokenizer.
 
     Raises:
-        UsageError: An unknown name or device, or weights or a device where there are none.
+        UsageError: An unknown name, device or dtype, or one that the tokenizer does not have.
         VimpacError: The weights are missing or do not fit.
     """
     if name == "dalle":
         from vimpac.tokenizers.dalle import DalleTokenizer
 
-        return DalleTokenizer(weights, device=device)
+        return DalleTokenizer(weights, device=device, dtype=dtype)
     if name not in ("patch", "pixels"):
         raise UsageError(f"unknown tokenizer '{name}': one of {', '.join(TOKENIZERS)}")
     if weights is not None:
         raise UsageError(f"the tokenizer '{name}' has no weights: leave --weights out")
     if device != "cpu":
         raise UsageError(f"the tokenizer '{name}' computes on the CPU: leave --device out")
+    if dtype != "float32":
+        raise UsageError(f"the tokenizer '{name}' computes with integers: leave --dtype out")
     if name == "patch":
         from vimpac.tokenizers.patch import PatchTokenizer
 

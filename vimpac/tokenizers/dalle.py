@@ -24,6 +24,7 @@ from vimpac.tokenizers.weights import digest, load_state
 GROUPS, BLOCKS = 4, 2
 WIDTH, DECODER_INPUT, VOCABULARY = 256, 128, 8192
 EPS = 0.1  # logit-Laplace: pixels are mapped from [0, 1] to [EPS, 1 - EPS]
+DTYPES = ("float32", "float16", "bfloat16")
 BATCH = 8  # frames at a time on a CPU; the first group's activations are 16 MiB per 128-pixel frame
 
 DOWNLOAD = (
@@ -39,9 +40,14 @@ class DalleTokenizer:
         weights: The encoder's file, or a directory with `encoder.*` and maybe `decoder.*`
             (.safetensors, .pt or the published .pkl; no code in them is run).
         device: Where it computes.
+        dtype: Of the encoder's convolutions, of `DTYPES`. The last one, which gives the logits,
+            is always in float32. The published code is so, with float16, on a GPU.
+
+    Attributes:
+        compute: What ids depend on beside the weights: "", or e.g. "float16 on cuda".
 
     Raises:
-        UsageError: No weights are given, or the device cannot be used.
+        UsageError: No weights are given, the device cannot be used, or the dtype is not known.
         VimpacError: The weights are missing or do not fit.
     """
 
@@ -50,8 +56,14 @@ class DalleTokenizer:
     patch = 8
 
     def __init__(
-        self, weights: str | Path | None = None, *, device: str | torch.device = "cpu"
+        self,
+        weights: str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
     ) -> None:
+        if dtype not in DTYPES:
+            raise UsageError(f"--dtype {dtype} must be one of {', '.join(DTYPES)}")
         if weights is None:
             raise UsageError(f"the tokenizer 'dalle' needs weights: {DOWNLOAD}")
         path = local_path(weights)
@@ -61,7 +73,14 @@ class DalleTokenizer:
             raise VimpacError(f"{encoder or path / 'encoder.*'} does not exist: {DOWNLOAD}")
         self.device = _usable(device)
         self.digest = digest(encoder)
+        self.compute = "" if dtype == "float32" else f"{dtype} on {self.device.type}"
+        # Faster on a CPU, and what tensor cores take, which are of no use to float32.
+        fast = self.device.type == "cpu" or self.compute
+        self._layout = torch.channels_last if fast else torch.contiguous_format
         self._encoder = _load(Dvae.encoder(), "encoder", encoder).to(self.device)
+        self._encoder.to(memory_format=self._layout)  # type: ignore[call-overload]  # not declared
+        for name, block in self._encoder.blocks.named_children():
+            block.to(torch.float32 if name == "output" else getattr(torch, dtype))
         self._decoder_file = _find(directory, "decoder")
         self._decoder: Dvae | None = None
 
@@ -87,11 +106,18 @@ class DalleTokenizer:
         batch = BATCH if on_cpu else device_batch(frames.shape[-1])
         padding = 0 if on_cpu else -len(frames) % batch
         padded = F.pad(torch.from_numpy(frames), (0, 0, 0, 0, 0, 0, 0, padding))
-        ids = [
-            self._encoder(part.to(self.device).float() / 255 * (1 - 2 * EPS) + EPS).argmax(1).cpu()
-            for part in padded.split(batch)
-        ]
+        # TF32, which torch allows, has no more digits than float16.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=bool(self.compute)):
+            ids = [self._logits(part).argmax(1).cpu() for part in padded.split(batch)]
         return torch.cat(ids)[: len(frames)].int().numpy()
+
+    def _logits(
+        self,
+        frames: torch.Tensor,  # (F, 3, S, S) uint8
+    ) -> torch.Tensor:
+        """Logits (F, 8192, S / 8, S / 8), float32, on the device."""
+        pixels = frames.to(self.device, memory_format=self._layout)
+        return self._encoder(pixels.float() / 255 * (1 - 2 * EPS) + EPS)
 
     @torch.inference_mode()
     def decode(
@@ -123,7 +149,7 @@ class DalleTokenizer:
 
 
 class Convolution(nn.Module):
-    """A same-size convolution with the published parameter names `w` and `b`."""
+    """A same-size convolution in the dtype of its parameters, which have the published names."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -133,7 +159,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (F, inputs, H, W)
         """(F, inputs, H, W) to (F, outputs, H, W)."""
-        return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
+        return F.conv2d(x.to(self.w.dtype), self.w, self.b, padding=self.w.shape[-1] // 2)
 
 
 class Block(nn.Module):

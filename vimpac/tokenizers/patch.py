@@ -24,6 +24,7 @@ class PatchTokenizer:
     vocab_size = 8192
     patch = 8
     digest = ""
+    compute = ""
 
     def __init__(self) -> None:
         self._shapes = _shapes()  # (32, 64)

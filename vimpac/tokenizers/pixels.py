@@ -14,6 +14,7 @@ class PixelTokenizer:
     vocab_size = 256
     patch = 1
     digest = ""
+    compute = ""
 
     def encode(
         self,
