@@ -137,7 +137,7 @@ def test_share_of_every_stage_is_printed(folder, tmp_path, capsys, monkeypatch, 
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1
     line = next(line for line in printed.err.splitlines() if "frames/s" in line)
-    assert re.match(r"9 frames in [\d.]+ s, \d+ frames/s; ", line)
+    assert re.match(r"9 frames in [\d.]+ s: [\d.]+ frames/s; ", line)
     for part in line.split("; ")[1:]:
         shares = {stage: int(share) for stage, share in re.findall(r"(\w+) (\d+) %", part)}
         assert sum(shares.values()) == pytest.approx(100, abs=3)

@@ -52,7 +52,8 @@ class Throughput:
     def __str__(self) -> str:
         seconds = time.perf_counter() - self._begin
         own = {stage: taken for stage, taken in self.own.seconds.items() if stage != "wait"}
-        line = f"{self.frames} frames in {seconds:.3g} s, {self.frames / seconds:.0f} frames/s; "
+        speed = f"{self.frames / seconds:,.1f} frames/s"
+        line = f"{self.frames:,} frames in {seconds:,.1f} s: {speed}; "
         if not self.workers:
             return line + _shares({**self.work, **own}, seconds)
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"

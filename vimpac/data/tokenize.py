@@ -119,8 +119,8 @@ def tokenized(
         for outcome in results:
             if throughput is not None:
                 throughput.add(outcome.seconds)
-            if throughput is not None and encoder is not None:
-                throughput.own.seconds["encode"] = encoder.seconds
+                if encoder is not None:
+                    throughput.own.seconds["encode"] = encoder.seconds
             yield outcome
 
 
