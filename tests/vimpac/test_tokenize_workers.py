@@ -193,6 +193,16 @@ def test_results_that_wait_are_bounded_by_their_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_full_disk_ends_the_run_where_a_video_is_begun(tmp_path, workers):
+    class Full(_Journal):
+        def begin(self, name: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        list(_outcomes(tmp_path, ["a", "b"], Full(), workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_device_that_fails_ends_the_run(tmp_path, workers):
     """It is not the video's fault, and the journal lets the run go on."""
     with pytest.raises(VimpacError, match=r"the device failed at .*device-1 \(CUDA out of memory"):
