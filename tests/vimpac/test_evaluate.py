@@ -266,7 +266,7 @@ def test_two_ranks_write_the_report_of_one(folder, results, tmp_path):
         (["labels="], "labels= is missing"),
         (["batch=0"], "batch=0 must be positive"),
         (["clips.frames=2"], "unknown key 'clips.frames'"),
-        (["x=1"], "unknown key 'x' in x=1: the keys are data, labels, batch, workers, device,"),
+        (["x=1"], "unknown key 'x' in x=1: the keys are data, cache, cache_gb, labels, batch,"),
     ],
 )
 def test_wrong_argument_is_one_line(folder, results, tmp_path, capsys, words, message):

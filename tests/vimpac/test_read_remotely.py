@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.vimpac.runs import SETTINGS
+from tests.vimpac.runs import SETTINGS, finetune_program, make_labelled
+from vimpac import evaluate, extract
 from vimpac.cli import main
 from vimpac.data.fetch_ahead import fetch_ahead
 from vimpac.data.sampler import ResumableSampler, Windows
 from vimpac.data.shard_cache import ShardCache
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
+from vimpac.data.upload import upload_store
 from vimpac.train.log import read_log
 
 RUN = ["pretrain", "--config", "tiny", *SETTINGS, "optim.steps=6", "run.save_every=3"]
@@ -113,6 +116,32 @@ def test_shards_of_the_next_window_come_while_one_is_read(url, tmp_path):
     local = TokenStore("store")
     assert fetch_ahead(sampler, local, windows) is sampler
     assert fetch_ahead(sampler, store, None) is sampler
+
+
+def test_features_and_tests_of_a_store_with_a_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_labelled(tmp_path)
+    assert main(finetune_program(tmp_path, tmp_path / "run")[3:]) == 0
+    classifier = tmp_path / "run" / "checkpoints" / "step-00000012"
+    url = f"memory://{tmp_path.name}/store"
+    upload_store(Path("store"), url)
+    remote = {"cache": "c", "workers": 0, "device": "cpu", "precision": "fp32"}
+    local = {**remote, "cache": ""}
+    features = [
+        dict(extract("model", "store", **local)),
+        dict(extract("model", url, **remote)),
+    ]
+    assert [*features[0]] == [*features[1]] and len(features[0]) == 12
+    for name, feature in features[0].items():
+        assert torch.equal(feature, features[1][name])
+    reports = [
+        evaluate(classifier, data, "labels.csv", **where)
+        for data, where in (("store", local), (url, remote))
+    ]
+    assert torch.equal(reports[0].probabilities, reports[1].probabilities)
+    words = [f"data={url}", "labels=labels.csv", "cache=c", "workers=0", "device=cpu"]
+    assert main(["evaluate", str(classifier), *words]) == 0
+    assert main(["knn", "model", *words, "-k", "1"]) == 0
 
 
 def test_store_commands_take_urls(url, capsys):

@@ -104,6 +104,8 @@ def evaluate(
     workers: int = 2,
     device: str = "auto",
     precision: str = "bf16",
+    cache: str | Path = "",
+    cache_gb: float = 100.0,
     skip_damaged: bool = False,
     timeout: float = 300.0,
     say: Callable[[str], object] = lambda line: None,
@@ -113,7 +115,7 @@ def evaluate(
     Args:
         classifiers: Directories of `vimpac finetune`'s checkpoints; with several, their
             probabilities are averaged.
-        data: A token store.
+        data: A token store, its URL, or several: "a,b".
         labels: The classes of its videos, as `vimpac finetune` takes them.
         clips: Numbers of clips, evenly spaced; one pass serves several.
         crops: "all", "center" or names: see `vimpac.data.even_clips.find_crops`.
@@ -122,6 +124,8 @@ def evaluate(
         workers: Processes that read, for each process; 0: none.
         device: "auto", "cpu" or "cuda".
         precision: "bf16" is autocast; "fp32".
+        cache: Directory on a local disk for the shards of stores with a URL.
+        cache_gb: Of shards that are kept there.
         skip_damaged: Whether to read the whole store first and leave damaged videos out.
         timeout: Seconds until a silent process counts as dead.
         say: Told, on the main process, what is not as it was in training, or is left out.
@@ -144,6 +148,8 @@ def evaluate(
         "workers": workers,
         "device": device,
         "precision": precision,
+        "cache": cache,
+        "cache_gb": cache_gb,
         "clips.skip_damaged": str(bool(skip_damaged)).lower(),
         "timeout": timeout,
     }

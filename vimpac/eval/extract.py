@@ -41,6 +41,8 @@ def extract(
     workers: int = 2,
     device: str = "auto",
     precision: str = "bf16",
+    cache: str | Path = "",
+    cache_gb: float = 100.0,
     say: Callable[[str], object] = lambda line: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Computes the features of the videos of a store.
@@ -49,7 +51,7 @@ def extract(
         model: A model directory: of a pre-training, a classifier or `vimpac convert`. Or an
             encoder of the clips' shape, which stays on its device and is in evaluation mode
             from now on.
-        store: A token store.
+        store: A token store, its URL, or several: "a,b".
         pool: "cls", or "mean" over the tokens that are not PAD.
         per_clip: Whether to yield every view, the clips of the first crop first, or their mean.
         clips: Evenly spaced clips of a video and crop.
@@ -61,6 +63,8 @@ def extract(
         workers: Processes that read; 0: none.
         device: "auto", "cpu" or "cuda".
         precision: "bf16" is autocast; "fp32".
+        cache: Directory on a local disk for the shards of stores with a URL.
+        cache_gb: Of shards that are kept there.
         say: Told what is not as it was in training.
 
     Returns:
@@ -76,6 +80,8 @@ def extract(
         "batch": batch,
         "workers": workers,
         "precision": precision,
+        "cache": cache,
+        "cache_gb": cache_gb,
         "clips.frames": frames,
         "clips.frame_stride": frame_stride,
     }
