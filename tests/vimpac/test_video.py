@@ -92,6 +92,24 @@ def test_views_are_the_crops_they_say(width, height):
     assert abs(by_name["1x-center"][:2].mean() - 127.5) < 3
 
 
+def test_frames_that_share_scalers_are_as_each_alone():
+    variants, scalers = parse_variants("finetune"), {}
+    for width, height, format in [
+        (97, 61, "yuv420p"),
+        (97, 61, "yuv420p"),
+        (320, 160, "yuv420p"),
+        (320, 160, "yuv444p10le"),
+        (97, 61, "gray"),
+    ]:
+        frame = _frame(width, height).reformat(format=format)
+        alone = frame.reformat(width * 40 // height, 40, "rgb24", interpolation="BICUBIC")
+        x = (alone.width - 32) // 2
+        expected = alone.to_ndarray()[4:36, x : x + 32].transpose(2, 0, 1)
+        got = make_variants(frame, 32, variants, scalers)
+        np.testing.assert_array_equal(got[list(map(str, variants)).index("1.25x-center")], expected)
+        np.testing.assert_array_equal(got, make_variants(frame, 32, variants))
+
+
 def test_variant_lists():
     assert list(map(str, parse_variants("pretrain"))) == ["1x-center"]
     assert len(set(parse_variants("finetune"))) == 12

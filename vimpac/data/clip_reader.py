@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from vimpac.data.variants import upright
+from vimpac.data.variants import scale, upright
 from vimpac.data.video import UnreadableVideo, VideoReader, open_video, with_square_pixels
 
 # Containers that store the time of every frame, and codecs that have one frame in each packet and
@@ -230,8 +230,8 @@ def _pick(frames: Iterable[Numbered], wanted: list[int]) -> list[av.VideoFrame]:
 
 def _images(frames: list[av.VideoFrame], aspect: Fraction | None) -> list[np.ndarray]:
     """RGB (H, W, 3) uint8 of each frame, all of the size of the first."""
-    square = [with_square_pixels(frame, aspect) for frame in frames]
+    squarer, scaler = VideoReformatter(), VideoReformatter()
+    square = [with_square_pixels(frame, aspect, squarer) for frame in frames]
     size = square[0].width, square[0].height
-    scaler = VideoReformatter()  # which keeps its tables from frame to frame
-    made = [scaler.reformat(frame, *size, "rgb24", interpolation="BICUBIC") for frame in square]
+    made = [scale(scaler, frame, *size, "rgb24") for frame in square]
     return [upright(image.to_ndarray(), frame) for image, frame in zip(made, frames, strict=True)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vimpac.data.tokenize_workers import Work
-from vimpac.data.variants import make_variants
+from vimpac.data.variants import Scalers, make_variants
 from vimpac.data.video import frames_at
 from vimpac.tokenizers import Tokenizer
 
@@ -64,10 +64,10 @@ def _batches(
     lap: Callable[[str], object],
 ) -> Iterator[np.ndarray]:
     """The frames of a video, (variants, F, 3, S, S) uint8 at a time."""
-    batch: list[np.ndarray] = []
+    batch, scalers = list[np.ndarray](), Scalers()
     for frame in frames_at(path, settings.fps, threads=threads, note=note, alive=alive):
         lap("decode")
-        batch.append(make_variants(frame, settings.size, settings.variants))
+        batch.append(make_variants(frame, settings.size, settings.variants, scalers))
         lap("resize")
         if len(batch) * len(settings.variants) >= BATCH:
             yield np.stack(batch, axis=1)

@@ -9,11 +9,14 @@ from typing import Any
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
 
 from vimpac.errors import UsageError
 
 CROPS = {"topleft": 0, "center": 1, "bottomright": 2}  # halves of the margin to cut off before
 SCALES = ("1x", "1.25x")
+
+Scalers = dict[float, VideoReformatter]  # by scale; each keeps its tables from frame to frame
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,12 @@ def _parse(name: str) -> Variant:
     )
 
 
-def make_variants(frame: av.VideoFrame, size: int, variants: Sequence[Variant]) -> np.ndarray:
+def make_variants(
+    frame: av.VideoFrame,
+    size: int,
+    variants: Sequence[Variant],
+    scalers: Scalers | None = None,
+) -> np.ndarray:
     """Makes the variants of one frame.
 
     Args:
@@ -89,15 +97,18 @@ def make_variants(frame: av.VideoFrame, size: int, variants: Sequence[Variant]) 
             says.
         size: Side S of a variant in pixels.
         variants: Which ones.
+        scalers: A dictionary, empty before the first frame of a video: what the frames share.
 
     Returns:
         RGB (variants, 3, S, S) uint8.
     """
+    scalers = {} if scalers is None else scalers
     resized: dict[float, np.ndarray] = {}
     out = np.empty((len(variants), 3, size, size), np.uint8)
     for made, variant in zip(out, variants, strict=True):
         if variant.scale not in resized:
-            resized[variant.scale] = _resize(frame, round(variant.scale * size))
+            scaler = scalers.setdefault(variant.scale, VideoReformatter())
+            resized[variant.scale] = _resize(frame, round(variant.scale * size), scaler)
         image = resized[variant.scale]
         y, x = (CROPS[variant.crop] * (side - size) // 2 for side in image.shape[:2])
         crop = image[y : y + size, x : x + size]
@@ -105,12 +116,27 @@ def make_variants(frame: av.VideoFrame, size: int, variants: Sequence[Variant]) 
     return out
 
 
-def _resize(frame: av.VideoFrame, shorter: int) -> np.ndarray:
+def _resize(frame: av.VideoFrame, shorter: int, scaler: VideoReformatter) -> np.ndarray:
     """RGB (H, W, 3) uint8 with the aspect ratio kept and the shorter side as given; bicubic."""
     short = min(frame.width, frame.height)
     width, height = (side * shorter // short for side in (frame.width, frame.height))
-    image = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
-    return upright(image, frame)
+    image = scale(scaler, frame, width, height, "rgb24")
+    return upright(image.to_ndarray(), frame)
+
+
+def scale(
+    scaler: VideoReformatter, frame: av.VideoFrame, width: int, height: int, format: str | None
+) -> av.VideoFrame:
+    """The frame at another size, bicubic; threads would cost more than they gain.
+
+    Args:
+        scaler: Keeps its tables for the next frame.
+        frame: The frame.
+        width: The new one.
+        height: The new one.
+        format: Of the pixels; None: that of the frame.
+    """
+    return scaler.reformat(frame, width, height, format, interpolation="BICUBIC", threads=1)
 
 
 def _other_type(cls: type[Type], value: int) -> Type:

@@ -15,8 +15,10 @@ from pathlib import Path
 import av
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from vimpac.data.clock import BestStamp, Clock, resample
+from vimpac.data.variants import scale
 from vimpac.errors import VimpacError
 
 MOST_DAMAGED = 0.1  # share of the pictures of a video that may be damaged
@@ -63,8 +65,9 @@ def frames_at(
     """
     with open_video(path, threads) as (container, stream):
         video = VideoReader(container, stream, alive)
+        scaler = VideoReformatter()
         for frame in resample(video.timed_frames(), fps):
-            yield with_square_pixels(frame, stream.sample_aspect_ratio)
+            yield with_square_pixels(frame, stream.sample_aspect_ratio, scaler)
         for text in video.notes():
             note(text)
 
@@ -264,8 +267,16 @@ class VideoReader:
                 )
 
 
-def with_square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> av.VideoFrame:
-    """The frame, enlarged along one side if a pixel is not as wide as high."""
+def with_square_pixels(
+    frame: av.VideoFrame, aspect: Fraction | None, scaler: VideoReformatter
+) -> av.VideoFrame:
+    """The frame, enlarged along one side if a pixel is not as wide as high.
+
+    Args:
+        frame: The frame.
+        aspect: The width of a pixel over its height; None or not positive: 1.
+        scaler: Keeps its tables for the next frame.
+    """
     width, height = Fraction(frame.width), Fraction(frame.height)
     if aspect is not None and aspect > 1:
         width *= aspect
@@ -275,4 +286,4 @@ def with_square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> av.Vide
         raise UnreadableVideo(f"its pictures are {round(width)} x {round(height)}, too narrow")
     if (width, height) == (frame.width, frame.height):
         return frame
-    return frame.reformat(round(width), round(height), interpolation="BICUBIC")
+    return scale(scaler, frame, round(width), round(height), None)
