@@ -49,6 +49,11 @@ class Clock:
             stamp: Its timestamp in seconds, if it has one.
             duration: How long it is shown, in seconds, if it says so.
         """
+        if stamp is not None and self._offset is not None:
+            time = stamp - self._offset
+            if 0 < time - self._time <= LONGEST_GAP:  # as nearly all: no more arithmetic than this
+                self._stuck = 0
+                return self._advance(time, duration)
         next_time = self.end
         time = next_time
         if stamp is not None:
@@ -63,6 +68,9 @@ class Clock:
             else:
                 self._stuck = 0
             self._offset = stamp - time if time == next_time else self._offset
+        return self._advance(time, duration)
+
+    def _advance(self, time: Fraction, duration: Fraction | None) -> Fraction:
         self._time = time
         self._length = duration if duration and duration > 0 else self._step
         return time

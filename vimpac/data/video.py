@@ -149,7 +149,7 @@ class VideoReader:
         self.error = ""  # the last one
         self.late_streams = False
         self.packets = 0  # of the stream
-        self.ends: dict[int, Fraction] = {}  # of every stream: the latest time of its packets
+        self.ends: dict[int, int] = {}  # of every stream: the latest time of its packets, its units
 
     def timed_frames(self) -> Iterator[tuple[Fraction, av.VideoFrame | None]]:
         """Frames with their times in seconds, then the end.
@@ -214,7 +214,7 @@ class VideoReader:
                     stamp = packet.dts if packet.pts is None else packet.pts
                     index = packet.stream.index  # stream_index is wrong in the last, empty packets
                     if stamp is not None:
-                        end = (stamp + (packet.duration or 0)) * packet.time_base
+                        end = stamp + (packet.duration or 0)
                         self.ends[index] = max(end, self.ends.get(index, end))
                         self.packets += index == self.stream.index
                     yield packet
@@ -242,10 +242,14 @@ class VideoReader:
         if not self.formats & STATE_DURATION or stream.index not in self.ends:
             return
         if stream.duration and self.formats & STREAM_DURATION:
-            stated, end = stream.duration * self.base, self.ends[stream.index]
+            stated, end = stream.duration * self.base, self.ends[stream.index] * self.base
             start = (stream.start_time or 0) * self.base
         elif container.duration:
-            stated, end = Fraction(container.duration, av.time_base), max(self.ends.values())
+            stated = Fraction(container.duration, av.time_base)
+            end = max(
+                end * (container.streams[index].time_base or self.base)
+                for index, end in self.ends.items()
+            )
             start = Fraction(container.start_time or 0, av.time_base)
         else:
             return
