@@ -9,10 +9,11 @@ import pytest
 
 from tests.vimpac.videos import write_moving
 from vimpac.cli import main
+from vimpac.data.frames import frames_at
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import META, StoreMeta
 from vimpac.data.variants import Variant, make_variants
-from vimpac.data.video import UnreadableVideo, frames_at
+from vimpac.data.video import UnreadableVideo
 from vimpac.errors import VimpacError
 from vimpac.simvtp.frames import StoredFrames, VideoFiles, open_frames
 

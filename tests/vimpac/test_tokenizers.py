@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from vimpac.data.frames import frames_at
 from vimpac.data.sample_videos import sample_videos
 from vimpac.data.variants import Variant, make_variants
-from vimpac.data.video import frames_at
 from vimpac.errors import UsageError, VimpacError
 from vimpac.tokenizers import dalle, get_tokenizer
 

@@ -8,9 +8,10 @@ import pytest
 
 from tests.vimpac.videos import frame_numbers, write_video
 from vimpac.data.clock import resample
+from vimpac.data.frames import frames_at
 from vimpac.data.sample_videos import sample_videos
 from vimpac.data.variants import Variant, make_variants, parse_variants
-from vimpac.data.video import UnreadableVideo, frames_at
+from vimpac.data.video import UnreadableVideo
 from vimpac.errors import UsageError, VimpacError
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.vimpac.videos import frame_numbers, write_moving, write_video
 from vimpac.data import video
-from vimpac.data.video import UnreadableVideo, frames_at
+from vimpac.data.frames import frames_at
+from vimpac.data.video import UnreadableVideo
 
 # Containers with a codec of theirs; the first group states the duration in a header.
 STATED = ["mp4:libx264", "mov:mpeg4", "mkv:libx264", "mkv:mpeg4", "webm:libvpx", "avi:mpeg4"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.vimpac.videos import run_ffmpeg
+from vimpac.data.frames import frames_at
 from vimpac.data.variants import Variant, make_variants
-from vimpac.data.video import frames_at
 
 SIDE = 32
 

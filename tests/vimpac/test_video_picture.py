@@ -10,8 +10,9 @@ import pytest
 from av.stream import Disposition
 
 from tests.vimpac.videos import run_ffmpeg
+from vimpac.data.frames import frames_at
 from vimpac.data.variants import Variant, make_variants
-from vimpac.data.video import UnreadableVideo, best_stream, frames_at
+from vimpac.data.video import UnreadableVideo, best_stream
 
 ONE = 1 << 16  # in a display matrix
 QUARTERS = np.zeros((48, 64, 3), np.uint8)

@@ -19,13 +19,10 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from vimpac.data.packets import packet_table
 from vimpac.data.variants import scale, upright
 from vimpac.data.video import UnreadableVideo, VideoReader, open_video, with_square_pixels
 
-# Containers that store the time of every frame, and codecs that have one frame in each packet and
-# whose key frames need nothing before them. The others are decoded from the start.
-_TIMED = frozenset("mov matroska".split())
-_ONE_EACH = frozenset("h264 hevc mpeg4 mpeg1video mpeg2video vp9 av1 mjpeg prores ffv1".split())
 _MOST_INDICES = 4096  # that are kept
 
 Numbered = tuple[int, av.VideoFrame]
@@ -120,10 +117,9 @@ def frame_index(path: Path) -> FrameIndex:
 def _frame_index(path: Path, size: int, changed: int) -> FrameIndex:
     with open_video(path) as (container, stream):
         video = VideoReader(container, stream)
-        if video.formats & _TIMED and stream.codec.canonical_name in _ONE_EACH:
-            index = _index_of(video)
-            if index is not None:
-                return index
+        index = _index_of(video)
+        if index is not None:
+            return index
     with open_video(path) as (container, stream):
         video = VideoReader(container, stream)
         count = sum(1 for _ in video.frames())
@@ -138,20 +134,16 @@ def _index_of(video: VideoReader) -> FrameIndex | None:
     Raises:
         UnreadableVideo: The video is cut short.
     """
-    times, keys = [], []
-    for packet in video.read_packets():
-        if packet.stream.index != video.stream.index or not packet.size or packet.is_discard:
-            continue
-        if packet.pts is None:
-            return None
-        times.append(packet.pts)
-        if packet.is_keyframe:
-            keys.append(packet.pts)
-    video.check_length()
-    if video.error or not keys or len({*times}) < len(times) or times[0] not in keys:
+    table = packet_table(video)
+    if table is None or table.hidden.all():
         return None
-    shown = np.array(sorted(time for time in times if time >= times[0]), np.int64)
-    return FrameIndex(len(shown), shown, tuple(np.searchsorted(shown, sorted(keys)).tolist()))
+    times, keys = table.stamps[~table.hidden], table.keys[~table.hidden]
+    if not keys[0]:
+        return None
+    shown = np.sort(times[times >= times[0]])
+    return FrameIndex(
+        len(shown), shown, tuple(np.searchsorted(shown, np.sort(times[keys])).tolist())
+    )
 
 
 class _Inexact(Exception):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vimpac.data.frames import frames_at
 from vimpac.data.tokenize_workers import Work
 from vimpac.data.variants import Scalers, make_variants
-from vimpac.data.video import frames_at
 from vimpac.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def tokenize_video(
         Ids (variants, frames, H, W), int32; of pixels, levels (variants, frames, S, S, 3), uint8.
 
     Raises:
-        UnreadableVideo: See `vimpac.data.video.frames_at`.
+        UnreadableVideo: See `vimpac.data.frames.frames_at`.
     """
     encoded: list[np.ndarray] = []
     for frames in _batches(path, settings, threads, note, alive, lap):

@@ -17,7 +17,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from vimpac.data.clock import BestStamp, Clock, resample
+from vimpac.data.clock import BestStamp, Clock
 from vimpac.data.variants import scale
 from vimpac.errors import VimpacError
 
@@ -36,40 +36,6 @@ _ERRORS_IN_A_ROW = 100  # of the container's reader, until it is given up
 
 class UnreadableVideo(VimpacError):
     """A video that cannot be used; the message is the reason alone."""
-
-
-def frames_at(
-    path: Path,
-    fps: Fraction,
-    *,
-    threads: int = 0,
-    note: Callable[[str], object] = lambda text: None,
-    alive: Callable[[], object] = lambda: None,
-) -> Iterator[av.VideoFrame]:
-    """Decodes a video and samples it by time.
-
-    Args:
-        path: The video, a local file.
-        fps: Output frames per second of video time.
-        threads: Decoder threads; 0 lets the decoder choose.
-        note: Called at the end with what is wrong with a video that is used all the same.
-        alive: Called whenever the decoder has made progress.
-
-    Yields:
-        For k = 0, 1, ... the frame that is on screen k / fps seconds after the first frame, with
-        square pixels; `vimpac.data.variants` turns and mirrors it as its display matrix says.
-
-    Raises:
-        UnreadableVideo: It is no video, has no frame, is cut short, or too damaged.
-        FFmpegError: With an errno of `SCARCE`: memory, threads or open files do not suffice.
-    """
-    with open_video(path, threads) as (container, stream):
-        video = VideoReader(container, stream, alive)
-        scaler = VideoReformatter()
-        for frame in resample(video.timed_frames(), fps):
-            yield with_square_pixels(frame, stream.sample_aspect_ratio, scaler)
-        for text in video.notes():
-            note(text)
 
 
 @contextmanager
