@@ -11,7 +11,8 @@ import pytest
 from tests.vimpac.videos import run_ffmpeg
 from vimpac.data import frames
 from vimpac.data.frames import frames_at
-from vimpac.data.video import UnreadableVideo, VideoReader
+from vimpac.data.packets import Kind, packet_table
+from vimpac.data.video import UnreadableVideo, VideoReader, open_video
 
 RATES = [Fraction(1, 10), Fraction(2), Fraction(5), Fraction(30)]
 FRAMES = 75  # three seconds
@@ -99,14 +100,18 @@ def _on_screen(path: Path, fps: Fraction) -> list[av.VideoFrame]:
     return shown
 
 
-@pytest.mark.parametrize("fps", RATES, ids=str)
-def test_samples_are_those_of_the_whole_video(video, fps):
-    expected, notes = _on_screen(video, fps), []
-    got = [*frames_at(video, fps, threads=1, note=notes.append)]
+def _check_samples(path: Path, fps: Fraction) -> None:
+    expected, notes = _on_screen(path, fps), []
+    got = [*frames_at(path, fps, threads=1, note=notes.append)]
     assert [frame.pts for frame in got] == [frame.pts for frame in expected]
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one.to_ndarray(), other.to_ndarray())
     assert notes == []
+
+
+@pytest.mark.parametrize("fps", RATES, ids=str)
+def test_samples_are_those_of_the_whole_video(video, fps):
+    _check_samples(video, fps)
 
 
 def test_what_no_sample_shows_is_left_out(video, decoded):
@@ -129,13 +134,29 @@ def test_frames_that_an_edit_list_hides_are_not_sampled(tmp_path, decoded):
     with av.open(str(path)) as container:
         hidden = sum(packet.is_discard for packet in container.demux(video=0))
     assert hidden >= 10
-    expected = _on_screen(path, Fraction(2))
-    decoded.clear()
-    got = [*frames_at(path, Fraction(2), threads=1)]
-    assert [frame.pts for frame in got] == [frame.pts for frame in expected]
-    for one, other in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(one.to_ndarray(), other.to_ndarray())
+    _check_samples(path, Fraction(2))
     assert len(decoded) < FRAMES - hidden
+
+
+def test_pictures_that_only_a_higher_layer_needs_are_needed(tmp_path):
+    """H.265 says of a picture whether its own temporal layer needs it."""
+    path = write_zoo(tmp_path / "v.mp4", ZOO["x265-layers.mp4"][0])
+    data, changed, highest = bytearray(path.read_bytes()), 0, 0
+    for place, size in _packets(path):
+        unit = place
+        while unit < place + size:
+            if data[unit + 4 : unit + 6] == b"\x06\2":  # TSA_R in the second of three layers
+                data[unit + 4] = 4  # TSA_N
+                changed += 1
+            highest += data[unit + 5] & 7 == 3
+            unit += 4 + int.from_bytes(data[unit : unit + 4], "big")
+    assert changed > 5
+    path.write_bytes(data)
+    with open_video(path) as (container, stream):
+        table = packet_table(VideoReader(container, stream))
+    assert table is not None
+    assert np.count_nonzero(table.kinds & Kind.UNNEEDED) == highest
+    _check_samples(path, Fraction(5))
 
 
 def _read(path: Path, fps: Fraction) -> tuple[list[tuple[int | None, bytes]], list[str], str]:

@@ -107,7 +107,7 @@ def _units(data: memoryview, length_size: int, header_size: int) -> Iterator[mem
     while i <= end:
         begin = i + length_size
         yield data[begin : begin + header_size]
-        i = begin + int.from_bytes(data[i:begin])
+        i = begin + int.from_bytes(data[i:begin], "big")
 
 
 def _h264(data: memoryview, length_size: int) -> tuple[int, int]:
