@@ -3,7 +3,8 @@
     python benchmarks/report.py
 
 Rewrites what stands between comments of README.md (`results`, `learning`), docs/evaluation.md
-(`evaluate`), docs/tokenizing.md (`read`) and docs/simvtp.md (`learning_simvtp`), and docs/*.png.
+(`evaluate`), docs/tokenizing.md (`read`, `tokenize`) and docs/simvtp.md (`learning_simvtp`), and
+docs/*.png.
 An op's speed-up is against the fastest peer of the same shape, forward and backward together. Its
 memory ratio is the lowest peak memory of a peer over that of our fastest implementation.
 """
@@ -22,6 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 from report_learning import learning_tables, simvtp_tables
+from report_pages import evaluate_table, simvtp_step_table, tokenize_tables
 from report_read import read_table
 
 from vimpac_kernels import OPS
@@ -124,43 +126,6 @@ def step_table(rows: list[dict[str, Any]], where: str = "this machine") -> list[
                 f"{'-' if paper is None else f'{paper:.2f}x'} | {row['mfu_percent']:.0f} % | "
                 f"{row['peak_mib']:.0f} |"
             )
-    return lines
-
-
-def evaluate_table(results: dict[str, Any]) -> list[str]:
-    """Markdown rows of the tests of a classifier, with their ratio to the plain loop."""
-    environment = next(shape["environment"] for shape in results["evaluate"].values())
-    lines = [
-        f"{environment['device']}, torch {environment['torch']}, {environment['date']}:\n",
-        "| small model, 10 clips x 3 crops | implementation | views asked for / encoded | views/s "
-        "| ratio | peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for shape, timed in results["evaluate"].items():
-        plain = next(row for row in timed["rows"] if row["impl"] == "plain loop")
-        lines += [
-            f"| {shape} videos | {row['impl']} | {row['views']} / {row['encoded']} | "
-            f"{row['views_per_s']:.3g} | {row['views_per_s'] / plain['views_per_s']:.2f}x | "
-            f"{row['peak_mib']:.0f} |"
-            for row in timed["rows"]
-        ]
-    return lines
-
-
-def simvtp_step_table(results: dict[str, Any]) -> list[str]:
-    """Markdown rows of the steps of SimVTP, with their ratio to the released one."""
-    environment = next(shape["environment"] for shape in results["simvtp"].values())
-    lines = [
-        f"{environment['device']}, torch {environment['torch']}, {environment['date']}:\n",
-        "| step | implementation | pairs/s | ratio | MFU | peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for shape, timed in results["simvtp"].items():
-        lines += [
-            f"| {shape} | {row['impl']} | {row['pairs_per_s']:.3g} | {row['ratio']:.2f}x | "
-            f"{row['mfu_percent']:.0f} % | {row['peak_mib']:.0f} |"
-            for row in timed["rows"]
-        ]
     return lines
 
 
@@ -283,9 +248,13 @@ def main() -> None:
         page = ROOT / "docs" / "evaluation.md"
         tables = [line for results in tested for line in evaluate_table(results)]
         page.write_text(_fill(page.read_text(), "evaluate", tables))
+    page = ROOT / "docs" / "tokenizing.md"
+    text = page.read_text()
     if tables := [line for results in found.values() for line in read_table(results)]:
-        page = ROOT / "docs" / "tokenizing.md"
-        page.write_text(_fill(page.read_text(), "read", tables))
+        text = _fill(text, "read", tables)
+    if tables := [line for results in found.values() for line in tokenize_tables(results)]:
+        text = _fill(text, "tokenize", tables)
+    page.write_text(text)
     page = ROOT / "docs" / "simvtp.md"
     text = page.read_text()
     if simvtp.exists():
