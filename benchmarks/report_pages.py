@@ -6,6 +6,7 @@ from typing import Any
 
 NAMES = {
     "ours": "`vimpac tokenize`",
+    "ours, start only": "`vimpac tokenize` of two pictures",
     "ffmpeg": "ffmpeg, frames only",
     "decord": "decord, frames only",
 }
