@@ -118,23 +118,21 @@ class _PlannedReader(VideoReader):
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """The planned frames; none is given before all that may have harmed it has proved whole."""
+        shown = self.plan.shown
         held: deque[av.VideoFrame] = deque()
         for frame in super().frames():
             come = self.good
-            if frame.is_corrupt or come > len(self.plan.shown):
-                raise _Unplanned
-            if frame.pts != self.plan.shown[come - 1]:
+            if frame.is_corrupt or come > len(shown) or frame.pts != shown[come - 1]:
                 raise _Unplanned
             held.append(frame)
             while held and self.plan.settled[come - len(held)] <= come:
                 yield held.popleft()
-        if held or self.good < len(self.plan.shown) or self.lost or self.leading or self.error:
+        if self.good < len(shown) or self.leading or self.error:
             raise _Unplanned
 
     def read_packets(self) -> Iterator[av.Packet]:
         """The packets that are to be decoded."""
-        plan, context = self.plan, self.stream.codec_context
-        number = 0
+        plan, context, number = self.plan, self.stream.codec_context, 0
         for packet in super().read_packets():
             if packet.stream.index != self.stream.index or not packet.size:
                 yield packet

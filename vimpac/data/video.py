@@ -1,4 +1,4 @@
-"""Video files to frames at even times, by PyAV: the picture that a player shows, when it shows it.
+"""Video files to frames with their times, by PyAV: the picture that a player shows, and when.
 
 A damaged packet is skipped and counted, a clock that jumps is bridged, and both are told. A video
 that is cut short, or of which too much is damaged, is refused with its reason.
