@@ -1,8 +1,8 @@
 """Which packets of a video need not be decoded for the frames that are sampled.
 
 Two kinds of pictures are left out if no sample shows them: those that no other picture needs, as
-most B pictures, and those between the last sample before a picture that needs nothing before it
-and that picture.
+most B pictures, and those behind the last sample before a picture that needs nothing before it, or
+before the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from vimpac.data.clock import Clock, resample
+from vimpac.data.clock import LONGEST_GAP, Clock, resample
 from vimpac.data.packets import Kind, PacketTable
 
 
@@ -33,7 +33,7 @@ class DecodePlan:
         stamps: (N,) of the packets.
         actions: (N,) of `Action`.
         shown: (M,) the stamps of the frames.
-        times: Of the frames, M in seconds from the first one, and the end of the last.
+        times: Of the frames, M in seconds from the first one.
         settled: (M,) the number of frames that must have come until every packet that was decoded
             up to this frame has proved to be whole.
     """
@@ -66,9 +66,13 @@ def make_plan(table: PacketTable, clock: Clock, base: Fraction, fps: Fraction) -
     if clock.jumps:
         return None
     timed: list[tuple[Fraction, int | None]] = [(time, i) for i, time in enumerate(times)]
-    sampled = {0, len(display) - 1, *resample([*timed, (clock.end, None)], fps)}
+    samples = [*resample([*timed, (clock.end, None)], fps)]
+    last = samples[-1]
+    length = min(durations[last] * base, Fraction(LONGEST_GAP))
+    if (len(samples) - 1) / fps >= times[last] + length:  # the frames behind it prolong it
+        last = len(display) - 1
     wanted = np.zeros(len(table.stamps), bool)
-    wanted[display[[*sampled]]] = True
+    wanted[display[[0, *samples, last]]] = True
     actions = _actions(table, wanted)
     if not actions.any():
         return None
@@ -80,7 +84,7 @@ def make_plan(table: PacketTable, clock: Clock, base: Fraction, fps: Fraction) -
         stamps=table.stamps,
         actions=actions,
         shown=table.stamps[frames],
-        times=[time for time, come in zip(times, comes, strict=True) if come] + [clock.end],
+        times=[time for time, come in zip(times, comes, strict=True) if come],
         settled=np.maximum.accumulate(place)[frames],
     )
 

@@ -111,8 +111,8 @@ class _PlannedReader(VideoReader):
 
     def timed_frames(self) -> Iterator[tuple[Fraction, av.VideoFrame | None]]:
         """Frames with their times, which are those of the plan; see `VideoReader`."""
-        for planned, (time, frame) in zip(self.plan.times, super().timed_frames(), strict=True):
-            if time != planned:
+        for number, (time, frame) in enumerate(super().timed_frames()):
+            if frame is not None and time != self.plan.times[number]:
                 raise _Unplanned
             yield time, frame
 
@@ -141,6 +141,8 @@ class _PlannedReader(VideoReader):
                 raise _Unplanned
             action = plan.actions[number]
             number += 1
-            if action != Action.DROP:
+            if action == Action.DROP:
+                self.alive()
+            else:
                 context.skip_frame = "NONREF" if action == Action.SKIP else "DEFAULT"
                 yield packet
