@@ -27,7 +27,7 @@ rehearsed=()
 case $visit in # seconds of all, then stage:cap
   0) limit=600 stages=(agree:150 ops:150 variants:150 step:150) rehearsed=(--emulate) ;;
   1) limit=405 stages=(load:60 agree:45 ops:55 variants:65 step:60 memcheck:35 ncu:30 tests:55) ;;
-  2) limit=225 stages=(load:20 agree:25 variants:50 step:30 racecheck:40 ops:25 tests:35) ;;
+  2) limit=235 stages=(load:20 agree:25 variants:50 step:30 racecheck:40 ops:25 dalle:10 tests:35) ;;
   *) echo "there are visits 0, 1 and 2, not $visit" && exit 2 ;;
 esac
 
@@ -91,6 +91,7 @@ stage() {
     ops) python3 benchmarks/gpu_ops.py "$out" ops "${rehearsed[@]}" ;;
     variants) python3 benchmarks/gpu_ops.py "$out" variants "${rehearsed[@]}" ;;
     step) python3 benchmarks/gpu_step.py "$out" "${rehearsed[@]}" ;;
+    dalle) python3 benchmarks/dalle_encode.py --device cuda --frames 512 ;;
     memcheck | racecheck) sanitize "$1" ;;
     ncu) counters ;;
     tests) tests ;;
