@@ -37,7 +37,6 @@ import common
 import interleaved
 import numpy as np
 import pytest
-import torch
 from av import VideoFrame
 from tokenize_clips import Clip, ffmpeg, make_clips, make_picture
 
@@ -240,7 +239,7 @@ def take_apart(clips: Sequence[Clip]) -> tuple[dict[str, float], int]:
                         variants.make_variants(frame, SIZE, (variants.Variant(),), scalers)
                     )
             with stage(STAGES[3]):
-                tokenizer.encode(torch.from_numpy(np.concatenate(images)))
+                tokenizer.encode(np.concatenate(images))
     return stage.seconds, decoded
 
 
@@ -249,8 +248,6 @@ def test_stages(bench: Any) -> None:
     names, left_out = bench.wanted(["ours"])
     if not names:
         bench.skip(left_out)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
     clips, rows = make_clips(), []
     groups = sorted({(clip.codec, clip.lines) for clip in clips}, key=str)
     for codec, lines in groups:
@@ -262,7 +259,6 @@ def test_stages(bench: Any) -> None:
         middle = sorted(rounds, key=lambda one: sum(one[0].values()))[1]
         cpu_s, ffmpeg_s = sum(middle[0].values()), sorted(theirs)[1]
         rows.append(StageRow(codec, lines, len(group), middle[1], *middle[:1], cpu_s, ffmpeg_s))
-    torch.set_num_threads(threads)
     timed = common.Timed(rows, {}, 3, left_out)
     _stages.append(timed)
     bench.record("tokenize_stages", f"{len(clips)} clips", timed, lambda: None)

@@ -59,10 +59,10 @@ def tokenize_tables(results: dict[str, Any]) -> list[str]:
         "| videos | command, two processes | CPU s | ratio to ffmpeg |",
         "|---|---|---|---|",
     ]
-    for shape, timed in results["tokenize"].items():
+    for timed in results["tokenize"].values():
         lines += [
-            f"| {shape}, {row['frames']} frames | {NAMES[row['impl']]} | {row['cpu_s']:.1f} | "
-            f"{row['ratio']:.2f}x |"
+            f"| {row['clips']} clips, {row['frames']} frames | {NAMES[row['impl']]} | "
+            f"{row['cpu_s']:.1f} | {row['ratio']:.2f}x |"
             for row in timed["rows"]
         ]
     for timed in results.get("tokenize_stages", {}).values():
