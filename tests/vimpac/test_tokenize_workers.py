@@ -116,6 +116,14 @@ class _Journal(Tries):
         self.begun.append(name)
 
 
+def _count_threads(argument, alive, send):
+    return len(os.listdir("/proc/self/task"))
+
+
+def _make_counter():
+    return _count_threads
+
+
 def _outcomes(folder, names, journal, *, workers, timeout=60.0, make_work=_make_work):
     return outcomes(
         [(name, folder / name) for name in names],
@@ -365,6 +373,19 @@ def test_script_without_a_guard_of_its_main_part_works(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("runs") == 1
+
+
+def test_workers_multiply_with_one_thread_each(monkeypatch):
+    """This one, and two that watch; those of OpenBLAS would only wait for the other workers."""
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    workers = Workers(_make_counter, 1, 60.0)
+    try:
+        assert workers.start(None)() == 3
+    finally:
+        workers.close()
+    assert not {*names} & {*os.environ}
 
 
 def test_no_process_of_the_built_in_tokenizer_imports_torch(tmp_path):

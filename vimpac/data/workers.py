@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -210,7 +211,7 @@ class _Worker:
         self.connection, theirs = multiprocessing.Pipe()
         arguments = (theirs, make_work, timeout)
         self.process = _Context().Process(target=serve, args=arguments, daemon=True)
-        with theirs, _interrupts_blocked():
+        with theirs, _interrupts_blocked(), _one_thread_each():
             self.process.start()
         self.ready = False
         self.task: _Task | None = None
@@ -233,6 +234,21 @@ class _Worker:
         self.process.kill()
         self.process.join()
         return self.process.exitcode
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """What is started inside computes products with one thread, unless the user says otherwise.
+
+    There is a process for every CPU already; more threads would only wait for each other.
+    """
+    names = {"OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"} - {*os.environ}
+    os.environ |= dict.fromkeys(names, "1")
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
 
 
 @contextmanager
