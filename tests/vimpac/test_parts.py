@@ -95,7 +95,8 @@ def test_processes_that_start_together_and_one_that_is_killed(listed):
 def test_parts_keep_to_the_first_plan(listed, tmp_path, capsys, monkeypatch):
     assert main(_tokenize("--out=s", "--part=0/2")) == 0
     assert main(_tokenize("--out=s", "--part=0/3")) == 2
-    assert "s.parts was begun in 2 parts: give --part I/2" in capsys.readouterr().err
+    error = "s.parts was begun in 2 parts, not 3: give --part I/2, or --parts 2 with --dask"
+    assert error in capsys.readouterr().err
     (tmp_path / "0.mp4").unlink()  # a file that has gone changes no part
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # nor does another current directory

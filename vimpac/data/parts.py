@@ -98,7 +98,10 @@ def make_plan(
     folder, made = parts_folder(out), {"parts": parts, **source}
     plan = read_plan(folder) or _plan_alone(folder, made, find)
     if len(plan) != parts:
-        raise UsageError(f"{folder} was begun in {len(plan)} parts: give --part I/{len(plan)}")
+        raise UsageError(
+            f"{folder} was begun in {len(plan)} parts, not {parts}: give --part I/{len(plan)}, or "
+            f"--parts {len(plan)} with --dask"
+        )
     if difference(_read(folder), made):
         raise UsageError(
             f"{folder} was begun with other videos, or the list has changed: give the same, or "
