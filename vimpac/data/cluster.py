@@ -68,6 +68,7 @@ def connect(address: str, *, gpu: bool) -> Iterator[distributed.Client]:
             threads_per_worker=1,
             memory_limit=None,
             dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": ":0"},  # its web server warns of a used port
             silence_logs=logging.CRITICAL,
             resources={"GPU": 1} if gpu else None,
         ) as cluster,
