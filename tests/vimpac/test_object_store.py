@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vimpac.data import object_store
-from vimpac.data.object_store import ObjectFiles
+from vimpac.data.object_store import ObjectFiles, tries
 from vimpac.data.shard_cache import ShardCache
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
@@ -142,9 +142,20 @@ def test_upload_that_was_interrupted_is_continued(local, tmp_path):
     assert _content(store) == _content(TokenStore(local))
 
 
-def test_server_that_takes_no_objects_is_named(local, server):
-    with pytest.raises(VimpacError, match="cannot be read or written: .*501.*, try 1 of 5"):
+def test_refusal_is_not_tried_again(local, server):
+    url = server.url.replace("/store", "/new")
+    with pytest.raises(VimpacError, match=r"/new cannot be read or written: .*501.*'\)$"):
+        tries(url, fsspec.filesystem("http").pipe_file, url, b"")  # it knows no PUT
+
+
+def test_upload_to_a_web_server_is_refused(local, server):
+    with pytest.raises(UsageError, match="/new can only be read: give the URL of object storage"):
         upload_store(local, server.url.replace("/store", "/new"))
+
+
+def test_upload_makes_the_directory_of_a_file_url(local, tmp_path):
+    upload_store(local, f"file://{tmp_path}/new/store")
+    assert _content(TokenStore(tmp_path / "new" / "store")) == _content(TokenStore(local))
 
 
 @pytest.mark.usefixtures("quick")
@@ -161,7 +172,7 @@ def test_every_third_request_fails(local, server, tmp_path, fault):
 def test_server_that_keeps_failing_is_one_line(server, tmp_path):
     server.faults = ["busy"] * 100
     cache = ShardCache(tmp_path / "cache", BIG)
-    with pytest.raises(VimpacError, match=r"meta\.json cannot be read.*503.*try 5 of 5"):
+    with pytest.raises(VimpacError, match=r"meta\.json cannot be read.*503.*\), tried 5 times$"):
         TokenStore(server.url, cache=cache)
     assert len(server.faults) == 95
     server.faults = []
@@ -184,7 +195,7 @@ def test_old_shards_make_room(local, server, tmp_path):
     assert len(_shards(cache.folder)) == 3
     maps = Path("/proc/self/maps").read_text()
     assert maps.count(f"{cache.folder}") - maps.count("index.bin") - maps.count("names.bin") <= 9
-    with pytest.raises(UsageError, match="is too small for http.*raise its limit"):
+    with pytest.raises(UsageError, match="is too small for http.*raise cache_gb"):
         TokenStore(server.url, cache=ShardCache(tmp_path / "small", SHARD - 1))
 
 

@@ -62,7 +62,7 @@ class ObjectFiles(StoreFiles):
         if largest > cache.limit:
             raise UsageError(
                 f"a cache of {cache.limit / 1e9:.3g} GB is too small for {url}, which has a shard "
-                f"of {largest / 1e9:.3g} GB: raise its limit"
+                f"of {largest / 1e9:.3g} GB: raise cache_gb"
             )
 
     def meta(self) -> dict:
@@ -145,8 +145,10 @@ def file_system(url: str) -> fsspec.AbstractFileSystem:
         UsageError: The protocol is unknown.
         VimpacError: It needs another package.
     """
+    # Object storage has no directories. On a disk they are made like those of a local store.
+    options = {"auto_mkdir": True} if url.startswith(("file://", "local://")) else {}
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        return fsspec.core.url_to_fs(url, **options)[0]
     except ImportError as error:
         raise VimpacError(f"{url} needs another package ({error})") from error
     except ValueError as error:
@@ -181,10 +183,9 @@ def tries(url: str, call: Callable[..., Result], *arguments: Any) -> Result:
             if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
                 raise
             if attempt == TRIES or getattr(error, "status", None) in _REFUSALS:
-                reason = " ".join(str(error).split()) or "no reason was given"
-                raise VimpacError(
-                    f"{url} cannot be read or written: {type(error).__name__} ({reason:.200}), "
-                    f"try {attempt} of {TRIES}"
-                ) from error
+                words = " ".join(str(error).split()) or "no reason was given"
+                reason = f"{type(error).__name__} ({words:.200})"
+                times = f", tried {attempt} times" if attempt > 1 else ""
+                raise VimpacError(f"{url} cannot be read or written: {reason}{times}") from error
         time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError

@@ -24,10 +24,15 @@ def upload_store(path: Path, url: str, report: Callable[[str], object] = lambda 
         report: Called with the name of every file before it is copied.
 
     Raises:
-        UsageError: There is a store already, or the beginning of another one.
+        UsageError: There is a store already, or the beginning of another one, or a web server
+            cannot be written to.
         VimpacError: It cannot be written.
     """
     TokenStore(path, kind=None)  # which checks it
+    if url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{url} can only be read: give the URL of object storage, such as s3://..."
+        )
     url, files, meta = url.rstrip("/"), file_system(url), (path / META).read_bytes()
     shards = [shard_name(k) for k, count in enumerate(read_meta(path)["shard_frames"]) if count]
     mark = f"{url}/{META}.partial"
