@@ -48,7 +48,9 @@ class ClipConfig(ReadConfig):
         False, doc="read the whole store first and leave damaged videos out, which else end the run"
     )
     window: int | None = setting(
-        None, POSITIVE, "shards whose videos are mixed at a time, for stores with a URL; null: all"
+        None,
+        POSITIVE,
+        "shards whose videos are mixed at a time; a cache must hold two windows; null: all",
     )
 
     @property
@@ -189,7 +191,9 @@ class TokenTrainConfig(StoreConfig, TrainConfig):
     """What every training on a token store has."""
 
     data_weights: tuple[float, ...] | None = setting(
-        None, WEIGHTS, "how often each of these stores' videos are drawn in an epoch; null: once"
+        None,
+        WEIGHTS,
+        "how often an epoch draws the videos of each store of data; null: once",
     )
     clips: ClipConfig = dataclasses.field(default_factory=ClipConfig)
 

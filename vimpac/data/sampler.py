@@ -19,13 +19,13 @@ from torch.utils.data import Sampler
 
 from vimpac.data.random import ORDER, ROUNDS, WINDOWS, words
 
-_SETTINGS = (
-    "seed",
-    "num_videos",
-    "repeat",
-    "shares",
-    "windows",
-)  # without which a position means nothing
+_SETTINGS = {  # without which a position means nothing, and how an error names them
+    "seed": "seed={}",
+    "num_videos": "{} videos",
+    "repeat": "clips.repeat={}",
+    "shares": "the stores and weights {}",
+    "windows": "clips.window={}",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +176,10 @@ class ResumableSampler(Sampler[tuple[int, int]]):
             TypeError: The position is no whole number.
         """
         state = {"repeat": 1, "shares": [], "windows": None, **state}
-        for key in _SETTINGS:
+        for key, name in _SETTINGS.items():
             if state[key] != getattr(self, key):
-                now = getattr(self, key)
-                raise ValueError(f"its order is that of {key}={state[key]}, not of {key}={now}")
+                before, now = map(_as_text, (state[key], getattr(self, key)))
+                raise ValueError(f"it was made with {name.format(before)}, not {now}")
         position = operator.index(state["position"])
         if position < 0:
             raise ValueError(f"position {position} must not be negative")
@@ -212,3 +212,8 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of one epoch, (num_videos,) int64."""
     return np.argsort(words(ORDER, seed, epoch, num_videos), kind="stable")
+
+
+def _as_text(value: object) -> str:
+    """A value of `_SETTINGS`, as an error prints it."""
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

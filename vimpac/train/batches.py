@@ -127,11 +127,11 @@ def make_windows(
     needed, limit = sum(sizes if size is None else sizes[: 2 * size]), config.cache_gb * 1e9
     if needed > limit:
         fits = int(limit // (2 * sizes[0]))
-        at_once = "all" if size is None else f"clips.window={size}, twice,"
+        held = "all shards" if size is None else f"two windows of {size} shards"
         raise UsageError(
-            f"cache_gb={config.cache_gb:g} does not hold the shards of {store.path} that are read "
-            f"at a time ({at_once} {needed / 1e9:.3g} GB): "
-            + (f"give clips.window={fits} or less, or " if fits else "")
+            f"cache_gb={config.cache_gb:g} is too small: the cache must hold {held} of "
+            f"{store.path}, {needed / 1e9:.3g} GB: give "
+            + (f"clips.window={fits}{' or less' * (fits > 1)}, or " if fits else "")
             + f"cache_gb={math.ceil(needed / 1e8) / 10:g}"
         )
     if size is None:
