@@ -104,9 +104,29 @@ def test_what_cannot_be_joined_is_refused(tmp_path):
         merge_stores([again], out)
     assert not out.exists() and not [*tmp_path.glob(".*")]
     merge_stores([first], out)
-    for taken in (out, first):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    second = _write(tmp_path / "second", videos[2:])
+    for taken in (out, first, tmp_path / "full"):
         with pytest.raises(UsageError, match="exists: remove it or name another output"):
-            merge_stores([first], taken)
+            merge_stores([second], taken)
+
+
+def test_same_merge_again_changes_nothing(tmp_path):
+    videos = _videos(4)
+    stores = [_write(tmp_path / "a", videos[:2]), _write(tmp_path / "b", videos[2:])]
+    out = tmp_path / "s"
+    merge_stores(stores, out)
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert len(merge_stores(stores, out)) == 4
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+    with pytest.raises(UsageError, match="exists: remove it or name another output"):
+        merge_stores(stores[::-1], out)
+
+
+def test_what_is_no_store_is_not_merged(tmp_path):
+    videos = _videos(2)
+    first = _write(tmp_path / "a", videos)
     with pytest.raises(VimpacError, match="is no token store"):
         merge_stores([tmp_path / "absent"], tmp_path / "t")
     with TokenStoreWriter(tmp_path / "u", META) as writer:

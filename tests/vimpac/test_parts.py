@@ -121,6 +121,10 @@ def test_part_whose_videos_are_all_unreadable_is_finished(listed, capsys):
     shutil.rmtree("s")
     assert main(["store", "merge", "s.parts", "--out=s", "--max-skipped=10"]) == 1
     assert "s holds the others" in capsys.readouterr().err
+    assert main(["store", "merge", "s.parts", "--out=s", "--max-skipped=50"]) == 0  # the same again
+    assert capsys.readouterr().out == "s: 1 video, 2 frames, 1 s\n"
+    assert main(["store", "merge", "s.parts/part-00001", "--allow-missing", "--out=s"]) == 2
+    assert "s exists: remove it or name another output" in capsys.readouterr().err
     shutil.rmtree("s")
     assert main(["store", "merge", "s.parts/part-00000", "--allow-missing", "--out=s"]) == 1
     assert "would hold no video" in capsys.readouterr().err

@@ -52,7 +52,8 @@ def report_store(
         VimpacError: Too many videos could not be read.
     """
     frames, videos = int(store.frames.sum()), len(store) + len(store.skipped)
-    print(f"{out}: {len(store)} videos, {frames} frames, {frames / store.meta.fps:.0f} s")
+    count = "1 video" if len(store) == 1 else f"{len(store)} videos"
+    print(f"{out}: {count}, {frames} frames, {frames / store.meta.fps:.0f} s")
     if store.notes:
         _list(f"{len(store.notes)} videos are damaged in part:", store.notes, out)
     if not store.skipped:

@@ -88,23 +88,29 @@ def merge_stores(sources: Sequence[Path], out: Path, *, missing: Sequence[Path] 
         missing: Parts that are left out; the new store records their names.
 
     Returns:
-        The new store. A video that one source skipped and another one has counts as read.
+        The new store, or the one at `out` if it was made of the same. A video that one source
+        skipped and another one has counts as read.
 
     Raises:
-        UsageError: `out` exists, the stores differ in a setting, or two have a video of one name.
+        UsageError: `out` is something else, the stores differ in a setting, or two have a video of
+            one name.
         VimpacError: A store is damaged, none has a video, or another process makes `out`.
     """
+    absent = [part.name for part in missing]
     with _alone(out):
-        if not is_complete(out):
-            partial = partial_path(out)
-            check_free(out)
-            if partial.exists():
-                raise UsageError(f"{out} is unfinished: remove {partial}, or name another output")
-            with whole_directory(partial) as folder:
-                _join(sources, folder, [part.name for part in missing])
-            is_complete(out)  # moves it
+        if is_complete(out):
+            files, _ = _joined(sources, absent)
+            if (out / META).read_bytes() != files[META]:
+                raise UsageError(f"{out} exists: remove it or name another output")
             return TokenStore(out, kind=None)
-    raise UsageError(f"{out} exists: remove it or name another output")
+        partial = partial_path(out)
+        check_free(out)
+        if partial.exists():
+            raise UsageError(f"{out} is unfinished: remove {partial}, or name another output")
+        with whole_directory(partial) as folder:
+            _join(sources, folder, absent)
+        is_complete(out)  # moves it
+        return TokenStore(out, kind=None)
 
 
 def add_to_store(path: Path, sources: Sequence[Path]) -> TokenStore:
@@ -148,8 +154,19 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _join(sources: Sequence[Path], folder: Path, missing: Sequence[str]) -> None:
     """Writes the files of the joined store into an empty folder."""
-    index, names, shard_frames = list[np.ndarray](), bytearray(), list[int]()
-    notes, skipped = list[tuple[str, str]](), dict[str, str]()
+    files, shards = _joined(sources, missing)
+    for number, (shard, size) in enumerate(shards):
+        _link(shard, size, folder / shard_name(number))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _joined(
+    sources: Sequence[Path], missing: Sequence[str]
+) -> tuple[dict[str, bytes], list[tuple[Path, int]]]:
+    """The small files of the joined store, and its shards with their bytes."""
+    index, names, shards = list[np.ndarray](), bytearray(), list[tuple[Path, int]]()
+    shard_frames, notes, skipped = list[int](), list[tuple[str, str]](), dict[str, str]()
     stores = [TokenStore(source, kind=None) for source in sources]  # which checks them
     _check(stores)
     for source, store in zip(sources, stores, strict=True):
@@ -162,7 +179,7 @@ def _join(sources: Sequence[Path], folder: Path, missing: Sequence[str]) -> None
         names += (source / NAMES).read_bytes()
         for shard in np.flatnonzero(frames):
             size = frames[shard] * store.meta.frame_record.itemsize
-            _link(source / shard_name(int(shard)), size, folder / shard_name(len(shard_frames)))
+            shards.append((source / shard_name(int(shard)), size))
             shard_frames.append(frames[shard])
         notes += store.notes
         skipped |= dict(store.skipped)
@@ -183,9 +200,8 @@ def _join(sources: Sequence[Path], folder: Path, missing: Sequence[str]) -> None
     }
     if missing:
         values["missing_parts"] = [*missing]
-    (folder / INDEX).write_bytes(videos.tobytes())
-    (folder / NAMES).write_bytes(names)
-    (folder / META).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    meta = json.dumps(values, indent=1) + "\n"
+    return {INDEX: videos.tobytes(), NAMES: bytes(names), META: meta.encode()}, shards
 
 
 def _check(stores: Sequence[TokenStore]) -> None:
