@@ -26,15 +26,16 @@ def add_part_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="I/N",
         default=argparse.SUPPRESS,
         help="work on part I of N alone, 0 <= I < N, and write OUT.parts/part-I; "
-        "`vimpac store merge OUT.parts --out OUT` then makes the store. auto/N takes I from a "
-        "SLURM array, AWS Batch array or Kubernetes Indexed Job, auto N, too, if it is said there",
+        "`vimpac store merge OUT.parts --out OUT` then makes the store. auto/N: a SLURM array, AWS "
+        "Batch array or Kubernetes Indexed Job gives I; auto: a whole SLURM or AWS Batch array "
+        "gives I and N",
     )
     parser.add_argument(
         "--dask",
         metavar="ADDRESS",
         help="make all parts on the workers of a Dask cluster and join them: the address of its "
-        "scheduler, such as tcp://head:8786, or local:N for N workers here; --workers then are "
-        "the processes of each (default: 1). See docs/tokenizing.md",
+        "scheduler, such as tcp://head:8786, or local:N for N workers here. --workers is then "
+        "the number of processes of each worker (default: 1). See docs/tokenizing.md",
     )
     parser.add_argument(
         "--parts",
@@ -134,8 +135,8 @@ def which_part(text: str, environ: Mapping[str, str] = os.environ) -> tuple[int,
         count = count or known
         if not count:
             raise UsageError(
-                "--part auto: the task's variables do not say how many parts there are (SLURM's "
-                "do where a whole array 0-K runs): give auto/N"
+                "--part auto: the scheduler does not say how many parts there are (SLURM and AWS "
+                "Batch do, for a whole array from 0 on): give auto/N"
             )
     try:
         part, parts = int(index), int(count)

@@ -98,7 +98,7 @@ def find_files(path: str | Path, cache: ShardCache | None) -> tuple[Path | str, 
         local = local_path(path)
         return local, StoreFiles(local)
     if cache is None:
-        raise UsageError(f"{path} is a URL: its shards need a cache on this machine")
+        raise UsageError(f"{path} is a URL: give cache=ShardCache(DIRECTORY, BYTES), too")
     from vimpac.data.object_store import ObjectFiles
 
     return str(path), ObjectFiles(str(path), cache)
