@@ -248,7 +248,7 @@ def test_wrong_settings_are_refused(word, said):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_run_on_two_stores_goes_on_and_refuses_others(tmp_path):
+def test_run_on_two_stores_goes_on_and_refuses_others(tmp_path, capsys):
     one, two = make_store(tmp_path / "one"), make_store(tmp_path / "two", frames=3)
     words = (f"data={one},{two}", "data_weights=2,0.5", "clips.workers=2", "run.save_every=2")
     whole = tiny_config(one, tmp_path / "whole", *words, "optim.steps=4")
@@ -256,7 +256,8 @@ def test_run_on_two_stores_goes_on_and_refuses_others(tmp_path):
     part = tiny_config(one, tmp_path / "part", *words, "optim.steps=4", "run.until=0.25")
     pretrain(part, quiet=True)
     rest = tiny_config(one, tmp_path / "part", *words, "optim.steps=4")
-    pretrain(rest, resume="auto", quiet=True)
+    pretrain(rest, resume="auto")
+    assert "32 videos, 40 drawn in an epoch, " in capsys.readouterr().err
     again = read_log(tmp_path / "part" / "log.jsonl")
     keys = ("step", "mask_loss", "cl_loss", "epoch")
     wanted = [[r[key] for key in keys] for r in losses if "mask_loss" in r]

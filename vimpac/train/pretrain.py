@@ -149,9 +149,11 @@ class Pretraining:
     def headline(self) -> str:
         """See `System`."""
         parameters = sum(p.numel() for p in self.model.parameters())
+        weights = self.config.data_weights
+        drawn = "" if weights is None else f", {self.sampler.epoch_size} drawn in an epoch"
         return (
             f"{self.config.model.name} {self.config.model.layout}, {parameters:,} parameters, "
-            f"grid {'x'.join(map(str, self.grid))}, {len(self.store)} videos"
+            f"grid {'x'.join(map(str, self.grid))}, {len(self.store)} videos{drawn}"
         )
 
     def warnings(self) -> Iterator[str]:
