@@ -169,7 +169,7 @@ def test_position_of_another_order_is_refused():
     state = ResumableSampler(13, global_batch=4, seed=3).state_dict()
     with pytest.raises(ValueError, match="seed=3"):
         ResumableSampler(13, global_batch=4, seed=4).load_state_dict(state)
-    with pytest.raises(ValueError, match="num_videos=13"):
+    with pytest.raises(ValueError, match="made with 13 videos, not 14"):
         ResumableSampler(14, global_batch=4, seed=3).load_state_dict(state)
 
 

@@ -121,7 +121,7 @@ def test_any_text_survives_the_file(text, tmp_path):
 @pytest.mark.parametrize("url", ["s3://bucket/x", "gs://x", "file:///x", "https://x/y"])
 def test_url_is_no_value_of_a_path(url, load, capsys):
     for kind, key in (
-        (PretrainConfig, "data"),
+        (PretrainConfig, "cache"),
         (PretrainConfig, "out"),
         (FinetuneConfig, "labels"),
     ):
