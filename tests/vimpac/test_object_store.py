@@ -14,6 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from vimpac.cli import main
 from vimpac.data import object_store
 from vimpac.data.object_store import ObjectFiles, tries
 from vimpac.data.shard_cache import ShardCache
@@ -258,3 +259,9 @@ def test_object_that_has_changed_is_refused(local, server, tmp_path):
     (local / "shard-00006.bin").write_bytes(damaged)
     with pytest.raises(VimpacError, match=r"store/shard-00006\.bin: corrupt frame .checksum"):
         store.read(6, 0, 1)
+
+
+def test_package_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    assert main(["store", "info", "s3://bucket/x"]) == 1
+    assert "s3://bucket/x/meta.json needs another package (Install s3fs" in capsys.readouterr().err
