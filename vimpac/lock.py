@@ -61,7 +61,10 @@ def lock(path: Path, what: str) -> Lock:
     file = FileIO(path, "ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Lock(file, None)
+        if _is_at(file, path):
+            return Lock(file, None)
+        file.close()
+        return lock(path, what)
     except OSError as error:
         file.close()
         if error.errno in _HELD:
@@ -78,6 +81,14 @@ def lock(path: Path, what: str) -> Lock:
         file=sys.stderr,
     )
     return Lock(None, owner)
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    """Whether a path still leads to a file; its last owner may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _own(owner: Path, what: str) -> None:

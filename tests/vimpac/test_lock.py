@@ -123,6 +123,25 @@ def test_owner_that_nobody_can_ask_is_left_to_the_user(tmp_path, monkeypatch, te
         lock(tmp_path / "lock", "it")
 
 
+def test_file_that_its_last_owner_removes_is_no_lock(tmp_path, monkeypatch):
+    """The first owner unlinks the file just when the second has opened it."""
+    path = tmp_path / "lock"
+    first, flock = [lock(path, "it")], fcntl.flock
+
+    def unlink_before(file, operation) -> None:
+        if first:
+            path.unlink()
+            monkeypatch.setattr(fcntl, "flock", flock)
+            first.pop().close()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", unlink_before)
+    second = lock(path, "it")
+    with pytest.raises(VimpacError, match="another process is writing it"):
+        lock(path, "it")
+    second.close()
+
+
 def test_other_errors_name_the_file(tmp_path, monkeypatch):
     _refuse_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="lock"):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from tests.vimpac.videos import write_video
 from vimpac.cli import main
 from vimpac.commands.part_arguments import which_part
-from vimpac.data.parts import divide
+from vimpac.data.parts import divide, make_plan
 from vimpac.data.store import TokenStore
 from vimpac.errors import UsageError
 
@@ -190,3 +191,35 @@ def test_damaged_plan_is_named(listed, capsys):
         plan.write_text(text)
         assert main(_tokenize("--out=s", "--part=1/2")) == 1
         assert f"{os.path.realpath('s.parts')}/.plan is damaged" in capsys.readouterr().err
+
+
+def test_directory_may_be_written_in_other_ways(listed, tmp_path, capsys, monkeypatch):
+    for folder in ("videos", "elsewhere/videos"):
+        os.makedirs(folder)
+        shutil.copy("0.mp4", f"{folder}/a.mp4")
+        shutil.copy("1.mp4", f"{folder}/b.mp4")
+    command = ["tokenize", "--size=32", "--workers=0", f"--out={tmp_path / 's'}"]
+    assert main([*command, "videos", "--part=0/2"]) == 0
+    for same in ("videos/", "./videos", str(tmp_path / "videos")):
+        assert main([*command, same, "--part=1/2"]) == 0
+    monkeypatch.chdir("elsewhere")
+    capsys.readouterr()
+    assert main([*command, "videos", "--part=1/2"]) == 2  # another one of this name
+    assert "begun with other videos" in capsys.readouterr().err
+
+
+def test_process_that_waits_for_a_plan_outlives_one_that_cannot_make_it(tmp_path):
+    """The first process removes the folder that it made, whose lock the second waits for."""
+    out, video = tmp_path / "s", ("v", tmp_path / "v")
+    waiting = threading.Thread(target=lambda: plans.append(make_plan(out, 1, {}, lambda: [video])))
+    plans = []
+
+    def fail() -> list:
+        waiting.start()
+        time.sleep(0.3)
+        raise UsageError("no videos")
+
+    with pytest.raises(UsageError, match="no videos"):
+        make_plan(out, 1, {}, fail)
+    waiting.join()
+    assert [plan.sizes for plan in plans] == [(1,)]

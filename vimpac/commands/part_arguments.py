@@ -62,7 +62,8 @@ def plan_of(args: argparse.Namespace, parts: int, report: Callable[[str], None])
     from vimpac.data.parts import make_plan
     from vimpac.data.sources import find_videos
 
-    source: dict[str, object] = {"videos": args.videos, "list": None}
+    videos = [os.path.abspath(video) for video in args.videos]
+    source: dict[str, object] = {"videos": videos, "list": None}
     if args.list == "-":
         raise UsageError("--list - can be read once only: parts need a file that all can read")
     if args.list is not None:

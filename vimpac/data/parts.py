@@ -131,13 +131,15 @@ def _read(folder: Path) -> dict:
 
 def _plan_alone(folder: Path, made: dict, find: Callable[[], Sequence[Video]]) -> Plan:
     """Makes the plan, unless another process is about to: then waits for it."""
-    folder.mkdir(parents=True, exist_ok=True)
     lock_file = folder / ".lock"
     give_up = time.monotonic() + _LONGEST_WAIT
     while True:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             held = lock(lock_file, f"the plan of {folder}")
             break
+        except FileNotFoundError:  # another process, which found no videos, has removed it
+            continue
         except InUse:
             if time.monotonic() > give_up:
                 raise
