@@ -97,6 +97,7 @@ def test_command_that_is_stopped_takes_its_tasks_along(listed, cluster):
     [
         (["--dask=local:0"], 2, "--dask local:0: give the number of workers, such as local:4"),
         (["--dask=local"], 2, "--dask local: give the number of workers"),
+        (["--dask="], 1, "no scheduler answers there"),
         (["--dask=nowhere"], 1, "--dask nowhere: no scheduler answers there"),
         (["--dask=tcp://127.0.0.1:1"], 1, "no scheduler answers there"),
         (["--dask=local:1", "--part=0/1"], 2, "give one of the two"),
@@ -120,4 +121,44 @@ def test_part_that_fails_is_named(listed, cluster, capsys):
     assert part.is_dir() and not Path("s").exists()
     os.rename(part, listed / "other")
     assert main(command) == 0
+    assert len(_content("s")) == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_whole_group_is_one_line(listed, number):
+    """As of Ctrl-C on a terminal, while the workers start."""
+    process = subprocess.Popen(
+        [*VIMPAC, "--out=s", "--fps=200", "--dask=local:2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    here = psutil.Process(process.pid)
+    _wait_for(lambda: len(here.children()) > 1)  # multiprocessing has one of its own
+    children = here.children(recursive=True)
+    os.killpg(process.pid, number)
+    _, printed = process.communicate()
+    lines = [line for line in printed.splitlines() if line and "tokenizing" not in line]
+    assert (process.returncode, lines) == (130, ["vimpac: interrupted"])
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_cluster_without_workers_and_one_whose_scheduler_ends(listed, capsys):
+    """No number of parts without workers; with --parts it says that it waits."""
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as empty:
+        address = f"--dask={empty.scheduler_address}"
+        assert main([*VIMPAC[3:], "--out=s", address]) == 2
+        assert "has no workers yet: start them first, or give --parts N" in capsys.readouterr().err
+        command = [*VIMPAC, "--out=s", "--parts=3", "--dask"]
+        process = subprocess.Popen(
+            [*command, empty.scheduler_address], stderr=subprocess.PIPE, text=True
+        )
+        assert "has no workers: waiting for some" in process.stderr.readline()
+    _, printed = process.communicate()
+    assert process.returncode == 1
+    assert "the scheduler of the Dask cluster is gone" in printed.splitlines()[-1]
+    assert "Traceback" not in printed and not Path("s").exists()
+    assert main([*command[3:], "local:1"]) == 0
     assert len(_content("s")) == 6

@@ -100,11 +100,12 @@ def make_parts(
         settings = dataclasses.replace(settings, weights=settings.weights.resolve())
     settings.make_tokenizer()  # finds out here what is wrong with it
     with connect(args.dask, gpu=settings.device != "cpu") as client:
-        begun = read_plan(parts_folder(args.out))
-        parts = getattr(args, "parts", len(begun) if begun else default_parts(client, len(videos)))
+        if not hasattr(args, "parts"):
+            begun = read_plan(parts_folder(args.out))
+            args.parts = len(begun) if begun else default_parts(client, len(videos))
         return make_on_cluster(
             client,
-            plan_of(args, parts, lambda line: None),
+            plan_of(args, args.parts, lambda line: None),
             args.out,
             settings,
             workers=workers,

@@ -140,11 +140,11 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
     if not args.video_timeout > 0:
         raise UsageError(f"--video-timeout {args.video_timeout:g} must be positive")
     check_max_skipped(args)
-    if hasattr(args, "parts") and not args.dask:
+    if hasattr(args, "parts") and args.dask is None:
         raise UsageError(f"--parts {args.parts} needs --dask; for one part give --part I/N")
     part, out = getattr(args, "part", None), args.out
     if part is not None:
-        if args.dask:
+        if args.dask is not None:
             raise UsageError("--part makes one part, --dask all of them: give one of the two")
         number, parts = which_part(part)
         plan = plan_of(args, parts, say)
@@ -159,7 +159,7 @@ def make_store(args: argparse.Namespace, settings: TokenizeSettings, doing: str)
                 say(line)
             progress.update(task, completed=done)
 
-        if args.dask and not is_complete(out):
+        if args.dask is not None and not is_complete(out):
             store = make_parts(args, videos, settings, report)
         else:
             store = tokenize_videos(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from vimpac.lock import InUse
 PARTS_PER_WORKER = 4  # by default: the last parts then hardly leave workers idle
 _TOPIC = "vimpac-parts"
 _MOST_LOSSES = 3  # of the workers of a part, without a video done in between
+_ASKED_EVERY = 5.0  # seconds: whether there are workers
 _LONGEST_WAIT = 600.0  # seconds for the lock of a part whose worker is lost
 
 
@@ -48,6 +51,8 @@ def connect(address: str, *, gpu: bool) -> Iterator[distributed.Client]:
         UsageError: The address is none.
         VimpacError: No scheduler answers there.
     """
+    for logger in ("distributed", "distributed.client"):  # what is wrong is raised, too
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     kind, _, count = address.partition(":")
     if kind != "local":
         try:
@@ -62,25 +67,60 @@ def connect(address: str, *, gpu: bool) -> Iterator[distributed.Client]:
         return
     if not count.isdigit() or not int(count):
         raise UsageError(f"--dask {address}: give the number of workers, such as local:4")
-    with (
-        distributed.LocalCluster(
-            n_workers=int(count),
-            threads_per_worker=1,
-            memory_limit=None,
-            dashboard_address=None,
-            scheduler_kwargs={"dashboard_address": ":0"},  # its web server warns of a used port
-            silence_logs=logging.CRITICAL,
-            resources={"GPU": 1} if gpu else None,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with ExitStack() as stack:
+        with _interrupts_held_back():
+            cluster = distributed.LocalCluster(
+                n_workers=int(count),
+                threads_per_worker=1,
+                memory_limit=None,
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": ":0"},  # its server warns of a used port
+                silence_logs=logging.CRITICAL,
+                resources={"GPU": 1} if gpu else None,
+            )
+            stack.enter_context(cluster)
+            client = stack.enter_context(distributed.Client(cluster))
         yield client
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Raises Ctrl-C and SIGTERM at the end of the block: Dask cannot clear a half-made cluster.
+
+    What is started in it, and by that, is not reached by the terminal's Ctrl-C: this process ends
+    the workers.
+    """
+    came = list[int]()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in signals}
+    resource_tracker.ensure_running()  # which would let the signal through again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    except Exception as error:  # as of workers that were terminated, too
+        if not came:
+            raise VimpacError(f"no Dask workers can be started here: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 def default_parts(client: distributed.Client, videos: int) -> int:
-    """How many parts the videos are divided into."""
-    workers = len(client.scheduler_info()["workers"])
-    return max(1, min(videos, PARTS_PER_WORKER * workers))
+    """How many parts so many videos are divided into.
+
+    Raises:
+        UsageError: No worker is there, by whose number this could be said.
+    """
+    workers = len(client.nthreads())
+    if not workers:
+        raise UsageError(
+            "the Dask cluster has no workers yet: start them first, or give --parts N, "
+            f"{PARTS_PER_WORKER} for each worker that will come"
+        )
+    return min(videos, PARTS_PER_WORKER * workers)
 
 
 def make_on_cluster(
@@ -132,7 +172,7 @@ def make_on_cluster(
     losses = dict.fromkeys(todo, (0, 0))  # in a row, and videos done at the last one
     try:
         finished = distributed.as_completed(futures)
-        for future in finished:
+        for future in _completed(client, finished, lambda line: report(sum(done), line)):
             part = futures[future]
             error = future.exception()
             if isinstance(error, distributed.KilledWorker):
@@ -149,13 +189,46 @@ def make_on_cluster(
                 )
             if error is not None:
                 raise _readable(error, plan.store(part))
+            if future.status != "finished":  # cancelled, as no scheduler has it any more
+                raise VimpacError(
+                    "the scheduler of the Dask cluster is gone: run the same command again when "
+                    "there is one; parts that are done stay done"
+                )
             hear((0.0, {"part": part, "done": plan.sizes[part], "line": ""}))
     finally:
         client.cancel(list(futures), force=True)
         client.unsubscribe_topic(_TOPIC)
-    store = merge_stores([plan.store(part) for part in range(len(plan))], out)
+    stores = [plan.store(part) for part in range(len(plan))]
+    for store in stores:
+        if not is_complete(store):
+            raise VimpacError(
+                f"{store} is made but not to be seen here: {plan.folder} must be the same folder "
+                "for this machine and all workers, on a file system that they share"
+            )
+    merged = merge_stores(stores, out)
     shutil.rmtree(plan.folder)
-    return store
+    return merged
+
+
+def _completed(
+    client: distributed.Client,
+    finished: distributed.as_completed,
+    say: Callable[[str], None],
+) -> Iterator[distributed.Future]:
+    """The futures as they are completed; says so while there is no worker to complete one."""
+    had_workers, asked = True, -_ASKED_EVERY
+    while not finished.is_empty():
+        if finished.has_ready():
+            yield next(finished)
+            continue
+        if time.monotonic() > asked + _ASKED_EVERY and client.status == "running":
+            asked, has_workers = time.monotonic(), bool(client.nthreads())
+            if had_workers and not has_workers:
+                say(
+                    "the Dask cluster has no workers: waiting for some (if they end, see their log)"
+                )
+            had_workers = has_workers
+        time.sleep(0.1)
 
 
 def _have_gpu(client: distributed.Client) -> bool:
