@@ -17,11 +17,13 @@ _NO_RENAMES = (errno.ENOSYS, errno.ENOTSUP, errno.EMFILE, errno.ENOTEMPTY)
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path, *, last: str = "") -> Iterator[Path]:
     """Writes a directory, in the place of one that may be there.
 
     Args:
         path: The directory.
+        last: The name of the file without which the others count for nothing: where directories
+            cannot be renamed, it is moved last.
 
     Yields:
         An empty directory beside it, `.tmp-<name>`. At the end its files are brought to the disk
@@ -43,7 +45,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
         if path.exists() and not _rename(path, _aside(path)):
             shutil.rmtree(path)
         if not _rename(temporary, path):
-            move_files(temporary, path)
+            move_files(temporary, path, last)
         sync(path.parent)
         shutil.rmtree(_aside(path), ignore_errors=True)
     except BaseException as error:

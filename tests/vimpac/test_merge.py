@@ -206,6 +206,37 @@ add_to_store(Path({str(path)!r}), [Path({str(other)!r})])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["b", "s"]
 
 
+def test_merge_that_is_killed_where_nothing_renames_directories(tmp_path):
+    """Where directories cannot be renamed, files move one by one: meta.json is the last."""
+    videos = _videos(6)
+    parts = [_write(tmp_path / "a", videos[:3]), _write(tmp_path / "b", videos[3:])]
+    moves = len([*(parts[0].iterdir()), *parts[1].glob("shard-*")])
+    source = f"""
+import errno, os, sys
+from pathlib import Path
+from vimpac.cli import main
+replace, left = os.replace, int(sys.argv[1])
+def move(a, b):
+    global left
+    if Path(a).is_dir():
+        raise OSError(errno.ENOSYS, "no renames")
+    left -= 1
+    if left < 0:
+        os._exit(9)
+    replace(a, b)
+os.replace = move
+sys.exit(main(["store", "merge", {str(parts[0])!r}, {str(parts[1])!r}, "--out=" + sys.argv[2]]))
+"""
+    for left in (1, moves - 1, moves + 1):
+        out = tmp_path / str(left)
+        command = [sys.executable, "-c", source, str(left), str(out)]
+        assert subprocess.run(command).returncode == 9
+        assert not (out / "meta.json").exists()
+        assert main(["store", "merge", *map(str, parts), f"--out={out}"]) == 0
+        _check(out, videos)
+        assert not Path(f"{out}.partial").exists()
+
+
 def test_two_processes_do_not_grow_a_store_at_once(tmp_path):
     path = _write(tmp_path / "s", _videos(2))
     held = lock(tmp_path / ".lock-s", "it")

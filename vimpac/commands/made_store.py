@@ -53,7 +53,8 @@ def report_store(
     """
     frames, videos = int(store.frames.sum()), len(store) + len(store.skipped)
     count = "1 video" if len(store) == 1 else f"{len(store)} videos"
-    print(f"{out}: {count}, {frames} frames, {frames / store.meta.fps:.0f} s")
+    seconds = frames / store.meta.fps
+    print(on_one_line(f"{out}: {count}, {frames} frames, {seconds:.0f} s"))
     if store.notes:
         _list(f"{len(store.notes)} videos are damaged in part:", store.notes, out)
     if not store.skipped:

@@ -73,7 +73,7 @@ def _convert(args: argparse.Namespace) -> int:
     from vimpac.data.lmdb_store import convert_lmdb
 
     store = convert_lmdb(args.lmdb, args.out, fps=args.fps)
-    print(f"{args.out}: {len(store)} videos, {int(store.frames.sum())} frames")
+    print(on_one_line(f"{args.out}: {len(store)} videos, {int(store.frames.sum())} frames"))
     return 0
 
 
@@ -93,7 +93,7 @@ def _add(args: argparse.Namespace) -> int:
     from vimpac.data.merge import add_to_store
 
     store = add_to_store(args.store, args.others)
-    print(f"{args.store}: {len(store)} videos, {int(store.frames.sum())} frames")
+    print(on_one_line(f"{args.store}: {len(store)} videos, {int(store.frames.sum())} frames"))
     return 0
 
 
@@ -103,7 +103,7 @@ def _upload(args: argparse.Namespace) -> int:
     if not is_url(args.url):
         raise UsageError(f"{args.url} is no URL, such as s3://bucket/store")
     upload_store(args.store, args.url, lambda name: print(name, file=sys.stderr))
-    print(f"{args.url}: uploaded")
+    print(on_one_line(f"{args.url}: uploaded"))
     return 0
 
 
@@ -150,5 +150,9 @@ def _verify(args: argparse.Namespace) -> int:
         problems = [problem for problem in store.verify() if problem]
         for problem in problems:
             print(on_one_line(f"vimpac: {problem}"), file=sys.stderr)
-        print(f"{args.store}: {len(store) - len(problems)} of {len(store)} videos are intact")
+        print(
+            on_one_line(
+                f"{args.store}: {len(store) - len(problems)} of {len(store)} videos are intact"
+            )
+        )
     return 1 if problems else 0

@@ -21,6 +21,7 @@ from vimpac.data.parts import read_plan
 from vimpac.data.store import TokenStore
 from vimpac.data.store_format import (
     INDEX,
+    JOURNAL,
     META,
     NAMES,
     VIDEO_RECORD,
@@ -105,9 +106,9 @@ def merge_stores(sources: Sequence[Path], out: Path, *, missing: Sequence[Path] 
             return TokenStore(out, kind=None)
         partial = partial_path(out)
         check_free(out)
-        if partial.exists():
+        if (partial / JOURNAL).exists():
             raise UsageError(f"{out} is unfinished: remove {partial}, or name another output")
-        with whole_directory(partial) as folder:
+        with whole_directory(partial, last=META) as folder:
             _join(sources, folder, absent)
         is_complete(out)  # moves it
         return TokenStore(out, kind=None)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import zlib
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -241,7 +242,11 @@ def is_complete(path: Path) -> bool:
     partial = partial_path(path)
     if (partial / META).is_file() and not (partial / JOURNAL).exists():
         _complete(path)
-    return (path / META).is_file()
+    complete = (path / META).is_file()
+    if complete:
+        with suppress(OSError):  # of a folder that is not empty, or that is not there
+            partial.rmdir()
+    return complete
 
 
 def _complete(path: Path) -> None:
