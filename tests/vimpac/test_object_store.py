@@ -143,6 +143,17 @@ def test_upload_that_was_interrupted_is_continued(local, tmp_path):
     assert _content(store) == _content(TokenStore(local))
 
 
+def test_upload_of_a_damaged_store_is_refused_before_any_work(local, tmp_path):
+    url = f"file://{tmp_path}/new/folder"
+    os.truncate(local / "shard-00003.bin", 7)
+    with pytest.raises(VimpacError, match=r"shard-00003\.bin has 7 bytes, not 80"):
+        upload_store(local, url)
+    (local / "shard-00003.bin").unlink()
+    with pytest.raises(VimpacError, match=r"shard-00003\.bin is missing"):
+        upload_store(local, url)
+    assert not (tmp_path / "new").exists()
+
+
 def test_refusal_is_not_tried_again(local, server):
     url = server.url.replace("/store", "/new")
     with pytest.raises(VimpacError, match=r"/new cannot be read or written: .*501.*'\)$"):
@@ -185,6 +196,12 @@ def test_server_that_keeps_failing_is_one_line(server, tmp_path):
         UsageError, match=r"is a URL: give cache=ShardCache\(DIRECTORY, BYTES\), too"
     ):
         TokenStore(server.url)
+    for more in ("?token=x", "/?token=x", "#part"):  # which would come before the files' names
+        with pytest.raises(UsageError, match="a store is a folder"):
+            TokenStore(server.url + more, cache=cache)
+    for other in ("dir://x", "zip://x"):
+        with pytest.raises(VimpacError, match=f"{other}/meta.json cannot be opened"):
+            TokenStore(other, cache=cache)
 
 
 def test_old_shards_make_room(local, server, tmp_path):

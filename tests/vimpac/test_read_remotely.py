@@ -90,6 +90,11 @@ def test_wrong_caches_are_one_line(url, capsys, more, words):
     assert words in error and error.count("\n") == 1
 
 
+def test_same_url_written_in_two_ways_is_one_store(url, capsys):
+    assert main([*RUN, f"data={url},{url}/", "cache=c", "out=run"]) == 2
+    assert f"{url}/ is given twice" in capsys.readouterr().err
+
+
 def test_position_of_other_windows_is_refused(url, capsys):
     assert main([*RUN, "data=store", "out=run", "clips.window=2", "run.until=0.75"]) == 0
     capsys.readouterr()

@@ -143,7 +143,7 @@ class JoinedStore:
 
 def _real(store: TokenStore) -> str:
     """Where a store is, links followed."""
-    return store.path if isinstance(store.path, str) else str(store.path.resolve())
+    return store.path.rstrip("/") if isinstance(store.path, str) else str(store.path.resolve())
 
 
 Store = TokenStore | JoinedStore

@@ -142,17 +142,24 @@ def file_system(url: str) -> fsspec.AbstractFileSystem:
     """The file system of a URL; fsspec keeps one for each process.
 
     Raises:
-        UsageError: The protocol is unknown.
-        VimpacError: It needs another package.
+        UsageError: The protocol is unknown, or the URL is no folder's.
+        VimpacError: It needs another package, or does not answer.
     """
     # Object storage has no directories. On a disk they are made like those of a local store.
     options = {"auto_mkdir": True} if url.startswith(("file://", "local://")) else {}
+    if url.partition(":")[0] in ("http", "https") and set(url) & {"?", "#"}:
+        raise UsageError(
+            f"{url}: a store is a folder, whose files are found by their names behind its URL, so "
+            "this cannot have a ? or #"
+        )
     try:
         return fsspec.core.url_to_fs(url, **options)[0]
     except ImportError as error:
         raise VimpacError(f"{url} needs another package ({error})") from error
     except ValueError as error:
         raise UsageError(f"{url}: {error}") from error
+    except Exception as error:  # every file system has kinds of its own
+        raise VimpacError(f"{url} cannot be opened: {_reason(error)}") from error
 
 
 def tries(url: str, call: Callable[..., Result], *arguments: Any) -> Result:
@@ -183,9 +190,14 @@ def tries(url: str, call: Callable[..., Result], *arguments: Any) -> Result:
             if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
                 raise
             if attempt == TRIES or getattr(error, "status", None) in _REFUSALS:
-                words = " ".join(str(error).split()) or "no reason was given"
-                reason = f"{type(error).__name__} ({words:.200})"
                 times = f", tried {attempt} times" if attempt > 1 else ""
-                raise VimpacError(f"{url} cannot be read or written: {reason}{times}") from error
+                raise VimpacError(
+                    f"{url} cannot be read or written: {_reason(error)}{times}"
+                ) from error
         time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError
+
+
+def _reason(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or "no reason was given"
+    return f"{type(error).__name__} ({reason:.200})"

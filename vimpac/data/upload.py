@@ -9,7 +9,8 @@ import fsspec
 
 from vimpac.data.object_store import file_system, tries
 from vimpac.data.store import TokenStore
-from vimpac.data.store_format import INDEX, META, NAMES, read_meta, shard_name
+from vimpac.data.store_files import StoreFiles
+from vimpac.data.store_format import INDEX, META, NAMES, shard_name
 from vimpac.errors import UsageError
 
 
@@ -26,15 +27,17 @@ def upload_store(path: Path, url: str, report: Callable[[str], object] = lambda 
     Raises:
         UsageError: There is a store already, or the beginning of another one, or a web server
             cannot be written to.
-        VimpacError: It cannot be written.
+        VimpacError: The store is damaged, or the objects cannot be written.
     """
-    TokenStore(path, kind=None)  # which checks it
+    sizes = TokenStore(path, kind=None).shard_bytes  # which checks index and names
+    shards = {shard_name(k): int(size) for k, size in enumerate(sizes) if size}
+    for name, size in shards.items():
+        StoreFiles(path).map(name, size)  # raises if it is not whole
     if url.startswith(("http://", "https://")):
         raise UsageError(
             f"{url} can only be read: give the URL of object storage, such as s3://..."
         )
     url, files, meta = url.rstrip("/"), file_system(url), (path / META).read_bytes()
-    shards = [shard_name(k) for k, count in enumerate(read_meta(path)["shard_frames"]) if count]
     mark = f"{url}/{META}.partial"
     if tries(url, _size, files, f"{url}/{META}") is not None:
         raise UsageError(f"{url} exists: remove it or name another URL")
