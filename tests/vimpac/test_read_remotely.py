@@ -90,6 +90,14 @@ def test_wrong_caches_are_one_line(url, capsys, more, words):
     assert words in error and error.count("\n") == 1
 
 
+def test_window_of_more_shards_than_there_are(url):
+    """It is all of them: no more than an epoch is looked at ahead."""
+    more = ["clips.window=1000000000", "clips.workers=0"]
+    assert main([*RUN, "data=store", "out=local", *more]) == 0
+    assert main([*RUN, f"data={url}", "cache=c", "out=remote", *more]) == 0
+    assert _losses("local") == _losses("remote") and len(_losses("local")) == 6
+
+
 def test_same_url_written_in_two_ways_is_one_store(url, capsys):
     assert main([*RUN, f"data={url},{url}/", "cache=c", "out=run"]) == 2
     assert f"{url}/ is given twice" in capsys.readouterr().err

@@ -39,7 +39,8 @@ class FetchAhead(Sampler[tuple[int, int]]):
     def __init__(self, sampler: ResumableSampler, store: Store, windows: Windows) -> None:
         self.sampler, self.store, self.windows = sampler, store, windows
         shards = int(windows.shards.max()) + 1
-        self.ahead = -(-sampler.epoch_size * windows.size // shards)  # samples of a window
+        size = min(windows.size, shards)
+        self.ahead = -(-sampler.epoch_size * size // shards)  # samples of a window
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         wanted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
