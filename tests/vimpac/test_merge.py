@@ -1,7 +1,6 @@
 """Stores are joined without reading a token, and a store that grows is never half of one."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from vimpac.cli import main
 from vimpac.data.merge import add_to_store, merge_stores
+from vimpac.data.parts import make_plan
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.errors import UsageError, VimpacError
@@ -139,10 +139,12 @@ def test_what_is_no_store_is_not_merged(tmp_path):
 def test_missing_parts_are_named_and_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     parts = tmp_path / "s.parts"
-    (parts / ".plan").mkdir(parents=True)
-    plan = {"parts": 9, "starts": [0] * 10, "sizes": [1] * 9}
-    (parts / ".plan" / "plan.json").write_text(json.dumps(plan))
-    videos = _videos(2)
+    videos = _videos(3)
+    names = [f"{part}.mp4" for part in range(9)]
+    for part, (name, _) in zip((1, 4, 0), videos, strict=True):
+        names[part] = name
+    make_plan(tmp_path / "s", 9, {}, lambda: [(name, tmp_path / name) for name in names])
+    last = videos.pop()
     for part, video in zip((1, 4), videos, strict=True):
         _write(parts / f"part-{part:05d}", [video])
     (parts / "part-00002.partial").mkdir()
@@ -156,7 +158,7 @@ def test_missing_parts_are_named_and_recorded(tmp_path, monkeypatch, capsys):
     _check(tmp_path / "s", videos)
     assert main(["store", "info", "s"]) == 0
     assert "missing    part-00008" in capsys.readouterr().out
-    _write(parts / "part-00000", _videos(3)[2:])
+    _write(parts / "part-00000", [last])
     assert main(["store", "add", "s", "s.parts/part-00000"]) == 0
     assert "s: 3 videos" in capsys.readouterr().out
     assert main(["store", "merge", "s.parts", "s", "--out=t", "--allow-missing"]) == 2

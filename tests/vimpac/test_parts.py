@@ -186,11 +186,39 @@ def test_parts_have_about_the_same_weight():
 
 def test_damaged_plan_is_named(listed, capsys):
     assert main(_tokenize("--out=s", "--part=0/2")) == 0
-    plan = Path("s.parts/.plan/plan.json")
-    for text in ("{", json.dumps({"parts": 2})):
+    plan, videos = (Path("s.parts/.plan", name) for name in ("plan.json", "videos.jsonl"))
+    capsys.readouterr()
+    whole, lines = json.loads(plan.read_text()), videos.read_bytes()
+    stop = whole["starts"][2]
+    wrong: list[object] = [{"parts": 2}, [], {**whole, "sizes": [3, 0]}, {**whole, "sizes": [7]}]
+    wrong += [{**whole, "starts": starts} for starts in ([0, 0, stop], [9, 50, stop], [0, stop])]
+    plans = [("{", lines), *((json.dumps(values), lines) for values in wrong)]
+    plans += [
+        (json.dumps(whole), text)
+        for text in (b"", lines[:-9], b"x" * stop, lines.replace(b"[", b"{"), lines[9:], None)
+    ]
+    for text, content in plans:
         plan.write_text(text)
+        videos.unlink(missing_ok=True)
+        if content is not None:
+            videos.write_bytes(content)
         assert main(_tokenize("--out=s", "--part=1/2")) == 1
-        assert f"{os.path.realpath('s.parts')}/.plan is damaged" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{os.path.realpath('s.parts')}/.plan is damaged: remove" in error
+        assert error.count("\n") == 1
+    assert not Path("s.parts/part-00001.partial").exists()
+
+
+def test_part_of_another_plan_is_not_merged(listed, capsys):
+    for part in (0, 1):
+        assert main(_tokenize("--out=s", f"--part={part}/2")) == 0
+    shutil.rmtree("s.parts/part-00001")
+    assert main(["tokenize", "4.mp4", "--size=32", "--workers=0", "--out=s.parts/part-00001"]) == 0
+    capsys.readouterr()
+    for parts in (["s.parts"], ["s.parts/part-00000", "s.parts/part-00001"]):
+        assert main(["store", "merge", *parts, "--out=s"]) == 1
+        assert "part-00001 is not the part that was planned" in capsys.readouterr().err
+    assert not Path("s").exists()
 
 
 def test_directory_may_be_written_in_other_ways(listed, tmp_path, capsys, monkeypatch):

@@ -52,7 +52,7 @@ def find_parts(
         The finished stores, in the given order, and the parts that are not among them.
 
     Raises:
-        VimpacError: Parts are missing, or nothing is left.
+        VimpacError: Parts are missing, one is of another plan, or nothing is left.
     """
     stores, folders = list[Path](), dict[Path, None]()
     for path in paths:
@@ -64,6 +64,9 @@ def find_parts(
         plan = read_plan(folder)
         expected = [plan.store(part) for part in range(len(plan))] if plan else []
         given = {store.name for store in stores if store.parent == folder and is_complete(store)}
+        for part, store in enumerate(expected):
+            if plan and store.name in given:
+                _check_part(store, [name for name, _ in plan.videos(part)])
         absent = {store.name for store in expected if store.name not in given}
         unfinished = absent | {partial_path(folder / name).name for name in absent}
         stores = [s for s in stores if s.parent != folder or s.name not in unfinished]
@@ -78,6 +81,18 @@ def find_parts(
     if not stores:
         raise VimpacError("no part is finished, so there is nothing to merge")
     return stores, missing
+
+
+def _check_part(path: Path, planned: Sequence[str]) -> None:
+    """Raises VimpacError unless a part has the videos that are planned for it."""
+    store = TokenStore(path, kind=None)
+    held = [*map(store.name, range(len(store))), *(name for name, _ in store.skipped)]
+    if sorted(held) != sorted(planned):
+        other = min({*held} ^ {*planned}, default=path.name)
+        raise VimpacError(
+            f"{path} is not the part that was planned ('{other}' is in one of the two only): "
+            "remove it and run the command of this part again"
+        )
 
 
 def merge_stores(sources: Sequence[Path], out: Path, *, missing: Sequence[Path] = ()) -> TokenStore:

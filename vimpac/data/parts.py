@@ -53,12 +53,22 @@ class Plan:
         return self.folder / f"part-{part:05d}"
 
     def videos(self, part: int) -> list[Video]:
-        """The (name, path) of a part, in the order of the store."""
+        """The (name, path) of a part, in the order of the store.
+
+        Raises:
+            VimpacError: The plan is damaged.
+        """
         start, stop = self.starts[part : part + 2]
-        with _plan_folder(self.folder).joinpath(_VIDEOS).open("rb") as file:
-            file.seek(start)
-            lines = file.read(stop - start).splitlines()
-        return [(name, Path(path)) for name, path in map(json.loads, lines)]
+        try:
+            with _plan_folder(self.folder).joinpath(_VIDEOS).open("rb") as file:
+                file.seek(start)
+                lines = file.read(stop - start).splitlines()
+            videos = [(name, Path(path)) for name, path in map(json.loads, lines)]
+        except (FileNotFoundError, ValueError, TypeError) as error:
+            raise _damaged(self.folder) from error
+        if len(videos) != self.sizes[part]:
+            raise _damaged(self.folder)
+        return videos
 
 
 def parts_folder(out: Path) -> Path:
@@ -118,11 +128,19 @@ def read_plan(folder: Path) -> Plan | None:
     """
     try:
         values = _read(folder)
-        return Plan(folder, tuple(map(int, values["starts"])), tuple(map(int, values["sizes"])))
+        starts, sizes = (tuple(map(int, values[key])) for key in ("starts", "sizes"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise VimpacError(f"{_plan_folder(folder)} is damaged: remove {folder}") from error
+        raise _damaged(folder) from error
+    growing = starts[:1] == (0,) and all(start < stop for start, stop in pairwise(starts))
+    if not growing or len(starts) != len(sizes) + 1 or min(sizes, default=0) < 1:
+        raise _damaged(folder)
+    return Plan(folder, starts, sizes)
+
+
+def _damaged(folder: Path) -> VimpacError:
+    return VimpacError(f"{_plan_folder(folder)} is damaged: remove {folder}")
 
 
 def _read(folder: Path) -> dict:
