@@ -1,5 +1,6 @@
 """`vimpac tokenize --dask`: workers that are lost, commands that are stopped, the same store."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -20,14 +21,15 @@ VIMPAC = [sys.executable, "-m", "vimpac", "tokenize", "--list", "l.txt", "--size
 
 
 @pytest.fixture
-def listed(tmp_path, monkeypatch) -> Path:
+def listed(tmp_path, monkeypatch) -> Iterator[Path]:
     """A list of six videos and a file that is none, in the current directory."""
     monkeypatch.chdir(tmp_path)
     for i in range(6):
         write_video(tmp_path / f"{i}.mp4", range(0, 1000 + 300 * i, 100))
     (tmp_path / "none.mp4").touch()
     (tmp_path / "l.txt").write_text("0.mp4\n1.mp4\nnone.mp4\n2.mp4\n3.mp4\n4.mp4\n5.mp4\n")
-    return tmp_path
+    yield tmp_path
+    gc.collect()  # a client that found no scheduler, which Dask must not meet while it holds a lock
 
 
 @pytest.fixture(scope="module")

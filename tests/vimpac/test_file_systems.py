@@ -132,7 +132,7 @@ def _files_up_to(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("size", [0, 1, 10, 40, 90, 110, 150, 200, 250, 300])
+@pytest.mark.parametrize("size", [0, 1, 10, 40, 90, 110, 150, 200, 250, 600])
 def test_write_that_fails_is_one_line_and_the_command_again_goes_on(videos, tmp_path, capsys, size):
     """A disk is full in the journal, in a shard, in meta.json or not at all."""
     assert _tokenize(videos, tmp_path / "whole") == 0
@@ -140,7 +140,7 @@ def test_write_that_fails_is_one_line_and_the_command_again_goes_on(videos, tmp_
     capsys.readouterr()
     with _files_up_to(size):
         code = _tokenize(videos, tmp_path / "store")
-    assert code == (size < max(map(len, expected.values())))
+    assert code == (size < 600)  # the journal, the longest file, has about 400 bytes
     assert (tmp_path / "store").exists() == (code == 0)
     error = capsys.readouterr().err.replace("tokenizing", "")
     assert error.count("vimpac: ") == code and "Traceback" not in error
