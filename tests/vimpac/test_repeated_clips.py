@@ -54,7 +54,7 @@ def test_position_goes_on_and_is_that_of_one_repetition():
     second = ResumableSampler(7, global_batch=4, repeat=2)
     second.load_state_dict(first.state_dict())
     assert second.epoch == 1 and _take(second, 22) == whole[18:]
-    with pytest.raises(ValueError, match="that of repeat=2, not of repeat=1"):
+    with pytest.raises(ValueError, match="made with clips.repeat=2, not 1"):
         ResumableSampler(7, global_batch=6).load_state_dict(first.state_dict())
 
 
@@ -63,7 +63,7 @@ def test_position_of_before_there_was_repetition_goes_on():
     sampler = ResumableSampler(7, global_batch=5)
     sampler.load_state_dict(state)
     assert sampler.position == 5
-    with pytest.raises(ValueError, match="that of repeat=1, not of repeat=2"):
+    with pytest.raises(ValueError, match="made with clips.repeat=1, not 2"):
         ResumableSampler(7, global_batch=5, repeat=2).load_state_dict(state)
 
 
