@@ -82,6 +82,10 @@ class MaskConfig:
     noise_unit: Literal["block", "token"] = setting(
         "token", doc="noise is drawn once per box, or per token"
     )
+    contrast: Literal["masked", "whole"] = setting(
+        "masked",
+        doc="the contrastive loss reads the same pass over masked clips, or one over whole clips",
+    )
 
 
 @dataclasses.dataclass
@@ -169,6 +173,8 @@ class PretrainConfig(TokenTrainConfig):
         mask, loss = self.mask, self.loss
         if loss.mask == 0 and loss.alpha == 0:
             raise UsageError("loss.mask=0 and loss.alpha=0 train nothing: raise one of them")
+        if mask.contrast == "whole" and loss.alpha == 0:
+            raise UsageError("mask.contrast=whole needs the contrastive loss, but loss.alpha=0")
         name = "blocks" if mask.strategy == "block" else "ratio"
         if loss.mask and not getattr(mask, name):
             raise UsageError(

@@ -64,6 +64,7 @@ def test_run_with_nothing_left_to_do_says_so(store, tmp_path, capsys):
     [
         (["mask.blocks=0"], "mask.blocks=0 hides no token"),
         (["mask.strategy=iid", "mask.ratio=0"], "mask.ratio=0 hides no token"),
+        (["mask.contrast=whole", "loss.alpha=0"], "mask.contrast=whole needs the contrastive loss"),
         (["loss.mask=0", "loss.alpha=0"], "loss.mask=0 and loss.alpha=0 train nothing"),
     ],
 )

@@ -58,11 +58,11 @@ def test_activation_checkpointing_keeps_less_and_every_bit_of_the_gradients(layo
     assert kept < whole / 3
 
 
-def _make_step(*more: str) -> PretrainStep:
+def _make_step(*more: str, **network_settings: str) -> PretrainStep:
     """A step whose groups are two micro-batches of two videos."""
     config = load_config(PretrainConfig, "tiny", [*SETTINGS, *more])
     torch.manual_seed(0)
-    network = preset("tiny", layers=1, grid=GRID, dropout=0.3)
+    network = preset("tiny", layers=1, grid=GRID, dropout=0.3, **network_settings)
     return PretrainStep(Vimpac(network, config.loss), config, World(torch.device("cpu")))
 
 
@@ -131,6 +131,49 @@ def test_mask_weighs_the_token_loss(micro):
     _assert_mean(*steps)
     head = steps[1].model.token_head.dense
     assert not head.weight.grad.any()
+
+
+@pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])
+def test_contrast_of_whole_clips_reads_a_pass_of_its_own(micro):
+    words = (f"batch.micro={micro}", "mask.contrast=whole")
+    unmasked = ("loss.mask=0", "mask.strategy=iid", "mask.ratio=0")
+    both, tokens, contrast = (
+        _make_step(*words),
+        _make_step(f"batch.micro={micro}", "loss.alpha=0"),
+        _make_step(f"batch.micro={micro}", *unmasked),
+    )
+    metrics = []
+    for step in (both, tokens, contrast):
+        step.model.double()
+        metrics.append(_group(step))
+    torch.testing.assert_close(metrics[0][:2], metrics[1][:2])
+    torch.testing.assert_close(metrics[0][2], metrics[2][2])
+    models = [dict(step.model.named_parameters()) for step in (both, tokens, contrast)]
+    for name, parameter in models[0].items():
+        grads = [model[name].grad for model in models[1:] if name in model]
+        torch.testing.assert_close(parameter.grad, sum(grads), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("cls", ["released", "paper"])
+def test_contrast_of_whole_clips_drops_the_same_elements_twice(cls):
+    """The paper's [CLS] draws dropout from the generator, the released one from seeds."""
+    steps = [
+        _make_step("mask.contrast=whole", f"loss.mask={mask}", layout="T,H,W", cls=cls)
+        for mask in (1e-30, 0)
+    ]
+    for step in steps:
+        step.model.double()
+        _group(step)
+    _assert_mean(*steps)
+
+
+def test_contrast_of_whole_clips_alone_is_one_pass_that_hides_nothing():
+    step = _make_step("batch.micro=4", "mask.contrast=whole", "loss.mask=0")
+    calls = _encodings(step)
+    assert _group(step)[2] > 0
+    ((inputs, rows, _),) = calls
+    assert not (inputs == MASK_TOKEN).any()
+    assert torch.equal(rows[: len(inputs)], cls_rows(inputs))
 
 
 @pytest.mark.parametrize("micro", [4, 2], ids=["one-pass", "cached"])

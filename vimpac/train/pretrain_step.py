@@ -11,6 +11,8 @@ needs all clips before the first backward pass can begin, so (the cached-gradien
    and from d[CLS].
 
 The gradients are those of the loss over the whole group, at the memory of one micro-batch.
+With `mask.contrast=whole` (Table 12) the contrastive loss reads a pass of its own, over the clips
+before they are masked; without a token loss, it is the only one.
 On a GPU nothing in here waits for the device: masks are drawn there, two launches ahead of the
 pass that reads them on the same stream, and the host never learns how many tokens they hide.
 Masks and dropout follow from the number of a clip, which may lie on the device as well: a CUDA
@@ -43,11 +45,13 @@ class MaskedTokenModel(nn.Module):
 
     Args:
         model: The model, whose encoder and token head become submodules.
+        cls_of_whole: Whether [CLS] is that of a second pass, over the clips without masks.
     """
 
-    def __init__(self, model: Vimpac) -> None:
+    def __init__(self, model: Vimpac, *, cls_of_whole: bool = False) -> None:
         super().__init__()
         self.encoder, self.token_head = model.encoder, model.token_head
+        self._cls_of_whole = cls_of_whole
 
     def forward(
         self,
@@ -60,10 +64,13 @@ class MaskedTokenModel(nn.Module):
         seed: Tensor,  # 0-d int64, of the dropout
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the token loss, its accuracy and the [CLS] vectors (B, D)."""
+        # First, as it then draws from PyTorch's generator what the pass that caches [CLS] drew.
+        whole = self._cls(labels, has_padding, seed) if self._cls_of_whole else None
         masked = choose_masked_rows(labels, positions=positions, count=count, max_masked=max_masked)
         tokens, cls = predict_masked(
             self.encoder, self.token_head, inputs, masked, has_padding=has_padding, seed=seed
         )
+        cls = cls if whole is None else whole
         # A copy: FSDP2 hooks what it returns, and a view of the hidden states could lose the hook.
         return tokens.loss, tokens.accuracy, cls.clone()
 
@@ -74,6 +81,10 @@ class MaskedTokenModel(nn.Module):
         seed: Tensor | None,  # 0-d int64, of the dropout
     ) -> Tensor:
         """Returns the [CLS] vectors (B, D)."""
+        return self._cls(inputs, has_padding, seed)
+
+    def _cls(self, inputs: Tensor, has_padding: bool, seed: Tensor | None) -> Tensor:
+        """As `encode`, which FSDP2 wraps: `forward` must not call that."""
         rows = cls_rows(inputs)
         return self.encoder(inputs, has_padding=has_padding, rows=rows, seed=seed)
 
@@ -97,7 +108,10 @@ class PretrainStep:
         self._weight = model.loss_config.alpha / self.groups  # of a group's contrastive loss
         self._has_padding = has_padding
         model.encoder.activation_checkpointing = config.activation_checkpointing
-        self._module = MaskedTokenModel(model)
+        self._mask_config, self._cls_of_whole = config.mask, config.mask.contrast == "whole"
+        if self._cls_of_whole and not config.loss.mask:  # one pass, which hides nothing
+            self._mask_config, self._cls_of_whole = MaskConfig(strategy="iid", ratio=0.0), False
+        self._module = MaskedTokenModel(model, cls_of_whole=self._cls_of_whole)
         head = model.contrastive_head
         self._forward = parallelise(
             self._module,
@@ -158,7 +172,8 @@ class PretrainStep:
         head = self.model.contrastive_head
         cached = head is not None and len(parts) > 1
         if cached:
-            cl_loss, d_cls = self._contrast([part.inputs for part in masked], clips)
+            inputs = tokens if self._cls_of_whole else [part.inputs for part in masked]
+            cl_loss, d_cls = self._contrast(inputs, clips)
         metrics = torch.zeros(len(METRICS), device=self.world.device)
         for i, (part, clip) in enumerate(zip(masked, clips, strict=True)):
             own_d_cls = d_cls[i] if cached else None
@@ -173,7 +188,7 @@ class PretrainStep:
 
     def _mask(self, tokens: Tensor, clip: int | Tensor) -> MaskedTokens:
         """Masks clips (B, T, H, W) as the seed and the number of the clip say."""
-        mask = self.config.mask
+        mask = self._mask_config
         return mask_tokens(
             tokens,
             mask_token=MASK_TOKEN,
@@ -211,7 +226,7 @@ class PretrainStep:
         return cls.to(torch.promote_types(cls.dtype, torch.float32))
 
     def _contrast(
-        self, inputs: list[Tensor], clips: Sequence[int | Tensor]
+        self, inputs: Sequence[Tensor], clips: Sequence[int | Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The contrastive loss of all micro-batches, 0-d, and its gradients d[CLS], (B, D) each."""
         parts = [
@@ -233,7 +248,7 @@ class PretrainStep:
         d_cls: Tensor | None,  # (B, D); without it the contrastive loss is of this micro-batch
     ) -> Tensor:
         """Adds the gradients of one micro-batch; returns `METRICS`, (3,)."""
-        bound = None if self._read_count else max_masked(self.config.mask, tuple(tokens.shape))
+        bound = None if self._read_count else max_masked(self._mask_config, tuple(tokens.shape))
         with self.world.autocast(self.config.precision):
             loss, accuracy, cls = self._forward(
                 masked.inputs,
