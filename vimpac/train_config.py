@@ -190,6 +190,9 @@ class TrainConfig:
 class TokenTrainConfig(StoreConfig, TrainConfig):
     """What every training on a token store has."""
 
+    row: str = setting(
+        "", doc="of the paper's tables, for which `vimpac rows --runs` counts it; set by --row"
+    )
     data_weights: tuple[float, ...] | None = setting(
         None,
         WEIGHTS,

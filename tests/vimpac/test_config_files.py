@@ -183,7 +183,7 @@ def test_run_needs_a_directory(text):
 
 
 def test_configurations_belong_to_a_command(capsys):
-    assert config_names("pretrain") == ["base", "large_half", "small", "tiny"]
+    assert config_names("pretrain") == ["base", "large_half", "large_half_256", "small", "tiny"]
     for command, kind in COMMANDS.items():
         assert cli.main([command, "--help"]) == 0
         help_text = " ".join(capsys.readouterr().out.split())

@@ -13,7 +13,8 @@ from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import FinetuneConfig
 from vimpac.data.annotations.datasets import parse_source, read_source
 from vimpac.errors import UsageError
-from vimpac.presets import config_help
+from vimpac.paper_rows import Row, find_row
+from vimpac.presets import config_help, config_names
 from vimpac.settings import load_config, to_yaml
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint and "=" in args.checkpoint and not os.path.exists(args.checkpoint):
         args.overrides.insert(0, args.checkpoint)
         args.checkpoint = None
-    config = load_config(FinetuneConfig, args.config, args.overrides)
+    source, words = args.config, []
+    if args.row is not None:
+        row = find_row(args.row)
+        source, words = source or _config_of(row, args.overrides), row.finetune_words()
+    config = load_config(FinetuneConfig, source, words + args.overrides)
     if args.show:
         print(to_yaml(config, comments=True), end="")
         return 0
@@ -85,6 +90,19 @@ def run(args: argparse.Namespace) -> int:
     if args.splits is not None and is_main_process():
         print(f"mean of {len(results)} splits: {_line(results)}")
     return 0
+
+
+def _config_of(row: Row, words: Sequence[str]) -> str:
+    """The configuration of a row for the data set that `labels=` names."""
+    labels = next((w.removeprefix("labels=") for w in words if w.startswith("labels=")), "")
+    source = parse_source(labels)
+    config = row.finetune_config(source.dataset if source else "")
+    if config not in config_names("finetune"):
+        raise UsageError(
+            f"--row {row.name}: labels={labels} names no data set of the paper, so give --config, "
+            f"too, such as --config {row.finetune_config('ucf101')}"
+        )
+    return config
 
 
 def _of_splits(config: FinetuneConfig, text: str) -> list[FinetuneConfig]:

@@ -6,6 +6,7 @@ import argparse
 
 from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import PretrainConfig
+from vimpac.paper_rows import find_row
 from vimpac.presets import config_help
 from vimpac.settings import load_config, to_yaml
 
@@ -24,7 +25,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    config = load_config(PretrainConfig, args.config, args.overrides)
+    source, words = args.config, []
+    if args.row is not None:
+        row = find_row(args.row)
+        source, words = source or row.config, row.pretrain_words()
+    config = load_config(PretrainConfig, source, words + args.overrides)
     if args.show:
         print(to_yaml(config, comments=True), end="")
         return 0

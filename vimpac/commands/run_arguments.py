@@ -6,12 +6,18 @@ import argparse
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, about_settings: str = "") -> None:
-    """Declares --resume, --show and the settings.
+    """Declares --row, --resume, --show and the settings.
 
     Args:
         parser: Of the command.
         about_settings: What its help says of the settings of this command.
     """
+    parser.add_argument(
+        "--row",
+        metavar="NAME",
+        help="take the settings of a row of the paper's tables, such as t8.iid128: see "
+        "`vimpac rows`; what is given beside it counts more",
+    )
     parser.add_argument(
         "--resume",
         default="none",

@@ -92,6 +92,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         repeat: Samples of a video each time that it is drawn.
         shares: Videos by how often they are drawn, all of them; empty: each once in an epoch.
         windows: The shards of the videos, if these are read shard by shard.
+        source: What names the videos, kept in the state.
 
     Attributes:
         epoch_size: Samples of an epoch.
@@ -113,6 +114,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         repeat: int = 1,
         shares: Sequence[Share] = (),
         windows: Windows | None = None,
+        source: dict[str, str] | None = None,
     ) -> None:
         if min(num_videos, global_batch, repeat) < 1:
             raise ValueError(f"{num_videos=}, {global_batch=} and {repeat=} must be positive")
@@ -134,6 +136,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         self.epoch_size = drawn * repeat
         self._windows = windows
         self.windows = None if windows is None else str(windows)
+        self.source = source or {}
         self.position = 0
 
     @property
@@ -162,7 +165,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
     def state_dict(self) -> dict[str, Any]:
         """The position and what it refers to."""
         settings = {key: getattr(self, key) for key in _SETTINGS}
-        return {"position": self.position, **settings}
+        return {"position": self.position, "source": self.source, **settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict()`; the ranks and the batch may differ.

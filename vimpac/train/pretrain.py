@@ -44,6 +44,7 @@ from vimpac.train.neighbour_test import NeighbourTest
 from vimpac.train.optim import with_lr
 from vimpac.train.pretrain_step import METRICS, PretrainStep, expected_ratio
 from vimpac.train.resume import choose_checkpoint
+from vimpac.train.same_videos import check_same_videos, source_of
 
 
 def pretrain(
@@ -106,6 +107,7 @@ class Pretraining:
             seed=config.seed,
             shares=make_shares(store, config.data_weights),
             windows=windows,
+            source=source_of(store),
         )
         epoch_steps = self.sampler.epoch_size / batch.videos
         self.steps = config.optim.steps or math.ceil(config.optim.epochs * epoch_steps)
@@ -132,6 +134,7 @@ class Pretraining:
 
     def restore(self, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer | None) -> None:
         """Loads a checkpoint; positions of another grid, and their moments, are interpolated."""
+        check_same_videos(checkpoint.state["sampler"].get("source", {}), self.store)
         was = checkpoint.description
         if not isinstance(was, ModelDescription) or was.kind != "vimpac":
             raise ValueError(f"it holds a {was.kind}")
