@@ -102,10 +102,11 @@ def _read_run(path: Path) -> Found | None:
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     settings = flatten(config)
-    if "labels" in settings:
-        numbers, remarks = _of_finetuning(row, settings, records)
-    else:
-        numbers, remarks = _of_pretraining(row, settings, records)
+    read = _of_finetuning if "labels" in settings else _of_pretraining
+    try:
+        numbers, remarks = read(row, settings, records)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no run of this version of vimpac: {error!r}") from error
     return Found(path, row, "labels" not in settings, numbers, remarks)
 
 
@@ -117,9 +118,8 @@ def _of_pretraining(
     trained = [record for record in records if "mask_loss" in record]
     if not trained:
         return {}, [*remarks, "no step is in its log"]
-    last, steps = trained[-1], settings["optim.steps"]
-    epochs = settings["run.until"] or settings["optim.epochs"]
-    if steps is None and last["epoch"] < 0.99 * epochs:
+    last, epochs = trained[-1], settings.get("run.until") or settings["optim.epochs"]
+    if settings.get("optim.steps") is None and last["epoch"] < 0.99 * epochs:
         remarks.append(f"at epoch {last['epoch']:.3g} of {epochs:g}")
     numbers = {"speed": statistics.median(record["videos_per_s"] for record in trained)}
     if settings["loss.mask"]:

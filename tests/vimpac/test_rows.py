@@ -246,3 +246,28 @@ def test_what_is_given_beside_a_row_counts_more(capsys):
     shown = capsys.readouterr().out
     assert "ratio: 0.5 " in shown and "strategy: iid " in shown and "alpha: 0.0" in shown
     assert "out: runs/t8.iid128" in shown and "row: t8.iid128" in shown
+
+
+@pytest.mark.parametrize(
+    ("config", "log", "message"),
+    [
+        ("row: t8.nothing", "", "config.yaml: --row t8.nothing: no such row; the rows of t8 are"),
+        ("row: t8.block128", None, "is no run: "),
+        ("row: [", "", "is no run: "),
+        ("row: t8.block128", '{"step": 1, "mask_loss": 1}\n', "no run of this version of vimpac"),
+    ],
+)
+def test_damaged_run_is_one_line(tmp_path, capsys, config, log, message):
+    (tmp_path / "config.yaml").write_text(config + "\n")
+    if log is not None:
+        (tmp_path / "log.jsonl").write_text(log)
+    assert cli.main(["rows", "t8", "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_run_that_has_not_begun_is_remarked(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("row: t8.block128\n")
+    (tmp_path / "log.jsonl").write_text("")
+    assert cli.main(["rows", "t8", "--runs", str(tmp_path)]) == 0
+    assert f"{tmp_path} (t8.block128): no step is in its log" in capsys.readouterr().out
