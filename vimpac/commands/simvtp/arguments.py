@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Container, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from vimpac.errors import UsageError
-from vimpac.files import temporary_path
 from vimpac.paths import local_path
 
 VIEWS = {"clips": 3, "crops": 3, "workers": 2}  # defaults
@@ -70,21 +66,3 @@ def check_range(args: argparse.Namespace) -> None:
         )
     if not args.videos:
         raise UsageError("--videos is missing: give the directory of the video files")
-
-
-def check_new(option: str, file: Path, suffix: str = "") -> None:
-    """Raises UsageError for a file that is there, or could not be written after all the work."""
-    if suffix and file.suffix != suffix:
-        raise UsageError(f"{option} {file} must end in {suffix}")
-    if not os.path.isdir(file.parent):
-        raise UsageError(f"{option} {file} needs the directory {file.parent}: name another file")
-    if os.path.lexists(file):
-        raise UsageError(f"{option} {file} exists already: remove it or name another file")
-    temporary = temporary_path(file)
-    try:
-        with suppress(FileExistsError):  # it is being written, or a process was killed meanwhile
-            temporary.open("xb").close()
-            temporary.unlink()
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise UsageError(f"{option} {file} {reason}: name another file") from None

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from vimpac.commands.new_file import check_new
 from vimpac.commands.simvtp.arguments import (
     VIEWS,
     add_model_arguments,
     add_video_arguments,
-    check_new,
     check_range,
     settle,
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
+from vimpac.commands.new_file import check_new
 from vimpac.commands.simvtp.arguments import (
     VIEWS,
     add_model_arguments,
     add_video_arguments,
-    check_new,
     check_range,
     settle,
 )

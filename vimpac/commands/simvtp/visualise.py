@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from vimpac.commands.simvtp.arguments import add_model_arguments, check_new
+from vimpac.commands.new_file import check_new
+from vimpac.commands.simvtp.arguments import add_model_arguments
 from vimpac.errors import UsageError, VimpacError
 from vimpac.paths import local_path
 
