@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name: (module, the line `vimpac --he
     "predict": ("vimpac.commands.predict", "classify video files"),
     "extract": ("vimpac.commands.extract", "write the features of videos into a file"),
     "knn": ("vimpac.commands.knn", "test a model by the nearest neighbours of its features"),
+    "visualise": ("vimpac.commands.visualise", "draw masks, videos, predictions and attention"),
     "rows": ("vimpac.commands.rows", "the paper's tables as runs, with its numbers beside ours"),
     "simvtp": ("vimpac.commands.simvtp", "pre-train on videos and their captions"),
     "demo": ("vimpac.commands.demo", "see it work on two real videos, in a minute or two"),

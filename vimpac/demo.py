@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from vimpac.checkpoints.model_dir import load_model
 from vimpac.config import PretrainConfig
@@ -26,17 +24,29 @@ from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import partial_path
 from vimpac.data.tokenize import TokenizeSettings, tokenize_videos
 from vimpac.errors import UsageError, VimpacError
+from vimpac.model.contrastive import info_nce
+from vimpac.model.pretraining import Vimpac
+from vimpac.pictures.clip import decode_frames, even_clips, read_clip
+from vimpac.pictures.masks import hide
+from vimpac.pictures.predictions import (
+    Score,
+    commonest_token,
+    judge,
+    predict_tokens,
+    prediction_rows,
+)
+from vimpac.pictures.run import Curve, Panel, draw_run
 from vimpac.settings import load_config
 from vimpac.shared_demo import clear_folder, steps_within
 from vimpac.tokenizers import get_tokenizer
-from vimpac.tokens import EMBEDDING_ROWS, MASK_TOKEN, NUM_TOKENS
+from vimpac.tokens import EMBEDDING_ROWS
 from vimpac.train.log import LOG, read_log
 from vimpac.train.loop import Result
 from vimpac.train.pretrain import pretrain
-from vimpac_kernels import mask_tokens
 
 FPS, SIZE, PIECE = 8, 128, 12  # frames per second, pixels, frames per piece
 PICTURE_SEED = 2**31  # masks that the training did not draw
+CLIPS = 64  # over which accuracies are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +60,9 @@ class Outcome:
         mask_chance: That.
         cl_loss: At the end; chance is 0.4 ln(2B - 1) for B pieces.
         cl_chance: That.
+        cl_counting: The contrastive loss of features that only count tokens, without a model.
+        score: Shares of masked tokens that are predicted right.
+        videos: How many were given.
     """
 
     picture: Path
@@ -58,11 +71,29 @@ class Outcome:
     mask_chance: float
     cl_loss: float
     cl_chance: float
+    cl_counting: float
+    score: Score
+    videos: int
 
     @property
     def learned(self) -> bool:
         """Whether both losses fell below chance."""
         return self.mask_loss < self.mask_chance and self.cl_loss < self.cl_chance
+
+    @property
+    def notes(self) -> list[str]:
+        """What the numbers do not show, a sentence each."""
+        notes = [self.score.verdict] if self.score.verdict else []
+        if self.cl_counting < self.cl_chance:
+            notes.append(
+                "The contrastive loss is easy to lower here, as two clips of a piece look alike: "
+                f"counting their tokens, without a model, brings it to {self.cl_counting:.2f}."
+            )
+        notes.append(
+            f"The model sees the {self.videos} videos of its training: this shows that it learns, "
+            "not what it is worth on others."
+        )
+        return notes
 
 
 def run_demo(
@@ -113,6 +144,7 @@ def run_demo(
     )
     deadline = time.monotonic() + 2 * seconds
     result = pretrain(config, stop=lambda: time.monotonic() > deadline)
+    model, score = judge_run(result, pieces, config.mask.blocks)
     outcome = Outcome(
         picture=out / "demo.png",
         run=result.out,
@@ -120,9 +152,12 @@ def run_demo(
         mask_chance=math.log(EMBEDDING_ROWS),
         cl_loss=result.record["cl_loss"],
         cl_chance=0.4 * math.log(2 * len(pieces) - 1),
+        cl_counting=counting_loss(pieces, config.clips.frames),
+        score=score,
+        videos=len(found),
     )
     say("3. Painting what the model predicts")
-    paint(outcome, *predict(result, config, pieces))
+    paint_run(outcome, model, pieces, dict(found), config.mask.blocks)
     return outcome
 
 
@@ -152,98 +187,103 @@ def cut(store: TokenStore, path: Path) -> TokenStore:
     return TokenStore(path)
 
 
-@torch.no_grad()
-def predict(
-    result: Result, config: PretrainConfig, pieces: TokenStore
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hides blocks of two clips and lets the model fill them in.
+def judge_run(result: Result, pieces: TokenStore, blocks: int) -> tuple[Vimpac, Score]:
+    """How many masked tokens the model predicts right, under masks that the training did not draw.
 
     Args:
         result: The finished run.
-        config: Its configuration.
         pieces: Its data.
+        blocks: Boxes of a mask.
 
     Returns:
-        Token ids (2, T, H, W), mask (2, T, H, W) bool, predicted ids (2, T, H, W).
+        The model in evaluation mode, and the shares over clips of all pieces.
     """
-    T = config.clips.frames
-    clips = ClipDataset(pieces, num_frames=T, clips_per_video=1, seed=PICTURE_SEED)
-    tokens = torch.cat([clips[0, 0], clips[0, len(pieces) - 1]])  # (2, T, H, W)
     model = load_model(result.checkpoint).eval()
-    masked = mask_tokens(
-        tokens, mask_token=MASK_TOKEN, num_blocks=config.mask.blocks, seed=PICTURE_SEED
-    )
-    hidden = model.encoder(masked.inputs)[:, 1:]
-    best = model.token_head.logits(hidden)[..., :NUM_TOKENS].argmax(-1).view_as(tokens)
-    return tokens, masked.mask, torch.where(masked.mask, best, tokens)
+    clips = even_clips(pieces, frames=model.encoder.grid[0], most=CLIPS)
+    mask = hide(clips, "block", blocks=blocks, seed=PICTURE_SEED)
+    filled = predict_tokens(model, clips, mask)
+    return model, judge(clips, mask, filled, commonest_token(clips))
 
 
-def paint(outcome: Outcome, tokens: Tensor, mask: Tensor, predicted: Tensor) -> None:
-    """Draws the frames and the losses into `outcome.picture`.
+def counting_loss(pieces: TokenStore, frames: int, draws: int = 8) -> float:
+    """The contrastive loss of features that only count how often a clip has each token.
 
     Args:
-        outcome: The losses and the run.
-        tokens: (2, T, H, W) ids.
-        mask: (2, T, H, W) bool.
-        predicted: (2, T, H, W) ids.
+        pieces: The store.
+        frames: Of a clip.
+        draws: Over how many draws of two clips per piece it is averaged.
     """
-    import matplotlib
+    clips = ClipDataset(pieces, num_frames=frames, seed=PICTURE_SEED)
+    losses = []
+    for draw in range(draws):
+        pairs = clips.batch([(draw * len(pieces) + i, i) for i in range(len(pieces))])
+        ids = pairs.transpose(0, 1).flatten(0, 1).flatten(1).long()  # all first, all second clips
+        counts = torch.zeros(len(ids), EMBEDDING_ROWS).scatter_add_(1, ids, torch.ones(ids.shape))
+        losses.append(float(info_nce(counts)))
+    return sum(losses) / draws
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    clips, T = tokens.shape[:2]
-    figure = pyplot.figure(figsize=(1.7 * T * clips + 0.8, 9.0), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(5.6, 3.4))
-    top, bottom = parts
-    grid = top.subplots(3, T * clips, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-    for clip in range(clips):
-        original = _painted(tokens[clip])
-        hidden = mask[clip].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
-        rows = (
-            original,
-            torch.where(hidden, torch.full_like(original, 128), original),
-            _painted(predicted[clip]),
+def paint_run(
+    outcome: Outcome,
+    model: Vimpac,
+    pieces: TokenStore,
+    files: Mapping[str, Path],
+    blocks: int,
+) -> None:
+    """Draws a clip of the first piece and one of the last, and the curves, into the picture.
+
+    Args:
+        outcome: What is known.
+        model: In evaluation mode.
+        pieces: The store.
+        files: The videos by their names.
+        blocks: Boxes of a mask.
+    """
+    panels, tokenizer = [], get_tokenizer("patch")
+    for number, piece in enumerate((0, len(pieces) - 1)):
+        clip = read_clip(pieces, piece, frames=model.encoder.grid[0])
+        name, _, second = clip.name.rpartition("@")
+        start = round(float(second.removesuffix("s")) * FPS) + clip.start
+        places = range(start, start + len(clip.tokens))
+        pixels = decode_frames(files[name], pieces.meta, places, tokenizer.patch)
+        mask = hide(clip.tokens[None], "block", blocks=blocks, seed=PICTURE_SEED, first=number)
+        filled = predict_tokens(model, clip.tokens[None], mask)
+        rows = prediction_rows(pixels, clip.tokens, mask[0], filled[0], tokenizer)
+        own = judge(clip.tokens[None], mask, filled, commonest_token(clip.tokens))
+        heading = (
+            f"{name}: {own.model:.0%} of {own.masked} masked tokens right, by copying "
+            f"{own.nearest:.0%}"
         )
-        for axes, frames in zip(grid[:, clip * T : (clip + 1) * T], rows, strict=True):
-            for ax, frame in zip(axes, frames, strict=True):
-                ax.imshow(frame.permute(1, 2, 0).numpy(), interpolation="nearest")
-                ax.set(xticks=[], yticks=[])
-        for t in range(T):
-            grid[0, clip * T + t].set_title(f"clip {clip + 1}, {t / FPS:.3g} s", fontsize=9)
-    for ax, name in zip(grid[:, 0], ("original", "masked", "predicted"), strict=True):
-        ax.set_ylabel(name, fontsize=11)
-    _plot_losses(bottom, outcome)
-    partial = outcome.picture.with_suffix(".tmp.png")
-    figure.savefig(partial, dpi=100)
-    partial.replace(outcome.picture)
-    pyplot.close(figure)
+        panels.append(Panel(heading, rows, [f"{place / FPS:.2f} s" for place in places]))
+    draw_run(panels, curves(outcome), outcome.notes, outcome.picture)
 
 
-def _painted(ids: Tensor) -> Tensor:  # (T, h, w) to (T, 3, 8 h, 8 w)
-    return torch.from_numpy(get_tokenizer("patch").decode(ids.cpu().numpy()))
-
-
-def _plot_losses(figure: Any, outcome: Outcome) -> None:
-    records = read_log(outcome.run / LOG)
-    steps = [record["step"] for record in records]
-    plots = (
-        ("mask_loss", "token loss (masked token prediction)", outcome.mask_chance),
-        ("cl_loss", "contrastive loss", outcome.cl_chance),
-    )
-    for ax, (key, title, chance) in zip(figure.subplots(1, 2).flat, plots, strict=True):
-        ax.plot(steps, [record[key] for record in records], color="tab:blue", linewidth=2)
-        ax.axhline(chance, color="tab:red", linestyle="--", linewidth=1)
-        ax.annotate(
-            f"chance {chance:.2f}",
-            (0.99, chance),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            color="tab:red",
-        )
-        ax.set(title=title, xlabel="step")
-        ax.set_ylim(0, 1.15 * max(chance, *(record[key] for record in records)))
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
+def curves(outcome: Outcome) -> list[Curve]:
+    """What was logged, and what it is compared with."""
+    records, score = read_log(outcome.run / LOG), outcome.score
+    steps = [int(record["step"]) for record in records]
+    low = f"commonest token {score.commonest:.1%}, chance {score.chance:.2%}"
+    return [
+        Curve(
+            f"token loss: {outcome.mask_loss:.2f}",
+            steps,
+            [record["mask_loss"] for record in records],
+            {f"chance {outcome.mask_chance:.2f}": outcome.mask_chance},
+        ),
+        Curve(
+            f"masked tokens right: {score.model:.1%}",
+            steps,
+            [record["mask_accuracy"] for record in records],
+            {f"nearest visible token {score.nearest:.1%}": score.nearest, low: score.commonest},
+            are_shares=True,
+        ),
+        Curve(
+            f"contrastive loss: {outcome.cl_loss:.2f}",
+            steps,
+            [record["cl_loss"] for record in records],
+            {
+                f"chance {outcome.cl_chance:.2f}": outcome.cl_chance,
+                f"counting tokens {outcome.cl_counting:.2f}": outcome.cl_counting,
+            },
+        ),
+    ]

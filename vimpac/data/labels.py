@@ -116,6 +116,25 @@ def read_split(path: str, store: Store, split: str, classes: list[str]) -> Split
     return found
 
 
+def read_classes(path: str, store: Store) -> dict[int, str]:
+    """Reads the class of every video of a store that labels name, whatever its split.
+
+    Args:
+        path: As in `read_labels`.
+        store: The videos.
+
+    Returns:
+        The name of its class by the number of a video, of those that have one.
+
+    Raises:
+        UsageError: There are no such labels, they name no video, or two stores have a video of one
+            name.
+    """
+    names = _names(store)
+    rows = match_names(names, _read(path, {*names}).rows, path)
+    return {video: row.class_name for video, row in rows.items() if row.class_name}
+
+
 def keep_videos(splits: dict[str, Split], videos: Sequence[int]) -> dict[str, Split]:
     """The splits without the videos that are left out.
 

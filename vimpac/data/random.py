@@ -12,8 +12,10 @@ import numpy as np
 
 # Streams: the order of an epoch, the clips of a sample, the dropout and the mixing of a clip; the
 # masked words of a run, the mismatch of a caption, the branches that a sample goes past, the rounds
-# in which videos are drawn that have a weight, the order of the shards of an epoch.
-ORDER, CLIPS, DROPOUT, CUTMIX, WORD_MASK, MISMATCH, DROP_PATH, ROUNDS, WINDOWS = range(1, 10)
+# in which videos are drawn that have a weight, the order of the shards of an epoch, the videos of a
+# picture.
+ORDER, CLIPS, DROPOUT, CUTMIX, WORD_MASK = range(1, 6)
+MISMATCH, DROP_PATH, ROUNDS, WINDOWS, SAMPLES = range(6, 11)
 
 
 def words(stream: int, seed: int, number: int, count: int) -> np.ndarray:

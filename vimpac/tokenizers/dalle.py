@@ -133,12 +133,13 @@ class DalleTokenizer:
             RGB (F, 3, 8 h, 8 w) uint8.
 
         Raises:
-            VimpacError: The decoder's weights are not there.
+            UsageError: The decoder's weights are not there.
+            VimpacError: They do not fit.
         """
         check_ids(ids, self.vocab_size)
         if self._decoder is None:
             if self._decoder_file is None:
-                raise VimpacError(f"no decoder beside the encoder's weights: {DOWNLOAD}")
+                raise UsageError(f"no decoder beside the encoder's weights: {DOWNLOAD}")
             self._decoder = _load(Dvae.decoder(), "decoder", self._decoder_file).to(self.device)
         frames = []
         for part in torch.from_numpy(ids.astype(np.int64)).split(BATCH):
