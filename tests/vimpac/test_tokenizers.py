@@ -254,7 +254,7 @@ def test_dalle_decoder_paints_from_a_directory(tmp_path, halves):
     expected = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
     np.testing.assert_array_equal(tokenizer.decode(ids.numpy()), expected)
     (tmp_path / "decoder.safetensors").unlink()
-    with pytest.raises(VimpacError, match=r"no decoder.*decoder\.pkl"):
+    with pytest.raises(UsageError, match=r"no decoder.*decoder\.pkl"):
         get_tokenizer("dalle", weights=tmp_path).decode(ids.numpy())
 
 
