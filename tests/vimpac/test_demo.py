@@ -1,8 +1,10 @@
 """`vimpac demo` learns on the real clips and shows it; on bad input it says why."""
 
 import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import image
@@ -10,6 +12,7 @@ from matplotlib import image
 from vimpac import cli, demo
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
+from vimpac.pictures.predictions import Score
 
 
 def test_demo_falls_below_chance_and_paints_it(tmp_path, monkeypatch, capsys):
@@ -17,6 +20,11 @@ def test_demo_falls_below_chance_and_paints_it(tmp_path, monkeypatch, capsys):
     assert cli.main(["demo", "--out", str(tmp_path), "--seconds", "15"]) == 0
     out = capsys.readouterr().out
     assert f"chance {math.log(8197):.3f}" in out
+    shares = (
+        r"^masked tokens right +[\d.]+%   nearest visible token [\d.]+%, commonest token [\d.]+%"
+    )
+    assert re.search(shares + r", chance 0\.01%$", out, flags=re.M)
+    assert "note: The model sees the 2 videos of its training" in out
     assert f"picture      {tmp_path / 'demo.png'}" in out
     assert "vimpac pretrain --config small" in out
     pixels = image.imread(tmp_path / "demo.png")
@@ -25,8 +33,50 @@ def test_demo_falls_below_chance_and_paints_it(tmp_path, monkeypatch, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == made
 
 
+def _outcome(**changes) -> demo.Outcome:
+    """What a run could have come to."""
+    facts = {
+        "picture": Path("p"),
+        "run": Path("r"),
+        "mask_loss": 5.0,
+        "mask_chance": math.log(8197),
+        "cl_loss": 0.5,
+        "cl_chance": 1.0,
+        "cl_counting": 0.3,
+        "score": Score(100, 0.6, 0.4, 0.2),
+        "videos": 2,
+    }
+    return demo.Outcome(**facts | changes)
+
+
+def test_notes_say_what_the_numbers_are_not_worth():
+    seen = (
+        "The model sees the 2 videos of its training: this shows that it learns, not what it is "
+        "worth on others."
+    )
+    easy = (
+        "The contrastive loss is easy to lower here, as two clips of a piece look alike: counting "
+        "their tokens, without a model, brings it to 0.30."
+    )
+    copied = "The model is no better than copying the nearest visible token."
+    assert _outcome().notes == [easy, seen]
+    assert _outcome(cl_counting=1.1, score=Score(9, 0.3, 0.4, 0.2)).notes == [copied, seen]
+
+
+def test_counting_tells_pieces_apart_that_have_tokens_of_their_own(tmp_path):
+    losses = []
+    for name, step in (("apart", 10), ("alike", 0)):
+        with TokenStoreWriter(tmp_path / name, StoreMeta("patch", 8192, 2, 2, 8.0)) as writer:
+            for piece in range(4):
+                writer.add(str(piece), np.full((1, 12, 2, 2), piece * step))
+            writer.finish()
+        losses.append(demo.counting_loss(TokenStore(tmp_path / name), frames=5))
+    assert losses[0] == pytest.approx(0.4 * math.log(1 + 6 * math.exp(-1 / 0.2)), rel=1e-5)
+    assert losses[1] == pytest.approx(0.4 * math.log(7), rel=1e-5)
+
+
 def test_loss_above_chance_is_a_failure(tmp_path, monkeypatch, capsys):
-    outcome = demo.Outcome(Path("p"), Path("r"), 9.5, math.log(8197), 0.5, 1.0)
+    outcome = _outcome(mask_loss=9.5)
     monkeypatch.setattr(demo, "run_demo", lambda *_, **__: outcome)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     assert "did not fall below chance" in capsys.readouterr().err
