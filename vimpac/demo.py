@@ -122,18 +122,9 @@ def run_demo(
     say(f"1. Tokenising {', '.join(name for name, _ in found)}: {FPS} frames/s, {SIZE} pixels")
     settings = TokenizeSettings(fps=Fraction(FPS), size=SIZE)
     pieces = cut(tokenize_videos(found, out / "videos", settings), out / "pieces")
-    config = load_config(
-        PretrainConfig,
-        "tiny",
-        [
-            f"data={pieces.path}",
-            f"out={out / 'run'}",
-            f"batch.videos={len(pieces)}",
-            f"batch.contrastive={len(pieces)}",
-            f"batch.micro={len(pieces)}",
-            "device=cpu",
-        ],
-    )
+    words = [f"data={pieces.path}", f"out={out / 'run'}", "device=cpu"]
+    words += [f"batch.{name}={len(pieces)}" for name in ("videos", "contrastive", "micro")]
+    config = load_config(PretrainConfig, "tiny", words)
     config.optim.steps = steps_within(
         config, lambda trial: pretrain(trial, quiet=True), seconds, most=1000
     )

@@ -21,6 +21,7 @@ TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 TOKENIZING = (ROOT / "docs/tokenizing.md").read_text(encoding="utf-8")
 EVALUATION = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 SIMVTP = (ROOT / "docs/simvtp.md").read_text(encoding="utf-8")
+VISUALISE = (ROOT / "docs/visualise.md").read_text(encoding="utf-8")
 CONFIGS = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -36,7 +37,7 @@ def _blocks(text: str, language: str) -> list[str]:
 def _commands() -> list[str]:
     """The arguments of every `vimpac` in a block of commands."""
     lines = "\n".join(
-        _blocks(README + TRAINING + TOKENIZING + EVALUATION + SIMVTP, "bash")
+        _blocks(README + TRAINING + TOKENIZING + EVALUATION + SIMVTP + VISUALISE, "bash")
     ).replace("\\\n", " ")
     return re.findall(r"(?:^|&& | -m )vimpac (.+)", lines, flags=re.M)
 
@@ -72,6 +73,25 @@ def test_example_of_reading_a_store_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert (names["clips"][0, :2] == names["frames"]).all()
 
 
+def test_example_of_copying_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    (example,) = _blocks(VISUALISE, "python")
+    exec(example, {})
+    assert [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "block",
+        "iid",
+    ]
+
+
+def test_actions_of_the_docs_are_those_that_there_are() -> None:
+    from vimpac.commands.visualise import ACTIONS
+
+    assert re.findall(r"^\| `(\w+)` \|", VISUALISE, flags=re.M) == [*ACTIONS]
+
+
 @pytest.mark.parametrize("command", _commands())
 def test_commands_are_understood(command: str) -> None:
     words = shlex.split(command, comments=True)
@@ -93,7 +113,7 @@ def test_settings_of_the_docs_exist() -> None:
 
 @pytest.mark.parametrize("folder", ["", "docs/"])
 def test_links_lead_somewhere(folder: str) -> None:
-    pages = [README] if not folder else [TRAINING, TOKENIZING, EVALUATION, SIMVTP]
+    pages = [README] if not folder else [TRAINING, TOKENIZING, EVALUATION, SIMVTP, VISUALISE]
     for target in re.findall(r"\]\(([^)#:]+)\)", "".join(pages)):
         assert (ROOT / folder / target).exists(), target
 

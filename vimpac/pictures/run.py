@@ -75,7 +75,7 @@ def draw_run(
 
 
 def _plot(axes: Any, curve: Curve) -> None:
-    axes.plot(curve.steps, curve.values, color="tab:blue", linewidth=2)
+    axes.plot(curve.steps, curve.values, color="tab:blue", linewidth=2, zorder=5)
     most = max(*curve.values, *curve.levels.values())
     for name, level in sorted(curve.levels.items(), key=lambda pair: pair[1]):
         axes.axhline(level, color="tab:red", linestyle="--", linewidth=1)
@@ -88,6 +88,7 @@ def _plot(axes: Any, curve: Curve) -> None:
             ha="right",
             color="tab:red",
             fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
         )
     axes.set_title(curve.title, fontsize=11)
     axes.set_xlabel("step", fontsize=9)

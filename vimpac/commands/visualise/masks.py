@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> int:
     masks = compare_masks(scene.clip.tokens, blocks=args.blocks, ratio=args.ratio, seed=args.seed)
     draw_masks(scene.frames, masks, scene.clip.titles, args.out)
     rows = list[tuple[object, ...]]()
-    rows.append(
-        ("hidden tokens", "this clip", f"mean of {CLIPS:,}", "99 % of them below", "Table 2")
-    )
+    rows.append(("hidden tokens", "this clip", f"mean of {CLIPS:,}", "99th percentile", "Table 2"))
     for one in masks:
         table_2 = "-" if one.table_2 is None else percent(one.table_2)
         rows.append((one.name, *map(percent, (one.share, one.mean, one.most)), table_2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import TYPE_CHECKING
 
 from vimpac.commands.view_arguments import one_checkpoint
 from vimpac.commands.visualise.arguments import (
@@ -17,6 +18,11 @@ from vimpac.commands.visualise.arguments import (
 from vimpac.errors import UsageError
 from vimpac.pictures.config import ModelPictureConfig
 from vimpac.settings import BOXES, load_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vimpac.pictures.predictions import Score
 
 DESCRIPTION = (
     "Hides tokens of a clip and draws what a pre-trained model fills in (Fig. 5). Prints the share "
@@ -57,14 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draws the picture."""
+    check_mask(args)
     checkpoint, settings = one_checkpoint(args.checkpoint)
     config = load_config(ModelPictureConfig, None, settings + args.overrides)
-    if not BOXES.legal(args.blocks):
-        raise UsageError(f"--blocks {args.blocks} must {BOXES.must}")
-    if not 0 <= args.ratio <= 1:
-        raise UsageError(f"--ratio {args.ratio:g} must lie in [0, 1]")
-    if args.sample is not None and not 0 < args.sample < math.inf:
-        raise UsageError(f"--sample {args.sample:g} must be positive and finite")
     check(args)
     from vimpac.pictures.masks import hide
     from vimpac.pictures.opened import open_pretrained
@@ -83,28 +84,43 @@ def run(args: argparse.Namespace) -> int:
         say(note)
     scene = open_scene(args, store, reading.frames, reading.stride)
     tokens, others = scene.clip.tokens[None], scene.others(CLIPS)
-    commonest, scores = commonest_token(others), []
-    for first, clips in ((1, others), (0, tokens)):
-        mask = hide(
-            clips, args.strategy, blocks=args.blocks, ratio=args.ratio, seed=args.seed, first=first
-        )
+    commonest = commonest_token(others)
+
+    def guess(clips: Tensor, first: int) -> tuple[Tensor, Tensor, Score]:
+        """The mask of clips, the first of which has that number; what is filled in; its worth."""
+        how = {"blocks": args.blocks, "ratio": args.ratio, "seed": args.seed, "first": first}
+        mask = hide(clips, args.strategy, **how)
         filled = predict_tokens(model, clips, mask, temperature=args.sample, seed=args.seed)
-        scores.append(judge(clips, mask, filled, commonest))
-    of_all, of_clip = scores
+        return mask, filled, judge(clips, mask, filled, commonest)
+
+    mask, filled, own = guess(tokens, 0)
+    _, _, of_all = guess(others, 1)
     real = scene.clip.real
     rows = prediction_rows(
         scene.pixels, scene.tokens, mask[0, :real], filled[0, :real], scene.tokenizer
     )
-    draw_predictions(rows, of_clip, scene.clip.titles, args.out)
-    table = list[tuple[object, ...]]()
-    table.append(("masked tokens guessed right", "this clip", f"{len(others)} clips"))
-    for name in ("model", "nearest", "commonest"):
-        label = {"nearest": "nearest visible token", "commonest": "commonest token"}.get(name, name)
-        table.append((label, percent(getattr(of_clip, name)), percent(getattr(of_all, name))))
-    table.append(("chance", *[f"{of_clip.chance:.2%}"] * 2))
-    table.append(("masked tokens", f"{of_clip.masked:,}", f"{of_all.masked:,}"))
-    print_table(table)
+    draw_predictions(rows, own, scene.clip.titles, args.out)
+    print_table(
+        [
+            ("masked tokens guessed right", "this clip", f"{len(others)} clips"),
+            ("model", percent(own.model), percent(of_all.model)),
+            ("nearest visible token", percent(own.nearest), percent(of_all.nearest)),
+            ("commonest token", percent(own.commonest), percent(of_all.commonest)),
+            ("chance", f"{own.chance:.2%}", f"{of_all.chance:.2%}"),
+            ("masked tokens", f"{own.masked:,}", f"{of_all.masked:,}"),
+        ]
+    )
     if of_all.verdict:
         print(of_all.verdict)
     print(args.out)
     return 0
+
+
+def check_mask(args: argparse.Namespace) -> None:
+    """Raises UsageError for a number out of range."""
+    if not BOXES.legal(args.blocks):
+        raise UsageError(f"--blocks {args.blocks} must {BOXES.must}")
+    if not 0 <= args.ratio <= 1:
+        raise UsageError(f"--ratio {args.ratio:g} must lie in [0, 1]")
+    if args.sample is not None and not 0 < args.sample < math.inf:
+        raise UsageError(f"--sample {args.sample:g} must be positive and finite")
