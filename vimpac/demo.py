@@ -62,7 +62,7 @@ class Outcome:
         cl_chance: That.
         cl_counting: The contrastive loss of features that only count tokens, without a model.
         score: Shares of masked tokens that are predicted right.
-        videos: How many were given.
+        videos: How many it was trained on.
     """
 
     picture: Path
@@ -145,7 +145,7 @@ def run_demo(
         cl_chance=0.4 * math.log(2 * len(pieces) - 1),
         cl_counting=counting_loss(pieces, config.clips.frames),
         score=score,
-        videos=len(found),
+        videos=len({pieces.name(i).rpartition("@")[0] for i in range(len(pieces))}),
     )
     say("3. Painting what the model predicts")
     paint_run(outcome, model, pieces, dict(found), config.mask.blocks)
