@@ -21,7 +21,8 @@ from vimpac.tokenizers import Tokenizer
 from vimpac.tokens import MASK_TOKEN, PAD_TOKEN
 
 SPACES = {"spatial": True, "spatio-temporal": False}  # whether only the same frame is looked at
-_AT_ONCE = 2**22  # distances
+_AT_ONCE = 2**18  # distances, which fit the cache
+_FAR = torch.iinfo(torch.int64).max
 _TRIALS = 256  # clips that tell the share of a number of boxes
 _MOST_BOXES = 256
 
@@ -49,12 +50,12 @@ def nearest_visible(
     place = visible.flatten().nonzero()[:, 0]  # (V,)
     found = []
     for part in wanted.split(max(1, _AT_ONCE // len(there))):
-        apart = part[:, None] - there  # (m, V, 3)
-        distance = apart.square().sum(-1) * size + place  # the lowest place of the nearest
+        t, h, w = (part[:, None, axis] - there[:, axis] for axis in range(3))  # (m, V) each
+        distance = (t * t + h * h + w * w) * size + place  # the lowest place of the nearest
         if same_frame:
-            distance = torch.where(apart[..., 0] == 0, distance, torch.iinfo(torch.int64).max)
+            distance.masked_fill_(t != 0, _FAR)
         best, at = distance.min(1)
-        found.append(place[at].masked_fill(best == torch.iinfo(torch.int64).max, -1))
+        found.append(place[at].masked_fill(best == _FAR, -1))
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 

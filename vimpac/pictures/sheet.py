@@ -68,7 +68,6 @@ class Sheet:
         titles: Sequence[str],
         *,
         named: bool = True,
-        cell: float = CELL,
         most_heat: float = 1.0,
     ) -> None:
         """Draws rows of frames, one below the other; `size_of_rows` is what they take.
@@ -79,25 +78,25 @@ class Sheet:
             rows: The rows.
             titles: Of the columns.
             named: Whether the names of the rows are written.
-            cell: Side of a frame, in inches.
             most_heat: The heat with the brightest colour.
         """
         left, top = x + NAMES * named, y + LINE
         for t, title in enumerate(titles):
-            middle = left + t * (cell + GAP) + cell / 2
+            middle = left + t * (CELL + GAP) + CELL / 2
             self.words(middle, y + LINE - 0.05, title, 9, ha="center", va="bottom")
         for k, row in enumerate(rows):
-            at = top + k * (cell + GAP)
+            at = top + k * (CELL + GAP)
             if named:
-                self.words(left - 0.12, at + cell / 2, row.name, 9.5, ha="right", va="center")
+                self.words(left - 0.12, at + CELL / 2, row.name, 9.5, ha="right", va="center")
             for t, frame in enumerate(row.frames):
-                axes = self.axes(left + t * (cell + GAP), at, cell, cell)
+                axes = self.axes(left + t * (CELL + GAP), at, CELL, CELL)
                 height, width = frame.shape[:2]
-                place = {"interpolation": "nearest", "extent": (0, width, 0, height)}
-                axes.imshow(frame, **place)
+                place: dict[str, Any] = {"extent": (0, width, 0, height)}
+                smooth = height > CELL * DPI  # else every pixel is shown as it is
+                axes.imshow(frame, interpolation="antialiased" if smooth else "nearest", **place)
                 if row.heat is not None:
                     colours = {"cmap": "inferno", "vmin": 0, "vmax": most_heat, "alpha": 0.7}
-                    axes.imshow(row.heat[t], **place, **colours)
+                    axes.imshow(row.heat[t], interpolation="nearest", **place, **colours)
                 axes.set(xticks=[], yticks=[])
 
     def write(self, path: Path) -> None:
@@ -111,8 +110,6 @@ class Sheet:
             self.figure.savefig(os.fspath(temporary), format="png", dpi=DPI)
 
 
-def size_of_rows(
-    rows: int, columns: int, *, named: bool = True, cell: float = CELL
-) -> tuple[float, float]:
+def size_of_rows(rows: int, columns: int, *, named: bool = True) -> tuple[float, float]:
     """The width and height, in inches, that `Sheet.rows` takes."""
-    return NAMES * named + columns * (cell + GAP) - GAP, LINE + rows * (cell + GAP) - GAP
+    return NAMES * named + columns * (CELL + GAP) - GAP, LINE + rows * (CELL + GAP) - GAP

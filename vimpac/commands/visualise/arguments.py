@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FRAMES = 5  # of a clip, where no checkpoint says it
 MOST_FRAMES = 32
+MOST_CLIPS, MOST_TOKENS = 64, 163_840  # over which shares are taken: fewer large clips
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, out: str, settings: str) -> None:
@@ -112,13 +113,13 @@ class Scene:
 
         return paint(self.tokenizer, self.tokens) if self.pixels is None else self.pixels
 
-    def others(self, most: int) -> Tensor:
-        """At most so many clips like this one, spread evenly over the store, (N, T, H, W)."""
+    def others(self) -> Tensor:
+        """Clips like this one, spread evenly over the store, at most `MOST_CLIPS`, (N, T, H, W)."""
         from vimpac.pictures.clip import even_clips
 
-        return even_clips(
-            self.store, frames=len(self.clip.tokens), stride=self.clip.stride, most=most
-        )
+        most = max(1, min(MOST_CLIPS, MOST_TOKENS // self.clip.tokens.numel()))
+        T, stride = len(self.clip.tokens), self.clip.stride
+        return even_clips(self.store, frames=T, stride=stride, most=most)
 
 
 def open_scene(

@@ -20,7 +20,6 @@ DESCRIPTION = (
     "(Fig. 4), for block masks and for iid masks that hide as much. Prints the share of hidden "
     "tokens that copying gets right, and the PSNR to the frames painted from all tokens."
 )
-CLIPS = 64  # of the store, over which shares are taken
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     store = open_store(config.data, cache=config.shard_cache)
     scene = open_scene(args, store, config.clips.frames, config.clips.frame_stride)
-    others = scene.others(CLIPS)
+    others = scene.others()
     copied = [compare_copying(scene.clip.tokens, others, ratio, seed=args.seed) for ratio in ratios]
     draw_copying(
         scene.tokens,

@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Hides tokens of a clip and draws what a pre-trained model fills in (Fig. 5). Prints the share "
-    "that is right, in this clip and in clips of up to 64 videos of the store, beside those of "
+    "that is right, in this clip and in up to 64 clips of the store, beside those of "
     "copying the nearest visible token, of the commonest token, and of chance."
 )
-CLIPS = 64  # of the store, over which shares are taken
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     for note in reading.notes:
         say(note)
     scene = open_scene(args, store, reading.frames, reading.stride)
-    tokens, others = scene.clip.tokens[None], scene.others(CLIPS)
+    tokens, others = scene.clip.tokens[None], scene.others()
     commonest = commonest_token(others)
 
     def guess(clips: Tensor, first: int) -> tuple[Tensor, Tensor, Score]:
