@@ -23,7 +23,7 @@ import common
 import interleaved
 import phases
 import pytest
-import report
+import report_steps
 import torch
 from plain_step import PlainModel
 from released_step import ReleasedModel, copy_weights, released_inputs
@@ -74,7 +74,7 @@ INPUTS: tuple[Size, ...] = ((5, 16), (10, 16), (5, 32), (10, 32)) if GPU else ((
 CASES = (
     *(Case(impl, size=size) for impl in ("released", "plain", "ours") for size in INPUTS),
     *(Case("ours", "THW", size) for size in INPUTS),
-    *(Case("ours", size=size) for size in report.TABLE_14 if size not in INPUTS),
+    *(Case("ours", size=size) for size in report_steps.TABLE_14 if size not in INPUTS),
     Case("released + compile"),
     Case("ours + compile"),
     Case("released", "THW"),
@@ -289,4 +289,5 @@ def _report() -> Iterator[None]:
     if _timed:
         rows = [dataclasses.asdict(row) for timed in _timed for row in timed.rows]
         said = common.left_out_lines(timed.left_out for timed in _timed)
-        print("\n" + "\n".join([*report.step_table(rows), "", *report.phase_table(rows), *said]))
+        tables = [*report_steps.step_table(rows), "", *report_steps.phase_table(rows)]
+        print("\n" + "\n".join([*tables, *said]))

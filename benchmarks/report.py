@@ -1,268 +1,193 @@
-"""Makes the README's table and plots from the result files; run it after the benchmarks.
+"""Writes the tables and plots of README.md and docs/ from the result files.
 
     python benchmarks/report.py
 
-Rewrites what stands between comments of README.md (`results`, `learning`), docs/evaluation.md
-(`evaluate`), docs/tokenizing.md (`read`, `tokenize`) and docs/simvtp.md (`learning_simvtp`), and
-docs/*.png.
-An op's speed-up is against the fastest peer of the same shape, forward and backward together. Its
-memory ratio is the lowest peak memory of a peer over that of our fastest implementation.
+Run it after the benchmarks. A table stands between two comments of its page, such as
+`<!-- results -->` and `<!-- /results -->`; the rest of the page is left alone. The plots are
+docs/images/step-*.png.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator
+from report_headlines import headline_table
 from report_learning import learning_tables, simvtp_tables
+from report_ops import (
+    REPLACES,
+    code_table,
+    contract_table,
+    op_table,
+    place,
+    rows_of,
+    speed_table,
+)
 from report_pages import evaluate_table, simvtp_step_table, tokenize_tables
 from report_read import read_table
+from report_steps import plot_steps, step_table
 
 from vimpac_kernels import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-OURS = ("cuda", "triton", "cpu", "ours")
-REPLACES = {  # by the name of a benchmark, of which axial_attention has several
-    "axial_attention_layer": "a whole layer: permute + SDPA, axial-attention, timesformer-pytorch",
-    "axial_attention": OPS["axial_attention"].replaces,
-    "axial_attention_joint": "the same within a frame (`HW`); without projections",
-    "axial_attention_dense": "SDPA over all tokens; without projections, on a CPU forward only",
-} | {op: known.replaces for op, known in OPS.items()}
-# Videos per second of the small model: layouts at T=5 S=128; (T, tokens per side) of the default.
-TABLE_13 = {"THW": 12.6, "T,HW": 20.0, "T,H,W": 26.4, "T,H|W": 32.0}
-TABLE_14 = {(5, 16): 32.0, (10, 16): 16.5, (5, 32): 8.4, (10, 32): 4.4}
-COLORS = ("#1f77b4", "#6baed6", "#e6550d", "#757575", "#bdbdbd")
+LEARNING, SIMVTP = RESULTS / "learning.json", RESULTS / "learning_simvtp.json"
+IMAGES = ROOT / "docs" / "images"
+SPEED = {op: [key for key in REPLACES if key.startswith(op)] for op in OPS}  # benchmarks of a page
+SPEED["axial_attention"].remove("axial_attention_layer")
+
+Results = dict[str, Any]
 
 
-def rows_of(results: dict[str, Any], op: str) -> list[dict[str, Any]]:
-    """The rows of all shapes of an op."""
-    return [row for shape in results.get(op, {}).values() for row in shape["rows"]]
+def fill(text: str, marker: str, lines: Iterable[str]) -> str:
+    """A page with other lines between two comments.
 
+    Args:
+        text: The page.
+        marker: The word in the comments.
+        lines: What shall stand between them.
 
-def comparisons(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float | None]]:
-    """(speed-up, memory ratio) of our fastest row, for each shape that also has peers."""
-
-    def total(row: dict[str, Any]) -> float:
-        return row["fwd_ms"] + (row["bwd_ms"] or 0.0)
-
-    for shape in dict.fromkeys(row["shape"] for row in rows):
-        here = [row for row in rows if row["shape"] == shape and row["impl"] != "reference"]
-        ours = [row for row in here if row["impl"] in OURS]
-        peers = [row for row in here if row["impl"] not in OURS]
-        if ours and peers:
-            best = min(ours, key=total)
-            lowest = min((row["peak_mib"] for row in peers if row["peak_mib"]), default=None)
-            memory = lowest / best["peak_mib"] if lowest and best["peak_mib"] else None
-            yield min(map(total, peers)) / total(best), memory
-
-
-def _range(values: list[float], unit: str) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.1f}{unit}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f}-{high:.1f}{unit}"
-
-
-def place(device: str) -> str:
-    """The kind of device that a table's ratios hold for."""
-    return "this CPU" if device.endswith("threads") else "this GPU"
-
-
-def op_table(results: dict[str, Any], where: str = "this machine") -> list[str]:
-    """One Markdown row per op: what it replaces, speed-up, memory."""
-    lines = [
-        f"| op | replaces | speed-up on {where} over the fastest peer | "
-        "peak extra memory, best peer / ours |",
-        "|---|---|---|---|",
-    ]
-    for op, replaces in REPLACES.items():
-        pairs = list(comparisons(rows_of(results, op)))
-        if not pairs:
-            continue
-        speed = _range([ratio for ratio, _ in pairs], "x")
-        memory = [ratio for _, ratio in pairs if ratio is not None]
-        kept = _range(memory, "x") if memory else "-"
-        lines.append(f"| `{op}` | {replaces} | {speed} | {kept} |")
-    return lines
-
-
-def _step_name(row: dict[str, Any]) -> str:
-    """What was timed, and how the dense layout attends, for a Markdown cell."""
-    dense = {"ours": "THW, dense", "released": "THW, probabilities in memory (2021)"}
-    layout = dense[row["impl"]] if row["layout"] == "THW" else row["layout"].replace("|", "\\|")
-    return f"{row['impl']}: {layout}, T={row['frames']} S={8 * row['side']}"
-
-
-def step_table(rows: list[dict[str, Any]], where: str = "this machine") -> list[str]:
-    """Three groups of Markdown rows, each with its ratio to the first one that was timed."""
-    timed = {(r["impl"], r["layout"], r["frames"], r["side"]): r for r in rows}
-    impls = ("released", "released + compile", "plain", "ours", "ours + compile")
-    dense = 1 / TABLE_13["THW"]
-    groups = {
-        "implementations": [((impl, "T,H|W", 5, 16), None) for impl in impls],
-        "layouts (Table 13)": [(("released", "THW", 5, 16), 1.0)]
-        + [(("ours", layout, 5, 16), rate * dense) for layout, rate in TABLE_13.items()],
-        "inputs (Table 14)": [
-            (("ours", "T,H|W", *size), rate / TABLE_14[5, 16]) for size, rate in TABLE_14.items()
-        ],
-    }
-    lines = [
-        f"| compared | step | videos/s | ratio on {where} | paper, V100 | MFU | peak MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for title, keys in groups.items():
-        found = [(timed[key], paper) for key, paper in keys if key in timed]
-        for row, paper in found:
-            ratio = row["videos_per_s"] / found[0][0]["videos_per_s"]
-            lines.append(
-                f"| {title} | {_step_name(row)} | {row['videos_per_s']:.3g} | {ratio:.2f}x | "
-                f"{'-' if paper is None else f'{paper:.2f}x'} | {row['mfu_percent']:.0f} % | "
-                f"{row['peak_mib']:.0f} |"
-            )
-    return lines
-
-
-def phase_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Milliseconds of a step by phase, one column per profiled step."""
-    apart = [row for row in rows if row["phases"]]
-    if not apart:
-        return []
-    lines = [
-        f"| phase, ms | {' | '.join(map(_step_name, apart))} |",
-        "|---" * (1 + len(apart)) + "|",
-    ]
-    for name in apart[0]["phases"]:
-        cells = [f"{row['phases'][name]:.1f}" for row in apart]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
-
-
-def plot_steps(rows: list[dict[str, Any]], device: str, path: Path) -> None:
-    """Speed and memory against the tokens of a clip, and a step by phase."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
-    lines = {
-        "ours": ("ours", "T,H|W"),
-        "ours, dense": ("ours", "THW"),
-        "plain PyTorch": ("plain", "T,H|W"),
-        "released": ("released", "T,H|W"),
-        "released + compile": ("released + compile", "T,H|W"),
-    }
-    for axis, key, title in (
-        (axes[0], "videos_per_s", "videos per second"),
-        (axes[1], "peak_mib", "peak MiB"),
-    ):
-        for (label, series), color in zip(lines.items(), COLORS, strict=True):
-            here = [row for row in rows if (row["impl"], row["layout"]) == series]
-            points = sorted((r["frames"] * r["side"] ** 2, r[key]) for r in here)
-            if points:
-                axis.plot(*zip(*points, strict=True), "o-", label=label, color=color)
-        axis.set(xlabel="tokens per clip", title=title, xscale="log", yscale="log")
-        axis.set_xticks(sorted({row["frames"] * row["side"] ** 2 for row in rows}))
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        for ticks in (axis.xaxis, axis.yaxis):
-            ticks.set_major_formatter("{x:g}")
-            ticks.set_minor_formatter("")
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    _plot_phases(axes[2], [row for row in rows if row["phases"]])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    figure.suptitle(f"One pre-training step, small model ({device})", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _plot_phases(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """Stacked columns, one per profiled step."""
-    bottom = [0.0] * len(rows)
-    labels = [row["impl"] for row in rows]
-    for i, name in enumerate(rows[0]["phases"] if rows else ()):
-        heights = [row["phases"][name] for row in rows]
-        axis.bar(labels, heights, 0.6, bottom=bottom, label=name, color=plt.get_cmap("tab20")(i))
-        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
-    axis.set_title("milliseconds by phase")
-    handles, names = axis.get_legend_handles_labels()
-    axis.legend(handles[::-1], names[::-1], fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def _fill(text: str, marker: str, content: list[str]) -> str:
-    """Replaces what stands between two comments."""
+    Raises:
+        ValueError: If the page does not have both comments.
+    """
     begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-    inner = "\n".join([begin, *content, end])
+    found = text.partition(begin)[2].partition(end)
+    if not found[1]:
+        raise ValueError(f"the page needs {begin} and {end}")
+    inner = "\n".join([begin, *lines, end])
     return re.sub(f"{begin}.*{end}", lambda _: inner, text, flags=re.DOTALL)
 
 
-def _dates(results: dict[str, Any]) -> list[str]:
+def dates(results: Results) -> list[str]:
     """The days on which the shapes of a file were timed."""
     return sorted(
         {shape["environment"]["date"] for op in results.values() for shape in op.values()}
     )
 
 
-def device_part(file: Path, results: dict[str, Any], *, steps: bool) -> list[str]:
-    """The README's part on a device: its ops and, if wanted, its steps with their plot."""
-    environment = next(shape["environment"] for op in results.values() for shape in op.values())
-    device, dates = environment["device"], _dates(results)
-    days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    source = f"[{file.name}](benchmarks/results/{file.name})"
-    parts = [f"{device}, torch {environment['torch']}, {days} ({source}):\n"]
-    parts.append("\n".join(op_table(results, place(device))) + "\n")
-    if steps and (rows := rows_of(results, "train")):
-        picture = f"docs/step-{file.stem}.png"
-        plot_steps(rows, device, ROOT / picture)
-        parts.append("\n".join(step_table(rows, place(device))) + "\n")
-        parts.append(f"![speed, memory and phases of a step]({picture})\n")
+def environment(results: Results) -> dict[str, str]:
+    """Device and versions of a result file."""
+    return next(shape["environment"] for op in results.values() for shape in op.values())
+
+
+def read_results() -> dict[Path, Results]:
+    """The result files of devices, the one that was written last first."""
+    files = set(RESULTS.glob("*.json")) - {LEARNING, SIMVTP}
+    found = {file: json.loads(file.read_text()) for file in files}
+    order = sorted(found, key=lambda file: (dates(found[file])[-1], file.name), reverse=True)
+    return {file: found[file] for file in order}
+
+
+def newest(found: dict[Path, Results], benchmark: str) -> dict[Path, Results]:
+    """Of the files that have a benchmark, the newest one of a CPU and the newest one of a GPU."""
+    kinds: dict[bool, Path] = {}
+    for file, results in found.items():
+        if results.get(benchmark):
+            kinds.setdefault(file.stem.endswith("threads"), file)
+    return {file: found[file] for file in kinds.values()}
+
+
+def source(file: Path, results: Results, folder: str) -> str:
+    """The line above a table: device, versions, days, and a link to the file.
+
+    Args:
+        file: The result file.
+        results: What it holds.
+        folder: The way from the page to the directory of the repository.
+    """
+    known, days = environment(results), dates(results)
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
+    link = f"[{file.name}]({folder}benchmarks/results/{file.name})"
+    return f"{known['device']}, torch {known['torch']}, {when} ({link}):\n"
+
+
+def device_part(file: Path, found: dict[Path, Results]) -> list[str]:
+    """The part of docs/benchmarks.md on a device: its ops, and its steps if it is the newest."""
+    results = found[file]
+    where = place(environment(results)["device"])
+    parts = [source(file, results, "../"), *op_table(results, where), ""]
+    if file in newest(found, "train"):
+        picture = f"![speed, memory and phases of a step](images/step-{file.stem}.png)"
+        parts += [*step_table(rows_of(results, "train"), where), "", picture, ""]
+    return parts
+
+
+def speed_part(found: dict[Path, Results], op: str) -> list[str]:
+    """The part of an op's page on its speed: every benchmark of it, shape by shape."""
+    parts: list[str] = []
+    for file, results in newest(found, op).items():
+        timed = {key: results[key] for key in SPEED[op] if key in results}
+        parts.append(source(file, timed, "../../"))
+        for benchmark in timed:
+            if len(SPEED[op]) > 1:
+                parts.append(f"`{benchmark}`, against {REPLACES[benchmark]}:\n")
+            parts += [*speed_table(results, benchmark), ""]
+    return parts
+
+
+def pages() -> dict[Path, str]:
+    """Every page that holds a table, with the tables of the result files."""
+    found, docs = read_results(), ROOT / "docs"
+    first = next(file for file in found if file in newest(found, "train"))
+
+    def headlines(folder: str) -> list[str]:
+        return [source(first, found[first], folder), *headline_table(found[first])]
+
+    devices = [line for file in found for line in device_part(file, found)]
+    tested = newest(found, "evaluate").values()
+    simvtp = newest(found, "simvtp").values()
+    parts: dict[Path, dict[str, list[str]]] = {
+        ROOT / "README.md": {"headlines": headlines("")},
+        docs / "index.md": {"headlines": headlines("../")},
+        docs / "benchmarks.md": {
+            "results": devices,
+            "learning": learning_tables(json.loads(LEARNING.read_text())),
+        },
+        docs / "evaluation.md": {"evaluate": _each(evaluate_table, tested)},
+        docs / "tokenizing.md": {
+            "read": _each(read_table, found.values()),
+            "tokenize": _each(tokenize_tables, found.values()),
+        },
+        docs / "simvtp.md": {
+            "learning_simvtp": simvtp_tables(json.loads(SIMVTP.read_text())),
+            "step": _each(simvtp_step_table, simvtp),
+        },
+        docs / "layers.md": {"speed": _layer_part(found)},
+        docs / "ops" / "index.md": {"ops": contract_table()},
+    }
+    for op in OPS:
+        parts[docs / "ops" / f"{op}.md"] = {"speed": speed_part(found, op), "code": code_table(op)}
+    written = {}
+    for page, tables in parts.items():
+        text = page.read_text(encoding="utf-8")
+        for marker, lines in tables.items():
+            text = fill(text, marker, lines)
+        written[page] = text
+    return written
+
+
+def _each(table: Any, files: Iterable[Results]) -> list[str]:
+    return [line for results in files for line in table(results)]
+
+
+def _layer_part(found: dict[Path, Results]) -> list[str]:
+    name, parts = "axial_attention_layer", []
+    for file, results in newest(found, name).items():
+        parts += [source(file, {name: results[name]}, "../"), *speed_table(results, name), ""]
     return parts
 
 
 def main() -> None:
-    """Reads every result file, writes README.md and docs/*.png.
-
-    The steps are those of the CPU and of the GPU that were timed last.
-    """
-    parts: list[str] = []
-    learning, simvtp = RESULTS / "learning.json", RESULTS / "learning_simvtp.json"
-    files = set(RESULTS.glob("*.json")) - {learning, simvtp}
-    found = {file: json.loads(file.read_text()) for file in files}
-    kinds = set()
-    for file in sorted(found, key=lambda file: (_dates(found[file])[-1], file.name), reverse=True):
-        kind = file.stem.endswith("threads")  # a CPU
-        parts += device_part(file, found[file], steps=kind not in kinds)
-        kinds.add(kind)
-    readme = ROOT / "README.md"
-    text = _fill(readme.read_text(), "results", parts)
-    if learning.exists():
-        text = _fill(text, "learning", learning_tables(json.loads(learning.read_text())))
-    readme.write_text(text)
-    tested = [results for results in found.values() if "evaluate" in results]
-    if tested:
-        page = ROOT / "docs" / "evaluation.md"
-        tables = [line for results in tested for line in evaluate_table(results)]
-        page.write_text(_fill(page.read_text(), "evaluate", tables))
-    page = ROOT / "docs" / "tokenizing.md"
-    text = page.read_text()
-    if tables := [line for results in found.values() for line in read_table(results)]:
-        text = _fill(text, "read", tables)
-    if tables := [line for results in found.values() for line in tokenize_tables(results)]:
-        text = _fill(text, "tokenize", tables)
-    page.write_text(text)
-    page = ROOT / "docs" / "simvtp.md"
-    text = page.read_text()
-    if simvtp.exists():
-        tables = simvtp_tables(json.loads(simvtp.read_text()))
-        text = _fill(text, "learning_simvtp", tables)
-    timed = [results for results in found.values() if "simvtp" in results]
-    tables = [line for results in timed for line in simvtp_step_table(results)]
-    page.write_text(_fill(text, "step", tables))
+    """Writes the pages and the plots."""
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+    found = read_results()
+    for file, results in newest(found, "train").items():
+        device = environment(results)["device"]
+        plot_steps(rows_of(results, "train"), device, IMAGES / f"step-{file.stem}.png")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ import learning_simvtp
 import phases
 import plain_step
 import released_step
-import report
 import report_learning
+import report_ops
+import report_steps
 
 from vimpac import Vimpac, preset
 from vimpac_kernels import OPS
@@ -144,7 +145,7 @@ def test_results_of_a_shape_replace_that_shape_alone(monkeypatch, tmp_path):
     write("two", "ours")
     write("one", "ours", "liger")
     results = json.loads(common.results_path("cpu").read_text())
-    found = [(row["shape"], row["impl"]) for row in report.rows_of(results, "op")]
+    found = [(row["shape"], row["impl"]) for row in report_ops.rows_of(results, "op")]
     assert found == [("one", "ours"), ("one", "liger"), ("two", "ours")]
 
 
@@ -153,7 +154,7 @@ def test_memory_is_compared_with_the_best_peer_and_time_with_the_fastest():
         return {"shape": "s", "impl": impl, "fwd_ms": ms, "bwd_ms": None, "peak_mib": mib}
 
     rows = [row("cpu", 2.0, 10.0), row("numpy", 3.0, None), row("torch", 8.0, 15.0)]
-    assert list(report.comparisons([*rows, row("eager", 4.0, 40.0)])) == [(1.5, 1.5)]
+    assert list(report_ops.comparisons([*rows, row("eager", 4.0, 40.0)])) == [(1.5, 1.5)]
 
 
 def test_sanitizers_look_at_every_triton_kernel():
@@ -206,7 +207,7 @@ def test_step_is_compared_with_the_released_one_and_with_the_dense_layout():
         return {"impl": impl, "layout": layout, **size, **rates}
 
     rows = [row("ours", "T,H|W", 6.0), row("released", "T,H|W", 2.0), row("released", "THW", 1.5)]
-    cells = [line.split(" | ") for line in report.step_table(rows)[2:]]
+    cells = [line.split(" | ") for line in report_steps.step_table(rows)[2:]]
     ratios = [(line[0], line[1].split(":")[0], line[3]) for line in cells]
     assert ratios == [
         ("| implementations", "released", "1.00x"),

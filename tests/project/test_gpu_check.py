@@ -28,7 +28,7 @@ import gpu_step
 import gpu_summary
 import gpu_variants
 import predict
-import report
+import report_ops
 
 from vimpac_kernels.runtime import registry
 
@@ -109,7 +109,7 @@ def test_ops_are_timed_and_reported_with_what_was_predicted(emulator, tmp_path, 
             ours, peer = timed["rows"]
             assert ours["impl"] == "cuda" and ours["predicted"] == [80, 70]
             assert peer["fwd_ms"] > 0 and ours["fwd_ms"] > 0
-    assert len(report.op_table(results)) == 2 + len(set(report.REPLACES) & set(OPS))
+    assert len(report_ops.op_table(results)) == 2 + len(set(report_ops.REPLACES) & set(OPS))
     lines = list(gpu_summary.op_lines(results))
     assert len(lines) == len(OPS) and all("predicted 80/70%" in line for line in lines)
 

@@ -31,10 +31,12 @@ class Op:
 
     Args:
         replaces: What a user would write in PyTorch instead.
+        takes: The dtypes and sizes for which it has kernels; the reference takes more.
         example: Makes the arguments of a tiny call on a device.
     """
 
     replaces: str
+    takes: str
     example: Callable[[torch.device | str], dict[str, Any]]
 
 
@@ -42,10 +44,13 @@ class Op:
 OPS: dict[str, Op] = {
     "axial_attention": Op(
         "permute + attention along one axis; without projections",
+        "fp32, bf16, fp16; heads of 32, 64 or 128 (Triton also 16, CPU up to 256); "
+        "lines of up to 64 tokens, on a CPU of any length",
         lambda device: {"qkv": torch.zeros(1, 9, 3, 1, 32, device=device), "grid": (2, 2, 2)},
     ),
     "linear_cross_entropy": Op(
         "`F.linear` + `F.cross_entropy`",
+        "fp32, bf16, fp16; D a multiple of 8; for CUDA C++ V up to 32,768",
         lambda device: {
             "input": torch.zeros(4, 32, device=device),
             "linear_weight": torch.zeros(64, 32, device=device),
@@ -54,6 +59,7 @@ OPS: dict[str, Op] = {
     ),
     "dropout_add_layer_norm": Op(
         "bias, dropout, residual sum, LayerNorm",
+        "fp32, bf16, fp16; D a multiple of 8, up to 8,192",
         lambda device: {
             **dict.fromkeys(("x", "residual"), torch.zeros(4, 32, device=device)),
             **dict.fromkeys(("weight", "bias"), torch.ones(32, device=device)),
@@ -61,6 +67,7 @@ OPS: dict[str, Op] = {
     ),
     "bias_gelu": Op(
         "bias, GELU; with or without the Linear before them",
+        "fp32, bf16, fp16; D a multiple of 8",
         lambda device: {
             "x": torch.zeros(4, 32, device=device),
             "bias": torch.zeros(32, device=device),
@@ -68,6 +75,7 @@ OPS: dict[str, Op] = {
     ),
     "embed_tokens": Op(
         "lookup, sum of positions, LayerNorm, dropout, cast",
+        "fp32, bf16, fp16; D a multiple of 8, up to 8,192",
         lambda device: {
             "tokens": torch.zeros(1, 4, dtype=torch.int32, device=device),
             "embedding": torch.zeros(8, 32, device=device),
@@ -76,6 +84,7 @@ OPS: dict[str, Op] = {
     ),
     "mask_tokens": Op(
         "Python loop over clips and boxes, or torch / NumPy",
+        "int16, uint16, int32, int64; fewer than 2^31 tokens",
         lambda device: {
             "tokens": torch.zeros(1, 2, 2, 2, dtype=torch.int32, device=device),
             "mask_token": 1,
@@ -84,6 +93,7 @@ OPS: dict[str, Op] = {
     ),
     "tubelet_embed": Op(
         "normalise, `nn.Conv3d` of every tubelet, positions, gather",
+        "fp32, bf16, fp16; D a multiple of 8",
         lambda device: {
             "video": torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8, device=device),
             "tubelets": torch.zeros(1, 2, dtype=torch.int32, device=device),
@@ -94,6 +104,7 @@ OPS: dict[str, Op] = {
     ),
     "tubelet_mse": Op(
         "normalised pixels of all tubelets, gather, `F.mse_loss`",
+        "fp32, bf16, fp16; tubelets of up to 4,096 pixels",
         lambda device: {
             "pred": torch.zeros(1, 1, 24, device=device),
             "video": torch.zeros(1, 2, 4, 2, 3, dtype=torch.uint8, device=device),
