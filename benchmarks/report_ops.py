@@ -73,20 +73,22 @@ def op_table(results: dict[str, Any], where: str = "this machine") -> list[str]:
 
 
 def speed_table(results: dict[str, Any], benchmark: str) -> list[str]:
-    """One Markdown row per shape and candidate of a benchmark, as it was measured."""
+    """One Markdown row per candidate and shape of a benchmark; a shape is named once."""
     lines = [
         "| shape | implementation | forward ms | backward ms | rate | of the ceiling | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
+    last = ""
     for row in rows_of(results, benchmark):
-        rate = "-" if row["rate"] is None else f"{row['rate']:.4g} {row['rate_unit']}"
+        rate = "-" if row["rate"] is None else f"{row['rate']:.4g}\u00a0{row['rate_unit']}"
         numbers = (row["fwd_ms"], row["bwd_ms"], row["peak_mib"])
         forward, backward, peak = ("-" if n is None else f"{n:.4g}" for n in numbers)
         percent = row["percent_of_ceiling"]
         ceiling = "-" if percent is None else f"{percent:.0f} %"
         shape, impl = (row[key].replace("|", "\\|") for key in ("shape", "impl"))
-        cells = (shape, impl, forward, backward, rate, ceiling, peak)
+        cells = ("" if shape == last else shape, impl, forward, backward, rate, ceiling, peak)
         lines.append(f"| {' | '.join(cells)} |")
+        last = shape
     return lines
 
 

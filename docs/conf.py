@@ -35,13 +35,14 @@ nitpick_ignore_regex = [
     ("py:class", r"Module|torch\..*"),  # torch's own pages are elsewhere
     ("py:exc", r"(Usage|Vimpac)Error|UnreadableVideo"),  # docstrings name them without a module
 ]
-smartquotes = False  # "T|H" is what one types
+smartquotes_action = "D"  # dashes only: "T|H" is what one types
 
 html_theme = "furo"
 html_title = "vimpac_kernels"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
 pygments_style = "tango"

@@ -78,12 +78,6 @@ def _training(folder: Path) -> None:
 
 
 def _evaluation(folder: Path) -> None:
-    shapes = folder / "shapes"
-    names = [f"{i:05}.mp4" for i in range(6)]
-    _videos(shapes / "videos", *names)
-    rows = [f"{name},{'ab'[i % 2]},{'test' if i > 3 else 'train'}" for i, name in enumerate(names)]
-    (shapes / "labels.csv").write_text("\n".join(["video,class,split", *rows]) + "\n")
-
     moves = ("Archery", "YoYo")
     videos = [f"{move}/v_{move}_g0{i}_c01.avi" for move in moves for i in (1, 2)]
     _videos(folder / "UCF-101", *videos)

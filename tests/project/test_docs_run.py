@@ -136,7 +136,8 @@ def _run_script(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a script of benchmarks/ in this process, on few videos."""
     assert words[0] == "python" and words[1] == "benchmarks/moving_shapes.py", " ".join(words)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(sys, "argv", [*words[1:], "--videos", "36"])
+    few = ("--videos", "72")  # so that every class has videos to train on
+    monkeypatch.setattr(sys, "argv", [*words[1:], *few])
     runpy.run_path(words[1], run_name="__main__")
 
 
