@@ -33,7 +33,10 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 60
 nitpick_ignore_regex = [
     ("py:class", r"Module|torch\..*"),  # torch's own pages are elsewhere
-    ("py:exc", r"(Usage|Vimpac)Error|UnreadableVideo"),  # docstrings name them without a module
+    (
+        "py:exc",
+        r"(Usage|Vimpac)Error|UnreadableVideo|DamagedVideo",
+    ),  # docstrings name them without a module
 ]
 smartquotes_action = "D"  # dashes only: "T|H" is what one types
 

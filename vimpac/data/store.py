@@ -157,7 +157,7 @@ class TokenStore:
             variant: Which of `meta.variants`.
 
         Returns:
-            Tokens (stop - start, *meta.frame_shape) of `meta.dtype`, a copy.
+            Tokens `(stop - start, *meta.frame_shape)` of `meta.dtype`, a copy.
 
         Raises:
             IndexError: No such video, frame or variant.
@@ -198,7 +198,7 @@ class TokenStore:
             fill: What stands where a video has no more frames.
 
         Returns:
-            Tokens (B, T, *meta.frame_shape), int32.
+            Tokens `(B, T, *meta.frame_shape)`, int32.
 
         Raises:
             IndexError: No such video, frame or variant.

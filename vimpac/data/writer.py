@@ -38,7 +38,7 @@ from vimpac.paths import local_path
 class TokenStoreWriter:
     """Writes a new store at `path`, or continues the unfinished one there.
 
-    The caller adds or skips videos in a fixed order; `entries` are those already done.
+    The caller adds or skips videos in a fixed order; `entries` are those already done::
 
         with TokenStoreWriter(path, meta) as writer:
             for name in names[len(writer.entries):]:
