@@ -33,10 +33,8 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 60
 nitpick_ignore_regex = [
     ("py:class", r"Module|torch\..*"),  # torch's own pages are elsewhere
-    (
-        "py:exc",
-        r"(Usage|Vimpac)Error|UnreadableVideo|DamagedVideo",
-    ),  # docstrings name them without a module
+    # Docstrings name the errors without their module.
+    ("py:exc", r"(Usage|Vimpac)Error|UnreadableVideo|DamagedVideo"),
 ]
 smartquotes_action = "D"  # dashes only: "T|H" is what one types
 
