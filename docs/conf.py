@@ -20,8 +20,8 @@ release = metadata.version("vimpac-kernels")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 
-# Pages are Markdown. GitHub shows the same files, so they use little beyond tables and code.
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+# Code hosts show the same Markdown files, so they use little beyond tables and code.
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 # Docstrings are in Google style; a single backtick is code, as in Markdown.
