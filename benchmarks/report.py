@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from report_directions import direction_tables
 from report_headlines import headline_table
 from report_learning import learning_tables, simvtp_tables
 from report_ops import (
@@ -35,6 +36,7 @@ from vimpac_kernels import OPS
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LEARNING, SIMVTP = RESULTS / "learning.json", RESULTS / "learning_simvtp.json"
+DIRECTIONS = RESULTS / "directions.json"
 IMAGES = ROOT / "docs" / "images"
 SPEED = {op: [key for key in REPLACES if key.startswith(op)] for op in OPS}  # benchmarks of a page
 SPEED["axial_attention"].remove("axial_attention_layer")
@@ -75,7 +77,7 @@ def environment(results: Results) -> dict[str, str]:
 
 def read_results() -> dict[Path, Results]:
     """The result files of devices, the one that was written last first."""
-    files = set(RESULTS.glob("*.json")) - {LEARNING, SIMVTP}
+    files = set(RESULTS.glob("*.json")) - {LEARNING, SIMVTP, DIRECTIONS}
     found = {file: json.loads(file.read_text()) for file in files}
     order = sorted(found, key=lambda file: (dates(found[file])[-1], file.name), reverse=True)
     return {file: found[file] for file in order}
@@ -158,6 +160,9 @@ def pages() -> dict[Path, str]:
         docs / "layers.md": {"speed": _layer_part(found)},
         docs / "ops" / "index.md": {"ops": contract_table()},
     }
+    if DIRECTIONS.exists():
+        tables = direction_tables(json.loads(DIRECTIONS.read_text()))
+        parts[docs / "paper.md"] = {"directions": tables}
     for op in OPS:
         parts[docs / "ops" / f"{op}.md"] = {"speed": speed_part(found, op), "code": code_table(op)}
     written = {}

@@ -69,12 +69,24 @@ def _training(folder: Path) -> None:
     _videos(folder, *(f"videos/{i}.mp4" for i in range(6)))
     for name in ("howto", "kinetics", "ucf"):
         make_store(folder / name)
+    _annotate_store(folder / "ucfTrainTestlist")
+
+
+def _annotate_store(folder: Path) -> None:
+    """Annotations in the form of UCF101's for the videos of `make_store`."""
     moves = ("Archery", "YoYo")
     videos = [f"{moves[i % 2]}/{i}.avi" for i in range(16)]
     train = "".join(f"{videos[i]} {1 + i % 2}\n" for i in range(12))
     lists = {"classInd.txt": "1 Archery\n2 YoYo\n", "trainlist01.txt": train}
     lists["testlist01.txt"] = "\n".join(videos[12:]) + "\n"
-    write_files(folder / "ucfTrainTestlist", lists)
+    write_files(folder, lists)
+
+
+def _paper(folder: Path) -> None:
+    for name in ("howto100m-128", "ucf101-128"):
+        make_store(folder / name)
+    make_store(folder / "howto100m-256", height=8)
+    _annotate_store(folder / "annotations" / "ucf101")
 
 
 def _evaluation(folder: Path) -> None:
@@ -131,5 +143,6 @@ INPUTS: dict[str, Callable[[Path], None]] = {
     "docs/tokenizing.md": _tokenizing,
     "docs/training.md": _training,
     "docs/evaluation.md": _evaluation,
+    "docs/paper.md": _paper,
     "docs/simvtp.md": _simvtp,
 }

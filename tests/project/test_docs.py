@@ -91,24 +91,6 @@ def test_links_lead_somewhere_in_the_repository_too(page: Path) -> None:
         assert (page.parent / place).exists(), target
 
 
-def test_tables_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import report
-
-    for page, text in report.pages().items():
-        assert page.read_text(encoding="utf-8") == text, f"{page}: run python benchmarks/report.py"
-
-
-def test_table_goes_between_its_comments_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import report
-
-    page = "a\n<!-- t -->\nold\n<!-- /t -->\nb\n"
-    assert report.fill(page, "t", ["new"]) == "a\n<!-- t -->\nnew\n<!-- /t -->\nb\n"
-    with pytest.raises(ValueError, match="the page needs <!-- u --> and <!-- /u -->"):
-        report.fill(page, "u", ["new"])
-
-
 def test_readme_is_the_first_visit_and_links_to_the_pages() -> None:
     readme = TEXTS["README.md"]
     assert len(re.findall(r"^\| .*x \|$", readme, flags=re.M)) == 4  # headline results

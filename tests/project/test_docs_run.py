@@ -123,7 +123,7 @@ def _run_vimpac(words: list[str], folder: Path) -> None:
     for place, here in INSTEAD.items():
         words = [word.replace(place, here.format(folder=folder)) for word in words]
     for word in words:
-        if re.fullmatch(r"runs/\w+/checkpoints/step-\d+", word):
+        if re.fullmatch(r"runs/[\w.-]+/checkpoints/step-\d+", word):
             stand_in(folder / word)
     if words[0] == "tokenize" or words[:2] == ["store", "merge"]:  # an alternative to the last one
         out = folder / words[words.index("--out") + 1]
