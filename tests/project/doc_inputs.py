@@ -16,7 +16,7 @@ from tests.project.doc_pages import ROOT, name_of
 from tests.vimpac.annotation_trees import SSV2, write_files
 from tests.vimpac.runs import make_store
 from tests.vimpac.videos import write_video
-from vimpac import Vimpac, save_model
+from vimpac import Vimpac, cli, save_model
 from vimpac.simvtp.captioned_shapes import CLASSES, caption, draw
 from vimpac.simvtp.captioned_shapes import write_video as write_frames
 from vimpac.tokenizers import dalle
@@ -82,6 +82,21 @@ def _annotate_store(folder: Path) -> None:
     write_files(folder, lists)
 
 
+def _visualise(folder: Path) -> None:
+    _shapes(folder)
+    for out in ("store", "vimpac-demo/videos"):
+        words = ["--fps", "10", "--size", "32", "--workers", "0", "--out", str(folder / out)]
+        assert cli.main(["tokenize", str(folder / "shapes/videos"), *words]) == 0
+
+
+def _shapes(folder: Path) -> None:
+    names = [f"{i:05}.mp4" for i in range(6)]
+    _videos(folder / "shapes/videos", *names)
+    rows = [f"{name},{'ab'[i % 2]},{'test' if i > 3 else 'train'}" for i, name in enumerate(names)]
+    table = "\n".join(["video,class,split", *rows]) + "\n"
+    (folder / "shapes/labels.csv").write_text(table)
+
+
 def _paper(folder: Path) -> None:
     for name in ("howto100m-128", "ucf101-128"):
         make_store(folder / name)
@@ -144,5 +159,6 @@ INPUTS: dict[str, Callable[[Path], None]] = {
     "docs/training.md": _training,
     "docs/evaluation.md": _evaluation,
     "docs/paper.md": _paper,
+    "docs/visualise.md": _visualise,
     "docs/simvtp.md": _simvtp,
 }

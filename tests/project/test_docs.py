@@ -146,6 +146,12 @@ def test_settings_of_the_docs_exist() -> None:
     load_config(FinetuneConfig, None, options).check()
 
 
+def test_actions_of_visualise_are_those_that_there_are() -> None:
+    from vimpac.commands.visualise import ACTIONS
+
+    assert re.findall(r"^\| `(\w+)` \|", TEXTS["docs/visualise.md"], flags=re.M) == [*ACTIONS]
+
+
 def test_claims_of_simvtp_name_tests_that_exist() -> None:
     named = {*re.findall(r"`(test_\w+)`", TEXTS["docs/simvtp.md"])}
     files = (ROOT / "tests/vimpac/simvtp").glob("test_*.py")
