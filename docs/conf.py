@@ -46,6 +46,7 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
+highlight_language = "none"  # a block that names no language is what a command prints
 pygments_style = "tango"
 pygments_dark_style = "monokai"
 
