@@ -254,3 +254,18 @@ def test_names_that_no_font_has_are_drawn(tmp_path, capsys):
         words = [f"data={tmp_path / 'odd'}", "--out", str(tmp_path / f"{action}.png")]
         assert cli.main(["visualise", action, *words]) == 0
     assert r"$x^$\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("nowhere/a.mp4", "No such file or directory"),
+        ("labels.csv", "Invalid data found when processing input"),
+        ("videos", "Is a directory"),
+    ],
+)
+def test_video_that_cannot_be_read_is_named(folder, tmp_path, capsys, file, reason):
+    words = ("--name", "a", "--video", str(folder / file))
+    assert _run(folder, "masks", *words, out=tmp_path / "a.png") == 1
+    error = f"vimpac: {folder / file} cannot be read: {reason}\n"
+    assert capsys.readouterr().err == error and not [*tmp_path.iterdir()]

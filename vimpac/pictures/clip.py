@@ -17,7 +17,7 @@ from vimpac.data.even_clips import even_starts
 from vimpac.data.joined_store import Store
 from vimpac.data.match_names import match_names
 from vimpac.data.store_format import StoreMeta
-from vimpac.errors import UsageError
+from vimpac.errors import UsageError, VimpacError
 from vimpac.tokenizers import TOKENIZERS, Tokenizer, get_tokenizer
 from vimpac.tokens import PAD_TOKEN
 from vimpac.train_config import clip_span
@@ -222,10 +222,11 @@ def decode_frames(
 
     Raises:
         UsageError: The store does not say how its frames were cut, or the video is too short.
-        UnreadableVideo: The file cannot be decoded.
+        VimpacError: The file cannot be decoded.
     """
     from vimpac.data.frames import frames_at
     from vimpac.data.variants import make_variants, parse_variants
+    from vimpac.data.video import UnreadableVideo
 
     name = meta.variants[central_variant(meta)]
     try:
@@ -237,11 +238,14 @@ def decode_frames(
     fps, size = Fraction(meta.fps).limit_denominator(100_000), meta.height * patch
     wanted = {*places}
     shown = itertools.islice(frames_at(file, fps), places[-1] + 1)
-    frames = [
-        make_variants(frame, size, variants)[0].transpose(1, 2, 0)
-        for i, frame in enumerate(shown)
-        if i in wanted
-    ]
+    try:
+        frames = [
+            make_variants(frame, size, variants)[0].transpose(1, 2, 0)
+            for i, frame in enumerate(shown)
+            if i in wanted
+        ]
+    except UnreadableVideo as error:  # which is the reason alone
+        raise VimpacError(f"{file} cannot be read: {error}") from error
     if len(frames) < len(places):
         raise UsageError(f"{file} ends before {places[-1] / meta.fps:g} s: it is another video")
     return np.stack(frames)
@@ -263,7 +267,7 @@ def original_frames(
 
     Raises:
         UsageError: The file is of another video.
-        UnreadableVideo: It cannot be decoded.
+        VimpacError: It cannot be decoded.
     """
     places = [clip.start + i * clip.stride for i in range(clip.real)]
     frames = decode_frames(file, meta, places, tokenizer.patch)
