@@ -173,8 +173,9 @@ def test_predictions_are_the_likeliest_tokens_of_the_masked_input():
         logits = model.token_head.logits(hidden)[..., :NUM_TOKENS].view(*tokens.shape, -1)
     assert (filled[mask] == logits.argmax(-1)[mask]).all()
     assert (filled[~mask] == tokens[~mask]).all()
-    cold = predict_tokens(model, tokens, mask, temperature=1e-4)
-    assert (cold == filled).all()
+    for temperature in (1e-4, 1e-320):  # the second one is 0 in fp32
+        cold = predict_tokens(model, tokens, mask, temperature=temperature)
+        assert (cold == filled).all()
     hot = [predict_tokens(model, tokens, mask, temperature=9.0, seed=seed) for seed in (0, 0, 1)]
     assert (hot[0] == hot[1]).all() and (hot[0] != hot[2]).any()
     nothing = torch.zeros_like(mask)

@@ -164,6 +164,8 @@ def test_video_is_found_by_the_end_of_its_path(folder):
         ("masks", ["--ratio", "1.5"], "--ratio 1.5 must lie in [0, 1]"),
         ("masks", ["--seed", "-1"], "--seed -1 must lie in [0, 2^63)"),
         ("masks", ["--start", "9"], "no frame is 9 s into 'a.mp4', which has 15 at 5 per second"),
+        ("masks", ["--start", "1e308"], "--start 1e+308 must be a time of the video, in seconds"),
+        ("masks", ["--name", ""], "--name is empty: give the name of a video of the store"),
         ("masks", ["--start", "nan"], "--start nan must be a time of the video, in seconds"),
         ("masks", ["clips.frames=40"], "a clip of 40 frames is too long for a picture"),
         ("masks", ["clip=3"], "unknown key 'clip' in clip=3"),

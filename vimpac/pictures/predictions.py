@@ -21,6 +21,8 @@ from vimpac.pictures.sheet import LINE, MARGIN, Row, Sheet, size_of_rows
 from vimpac.tokenizers import Tokenizer
 from vimpac.tokens import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
 
+_COLDEST = 1e-30  # a smaller temperature is 0 in fp32
+
 
 @torch.no_grad()
 def predict_tokens(
@@ -54,7 +56,8 @@ def predict_tokens(
         if temperature is None:
             ids = logits.argmax(-1)
         else:
-            p = (logits / temperature).softmax(-1)
+            below = logits - logits.amax(-1, keepdim=True)  # so that no quotient is NaN
+            p = (below / max(temperature, _COLDEST)).softmax(-1)
             ids = torch.multinomial(p, 1, generator=generator)[:, 0]
         out[hidden] = ids.to(out.dtype)
     return filled

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vimpac.commands.new_file import check_new
 from vimpac.errors import UsageError
 from vimpac.paths import local_path, on_one_line
+from vimpac.settings import LARGEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,11 +75,13 @@ def add_clip_arguments(parser: argparse.ArgumentParser, out: str, settings: str 
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UsageError for a number out of range, and for a file that cannot be written."""
+    """Raises UsageError for a value that is not legal, and for a file that cannot be written."""
     if not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed} must lie in [0, 2^63)")
+    if getattr(args, "name", None) == "":
+        raise UsageError("--name is empty: give the name of a video of the store")
     start = getattr(args, "start", None)
-    if start is not None and not 0 <= start < math.inf:
+    if start is not None and not 0 <= start <= LARGEST:
         raise UsageError(f"--start {start:g} must be a time of the video, in seconds")
     check_new("--out", args.out, ".png")
 
