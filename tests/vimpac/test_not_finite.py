@@ -54,6 +54,22 @@ def test_classifier_that_computes_nan_predicts_nothing(folder, tmp_path, capsys)
     assert "bad are not finite" in said.err and said.out == ""
 
 
+@pytest.mark.parametrize(
+    ("action", "words", "what"),
+    [
+        ("predictions", [], "predictions"),
+        ("predictions", ["--sample", "1"], "predictions"),
+        ("attention", [], "attention weights"),
+    ],
+)
+def test_model_that_computes_nan_is_not_drawn(folder, tmp_path, capsys, action, words, what):
+    store, out = f"data={folder / 'store'}", str(tmp_path / "a.png")
+    command = ["visualise", action, str(folder / "encoder"), store, "--out", out, *words]
+    assert cli.main([*command, "device=cpu"]) == 1
+    error = f"vimpac: {what} of the model are not finite: use another checkpoint\n"
+    assert capsys.readouterr().err == error and not [*tmp_path.iterdir()]
+
+
 def test_features_that_are_nan_are_not_written(folder, tmp_path, capsys):
     out = tmp_path / "f.npz"
     words = ["extract", str(folder / "encoder"), f"data={folder / 'store'}", *CPU]

@@ -18,6 +18,7 @@ from torch import Tensor
 from vimpac.errors import UsageError
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.layer import Attention, Layer
+from vimpac.pictures.opened import check_finite
 from vimpac.pictures.sheet import GAP, LINE, MARGIN, Row, Sheet, size_of_rows
 from vimpac.tokens import PAD_TOKEN
 
@@ -53,6 +54,7 @@ def cls_attention(
 
     Raises:
         UsageError: The encoder has no such layer.
+        VimpacError: What it computes is not finite.
     """
     layers = [cast(Layer, one) for one in encoder.layers]
     number = len(layers) if layer is None else layer
@@ -76,6 +78,7 @@ def cls_attention(
         _, weights = block.axial(read[block], encoder.grid, padding, need_weights=True)
         for axis, one in zip(block.axial.axes.split("|"), weights, strict=True):
             of_cls = one[0, :, :, -1].cpu()  # (heads, lines, L + 1)
+            check_finite(of_cls, "attention weights")
             if block.per_line:  # [CLS] is no key: the others share what it would have
                 of_cls = of_cls[..., :-1] / of_cls[..., :-1].sum(-1, keepdim=True)
                 of_cls = torch.nn.functional.pad(of_cls.nan_to_num(), (0, 1))

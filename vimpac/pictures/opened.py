@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from vimpac.checkpoints.model_dir import load_encoder, load_model, read_description
 from vimpac.data.store_format import StoreMeta
+from vimpac.errors import VimpacError
 from vimpac.eval.applied import Reading, fit_to_store
 from vimpac.model.encoder import VideoTokenEncoder
 from vimpac.model.pretraining import Vimpac
@@ -55,3 +58,14 @@ def open_encoder(
         encoder.eval(), path, description, meta, frames=clips.frames, stride=clips.frame_stride
     )
     return encoder.to(device), reading
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raises VimpacError if a value that a model has computed is not finite.
+
+    Args:
+        values: What it has computed.
+        what: What it is, for the message.
+    """
+    if not values.isfinite().all():
+        raise VimpacError(f"{what} of the model are not finite: use another checkpoint")

@@ -17,6 +17,7 @@ from torch import Tensor
 from vimpac.model.pretraining import Vimpac
 from vimpac.pictures.clip import cover, mark, paint
 from vimpac.pictures.neighbours import copy_nearest
+from vimpac.pictures.opened import check_finite
 from vimpac.pictures.sheet import LINE, MARGIN, Row, Sheet, size_of_rows
 from vimpac.tokenizers import Tokenizer
 from vimpac.tokens import MASK_TOKEN, NUM_TOKENS, PAD_TOKEN
@@ -44,6 +45,9 @@ def predict_tokens(
 
     Returns:
         The ids, which are those of `tokens` where nothing is hidden.
+
+    Raises:
+        VimpacError: What the model computes is not finite.
     """
     device, generator = model.encoder.cls_token.device, torch.Generator().manual_seed(seed)
     filled = tokens.clone()
@@ -53,6 +57,7 @@ def predict_tokens(
         inputs = clip.masked_fill(hidden, MASK_TOKEN)[None].to(device)
         states = model.encoder(inputs)[0, 1:][hidden.flatten().to(device)]
         logits = model.token_head.logits(states)[:, :NUM_TOKENS].float().cpu()
+        check_finite(logits, "predictions")
         if temperature is None:
             ids = logits.argmax(-1)
         else:
