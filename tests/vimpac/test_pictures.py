@@ -248,7 +248,7 @@ def test_attention_of_cls_is_that_of_the_formula(settings):
         torch.testing.assert_close(one.tokens.double(), shares, rtol=1e-4, atol=1e-6)
         assert one.itself == pytest.approx(itself, rel=1e-4)
         assert (one.tokens[2] == 0).all()
-        assert float(relative(one).mean()) == pytest.approx(1)
+        assert float(relative(one, 2).mean()) == pytest.approx(1)  # without those of PAD
 
 
 def test_layer_that_is_not_there_is_named():

@@ -102,9 +102,18 @@ def _on_grid(
     return shares.reshape(grid)  # "W", "HW" and "THW" are in the order of the tokens
 
 
-def relative(one: AxisAttention) -> Tensor:
-    """The map in times of what every token would have if all had the same, (T, H, W)."""
-    return one.tokens / one.tokens.sum().clamp(min=1e-12) * one.tokens.numel()
+def relative(
+    one: AxisAttention,
+    real: int,
+) -> Tensor:  # (real, H, W)
+    """The map in times of what every token would have if all had the same.
+
+    Args:
+        one: Of a clip.
+        real: Its frames that are not PAD, which come first.
+    """
+    tokens = one.tokens[:real]
+    return tokens / tokens.sum().clamp(min=1e-12) * tokens.numel()
 
 
 def draw_attention(
@@ -124,7 +133,7 @@ def draw_attention(
         path: The PNG file.
     """
     rows = [Row("frames", frames)]
-    maps = [relative(one)[: len(frames)].numpy() for one in found]
+    maps = [relative(one, len(frames)).numpy() for one in found]
     most = max(float(one.max()) for one in maps)
     for one, heat in zip(found, maps, strict=True):
         name = f"along {AXES[one.axis]}\n[CLS] itself {one.itself:.0%}"

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     rows.append(("attention of [CLS] along", "to itself", "largest / mean", *scene.clip.titles))
     for one in found:
         of_frames = one.tokens.sum((1, 2))[:real].tolist()
-        most = f"{float(relative(one).max()):.1f}"
+        most = f"{float(relative(one, real).max()):.1f}"
         shares = [f"{share:.1%}" for share in of_frames]
         rows.append((AXES[one.axis], f"{one.itself:.1%}", most, *shares))
     print_table(rows)
