@@ -27,6 +27,7 @@ from vimpac.pictures.clip import (
 )
 from vimpac.pictures.masks import hide
 from vimpac.pictures.predictions import predict_tokens
+from vimpac.pictures.sheet import Sheet
 from vimpac.tokenizers import dalle, get_tokenizer
 from vimpac.tokens import PAD_TOKEN
 
@@ -112,12 +113,24 @@ def test_classes_of_samples_are_printed_whatever_their_split(folder, tmp_path, c
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_video_of_one_frame_is_shown(folder, tmp_path, capsys, action):
+def test_video_of_one_frame_is_shown(folder, tmp_path, capsys, monkeypatch, action):
+    written, write = list[str](), Sheet.words
+
+    def keep(sheet, x, y, text, *size, **style) -> None:
+        written.append(text)
+        write(sheet, x, y, text, *size, **style)
+
+    monkeypatch.setattr(Sheet, "words", keep)
     words = ("--videos", "3") if action == "samples" else ("--name", "one")
     assert _run(folder, action, *words, out=tmp_path / "a.png") == 0
     printed = capsys.readouterr().out
     expected = "one.mp4" if action == "samples" else "(1 there are, the others are PAD)"
-    assert expected in printed and "nan" not in printed
+    assert expected in printed and "nan" not in printed and "nan" not in "".join(written)
+    if action == "neighbours":  # three boxes hide nothing of the only frame, nor do copies change
+        assert re.search(r"block, 3 boxes, spatial +0\.0% +- +- ", printed)
+        assert "copies right: spatial -, spatio-temporal -" in "".join(written)
+    if action == "attention":
+        assert re.search(r"time +(49|50)\.\d% +1\.\d ", printed)  # of 1 frame
 
 
 def test_pixels_are_those_that_were_tokenised(folder):
@@ -175,6 +188,9 @@ def test_video_is_found_by_the_end_of_its_path(folder):
         ("neighbours", ["--ratio", "0.1,x"], "--ratio 0.1,x: give one to four shares"),
         ("neighbours", ["--ratio", "1"], "--ratio 1: give one to four shares"),
         ("predictions", ["--sample", "0"], "--sample 0 must be positive and finite"),
+        ("predictions", ["--blocks", "0"], "--blocks 0 hides no token, so there is none"),
+        ("predictions", ["--strategy", "iid", "--ratio", "0"], "--ratio 0 hides no token"),
+        ("predictions", ["--name", "one", "--blocks", "1"], "--seed 0 hides no token of this clip"),
         ("predictions", ["device=tpu"], "device=tpu: give auto, cpu or cuda"),
         ("attention", ["--layer", "0"], "layer 0 must lie in [1, 2]"),
     ],

@@ -6,6 +6,7 @@ it solves the task; a box has to be filled in. `copied_right` is that claim as a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,7 +208,7 @@ def draw_copying(
             rows = [Row("masked", cover(painted, one.mask[:T]))]
             rows += [Row(space, paint(tokenizer, ids[:T])) for space, ids in one.filled.items()]
             x = MARGIN + (width - right if not side else width + apart)
-            copies = ", ".join(f"{space} {share:.0%}" for space, share in one.right.items())
+            copies = ", ".join(f"{space} {_percent(share)}" for space, share in one.right.items())
             hidden = f"{one.title}: {one.share:.1%} of this clip hidden (chequered)"
             sheet.words(x, y + 0.8 * LINE, f"{hidden}\ncopies right: {copies}", 10)
             sheet.rows(x - (NAMES if not side else 0), y + words, rows, titles, named=not side)
@@ -215,10 +216,16 @@ def draw_copying(
     sheet.write(path)
 
 
+def _percent(share: float) -> str:
+    """A share of hidden tokens; "-" if none is hidden."""
+    return "-" if math.isnan(share) else f"{share:.0%}"
+
+
 def _about(copied: Sequence[Sequence[Copied]], clips: int) -> str:
     """What copying is worth, in words."""
     lines = [f"Share of hidden tokens whose copy is right, over {clips} clips of the store:"]
     for one in (one for pair in copied for one in pair):
-        shares = ", ".join(f"{space} {share:.0%}" for space, share in one.right_of_all.items())
+        of_all = one.right_of_all.items()
+        shares = ", ".join(f"{space} {_percent(share)}" for space, share in of_all)
         lines.append(f"{one.title}: {shares}")
     return "\n".join(lines)

@@ -61,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
     for one in (one for pair in copied for one in pair):
         for space, ids in one.filled.items():
             db = psnr(paint(scene.tokenizer, ids[: scene.clip.real]), truth)
+            noise = f"{db:.1f} dB" if one.share else "-"
             right, of_all = percent(one.right[space]), percent(one.right_of_all[space])
             name = f"{one.title}, {space}"
-            rows.append((name, percent(one.share), f"{db:.1f} dB", right, of_all))
+            rows.append((name, percent(one.share), noise, right, of_all))
     print_table(rows)
     print(args.out)
     return 0

@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         return mask, filled, judge(clips, mask, filled, commonest)
 
     mask, filled, own = guess(tokens, 0)
+    if not own.masked:
+        raise UsageError(f"--seed {args.seed} hides no token of this clip: give another one")
     _, _, of_all = guess(others, 1)
     real = scene.clip.real
     rows = prediction_rows(
@@ -121,5 +123,8 @@ def check_mask(args: argparse.Namespace) -> None:
         raise UsageError(f"--blocks {args.blocks} must {BOXES.must}")
     if not 0 <= args.ratio <= 1:
         raise UsageError(f"--ratio {args.ratio:g} must lie in [0, 1]")
+    amount = "blocks" if args.strategy == "block" else "ratio"
+    if not getattr(args, amount):
+        raise UsageError(f"--{amount} 0 hides no token, so there is none to predict: raise it")
     if args.sample is not None and not 0 < args.sample < math.inf:
         raise UsageError(f"--sample {args.sample:g} must be positive and finite")
