@@ -75,14 +75,14 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Found], list[Path]]:
     Raises:
         UsageError: A run names a row that does not exist, or its files are damaged.
     """
-    found, others = [], []
+    found, others = dict[Path, Found](), []
     for path in paths:
         runs = [path] if (path / "config.yaml").is_file() else sorted(path.glob("split-*"))
-        here = [run for run in map(_read_run, runs) if run is not None]
-        found += here
+        here = {run.resolve(): result for run in runs if (result := _read_run(run)) is not None}
+        found |= here  # a run that is given twice is one run
         if not here:
             others.append(path)
-    return found, others
+    return [*found.values()], others
 
 
 def _read_run(path: Path) -> Found | None:

@@ -198,6 +198,9 @@ def test_fine_tuned_rows_are_averaged_over_runs(tmp_path, capsys):
     assert cli.main(["rows", "t8", "--runs", *(str(tmp_path / str(s)) for s in (0, 1))]) == 0
     out = capsys.readouterr().out
     assert "labels %" in out and f"68.3 / -  - / {mean:.1f} (2)" in " ".join(out.split(" "))
+    twice = [str(tmp_path / "0"), f"{tmp_path}/1/../0", str(tmp_path / "1")]  # is once
+    assert cli.main(["rows", "t8", "--runs", *twice]) == 0
+    assert capsys.readouterr().out == out
 
 
 def test_numbers_that_need_no_run_are_counted():
