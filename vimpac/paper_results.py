@@ -12,7 +12,7 @@ from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.data.annotations.datasets import parse_source
 from vimpac.errors import UsageError
 from vimpac.model.config import PRESETS
-from vimpac.paper_rows import Row, find_row
+from vimpac.paper_rows import NUMBERS, Row, find_row
 from vimpac.settings import load_config, to_yaml
 from vimpac.train.log import LOG, read_log
 
@@ -46,7 +46,7 @@ class Found:
         row: Its row.
         is_pretraining: Else a fine-tuning.
         numbers: As `Row.paper`; the accuracy of labels that are no data set of the paper stands
-            under the name of their file.
+            under the name of their file; a file called ucf101.csv is taken for UCF101.
         remarks: What is not as the row says.
     """
 
@@ -135,7 +135,9 @@ def _of_finetuning(
     labels = str(settings["labels"])
     source, remarks = parse_source(labels), list[str]()
     dataset = Path(labels).stem if source is None else source.dataset
-    if source is not None and dataset in row.paper:
+    if dataset in NUMBERS:
+        dataset = f"labels {dataset}"  # which is no number of a pre-training
+    if dataset in row.datasets:
         config = row.finetune_config(dataset)
         expected = load_config(FinetuneConfig, config, row.finetune_words())
         remarks = _differences(to_yaml(expected), settings)

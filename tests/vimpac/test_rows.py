@@ -11,7 +11,7 @@ from vimpac.config import FinetuneConfig, PretrainConfig
 from vimpac.paper_results import counted
 from vimpac.paper_rows import NUMBERS, find_row, paper_tables
 from vimpac.presets import config_names
-from vimpac.settings import load_config
+from vimpac.settings import load_config, to_yaml
 from vimpac.train.log import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,6 +201,28 @@ def test_fine_tuned_rows_are_averaged_over_runs(tmp_path, capsys):
     twice = [str(tmp_path / "0"), f"{tmp_path}/1/../0", str(tmp_path / "1")]  # is once
     assert cli.main(["rows", "t8", "--runs", *twice]) == 0
     assert capsys.readouterr().out == out
+
+
+def _write_run(path, words, record):
+    """A fine-tuning of t8.block128 that found `record`."""
+    path.mkdir()
+    row = find_row("t8.block128")
+    settings = load_config(FinetuneConfig, "ucf101/analysis", [*row.finetune_words(), *words])
+    (path / "config.yaml").write_text(to_yaml(settings))
+    (path / "log.jsonl").write_text(json.dumps({"step": 1, **record}) + "\n")
+
+
+def test_table_of_labels_may_have_any_name(tmp_path, capsys):
+    """Its accuracy is not taken for another number; that of a data set has its remarks."""
+    for name in ("mask_accuracy", "ucf101"):
+        words = [f"labels={name}.csv", "optim.steps=3"]
+        _write_run(tmp_path / name, words, {"test_video_accuracy": 0.5})
+    paths = [str(tmp_path / name) for name in ("mask_accuracy", "ucf101")]
+    assert cli.main(["rows", "t8", "--runs", *paths]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == "row settings mask accuracy % ucf101 % labels mask_accuracy %"
+    assert lines[3] == "t8.block128 loss.alpha=0 17.6 / - 68.3 / 50.0 - / 50.0"
+    assert lines[-1] == f"{paths[1]} (t8.block128): optim.steps=3"
 
 
 def test_numbers_that_need_no_run_are_counted():
