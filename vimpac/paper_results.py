@@ -94,17 +94,19 @@ def _read_run(path: Path) -> Found | None:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         records = read_log(path / LOG)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is no run: {error}") from error
+        raise UsageError(f"{path} is no run: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not config.get("row"):
         return None
-    try:
-        row = find_row(str(config["row"]))
-    except UsageError as error:
-        raise UsageError(f"{file}: {error}") from error
     settings = flatten(config)
     read = _of_finetuning if "labels" in settings else _of_pretraining
     try:
+        row = find_row(str(config["row"]))
         numbers, remarks = read(row, settings, records)
+        for name, number in numbers.items():
+            if not isinstance(number, int | float):
+                raise TypeError(f"{name} is no number")
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path} is no run of this version of vimpac: {error!r}") from error
     return Found(path, row, "labels" not in settings, numbers, remarks)

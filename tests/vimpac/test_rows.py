@@ -249,6 +249,7 @@ def test_commands_of_a_table_are_those_of_its_rows(capsys):
         (["rows", "t3"], "there is no table 't3': the tables are t2, t4, t6"),
         (["rows", "--runs", "nowhere"], "--runs nowhere: no such directory"),
         (["rows", "--runs", "."], "--runs: none of them was made by --row"),
+        (["rows", "t8", "--commands", "--runs", "."], "give one of them"),
         (["rows", "--commands"], "--commands needs a table, such as t8"),
         (["pretrain", "--row", "t8.iid"], "--row t8.iid: no such row; the rows of t8 are t8.block"),
         (["pretrain", "--row", "iid"], "--row iid: no such row; `vimpac rows` lists the tables"),
@@ -278,7 +279,13 @@ def test_what_is_given_beside_a_row_counts_more(capsys):
     [
         ("row: t8.nothing", "", "config.yaml: --row t8.nothing: no such row; the rows of t8 are"),
         ("row: t8.block128", None, "is no run: "),
-        ("row: [", "", "is no run: "),
+        ("row: [", "", "is no run: while parsing a flow node expected the node content"),
+        ("row: t7.scratch", "", "config.yaml: --row t7.scratch has no pre-training"),
+        (
+            "row: t8.block128\nlabels: x.csv",
+            '{"test_video_accuracy": "0.5"}',
+            "no run of this version of vimpac: TypeError('x is no number')",
+        ),
         ("row: t8.block128", '{"step": 1, "mask_loss": 1}\n', "no run of this version of vimpac"),
     ],
 )
@@ -292,7 +299,10 @@ def test_damaged_run_is_one_line(tmp_path, capsys, config, log, message):
 
 
 def test_run_that_has_not_begun_is_remarked(tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text("row: t8.block128\n")
-    (tmp_path / "log.jsonl").write_text("")
-    assert cli.main(["rows", "t8", "--runs", str(tmp_path)]) == 0
-    assert f"{tmp_path} (t8.block128): no step is in its log" in capsys.readouterr().out
+    run = tmp_path / "a\nb"
+    run.mkdir()
+    (run / "config.yaml").write_text("row: t8.block128\n")
+    (run / "log.jsonl").write_text("")
+    assert cli.main(["rows", "t8", "--runs", str(run)]) == 0
+    line = f"{tmp_path}/a\\nb (t8.block128): no step is in its log"
+    assert line in capsys.readouterr().out.splitlines()

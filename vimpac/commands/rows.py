@@ -35,7 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the tables."""
-    tables = [find_table(name.lower()) for name in args.tables]
+    if args.commands and args.runs:
+        raise UsageError("--commands prints what to run, --runs what was found: give one of them")
+    tables = [find_table(name) for name in dict.fromkeys(map(str.lower, args.tables))]
     if not tables and not args.runs:
         if args.commands:
             raise UsageError("--commands needs a table, such as t8")
@@ -99,7 +101,7 @@ def _lines(table: Table, found: list[Found], *, with_runs: bool) -> list[str]:
     if any("/" in cell for line in lines[1:] for cell in line[2:-1]):
         text += ["", "the paper's number / ours" + " (of so many runs)" * (len(found) > 1)]
     return text + [
-        f"{run.path} ({run.row.name}): {', '.join(run.remarks)}"
+        on_one_line(f"{run.path} ({run.row.name}): {', '.join(run.remarks)}")
         for run in _runs_of(table, found)
         if run.remarks
     ]
