@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from vimpac.data.store_config import StoreConfig
 from vimpac.errors import UsageError
+from vimpac.paper_rows import find_row
 from vimpac.settings import (
     ABOVE_ZERO,
     BELOW_ONE,
@@ -203,6 +204,8 @@ class TokenTrainConfig(StoreConfig, TrainConfig):
     def check(self, world_size: int = 1, device_type: str = "cuda") -> None:
         """As `TrainConfig.check`."""
         super().check(world_size, device_type)
+        if self.row:
+            find_row(self.row)
         if self.clips.fps is not None and self.clips.frame_stride > 1:
             raise UsageError(
                 f"clips.fps={self.clips.fps:g} and clips.frame_stride={self.clips.frame_stride}: "

@@ -258,6 +258,23 @@ def test_commands_of_a_table_are_those_of_its_rows(capsys):
             ["finetune", "x", "--row", "t8.iid128", "labels=a.csv"],
             "give --config, too, such as --config ucf101/analysis",
         ),
+        (
+            ["finetune", "x", "--row", "t8.iid128", "labels=ucf101:y", "labels=a.csv"],
+            "labels=a.csv names no data set of the paper",
+        ),
+        (
+            ["finetune", "runs/a", "--row", "t7.scratch", "labels=ucf101:y"],
+            "--row t7.scratch is trained from scratch: name a network, such as small, not runs/a",
+        ),
+        (
+            ["finetune", "small", "--row", "t8.iid128", "labels=ucf101:y"],
+            "--row t8.iid128 is fine-tuned, not trained from scratch: name a checkpoint",
+        ),
+        (
+            ["finetune", "x", "--row", "t8.iid128", "labels=ucf101:y", "--probe", "linear"],
+            "--row t8.iid128 trains all weights: leave --probe linear out",
+        ),
+        (["pretrain", "data=x", "row=t8.iid"], "--row t8.iid: no such row; the rows of t8 are"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, words, message):

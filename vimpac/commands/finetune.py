@@ -13,6 +13,7 @@ from vimpac.commands.run_arguments import add_run_arguments
 from vimpac.config import FinetuneConfig
 from vimpac.data.annotations.datasets import parse_source, read_source
 from vimpac.errors import UsageError
+from vimpac.model.config import PRESETS
 from vimpac.paper_rows import Row, find_row
 from vimpac.presets import config_help, config_names
 from vimpac.settings import load_config, to_yaml
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.checkpoint is None:
         raise UsageError("the checkpoint is missing: name it before the settings")
+    if args.row is not None:
+        _check_start(row, args.checkpoint, args.probe)
     runs = [config] if args.splits is None else _of_splits(config, args.splits)
     if args.splits is not None and args.resume not in ("none", "auto"):
         raise UsageError("--splits makes several runs: continue them with --resume auto")
@@ -94,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _config_of(row: Row, words: Sequence[str]) -> str:
     """The configuration of a row for the data set that `labels=` names."""
-    labels = next((w.removeprefix("labels=") for w in words if w.startswith("labels=")), "")
+    given = [word.removeprefix("labels=") for word in words if word.startswith("labels=")]
+    labels = given[-1] if given else ""  # the last one counts
     source = parse_source(labels)
     config = row.finetune_config(source.dataset if source else "")
     if config not in config_names("finetune"):
@@ -103,6 +107,23 @@ def _config_of(row: Row, words: Sequence[str]) -> str:
             f"too, such as --config {row.finetune_config('ucf101')}"
         )
     return config
+
+
+def _check_start(row: Row, checkpoint: str, probe: str) -> None:
+    """Raises UsageError for a run that would be counted for a row without being one of it."""
+    from_scratch = checkpoint in PRESETS and not os.path.exists(checkpoint)
+    if row.pretrain is None and not from_scratch:
+        raise UsageError(
+            f"--row {row.name} is trained from scratch: name a network, such as small, not "
+            f"{checkpoint}"
+        )
+    if row.pretrain is not None and from_scratch:
+        raise UsageError(
+            f"--row {row.name} is fine-tuned, not trained from scratch: name a checkpoint of its "
+            f"pre-training, not {checkpoint}"
+        )
+    if probe != "none":
+        raise UsageError(f"--row {row.name} trains all weights: leave --probe {probe} out")
 
 
 def _of_splits(config: FinetuneConfig, text: str) -> list[FinetuneConfig]:
