@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,21 +20,11 @@ from vimpac.train.log import LOG, read_log
 
 # Settings that change nothing of what a row claims, or that differ from machine to machine.
 _OWN = {
-    *(
-        "row",
-        "data",
-        "out",
-        "labels",
-        "seed",
-        "device",
-        "precision",
-        "compile",
-        "parallel",
-        "graph",
-    ),
-    *("activation_checkpointing", "cache", "cache_gb", "batch.micro"),
-    *("clips.workers", "clips.prefetch", "clips.window", "clips.skip_damaged"),
+    *"row data out labels seed device precision compile parallel graph cache cache_gb".split(),
+    *"activation_checkpointing batch.micro".split(),
+    *"clips.workers clips.prefetch clips.window clips.skip_damaged".split(),
 }
+_TOKENIZER, _FPS, _PATCH = "dalle", 2.0, 8  # of the paper's tokens; pixels of a token's side
 _CLIPS = 2048  # that are masked to count a share, in parts
 _PART = 256
 
@@ -79,7 +71,8 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Found], list[Path]]:
     for path in paths:
         runs = [path] if (path / "config.yaml").is_file() else sorted(path.glob("split-*"))
         here = {run.resolve(): result for run in runs if (result := _read_run(run)) is not None}
-        found |= here  # a run that is given twice is one run
+        for run, result in here.items():
+            found.setdefault(run, result)  # a run that is given twice is one run
         if not here:
             others.append(path)
     return [*found.values()], others
@@ -102,6 +95,8 @@ def _read_run(path: Path) -> Found | None:
     try:
         row = find_row(str(config["row"]))
         numbers, remarks = read(row, settings, records)
+        pixels = row.pixels if read is _of_pretraining else row.finetune_pixels or row.pixels
+        remarks += _other_tokens(path, pixels, settings.get("clips.fps") or _FPS)
         for name, number in numbers.items():
             if not isinstance(number, int | float):
                 raise TypeError(f"{name} is no number")
@@ -135,14 +130,13 @@ def _of_finetuning(
     row: Row, settings: dict[str, Any], records: list[dict[str, float]]
 ) -> tuple[dict[str, float], list[str]]:
     labels = str(settings["labels"])
-    source, remarks = parse_source(labels), list[str]()
+    source = parse_source(labels)
     dataset = Path(labels).stem if source is None else source.dataset
     if dataset in NUMBERS:
         dataset = f"labels {dataset}"  # which is no number of a pre-training
-    if dataset in row.datasets:
-        config = row.finetune_config(dataset)
-        expected = load_config(FinetuneConfig, config, row.finetune_words())
-        remarks = _differences(to_yaml(expected), settings)
+    config = row.finetune_config(dataset if dataset in row.datasets else "ucf101")
+    expected = load_config(FinetuneConfig, config, row.finetune_words())
+    remarks = _differences(to_yaml(expected), settings)
     tests = [record["test_video_accuracy"] for record in records if "test_video_accuracy" in record]
     if not tests:
         return {}, [*remarks, "it is not tested yet"]
@@ -164,6 +158,22 @@ def _differences(expected: str, settings: dict[str, Any]) -> list[str]:
         if not key.startswith("run.") or key == "run.until"
         if (key, value) != ("optim.lr", None)  # which stands for the paper's
     ]
+
+
+def _other_tokens(path: Path, pixels: int, fps: float) -> list[str]:
+    """What the tokens of a run are that those of its row are not, as its checkpoint says."""
+    files = sorted((path / "checkpoints").glob("step-*/model.json"))
+    if not files:
+        return []
+    data = json.loads(files[-1].read_text(encoding="utf-8"))["data"]
+    remarks = []
+    if data["tokenizer"] != _TOKENIZER:
+        remarks.append(f"tokens of {data['tokenizer']}")
+    if {data["height"], data["width"]} != {pixels // _PATCH}:
+        remarks.append(f"{_PATCH * data['height']} x {_PATCH * data['width']} pixels")
+    if not math.isclose(data["fps"] / data["frame_stride"], fps, rel_tol=1e-6):
+        remarks.append(f"{data['fps'] / data['frame_stride']:g} frames per second")
+    return remarks
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ NUMBERS = {
     "mask_accuracy": ("mask accuracy %", ".1f"),
     "cl_loss": ("CL-Loss", ".2f"),
 }
+ALSO = {"t1": "t4", "t15": "t9"}  # tables of the paper whose rows stand in another one
 ACCURACY = ".1f"  # the format of a data set's accuracy in %
 
 
@@ -155,12 +156,13 @@ def _row(name: str, values: dict[str, Any]) -> Row:
 
 
 def find_table(name: str) -> Table:
-    """A table by its name.
+    """A table by its name, or by that of another table of the paper that it stands for.
 
     Raises:
         UsageError: There is none of that name.
     """
     tables = paper_tables()
+    name = ALSO.get(name, name)
     if name not in tables:
         raise UsageError(f"there is no table '{name}': the tables are {', '.join(tables)}")
     return tables[name]

@@ -169,7 +169,7 @@ def test_tables_show_the_paper_beside_the_runs(stores, tmp_path, capsys):
     assert lines[3] == f"t8.block128 loss.alpha=0 17.6 / {accuracy:.1f} 68.3 / -"
     assert lines[-1] == (
         f"{run} (t8.block128): optim.epochs=1.0, optim.steps=2, run.until=0.2, model.name=tiny, "
-        "batch.videos=4, batch.contrastive=2"
+        "batch.videos=4, batch.contrastive=2, tokens of patch, 32 x 32 pixels"
     )
     assert said.err == f"vimpac: left out, as they have no row: {other}\n"
     assert cli.main(["rows", "--runs", str(run)]) == 0
@@ -198,6 +198,10 @@ def test_fine_tuned_rows_are_averaged_over_runs(tmp_path, capsys):
     assert cli.main(["rows", "t8", "--runs", *(str(tmp_path / str(s)) for s in (0, 1))]) == 0
     out = capsys.readouterr().out
     assert "labels %" in out and f"68.3 / -  - / {mean:.1f} (2)" in " ".join(out.split(" "))
+    assert out.endswith(
+        f"{tmp_path / '1'} (t8.block128): clips.frames=2, optim.steps=2, batch.videos=4, tokens of "
+        "patch, 32 x 32 pixels\n"
+    )
     twice = [str(tmp_path / "0"), f"{tmp_path}/1/../0", str(tmp_path / "1")]  # is once
     assert cli.main(["rows", "t8", "--runs", *twice]) == 0
     assert capsys.readouterr().out == out
@@ -225,6 +229,15 @@ def test_table_of_labels_may_have_any_name(tmp_path, capsys):
     assert lines[-1] == f"{paths[1]} (t8.block128): optim.steps=3"
 
 
+def test_tokens_of_another_rate_are_remarked(stores, tmp_path, capsys):
+    words = ["batch.contrastive=2", "batch.videos=4", "clips.frame_stride=2"]
+    assert _pretrain("t8.block128", stores[128], tmp_path / "run", *words) == 0
+    capsys.readouterr()
+    assert cli.main(["rows", "t8", "--runs", str(tmp_path / "run")]) == 0
+    assert "clips.frame_stride=2" in (out := capsys.readouterr().out)
+    assert out.endswith("tokens of patch, 32 x 32 pixels, 1 frames per second\n")
+
+
 def test_numbers_that_need_no_run_are_counted():
     assert counted(find_row("t2.5x16-5"), "masked") == pytest.approx(14.5, abs=0.3)
     assert counted(find_row("t13.t_h_w"), "parameters") == pytest.approx(35.751936)
@@ -232,7 +245,9 @@ def test_numbers_that_need_no_run_are_counted():
 
 
 def test_commands_of_a_table_are_those_of_its_rows(capsys):
-    """Two rows of one pre-training have it once."""
+    """Two rows of one pre-training have it once, and Table 1 is that of the two stages."""
+    assert cli.main(["rows", "t1", "--commands"]) == 0
+    assert "vimpac pretrain --row t4.first data=howto100m-128" in capsys.readouterr().out
     assert cli.main(["rows", "t14", "--commands"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("vimpac pretrain") for line in lines) == 4

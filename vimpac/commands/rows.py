@@ -99,7 +99,9 @@ def _lines(table: Table, found: list[Found], *, with_runs: bool) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     if any("/" in cell for line in lines[1:] for cell in line[2:-1]):
-        text += ["", "the paper's number / ours" + " (of so many runs)" * (len(found) > 1)]
+        text += ["", "a / b: the paper's number / ours"]
+    if any("(" in cell for line in lines[1:] for cell in line[2:-1]):
+        text += ["(n): the mean of n runs"]
     return text + [
         on_one_line(f"{run.path} ({run.row.name}): {', '.join(run.remarks)}")
         for run in _runs_of(table, found)
