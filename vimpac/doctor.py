@@ -10,6 +10,7 @@ import io
 import platform
 import shutil
 import subprocess
+import textwrap
 from typing import Any
 
 import torch
@@ -51,12 +52,14 @@ def to_text(report: dict[str, Any]) -> str:
     lines += ["", "Compilers", *_table(report["compilers"])]
     lines += ["", "Compiled kernels", *_table(report["extensions"])]
     lines += ["", "Implementations of the ops (`impl=` takes any that is ready)"]
+    said = dict[str, str]()  # a reason: the first op of which it is said
     for op, devices in report["ops"].items():
         for device, found in devices.items():
             lines.append(f"  {op} on {device}: {found['chosen']}")
-            lines += [
-                f"    {impl:<10} {reason or 'ready'}" for impl, reason in found["impls"].items()
-            ]
+            for impl, reason in found["impls"].items():
+                first = said.setdefault(reason, op) if reason else op
+                short = f"as {first}" if first != op else reason or "ready"
+                lines.append(f"    {impl:<10} {short}")
     lines += ["", "Video: a tiny clip encoded and decoded", *_table(report["decoders"])]
     lines += ["", "Devices", *(f"  {device}" for device in report["devices"])]
     return "\n".join(lines)
@@ -115,7 +118,7 @@ def _op(op: str) -> dict[str, Any]:
             except ValueError:  # the op has no such implementation
                 continue
             except Exception as error:  # a broken backend may raise anything
-                problems[impl] = _line(error).partition("this call: ")[2] or _line(error)
+                problems[impl] = _line(str(error).partition("this call: ")[2] or error)
         ready = [impl for impl in vimpac_kernels.available_impls(op) if problems[impl] is None]
         result[kind] = {"chosen": ready[0], "impls": problems}
     return result
@@ -158,5 +161,5 @@ def _devices() -> list[str]:
     return devices
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _line(error: BaseException | str) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__

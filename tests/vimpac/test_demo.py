@@ -26,7 +26,7 @@ def test_demo_falls_below_chance_and_paints_it(tmp_path, monkeypatch, capsys):
     assert re.search(shares + r", chance 0\.01%$", out, flags=re.M)
     assert "note: The model sees the 2 videos of its training" in out
     assert f"picture      {tmp_path / 'demo.png'}" in out
-    assert "vimpac pretrain --config small" in out
+    assert "vimpac pretrain --config tiny" in out
     pixels = image.imread(tmp_path / "demo.png")
     assert pixels.shape[0] > 500 and pixels.std() > 0.1
     made = [".vimpac-demo", "demo.png", "pieces", "run", "videos"]

@@ -147,8 +147,8 @@ def test_command_prints_every_split_with_its_interval(folder, capsys):
     assert _run(folder, "--clips", "2") == 0
     said = capsys.readouterr()
     head, test, val = said.out.splitlines()
-    assert head == "9 training videos, 2 classes, k 9"
-    assert said.err == "vimpac: k is 9: there are no more training videos\n"
+    assert head == "9 training videos, 2 classes (chance 50.0%), k 9"
+    assert said.err == "vimpac: k is 9, so all training videos vote: a smaller -k is often better\n"
     assert test.startswith("test  top-1 ") and test.endswith(
         "top-2 100.0% (51.0-100.0)  of 4 videos"
     )

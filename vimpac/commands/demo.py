@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
         print("vimpac: a loss did not fall below chance: give it more --seconds", file=sys.stderr)
         return 1
     print(
-        "Next, on your videos:\n"
-        "  vimpac tokenize VIDEOS... --out store\n"
-        "  vimpac pretrain --config small data=store out=runs/small\n"
+        "Next, on your videos (docs/start.md goes on to a classifier; small is for GPUs):\n"
+        "  vimpac tokenize VIDEOS... --out store --variants finetune\n"
+        "  vimpac pretrain --config tiny data=store out=runs/tiny\n"
         f"  tensorboard --logdir {outcome.run}"
     )
     return 0

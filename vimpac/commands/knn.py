@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         say=lambda line: print(on_one_line(f"vimpac: {line}"), file=sys.stderr),
     )
     if is_main_process():
-        print(f"{found.train} training videos, {found.classes} classes, k {found.k}")
+        chance = f"chance {1 / found.classes:.1%}"
+        print(f"{found.train} training videos, {found.classes} classes ({chance}), k {found.k}")
         for line in _lines(found):
             print(line)
     return 0

@@ -68,8 +68,13 @@ def read_labels(path: str, store: Store) -> tuple[list[str], dict[str, Split]]:
         if not row.class_name:
             raise UsageError(f"{row.where}: '{row.video}' has no class")
         if row.class_name not in trained:
+            others = sorted({other.split for other in rows.values()} - {*SPLITS})
+            unknown = (
+                f", and the split '{others[0]}' is none of {', '.join(SPLITS)}" if others else ""
+            )
             raise UsageError(
                 f"{row.where}: class '{row.class_name}' of '{row.video}' is in no training video"
+                f"{unknown}"
             )
         splits[row.split].videos.append(video)
         splits[row.split].classes.append(numbers[row.class_name])

@@ -64,7 +64,7 @@ def fit_to_store(
             )
         stride = stride or find_stride(path, was, meta.fps)
     elif stride is None:
-        notes.append(f"{path} does not say what it was trained on: frames are taken one by one")
+        notes.append(f"{path} does not say what it was trained on: every stored frame is taken")
     grid = (frames, meta.height, meta.width)
     if frames != encoder.grid[0]:
         notes.append(

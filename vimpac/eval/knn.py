@@ -235,7 +235,7 @@ def judge_model(
         for name, split in splits.items():
             notes += missing_warning(config.labels, name, split)
         if k > train:
-            notes.append(f"k is {train}: there are no more training videos")
+            notes.append(f"k is {train}, so all training videos vote: a smaller -k is often better")
         if len({*splits["train"].classes}) == 1:
             notes.append("all training videos are of one class, so the accuracy says nothing")
         for note in notes if world.is_main else ():

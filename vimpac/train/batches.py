@@ -151,8 +151,8 @@ def with_stride(config: Config, store: Store) -> Config:
     stride = store.meta.fps / fps
     if not 0.5 < stride < LARGEST or abs(stride - round(stride)) > 1e-3 * stride:
         raise UsageError(
-            f"clips.fps={fps:g}: {store.path} has {store.meta.fps:g} frames per second, which it "
-            "does not divide: give another clips.fps, or tokenise again"
+            f"clips.fps={fps:g}: {store.path} has {store.meta.fps:g} frames per second, which is "
+            "no multiple of it: give another clips.fps, or tokenise again"
         )
     clips = dataclasses.replace(config.clips, frame_stride=round(stride))
     return dataclasses.replace(config, clips=clips)

@@ -69,7 +69,7 @@ class RunLog:
         tensorboard: bool,
         quiet: bool = False,
     ) -> None:
-        self._active = active
+        self._active, self._steps = active, steps
         self._events: Any = None
         self._progress: Progress | None = None
         if not active:
@@ -124,7 +124,8 @@ class RunLog:
         if self._progress is not None:
             self._progress.update(self._task, completed=record["step"], values=values)
         else:
-            self.say(f"step {record['step']:>6}  {values}")
+            of = f"/{self._steps}" if self._steps else ""  # a probe has no steps
+            self.say(f"step {record['step']:>6}{of}  {values}")
         if self._events is not None:
             for name, value in record.items():
                 if name != "step":

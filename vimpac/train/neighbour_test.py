@@ -69,7 +69,7 @@ class NeighbourTest:
         """What the test may do but is hardly meant to, a line each."""
         train = len(self.splits["train"].videos)
         if train < K:
-            yield f"k of the k-NN test is {train}: there are no more training videos"
+            yield f"k of the k-NN test is {train}: all training videos vote"
         if self.config.run.knn_data:  # else the run says so
             yield from damage_warning(self.store, self.damaged)
 
