@@ -145,6 +145,38 @@ def test_second_stage_on_other_videos_names_the_first(tmp_path, capsys, change, 
     assert f"its videos are not those of {second}: {message.format(first, new=second)}" in said
 
 
+def test_store_that_has_become_another_one_is_not_compared_with(tmp_path, capsys):
+    from vimpac.data.store import TokenStore
+
+    meta = TokenStore(make_store(tmp_path / "made")).meta
+    for name, videos in (("a", "12"), ("b", "34"), ("both", "1234")):
+        _write_store(tmp_path / name, meta, videos)
+    words = ["--config", "tiny", *SMALL, "clips.frames=2", "batch.videos=4", "batch.contrastive=4"]
+    first, both = f"{tmp_path / 'a'},{tmp_path / 'b'}", tmp_path / "both"
+    command = ["pretrain", *words, f"out={tmp_path / 'run'}"]
+    assert cli.main([*command, f"data={first}"]) == 0
+    more = [*command, f"data={both}", "optim.steps=4", "--resume", "auto"]
+    assert cli.main(more) == 2
+    error = f"those of {both}, but divided among stores in another way: give data={first}"
+    assert error in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "a")
+    _write_store(tmp_path / "a", meta, "56")
+    assert cli.main(more) == 2
+    assert f"its videos are not those of {both}: their names differ" in capsys.readouterr().err
+
+
+def _write_store(path, meta, names):
+    """A store of videos with names of one letter."""
+    import numpy as np
+
+    from vimpac.data.store import TokenStoreWriter
+
+    with TokenStoreWriter(path, meta) as writer:
+        for name in names:
+            writer.add(name, np.full((len(meta.variants), 6, 4, 4), int(name)))
+        writer.finish()
+
+
 def _tokens(store, i):
     import numpy as np
 

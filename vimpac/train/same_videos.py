@@ -17,6 +17,8 @@ def source_of(store: Store) -> dict[str, str]:
 def check_same_videos(was: dict[str, str], store: Store) -> None:
     """Raises ValueError if a run was on other videos; it names the first that differs.
 
+    The same videos divided among stores in another way are others: they are drawn in another order.
+
     Args:
         was: `source_of` the store of then; empty in a checkpoint that does not say it.
         store: That of now.
@@ -26,8 +28,11 @@ def check_same_videos(was: dict[str, str], store: Store) -> None:
     line = f"its videos are not those of {store.path}"
     try:
         other = open_store(was["path"])
+        is_as_it_was = source_of(other)["names"] == was["names"]
     except (VimpacError, OSError):
-        raise ValueError(f"{line}: their names differ") from None
+        is_as_it_was = False
+    if not is_as_it_was:
+        raise ValueError(f"{line}: their names differ")
     ours, theirs = ([one.name(i) for i in range(len(one))] for one in (store, other))
     for place, (mine, their) in enumerate(zip(ours, theirs, strict=False)):
         if mine != their:
@@ -36,4 +41,9 @@ def check_same_videos(was: dict[str, str], store: Store) -> None:
     if len(ours) != len(theirs):
         where, more = (store.path, ours) if len(ours) > both else (other.path, theirs)
         line += f": {len(ours)}, not {len(theirs)}; {where} goes on with '{more[both]}'"
-    raise ValueError(line)  # or the other store has become one of the same names
+    else:
+        line = (
+            f"its videos are those of {store.path}, but divided among stores in another way: give "
+            f"data={other.path}"
+        )
+    raise ValueError(line)
