@@ -1,5 +1,6 @@
 """`vimpac visualise` draws what it prints, and refuses what it cannot draw."""
 
+import itertools
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +28,7 @@ from vimpac.pictures.clip import (
 )
 from vimpac.pictures.masks import hide
 from vimpac.pictures.predictions import predict_tokens
-from vimpac.pictures.sheet import Sheet
+from vimpac.pictures.sheet import DPI, Sheet
 from vimpac.tokenizers import dalle, get_tokenizer
 from vimpac.tokens import PAD_TOKEN
 
@@ -114,23 +115,30 @@ def test_classes_of_samples_are_printed_whatever_their_split(folder, tmp_path, c
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_video_of_one_frame_is_shown(folder, tmp_path, capsys, monkeypatch, action):
-    written, write = list[str](), Sheet.words
-
-    def keep(sheet, x, y, text, *size, **style) -> None:
-        written.append(text)
-        write(sheet, x, y, text, *size, **style)
-
-    monkeypatch.setattr(Sheet, "words", keep)
+    drawn, write = list[Sheet](), Sheet.write
+    monkeypatch.setattr(Sheet, "write", lambda self, path: (drawn.append(self), write(self, path)))
     words = ("--videos", "3") if action == "samples" else ("--name", "one")
     assert _run(folder, action, *words, out=tmp_path / "a.png") == 0
-    printed = capsys.readouterr().out
     expected = "one.mp4" if action == "samples" else "(1 there are, the others are PAD)"
-    assert expected in printed and "nan" not in printed and "nan" not in "".join(written)
+    ((figure,), printed) = [sheet.figure for sheet in drawn], capsys.readouterr().out
+    written = "".join(text.get_text() for text in figure.texts)
+    assert expected in printed and "nan" not in printed + written
+    _check_words(figure)
     if action == "neighbours":  # three boxes hide nothing of the only frame, nor do copies change
         assert re.search(r"block, 3 boxes, spatial +0\.0% +- +- ", printed)
-        assert "copies right: spatial -, spatio-temporal -" in "".join(written)
+        assert "copies right: spatial -, spatio-temporal -" in written
     if action == "attention":
         assert re.search(r"time +(49|50)\.\d% +1\.\d ", printed)  # of 1 frame
+
+
+def _check_words(figure) -> None:
+    """The words lie in the picture, and none on others."""
+    figure.set_dpi(DPI)  # as it was written
+    boxes = [text.get_window_extent() for text in figure.texts]
+    page = figure.bbox
+    for box in boxes:
+        assert page.x0 <= box.x0 < box.x1 <= page.x1 and page.y0 <= box.y0 < box.y1 <= page.y1
+    assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
 
 
 def test_pixels_are_those_that_were_tokenised(folder):

@@ -15,6 +15,7 @@ from vimpac.pictures.sheet import GAP, LINE, MARGIN, Row, Sheet, size_of_rows
 from vimpac.tokens import MASK_TOKEN, PAD_TOKEN
 from vimpac_kernels import mask_tokens
 
+_WORDS = 3.8  # inches: of the title
 CLIPS = 4096  # over which shares are averaged
 TABLE_2 = {  # mean masked share in %: (T, side of the map): by the number of blocks
     (5, 16): {4: 11.9, 5: 14.5, 6: 17.0, 7: 19.4, 8: 21.7},
@@ -152,7 +153,7 @@ def draw_masks(
         name = f"{one.name}\nthis clip {one.share:.1%}\n{mean}"
         rows.append(Row(name, cover(frames, one.mask[: len(frames)])))
     width, height = size_of_rows(len(rows), len(frames))
-    sheet = Sheet(width + 2 * MARGIN, height + 2 * LINE + GAP + 2 * MARGIN)
+    sheet = Sheet(max(width, _WORDS) + 2 * MARGIN, height + 2 * LINE + GAP + 2 * MARGIN)
     sheet.words(MARGIN, MARGIN, "What the strategies hide (chequered)", 12, weight="bold")
     sheet.rows(MARGIN, MARGIN + 1.5 * LINE, rows, titles)
     sheet.write(path)

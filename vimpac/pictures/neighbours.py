@@ -22,6 +22,7 @@ from vimpac.tokenizers import Tokenizer
 from vimpac.tokens import MASK_TOKEN, PAD_TOKEN
 
 SPACES = {"spatial": True, "spatio-temporal": False}  # whether only the same frame is looked at
+_WORDS = 5.0  # inches: of the longest line
 _AT_ONCE = 2**18  # distances, which fit the cache
 _FAR = torch.iinfo(torch.int64).max
 _TRIALS = 256  # clips that tell the share of a number of boxes
@@ -190,24 +191,25 @@ def draw_copying(
     T, painted = len(tokens), paint(tokenizer, tokens)
     first = [] if original is None else [Row("original", original)]
     first.append(Row("its tokens (VQ)", painted))
-    width, top = size_of_rows(len(first), T)
+    top = size_of_rows(len(first), T)[1]
     right, below = size_of_rows(3, T, named=False)
     apart, words = 6 * GAP, 3 * LINE  # between the two sides, above each panel
+    left, half = MARGIN + NAMES, max(right, _WORDS)  # where frames begin, what a side takes
     sheet = Sheet(
-        2 * MARGIN + width + apart + right,
+        left + 2 * half + apart + MARGIN,
         2 * MARGIN + 1.5 * LINE + top + len(copied) * (words + below),
     )
     title = "Hidden tokens are copied from the nearest visible one: of the same frame, or of all"
     sheet.words(MARGIN, MARGIN, title, 12, weight="bold")
     y = MARGIN + 1.5 * LINE
     sheet.rows(MARGIN, y, first, titles)
-    sheet.words(MARGIN + width + apart, y + LINE, _about(copied, clips), 10, linespacing=1.6)
+    sheet.words(left + half + apart, y + LINE, _about(copied, clips), 10, linespacing=1.6)
     y += top
     for pair in copied:
         for side, one in enumerate(pair):
             rows = [Row("masked", cover(painted, one.mask[:T]))]
             rows += [Row(space, paint(tokenizer, ids[:T])) for space, ids in one.filled.items()]
-            x = MARGIN + (width - right if not side else width + apart)
+            x = left + side * (half + apart)
             copies = ", ".join(f"{space} {_percent(share)}" for space, share in one.right.items())
             hidden = f"{one.title}: {one.share:.1%} of this clip hidden (chequered)"
             sheet.words(x, y + 0.8 * LINE, f"{hidden}\ncopies right: {copies}", 10)
