@@ -75,6 +75,8 @@ def draw_run(
 
 
 def _plot(axes: Any, curve: Curve) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     axes.plot(curve.steps, curve.values, color="tab:blue", linewidth=2, zorder=5)
     most = max(*curve.values, *curve.levels.values())
     for name, level in sorted(curve.levels.items(), key=lambda pair: pair[1]):
@@ -96,6 +98,6 @@ def _plot(axes: Any, curve: Curve) -> None:
     axes.set_ylim(0, 1.15 * most)
     axes.locator_params("x", integer=True)
     if curve.are_shares:
-        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))  # with as many digits as it takes
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
