@@ -90,8 +90,8 @@ class Outcome:
                 f"counting their tokens, without a model, brings it to {self.cl_counting:.2f}."
             )
         notes.append(
-            f"The model sees the {self.videos} videos of its training: this shows that it learns, "
-            "not what it is worth on others."
+            f"The model sees the {'video' if self.videos == 1 else f'{self.videos} videos'} of its "
+            "training: this shows that it learns, not what it is worth on others."
         )
         return notes
 
@@ -117,11 +117,14 @@ def run_demo(
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds {seconds:g} must be positive and finite")
     found = find_videos(videos or [str(path) for path in sample_videos()])
-    made = out / "videos", out / "pieces", out / "run"
-    clear_folder(out, ".vimpac-demo", [*made, *map(partial_path, made)])
+    made, picture = [out / "videos", out / "pieces", out / "run"], out / "demo.png"
+    clear_folder(out, ".vimpac-demo", [*made, *map(partial_path, made), picture])
     say(f"1. Tokenising {', '.join(name for name, _ in found)}: {FPS} frames/s, {SIZE} pixels")
     settings = TokenizeSettings(fps=Fraction(FPS), size=SIZE)
-    pieces = cut(tokenize_videos(found, out / "videos", settings), out / "pieces")
+    whole = tokenize_videos(
+        found, out / "videos", settings, report=lambda _, line: say(f"   {line}") if line else None
+    )
+    pieces = cut(whole, out / "pieces")
     words = [f"data={pieces.path}", f"out={out / 'run'}", "device=cpu"]
     words += [f"batch.{name}={len(pieces)}" for name in ("videos", "contrastive", "micro")]
     config = load_config(PretrainConfig, "tiny", words)
@@ -137,7 +140,7 @@ def run_demo(
     result = pretrain(config, stop=lambda: time.monotonic() > deadline)
     model, score = judge_run(result, pieces, config.mask.blocks)
     outcome = Outcome(
-        picture=out / "demo.png",
+        picture=picture,
         run=result.out,
         mask_loss=result.record["mask_loss"],
         mask_chance=math.log(EMBEDDING_ROWS),

@@ -21,16 +21,20 @@ def clear_folder(out: Path, mark: str, made: Sequence[Path]) -> None:
     Args:
         out: The directory.
         mark: Name of the file by which it is known.
-        made: What is removed.
+        made: What is removed, files and directories.
 
     Raises:
-        UsageError: `out` holds other files.
+        UsageError: `out` is a file or holds other files.
     """
+    if out.is_file():
+        raise UsageError(f"--out {out} is a file: name a directory for the demo alone")
     if out.is_dir() and any(out.iterdir()) and not (out / mark).exists():
         raise UsageError(f"--out {out} holds other files: name a directory for the demo alone")
     out.mkdir(parents=True, exist_ok=True)
     (out / mark).touch()
     for old in made:
+        if old.is_file():
+            old.unlink()
         shutil.rmtree(old, ignore_errors=True)
 
 

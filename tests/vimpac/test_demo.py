@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from vimpac import cli, demo
 from vimpac.data.store import TokenStore, TokenStoreWriter
 from vimpac.data.store_format import StoreMeta
 from vimpac.pictures.predictions import Score
+from vimpac.pictures.run import Curve, _plot
 
 
 def test_demo_falls_below_chance_and_paints_it(tmp_path, monkeypatch, capsys):
@@ -60,6 +62,7 @@ def test_notes_say_what_the_numbers_are_not_worth():
     )
     copied = "The model is no better than copying the nearest visible token."
     assert _outcome().notes == [easy, seen]
+    assert _outcome(videos=1).notes[-1].startswith("The model sees the video of its training: ")
     assert _outcome(cl_counting=1.1, score=Score(9, 0.3, 0.4, 0.2)).notes == [copied, seen]
 
 
@@ -96,6 +99,30 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, code, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "demo").exists()
+
+
+def test_video_that_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "a.mp4").write_text("no video")
+    out = tmp_path / "demo"
+    out.mkdir()
+    for name in (".vimpac-demo", "demo.png"):  # of an earlier demo
+        (out / name).touch()
+    assert cli.main(["demo", str(tmp_path / "a.mp4"), "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert said.out.endswith("   skipped a.mp4: Invalid data found when processing input\n")
+    assert said.err == f"vimpac: {out}/videos would hold no video: no input could be read\n"
+    assert [file.name for file in out.iterdir()] == [".vimpac-demo"]
+    assert cli.main(["demo", "--out", str(tmp_path / "a.mp4")]) == 2
+    assert "a.mp4 is a file: name a directory for the demo alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("most", [0.004, 0.5])
+def test_shares_of_a_curve_are_told_apart(most):
+    axes = Figure().add_subplot()
+    _plot(axes, Curve("shares", [1, 2], [0.0, most], {"chance": 0.0001}, are_shares=True))
+    axes.figure.draw_without_rendering()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len({*labels}) == len(labels) and all(label.endswith("%") for label in labels)
 
 
 def test_directory_of_another_kind_is_left_alone(tmp_path, capsys):

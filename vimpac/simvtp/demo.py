@@ -77,7 +77,8 @@ def run_demo(out: Path, *, seconds: float = 60.0, say: Callable = print) -> Outc
     """
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds {seconds:g} must be positive and finite")
-    clear_folder(out, ".vimpac-simvtp-demo", [out / "shapes", out / "run"])
+    made = [out / "shapes", out / "run", out / "demo.png"]
+    clear_folder(out, ".vimpac-simvtp-demo", made)
     say(f"1. Drawing {VIDEOS + len(CLASSES)} videos of moving shapes")
     table = write_videos(out / "shapes", VIDEOS)
     words = [f"data={table}", f"videos={table.parent / 'videos'}", f"out={out / 'run'}"]
