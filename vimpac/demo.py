@@ -245,8 +245,8 @@ def paint_run(
         rows = prediction_rows(pixels, clip.tokens, mask[0], filled[0], tokenizer)
         own = judge(clip.tokens[None], mask, filled, commonest_token(clip.tokens))
         heading = (
-            f"{name}: {own.model:.0%} of {own.masked} masked tokens right, by copying "
-            f"{own.nearest:.0%}"
+            f"{name}: {own.model:.0%} of {own.masked} masked tokens right; "
+            f"copying alone: {own.nearest:.0%}"
         )
         panels.append(Panel(heading, rows, [f"{place / FPS:.2f} s" for place in places]))
     draw_run(panels, curves(outcome), outcome.notes, outcome.picture)
@@ -256,7 +256,7 @@ def curves(outcome: Outcome) -> list[Curve]:
     """What was logged, and what it is compared with."""
     records, score = read_log(outcome.run / LOG), outcome.score
     steps = [int(record["step"]) for record in records]
-    low = f"commonest token {score.commonest:.1%}, chance {score.chance:.2%}"
+    low = f"commonest of all {score.commonest:.1%}, chance {score.chance:.2%}"
     return [
         Curve(
             f"token loss: {outcome.mask_loss:.2f}",
@@ -268,7 +268,11 @@ def curves(outcome: Outcome) -> list[Curve]:
             f"masked tokens right: {score.model:.1%}",
             steps,
             [record["mask_accuracy"] for record in records],
-            {f"nearest visible token {score.nearest:.1%}": score.nearest, low: score.commonest},
+            {
+                f"nearest visible token {score.nearest:.1%}": score.nearest,
+                f"commonest of the clip {score.background:.1%}": score.background,
+                low: score.commonest,
+            },
             are_shares=True,
         ),
         Curve(

@@ -95,7 +95,10 @@ def test_cycle_from_videos_to_predictions(vimpac, tmp_path, monkeypatch):
     records = read_log(run / "log.jsonl")
     assert "knn_accuracy" in records[-1]
     known = vimpac("knn", pretrained, f"data={store}", f"labels={labels}", *CPU)
-    assert known[0] == "12 training videos, 3 classes (chance 33.3%), k 12" and "of 6 videos" in known[1]
+    assert (
+        known[0] == "12 training videos, 3 classes (chance 33.3%), k 12"
+        and "of 6 videos" in known[1]
+    )
 
     direct = f"labels=ucf101:{annotations}:1"
     out = tmp_path / "finetune"

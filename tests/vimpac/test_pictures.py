@@ -186,12 +186,32 @@ def test_score_compares_with_copying_and_the_commonest_token():
     tokens = torch.tensor([[[[7, 7, 7, 5]]]])
     mask = torch.tensor([[[[False, True, False, True]]]])
     score = judge(tokens, mask, torch.tensor([[[[7, 7, 7, 6]]]]), commonest_token(tokens))
-    assert score == Score(masked=2, model=0.5, nearest=0.5, commonest=0.5)
+    assert score == Score(masked=2, model=0.5, nearest=0.5, background=0.5, commonest=0.5)
     assert score.verdict == "The model is no better than always guessing the commonest token."
-    assert score.baselines == "nearest visible token 50.0%, commonest token 50.0%, chance 0.01%"
+    assert ", ".join(score.baselines) == (
+        "nearest visible token 50.0%, commonest of the clip 50.0%, commonest of all 50.0%, "
+        "chance 0.01%"
+    )
     copied = "The model is no better than copying the nearest visible token."
-    assert Score(9, 0.6, 0.7, 0.5).verdict == copied
-    assert Score(9, 0.8, 0.7, 0.5).verdict == ""
+    assert Score(9, 0.6, 0.7, 0.5, 0.5).verdict == copied
+    assert Score(9, 0.8, 0.7, 0.5, 0.5).verdict == ""
+    background = "The model is no better than guessing the commonest visible token of the clip."
+    assert Score(9, 0.6, 0.5, 0.6, 0.5).verdict == background
+
+
+def test_commonest_token_of_a_clip_is_of_what_is_visible_there():
+    """Hidden tokens are not counted, nor those of another clip."""
+    tokens = torch.tensor([[[[3, 3, 3, 5, 5]]], [[[8, 8, 5, 5, 5]]]])
+    mask = torch.tensor(
+        [[[[True, True, False, False, False]]], [[[True, False, True, True, True]]]]
+    )
+    score = judge(tokens, mask, tokens, commonest_token(tokens))
+    assert score.background == pytest.approx(1 / 6) and score.commonest == 0.5
+
+
+def test_commonest_token_of_a_clip_that_is_hidden_is_a_guess_like_any_other():
+    tokens = torch.tensor([[[[3, 3]]]])
+    assert judge(tokens, tokens > 0, tokens, 3).background == 0
 
 
 def test_commonest_token_is_no_padding_and_the_lowest_of_several():

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     outcome = run_demo(args.out, seconds=args.seconds, videos=args.videos)
     print(
         f"\ntoken loss           {outcome.mask_loss:6.3f}   chance {outcome.mask_chance:.3f}\n"
-        f"masked tokens right  {outcome.score.model:6.1%}   {outcome.score.baselines}\n"
+        f"masked tokens right  {outcome.score.model:6.1%}   {', '.join(outcome.score.baselines)}\n"
         f"contrastive loss     {outcome.cl_loss:6.3f}   "
         f"counting tokens {outcome.cl_counting:.3f}, chance {outcome.cl_chance:.3f}\n"
     )

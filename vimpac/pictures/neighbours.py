@@ -148,7 +148,7 @@ def compare_copying(
     blocks = blocks_for(tokens.shape, ratio, seed)
     many = shares(tokens.shape, "block", blocks=blocks, ratio=0, seed=seed)
     found = []
-    names = {"block": f"block, {blocks} boxes", "iid": "iid, the same ratio"}
+    names = {"block": f"block, {blocks} boxes", "iid": "iid, same mean ratio"}
     for strategy, title in names.items():
         how: dict[str, Any] = {"blocks": blocks, "ratio": float(many.mean()), "seed": seed}
         mask = hide(tokens[None], strategy, **how)[0]

@@ -1,7 +1,7 @@
 """What a model fills into a masked clip (Fig. 5 of the paper), and what that is worth.
 
 An accuracy says little by itself: beside it stand those of copying the nearest visible token, of
-the commonest token, and of chance.
+the commonest visible token of the clip, of the commonest token of all clips, and of chance.
 """
 
 from __future__ import annotations
@@ -75,37 +75,43 @@ class Score(NamedTuple):
         masked: Tokens.
         model: The model's.
         nearest: Of copying the nearest visible token, of any frame.
-        commonest: Of always guessing the commonest token.
+        background: Of always guessing the commonest visible token of the clip.
+        commonest: Of always guessing the commonest token of all clips.
         chance: Of guessing blindly.
     """
 
     masked: int
     model: float
     nearest: float
+    background: float
     commonest: float
     chance: float = 1 / NUM_TOKENS
 
     @property
     def verdict(self) -> str:
-        """What the model is no better than, in a sentence; empty if it beats both."""
-        if self.model <= self.commonest:
-            return "The model is no better than always guessing the commonest token."
-        if self.model <= self.nearest:
-            return "The model is no better than copying the nearest visible token."
-        return ""
+        """The best of the guesses that the model does not beat, in a sentence; empty if none."""
+        guesses = {
+            "always guessing the commonest token": self.commonest,
+            "guessing the commonest visible token of the clip": self.background,
+            "copying the nearest visible token": self.nearest,
+        }
+        best = max(guesses, key=guesses.__getitem__)
+        return f"The model is no better than {best}." if self.model <= guesses[best] else ""
 
     @property
-    def baselines(self) -> str:
-        """The other shares, in words."""
+    def baselines(self) -> tuple[str, str]:
+        """The other shares, in words, in two halves."""
         return (
-            f"nearest visible token {self.nearest:.1%}, commonest token {self.commonest:.1%}, "
-            f"chance {self.chance:.2%}"
+            f"nearest visible token {self.nearest:.1%}, commonest of the clip "
+            f"{self.background:.1%}",
+            f"commonest of all {self.commonest:.1%}, chance {self.chance:.2%}",
         )
 
 
 def commonest_token(tokens: Tensor) -> int:
-    """The id that is there most often, PAD apart; the lowest of several."""
-    return int(torch.bincount(tokens[tokens != PAD_TOKEN].long().flatten()).argmax())
+    """The id that is there most often, PAD apart; the lowest of several, 0 if there is none."""
+    counts = torch.bincount(tokens[tokens != PAD_TOKEN].long().flatten(), minlength=1)
+    return int(counts.argmax())
 
 
 def judge(
@@ -125,7 +131,13 @@ def judge(
     copied = torch.stack(
         [copy_nearest(clip, one, same_frame=False) for clip, one in zip(tokens, mask, strict=True)]
     )
-    guesses = (filled, copied, torch.full_like(tokens, commonest))
+    background = torch.stack(
+        [
+            torch.full_like(clip, commonest_token(clip[~one]))
+            for clip, one in zip(tokens, mask, strict=True)
+        ]
+    )
+    guesses = (filled, copied, background, torch.full_like(tokens, commonest))
     right = [float((guess == tokens)[mask].float().mean()) for guess in guesses]
     return Score(int(mask.sum()), *right)
 
@@ -157,7 +169,9 @@ def prediction_rows(
     ]
 
 
-def draw_predictions(rows: Sequence[Row], score: Score, titles: Sequence[str], path: Path) -> None:
+def draw_predictions(
+    rows: Sequence[Row], score: Score, titles: Sequence[str], path: Path, *, about: str
+) -> None:
     """Draws what a model fills into a clip.
 
     Args:
@@ -165,17 +179,18 @@ def draw_predictions(rows: Sequence[Row], score: Score, titles: Sequence[str], p
         score: Of this clip.
         titles: Of the frames.
         path: The PNG file.
+        about: The video and the mask, on one line.
     """
     width, height = size_of_rows(len(rows), len(titles))
     words = (
         f"{score.model:.1%} of {score.masked} masked tokens are predicted right\n"
-        f"without a model: {score.baselines}"
+        f"without a model: {score.baselines[0]},\n{score.baselines[1]}\n{about}"
     )
-    lines = 2.2 + 1.5 * bool(score.verdict)
+    lines = 4.2 + 1.5 * bool(score.verdict)
     sheet = Sheet(max(width, 6.8) + 2 * MARGIN, height + lines * LINE + 2 * MARGIN)
     sheet.words(MARGIN, MARGIN, words, 10)
-    sheet.rows(MARGIN, MARGIN + 2.2 * LINE, rows, titles)
+    sheet.rows(MARGIN, MARGIN + 4.2 * LINE, rows, titles)
     if score.verdict:
-        at = MARGIN + 2.2 * LINE + height + LINE / 2
+        at = MARGIN + 4.2 * LINE + height + LINE / 2
         sheet.words(MARGIN, at, score.verdict, 10, color="tab:red")
     sheet.write(path)

@@ -90,7 +90,8 @@ def _plot(axes: Any, curve: Curve) -> None:
             ha="right",
             color="tab:red",
             fontsize=8.5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+            zorder=6,  # over the curve
         )
     axes.set_title(curve.title, fontsize=11)
     axes.set_xlabel("step", fontsize=9)

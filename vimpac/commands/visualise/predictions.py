@@ -16,6 +16,7 @@ from vimpac.commands.visualise.arguments import (
     say,
 )
 from vimpac.errors import UsageError
+from vimpac.paths import on_one_line
 from vimpac.pictures.config import ModelPictureConfig
 from vimpac.settings import BOXES, load_config
 
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
     from vimpac.pictures.predictions import Score
 
+LONGEST_NAME = 50  # characters of a video that a title has room for
 DESCRIPTION = (
     "Hides tokens of a clip and draws what a pre-trained model fills in (Fig. 5). Prints the share "
     "that is right, in this clip and in up to 64 clips of the store, beside those of "
-    "copying the nearest visible token, of the commonest token, and of chance."
+    "copying the nearest visible token, of the commonest tokens, and of chance."
 )
 
 
@@ -100,13 +102,17 @@ def run(args: argparse.Namespace) -> int:
     rows = prediction_rows(
         scene.pixels, scene.tokens, mask[0, :real], filled[0, :real], scene.tokenizer
     )
-    draw_predictions(rows, own, scene.clip.titles, args.out)
+    name = on_one_line(scene.clip.name)
+    name = name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
+    about = f"{name}, {_mask_words(args)}, seed {args.seed}"
+    draw_predictions(rows, own, scene.clip.titles, args.out, about=about)
     print_table(
         [
             ("masked tokens guessed right", "this clip", f"{len(others)} clips"),
             ("model", percent(own.model), percent(of_all.model)),
             ("nearest visible token", percent(own.nearest), percent(of_all.nearest)),
-            ("commonest token", percent(own.commonest), percent(of_all.commonest)),
+            ("commonest of the clip", percent(own.background), percent(of_all.background)),
+            ("commonest of all", percent(own.commonest), percent(of_all.commonest)),
             ("chance", f"{own.chance:.2%}", f"{of_all.chance:.2%}"),
             ("masked tokens", f"{own.masked:,}", f"{of_all.masked:,}"),
         ]
@@ -128,3 +134,10 @@ def check_mask(args: argparse.Namespace) -> None:
         raise UsageError(f"--{amount} 0 hides no token, so there is none to predict: raise it")
     if args.sample is not None and not 0 < args.sample < math.inf:
         raise UsageError(f"--sample {args.sample:g} must be positive and finite")
+
+
+def _mask_words(args: argparse.Namespace) -> str:
+    """The mask, for a title."""
+    if args.strategy == "block":
+        return f"block mask of {args.blocks} boxes"
+    return f"{args.strategy} mask of {args.ratio:.0%}"
