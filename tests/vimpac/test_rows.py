@@ -331,6 +331,12 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, words, message):
     assert message in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_simvtp_has_no_rows(capsys, command):
+    assert cli.main(["simvtp", command, "--row", "t8.iid128", "--show"]) == 2
+    assert "unrecognized arguments: --row" in capsys.readouterr().err
+
+
 def test_what_is_given_beside_a_row_counts_more(capsys):
     assert cli.main(["pretrain", "--row", "t8.iid128", "mask.ratio=0.5", "--show"]) == 0
     shown = capsys.readouterr().out

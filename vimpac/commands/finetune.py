@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vimpac.commands.run_arguments import add_run_arguments
+from vimpac.commands.run_arguments import add_row_argument, add_run_arguments
 from vimpac.config import FinetuneConfig
 from vimpac.data.annotations.datasets import parse_source, read_source
 from vimpac.errors import UsageError
@@ -51,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="train on each of these splits of labels=ucf101:DIR or hmdb51:DIR, into out/split-1 "
         "and so on, and print the mean",
     )
+    add_row_argument(parser)
     add_run_arguments(
         parser, "; labels= is a CSV file with the columns video,class,split or ucf101:DIRECTORY:1"
     )

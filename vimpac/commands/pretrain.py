@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vimpac.commands.run_arguments import add_run_arguments
+from vimpac.commands.run_arguments import add_row_argument, add_run_arguments
 from vimpac.config import PretrainConfig
 from vimpac.paper_rows import find_row
 from vimpac.presets import config_help
@@ -20,6 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: vimpac pretrain --config small data=store out=runs/a optim.lr=5e-4",
     )
     parser.add_argument("--config", metavar="NAME|FILE", help=config_help("pretrain"))
+    add_row_argument(parser)
     add_run_arguments(parser)
 
 

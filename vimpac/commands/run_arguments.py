@@ -6,18 +6,12 @@ import argparse
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, about_settings: str = "") -> None:
-    """Declares --row, --resume, --show and the settings.
+    """Declares --resume, --show and the settings.
 
     Args:
         parser: Of the command.
         about_settings: What its help says of the settings of this command.
     """
-    parser.add_argument(
-        "--row",
-        metavar="NAME",
-        help="take the settings of a row of the paper's tables, such as t8.iid128: see "
-        "`vimpac rows`; what is given beside it counts more",
-    )
     parser.add_argument(
         "--resume",
         default="none",
@@ -34,4 +28,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, about_settings: str = "")
         nargs="*",
         metavar="key=value",
         help=f"settings, keys dotted, as --show prints them{about_settings}",
+    )
+
+
+def add_row_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares --row, of the commands whose runs the paper's tables have."""
+    parser.add_argument(
+        "--row",
+        metavar="NAME",
+        help="take the settings of a row of the paper's tables, such as t8.iid128: see "
+        "`vimpac rows`; what is given beside it counts more",
     )
