@@ -159,6 +159,18 @@ def test_pixels_are_those_that_were_tokenised(folder):
         original_frames(folder / "videos/a.mp4", clip, meta, tokenizer)
 
 
+def test_times_of_long_videos_are_whole_seconds(tmp_path, capsys):
+    with TokenStoreWriter(tmp_path / "store", StoreMeta("patch", 8192, 2, 2, 0.01)) as writer:
+        writer.add("a", np.zeros((1, 60, 2, 2), np.int32))
+        writer.finish()
+    words = [f"data={tmp_path / 'store'}", "--out"]
+    assert cli.main(["visualise", "samples", *words, str(tmp_path / "a.png")]) == 0
+    assert re.search(r"^a +- +60 +6000 s$", capsys.readouterr().out, flags=re.M)
+    words += [str(tmp_path / "b.png"), "--start", "1234"]
+    assert cli.main(["visualise", "masks", *words]) == 0
+    assert "video 'a' from 1200 s: 5 frames 100 s apart" in capsys.readouterr().out
+
+
 def test_even_clips_are_spread_over_videos_and_time(folder):
     store = TokenStore(folder / "store")
     clips = even_clips(store, frames=5, most=9)

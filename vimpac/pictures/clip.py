@@ -59,9 +59,14 @@ class Clip:
         frames, *grid = self.tokens.shape
         padded = "" if self.real == frames else f" ({self.real} there are, the others are PAD)"
         return (
-            f"video '{self.name}' from {self.start / self.fps:.3g} s: {frames} frames{padded} "
-            f"{self.stride / self.fps:.3g} s apart, {grid[0]} x {grid[1]} tokens"
+            f"video '{self.name}' from {in_seconds(self.start / self.fps)}: {frames} frames"
+            f"{padded} {in_seconds(self.stride / self.fps)} apart, {grid[0]} x {grid[1]} tokens"
         )
+
+
+def in_seconds(time: float) -> str:
+    """A time in words, with three digits or in whole seconds: 12.3 s, 4567 s."""
+    return f"{time:.3g} s" if time < 999.5 else f"{time:.0f} s"
 
 
 def find_video(store: Store, name: str) -> int:

@@ -13,7 +13,7 @@ from vimpac.data.even_clips import even_starts
 from vimpac.data.joined_store import Store
 from vimpac.data.random import SAMPLES, words
 from vimpac.paths import on_one_line
-from vimpac.pictures.clip import central_variant, paint
+from vimpac.pictures.clip import central_variant, in_seconds, paint
 from vimpac.pictures.sheet import LINE, MARGIN, Row, Sheet, size_of_rows
 from vimpac.tokenizers import Tokenizer
 from vimpac.tokens import PAD_TOKEN
@@ -101,8 +101,8 @@ def draw_samples(samples: Sequence[Sample], fps: float, path: Path) -> None:
     for k, sample in enumerate(samples):
         y = MARGIN + 1.5 * LINE + k * (one + 0.08)
         label = [_cut(sample.class_name)] if sample.class_name else []
-        name = "\n".join([*label, _cut(sample.name), f"{sample.length / fps:.3g} s"])
-        titles = [f"{place / fps:.3g} s" for place in sample.places]
+        name = "\n".join([*label, _cut(sample.name), in_seconds(sample.length / fps)])
+        titles = [in_seconds(place / fps) for place in sample.places]
         sheet.rows(MARGIN, y, [Row(name, sample.frames)], titles)
     sheet.write(path)
 

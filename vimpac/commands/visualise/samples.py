@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--videos {args.videos} must lie in [1, {MOST}]")
     check(args)
     from vimpac.data.labels import read_classes
-    from vimpac.pictures.clip import open_tokenizer
+    from vimpac.pictures.clip import in_seconds, open_tokenizer
     from vimpac.pictures.samples import choose_videos, draw_samples, read_sample
     from vimpac.train.batches import open_store
 
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         about += f", of {len({*classes.values()})} classes"
     print(f"{about}, seed {args.seed}")
     rows = list[tuple[object, ...]]()
-    rows.append(("video", "class", "frames", "seconds"))
-    rows += [(s.name, s.class_name or "-", s.length, f"{s.length / fps:.3g}") for s in samples]
+    rows.append(("video", "class", "frames", "length"))
+    rows += [(s.name, s.class_name or "-", s.length, in_seconds(s.length / fps)) for s in samples]
     print_table(rows)
     print(args.out)
     return 0
