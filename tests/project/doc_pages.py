@@ -17,6 +17,8 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
+DIRECTIVES = {"eval-rst", "include", "toctree"}  # of Sphinx, without code
+
 
 @dataclass(frozen=True)
 class Block:
@@ -39,11 +41,18 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, without directives of Sphinx."""
+    """The fenced blocks of a page, without directives of Sphinx.
+
+    Raises:
+        ValueError: Code stands in a block of another kind, which would not be found.
+    """
     found = []
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
-        if token.type == "fence" and not token.info.startswith("{"):
-            line = (token.map or [0])[0] + 1
+        line = (token.map or [0])[0] + 1
+        directive = re.match(r"\{(.*?)\}", token.info)
+        if token.type == "code_block" or (directive and directive[1] not in DIRECTIVES):
+            raise ValueError(f"{name_of(page)}:{line}: put code between ``` and ```")
+        if token.type == "fence" and not directive:
             found.append(Block(f"{name_of(page)}:{line}", token.info.strip(), token.content))
     return found
 

@@ -173,6 +173,17 @@ def test_blocks_run_in_their_order(
                 _run(words, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("text", ["    vimpac rows\n", "```{code-block} bash\nvimpac rows\n```\n"])
+def test_code_in_a_block_of_another_kind_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{text}")
+    monkeypatch.setattr("tests.project.doc_pages.ROOT", tmp_path)
+    with pytest.raises(ValueError, match=r"page\.md:3: put code between ``` and ```"):
+        blocks(page)
+
+
 def test_what_is_not_run_is_still_there() -> None:
     lines = [
         " ".join(words)
