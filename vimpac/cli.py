@@ -52,6 +52,7 @@ EXTRAS = {  # optional package: what installs it
     "tokenizers": "vimpac-kernels[text]",
     "fsspec": "vimpac-kernels[cloud]",
     "distributed": "vimpac-kernels[cluster]",
+    "huggingface_hub": "vimpac-kernels[hub]",
     "lmdb": "lmdb",
 }
 

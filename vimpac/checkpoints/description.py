@@ -98,11 +98,16 @@ class ModelDescription:
     classes: list[str] | None = None
     data: DataFacts | None = None
 
-    def build(self) -> nn.Module:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Description`."""
+        return {"classes": self.classes, "data": self.data}
+
+    def build(self) -> Vimpac | VideoClassifier | AttentiveClassifier:
         """The model, with fresh weights, on the current default device."""
         if self.kind == "vimpac":
             return Vimpac(self.config, self.loss or LossConfig(alpha=0))
-        classifier = CLASSIFIERS[self.kind]
+        classifier: type[VideoClassifier | AttentiveClassifier] = CLASSIFIERS[self.kind]
         return classifier(VideoTokenEncoder(self.config), len(self.classes or ()))
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vimpac.checkpoints import model_files
 from vimpac.checkpoints.checksums import damaged
@@ -15,6 +15,7 @@ from vimpac.checkpoints.description import (
     ModelDescription,
     check_classes,
 )
+from vimpac.checkpoints.model_card import model_card
 from vimpac.checkpoints.model_files import save_whole
 from vimpac.checkpoints.protocol import Description
 from vimpac.errors import UsageError
@@ -58,6 +59,7 @@ def save_model(
     *,
     classes: list[str] | None = None,
     data: DataFacts | None = None,
+    card: str = "",
 ) -> None:
     """Writes a model; the directory appears complete or not at all.
 
@@ -66,6 +68,7 @@ def save_model(
         folder: A directory that does not exist yet.
         classes: The names of a classifier's classes.
         data: What it was trained on, if known.
+        card: The name on the hub for a model card, as in `push_to_hub`; empty for no card.
 
     Raises:
         TypeError: If the model is of neither kind.
@@ -81,7 +84,11 @@ def save_model(
     if classes is not None:
         check_classes([*classes])
     description = ModelDescription.of(model, classes=classes, data=data)
-    save_whole(folder, description, model.state_dict())
+    text = model_card(description, model, card) if card else ""
+    save_whole(folder, description, model.state_dict(), text)
+
+
+save_any = save_model  # see `vimpac.checkpoints.hub`
 
 
 def load_model(folder: str | Path) -> Vimpac:
@@ -126,6 +133,23 @@ def load_classifier(folder: str | Path) -> tuple[Classifier, list[str]]:
     return model.eval(), description.classes or []
 
 
+def read_any(folder: str | Path) -> tuple[Vimpac | Classifier, ModelDescription]:
+    """Reads a model of any kind.
+
+    Args:
+        folder: The directory.
+
+    Returns:
+        The model, on the CPU, in training mode, and what the directory says of it.
+
+    Raises:
+        UsageError: The directory is no model directory.
+        VimpacError: A file is damaged, or does not fit the other.
+    """
+    description, tensors = read_model(folder)
+    return _filled(Path(folder), description, tensors), description
+
+
 def load_encoder(folder: str | Path) -> tuple[VideoTokenEncoder, ModelDescription]:
     """Reads the encoder of any model directory.
 
@@ -139,13 +163,13 @@ def load_encoder(folder: str | Path) -> tuple[VideoTokenEncoder, ModelDescriptio
         UsageError: The directory is no model directory.
         VimpacError: A file is damaged, or does not fit the other.
     """
-    description, tensors = read_model(folder)
-    model = _filled(Path(folder), description, tensors)
-    assert isinstance(model, Vimpac | Classifier)
+    model, description = read_any(folder)
     return model.encoder.train().requires_grad_(), description  # whatever it was frozen for
 
 
-def _filled(folder: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> nn.Module:
+def _filled(
+    folder: Path, description: ModelDescription, tensors: dict[str, Tensor]
+) -> Vimpac | Classifier:
     """The described model with these tensors."""
     try:
         with torch.device("meta"):
@@ -153,6 +177,7 @@ def _filled(folder: Path, description: ModelDescription, tensors: dict[str, Tens
         model.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(folder, error) from None
+    model.facts = description.facts
     if isinstance(model, AttentiveClassifier):
         return model  # whose encoder stays frozen
     return model.requires_grad_()

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from vimpac.checkpoints import version_01
 from vimpac.checkpoints.checksums import check_file, damaged, write_checksums
-from vimpac.checkpoints.protocol import READERS, VIMPAC_READER, Description
+from vimpac.checkpoints.model_card import CARD
+from vimpac.checkpoints.protocol import DESCRIPTION, READERS, VIMPAC_READER, WEIGHTS, Description
 from vimpac.errors import UsageError, VimpacError
 from vimpac.files import whole_directory
 from vimpac.paths import local_path
-
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 def write_model(folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
@@ -36,8 +35,16 @@ def write_model(folder: Path, description: Description, tensors: dict[str, Tenso
     shutil.copymode(folder / DESCRIPTION, folder / WEIGHTS)  # safetensors writes for one user only
 
 
-def save_whole(folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
+def save_whole(
+    folder: Path, description: Description, tensors: dict[str, Tensor], card: str = ""
+) -> None:
     """Writes a model directory, which appears complete or not at all.
+
+    Args:
+        folder: The directory.
+        description: What the model is.
+        tensors: Its state dict.
+        card: The text of its model card; empty for none.
 
     Raises:
         UsageError: It exists.
@@ -50,6 +57,8 @@ def save_whole(folder: Path, description: Description, tensors: dict[str, Tensor
         with whole_directory(folder) as temporary:
             write_model(temporary, description, tensors)
             write_checksums(temporary)
+            if card:
+                (temporary / CARD).write_text(card, encoding="utf-8")
     except SafetensorError as error:
         raise VimpacError(f"cannot write {folder}: {error}") from None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # kind in model.json -> the module whose `from_json` reads it; the others are VIMPAC's
 READERS = dict.fromkeys(("simvtp", "simvtp_dual"), "vimpac.simvtp.description")
 VIMPAC_READER = "vimpac.checkpoints.description"
@@ -19,6 +20,10 @@ class Description(Protocol):
     @property
     def kind(self) -> str:
         """Names the system, or a model within it."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What it says besides the network, see `vimpac.checkpoints.hub`."""
 
     def to_json(self) -> str:
         """The text of `model.json`."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac.checkpoints.hub import HubModel
 from vimpac.checks import check_kind, check_whole
 from vimpac.model.contrastive import without_autocast
 from vimpac.model.encoder import VideoTokenEncoder
@@ -21,7 +22,7 @@ from vimpac.model.layer import LAYER_NORM_EPS
 from vimpac.tokens import PAD_TOKEN
 
 
-class AttentiveClassifier(nn.Module):
+class AttentiveClassifier(nn.Module, HubModel):
     """Classifies clips by a cross-attention over the states of an encoder that does not learn.
 
     Args:
@@ -33,6 +34,8 @@ class AttentiveClassifier(nn.Module):
         TypeError: If an argument has a wrong type, naming it.
         ValueError: If a number is out of range.
     """
+
+    _files = "vimpac.checkpoints.model_dir"
 
     def __init__(self, encoder: VideoTokenEncoder, num_classes: int) -> None:
         super().__init__()

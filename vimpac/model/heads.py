@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac.checkpoints.hub import HubModel
 from vimpac.checks import (
     as_number,
     check_floating,
@@ -130,7 +131,7 @@ class ContrastiveHead(nn.Module):
         return self.layers(cls)
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(nn.Module, HubModel):
     """The encoder with a zero-initialised Linear on [CLS].
 
     Args:
@@ -142,6 +143,8 @@ class VideoClassifier(nn.Module):
         TypeError: If an argument has a wrong type, naming it.
         ValueError: If a number is out of range.
     """
+
+    _files = "vimpac.checkpoints.model_dir"
 
     def __init__(
         self, encoder: VideoTokenEncoder, num_classes: int, *, dropout: float = 0.0

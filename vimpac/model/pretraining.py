@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vimpac.checkpoints.hub import HubModel
 from vimpac.checks import check_integers, check_kind
 from vimpac.model.config import LossConfig, ModelConfig, preset
 from vimpac.model.contrastive import info_nce
@@ -26,13 +27,15 @@ class PretrainingOutput(NamedTuple):
     contrastive_loss: Tensor  # gamma * (loss_a + loss_b); 0 without a contrastive head
 
 
-class Vimpac(nn.Module):
+class Vimpac(nn.Module, HubModel):
     """Masked token prediction and contrastive learning over one forward of the masked input.
 
     Args:
         config: Sizes, layout and options.
         loss: Weights of the losses; alpha=0 builds no contrastive head.
     """
+
+    _files = "vimpac.checkpoints.model_dir"
 
     def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vimpac.checkpoints.checksums import damaged
+from vimpac.checkpoints.model_card import model_card
 from vimpac.checkpoints.model_files import read_model, save_whole
 from vimpac.checkpoints.protocol import Description
 from vimpac.errors import UsageError, VimpacError
@@ -58,6 +59,11 @@ class SimVTPDescription:
         """Describes a model."""
         (kind,) = (kind for kind, other in MODELS.items() if isinstance(model, other))
         return cls(kind, model.config, model.text_config, model.loss_config, **more)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Description`."""
+        return {name: getattr(self, name) for name in ("frame_step", "masked_cells", "words")}
 
     def build(self) -> SimVTP | DualEncoder:
         """The model, with fresh weights, on the current default device."""
@@ -109,18 +115,26 @@ def from_json(text: str) -> SimVTPDescription:
     )
 
 
-def save_simvtp(model: SimVTP | DualEncoder, folder: str | Path, **more: Any) -> None:
+def save_simvtp(
+    model: SimVTP | DualEncoder, folder: str | Path, *, card: str = "", **more: Any
+) -> None:
     """Writes a model; the directory appears complete or not at all.
 
     Args:
         model: The model.
         folder: A directory that does not exist yet.
+        card: The name on the hub for a model card, as in `push_to_hub`; empty for no card.
         more: `frame_step`, `masked_cells` and `words`, as `SimVTPDescription` has them.
 
     Raises:
         UsageError: If `folder` exists.
     """
-    save_whole(local_path(folder), SimVTPDescription.of(model, **more), model.state_dict())
+    description = SimVTPDescription.of(model, **more)
+    text = model_card(description, model, card) if card else ""
+    save_whole(local_path(folder), description, model.state_dict(), text)
+
+
+save_any = save_simvtp  # see `vimpac.checkpoints.hub`
 
 
 def read_any(folder: str | Path) -> tuple[SimVTP | DualEncoder, SimVTPDescription]:
@@ -148,6 +162,7 @@ def read_any(folder: str | Path) -> tuple[SimVTP | DualEncoder, SimVTPDescriptio
         model.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         raise damaged(Path(folder), error) from None
+    model.facts = description.facts
     return model.float().requires_grad_(), description
 
 

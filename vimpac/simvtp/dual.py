@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac.checkpoints.hub import HubModel
 from vimpac.simvtp.config import NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.encoder import TubeletEmbedding, WordEmbedding
 from vimpac.simvtp.inputs import check_pairs, check_text, check_video
@@ -20,7 +21,7 @@ from vimpac.simvtp.model import SimVTP
 from vimpac.simvtp.objective import mean_row
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(nn.Module, HubModel):
     """A video encoder and a text encoder.
 
     Args:
@@ -28,6 +29,8 @@ class DualEncoder(nn.Module):
         text: How texts are read.
         loss: Its temperature is used.
     """
+
+    _files = "vimpac.simvtp.description"
 
     def __init__(
         self,

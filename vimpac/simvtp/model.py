@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac.checkpoints.hub import HubModel
 from vimpac.simvtp.config import PRESETS, NetworkConfig, ObjectiveConfig, TextConfig
 from vimpac.simvtp.decoder import Decoder
 from vimpac.simvtp.encoder import Inputs, JointEncoder
@@ -41,7 +42,7 @@ from vimpac.simvtp.tubelets import split_mask
 from vimpac_kernels import tubelet_mse
 
 
-class SimVTP(nn.Module):
+class SimVTP(nn.Module, HubModel):
     """The whole network.
 
     Args:
@@ -49,6 +50,8 @@ class SimVTP(nn.Module):
         text: How texts are read.
         loss: Weights of the losses.
     """
+
+    _files = "vimpac.simvtp.description"
 
     def __init__(
         self,
