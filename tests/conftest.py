@@ -9,6 +9,12 @@ sanitizers, and on the emulator under three schedules instead of one.
 
 from __future__ import annotations
 
+import os
+
+# Before torch is imported, which reads it. By default a thread of OpenMP that has nothing to do
+# goes on running for milliseconds. Tests share their cores with other processes, which wait for it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
