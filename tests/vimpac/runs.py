@@ -43,7 +43,9 @@ FINETUNE_SETTINGS = (
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-ON_TWO_RANKS = (*TORCHRUN, "--nproc-per-node", "2")
+BY_TORCHRUN = (*TORCHRUN, "--nproc-per-node", "2")
+# The same two ranks, where torchrun itself is not tested: it imports torch before it starts them.
+ON_TWO_RANKS = (sys.executable, str(Path(__file__).with_name("two_ranks.py")))
 
 
 def make_store(path: Path, height: int = 4, frames: int = 6) -> Path:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.vimpac.runs import (
+    BY_TORCHRUN,
     ENVIRONMENT,
-    ON_TWO_RANKS,
     find_worker,
     run_process,
     start_process,
@@ -103,7 +103,7 @@ def test_cycle_from_videos_to_predictions(vimpac, tmp_path, monkeypatch):
     direct = f"labels=ucf101:{annotations}:1"
     out = tmp_path / "finetune"
     words = ("-m", "vimpac", "finetune", str(pretrained), f"data={store}", direct, f"out={out}")
-    command = (*ON_TWO_RANKS, *words, *FINETUNE, *CPU)
+    command = (*BY_TORCHRUN, *words, *FINETUNE, *CPU)
     monkeypatch.setitem(ENVIRONMENT, "VIMPAC_TEST", str(tmp_path))
     process = start_process(*command)
     wait_for_steps(process, out / "log.jsonl", 12)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.vimpac.runs import (
+    BY_TORCHRUN,
     ON_TWO_RANKS,
     TORCHRUN,
     make_store,
@@ -127,7 +128,7 @@ GENTLE = ("optim.steps=10", "optim.lr=3e-4")
 
 def test_two_ranks_equal_one(store, tmp_path):
     pretrain(tiny_config(store, tmp_path / "one", *GENTLE))
-    run_process(*ON_TWO_RANKS, *program(store, tmp_path / "two", *GENTLE)[1:])
+    run_process(*BY_TORCHRUN, *program(store, tmp_path / "two", *GENTLE)[1:])
     _check_same_losses(tmp_path / "one", tmp_path / "two")
 
 

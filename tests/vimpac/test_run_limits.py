@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.vimpac.runs import (
-    ON_TWO_RANKS,
+    BY_TORCHRUN,
     make_store,
     program,
     run_process,
@@ -131,7 +131,7 @@ def test_processes_go_on_from_the_same_checkpoint(store, tmp_path):
     run_process(*program(store, tmp_path, "optim.steps=4", "run.save_every=2"))
     (tmp_path / "checkpoints" / "step-00000004" / "training_state.pt").write_bytes(b"garbage")
     words = program(store, tmp_path, "optim.steps=4", "--resume", "auto")[1:]
-    process = start_process(*ON_TWO_RANKS, *words)
+    process = start_process(*BY_TORCHRUN, *words)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
     assert said.count("is damaged") == 1 and "resumed from" in said

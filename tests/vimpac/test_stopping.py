@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.vimpac.runs import (
+    BY_TORCHRUN,
     ENVIRONMENT,
-    ON_TWO_RANKS,
     find_worker,
     make_store,
     program,
@@ -40,7 +40,7 @@ def test_signal_to_one_process_ends_all_with_a_checkpoint(store, tmp_path, monke
     """A killed one cannot answer: the other says where the last checkpoint is."""
     monkeypatch.setitem(ENVIRONMENT, "VIMPAC_TEST", str(tmp_path))
     words = program(store, tmp_path, "optim.steps=100000")[1:]
-    process = start_process(*ON_TWO_RANKS, *words)
+    process = start_process(*BY_TORCHRUN, *words)
     wait_for_steps(process, tmp_path / "log.jsonl", 7)
     os.kill(find_worker(f"VIMPAC_TEST={tmp_path}", rank=1), number)
     start = time.monotonic()
