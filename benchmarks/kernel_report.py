@@ -21,6 +21,7 @@ import argparse
 import fnmatch
 import hashlib
 import importlib
+import itertools
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ ARCHITECTURES = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
 CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "kernel_report"
 NVCC_FLAGS = ("-std=c++17", "-O3")
+PARTS = 4  # of an architecture's Triton kernels, which take minutes
 SMALLEST_SHARED = 99 << 10  # bytes of a block on sm_86, sm_89 and sm_120
 # Spills that are no error: (pattern of "<kernel> <architecture>", bytes of stack per thread, why).
 SPILLS: tuple[tuple[str, int, str], ...] = (
@@ -194,16 +196,21 @@ def _label(name: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> 
 
 
 def triton_kernels(architectures: list[int]) -> Iterator[Kernel]:
-    """The Triton kernels of every op; the architectures compile side by side."""
+    """The Triton kernels of every op; every `PARTS`th of them is a part, for all cores alike."""
+    wanted = [(a, part) for a in architectures for part in range(PARTS)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for kernels in pool.map(_triton_kernels, architectures):
-            yield from kernels
+        compiled = [*pool.map(_triton_kernels, *zip(*wanted, strict=True))]
+    for start in range(0, len(compiled), PARTS):  # of an architecture
+        for kernels in itertools.zip_longest(*compiled[start : start + PARTS], fillvalue=()):
+            yield from itertools.chain(*kernels)
 
 
-def _triton_kernels(architecture: int) -> list[Kernel]:
+def _triton_kernels(architecture: int, part: int) -> list[list[Kernel]]:
+    """Those of each call of a part; a call may compile several."""
     driver = offline_driver()
     driver.architecture = architecture
-    kernels: list[Kernel] = []
+    found: list[list[Kernel]] = []
+    number = itertools.count()
     for op in OPS:
         calls = list(importlib.import_module(f"bench_{op}").triton_calls())
         sources = (p.read_text() for p in ROOT.glob(f"vimpac_kernels/ops/{op}/triton*.py"))
@@ -211,11 +218,13 @@ def _triton_kernels(architecture: int) -> list[Kernel]:
         if missing := named - {kernel.__name__ for kernel, *_ in calls}:
             sys.exit(f"error: bench_{op}.triton_calls() lacks {', '.join(missing)}")
         for kernel, arguments, options in calls:
+            if next(number) % PARTS != part:
+                continue
             compiled = kernel.warmup(*arguments, grid=(1,), **options)
             name = _label(kernel.__name__, arguments, options)
-            for one in compiled if isinstance(compiled, list) else [compiled]:
-                kernels.append(_read_triton(one, name, architecture))
-    return kernels
+            several = compiled if isinstance(compiled, list) else [compiled]
+            found.append([_read_triton(one, name, architecture) for one in several])
+    return found
 
 
 def _read_triton(compiled: Any, name: str, architecture: int) -> Kernel:
