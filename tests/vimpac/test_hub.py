@@ -155,7 +155,10 @@ def test_revision_is_a_branch_a_tag_or_a_commit(hub, tmp_path):
 
 def test_private_model_needs_its_token(hub):
     _model().push_to_hub("me/model", private=True, **WRITE)
-    with pytest.raises(VimpacError, match="me/model on the hub: .*Repository Not Found"):
+    with pytest.raises(
+        VimpacError,
+        match="there is no directory me/model, and the model me/model on the hub: .*Repository Not Found",
+    ):
         Vimpac.from_pretrained("me/model", token=False)
     assert _same(Vimpac.from_pretrained("me/model", **WRITE), _model())
     with pytest.raises(VimpacError, match="me/model on the hub: .*401"):

@@ -90,7 +90,7 @@ class HubModel:
             raise UsageError(f"{name} does not exist: {_WHAT_A_NAME_IS}")
         hub = _hub(f"{name} is no directory, and a model on the hub")
         folder = _asked(
-            name,
+            f"there is no directory {name}, and the model {name}",
             lambda: hub.snapshot_download(
                 name,
                 revision=revision,
@@ -207,7 +207,7 @@ def _hub(what: str) -> Any:
         raise VimpacError(f"{what} {needs}") from None
 
 
-def _asked(name: str, ask: Callable[[], Result]) -> Result:
+def _asked(what: str, ask: Callable[[], Result]) -> Result:
     """What the hub answers; whatever goes wrong is one line.
 
     Its package raises errors of its own, of httpx and of the system, and changes them often.
@@ -216,4 +216,4 @@ def _asked(name: str, ask: Callable[[], Result]) -> Result:
         return ask()
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise VimpacError(f"{name} on the hub: {reason:.400}") from error
+        raise VimpacError(f"{what} on the hub: {reason:.400}") from error
