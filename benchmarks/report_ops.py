@@ -118,6 +118,6 @@ def code_table(op: str) -> list[str]:
     lines = ["| what | files |", "|---|---|"]
     for what, folder, pattern in CODE:
         files = sorted((ROOT / folder.format(op=op)).glob(pattern.format(op=op)))
-        links = [f"[{file.name}](../../{file.relative_to(ROOT).as_posix()})" for file in files]
+        links = [f"[`{file.name}`](../../{file.relative_to(ROOT).as_posix()})" for file in files]
         lines.append(f"| {what} | {', '.join(links)} |")
     return lines
