@@ -82,4 +82,4 @@ def test_newest_file_of_each_kind_of_device_counts() -> None:
 def test_op_page_links_every_kernel_file_of_the_op() -> None:
     table = "\n".join(report_ops.code_table("axial_attention"))
     for name in ("cuda.cu", "cuda_bwd.cu", "cpu_long.cpp", "triton_tiles.py", "arguments.hpp"):
-        assert f"[{name}](../../" in table
+        assert f"[`{name}`](../../" in table
