@@ -87,6 +87,12 @@ def _files_exist(words: list[str]) -> None:
     assert all((ROOT / word).exists() for word in named), named
 
 
+def _builds_a_wheel(words: list[str]) -> None:
+    """The script is there, and the workflow runs the same line."""
+    line, workflow = " ".join(words), ROOT / ".github/workflows/wheels.yml"
+    assert (ROOT / words[1]).exists() and f"run: {line}\n" in workflow.read_text()
+
+
 def _has_hooks(words: list[str]) -> None:
     assert (ROOT / ".pre-commit-config.yaml").exists()
 
@@ -100,6 +106,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     r"pytest.*": ("runs the tests, or the benchmarks", _files_exist),
     r"pre-commit install": ("changes the repository", _has_hooks),
     r"bash \.ci/run": ("is CI", _files_exist),
+    r"bash \.ci/wheel dist": ("builds a release, which a workflow does", _builds_a_wheel),
     r"python benchmarks/learning\.py .*": ("takes 17 minutes", _files_exist),
     r"python benchmarks/report\.py": ("test_docs.py compares what it writes", _files_exist),
     r"vimpac demo": ("trains for a minute; .ci/run and tests/vimpac/test_demo.py run it", _parses),

@@ -107,7 +107,7 @@ def test_frames_per_second_become_a_stride(folder, tmp_path):
     assert (data["fps"], data["frame_stride"]) == (8.0, 4)
     again = _config(folder, tmp_path / "a", "clips.frame_stride=4", "optim.steps=3")
     assert finetune(again, folder / "model", resume="auto", quiet=True)  # the same clips
-    with pytest.raises(UsageError, match=r"clips.fps=3: .* has 8 frames per second, which it"):
+    with pytest.raises(UsageError, match=r"clips.fps=3: .* has 8 frames per second, which is no"):
         finetune(_config(folder, tmp_path / "b", "clips.fps=3"), folder / "model")
     for fps in ("9", "1e-310"):
         with pytest.raises(UsageError, match=f"clips.fps={fps}"):
