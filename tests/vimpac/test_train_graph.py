@@ -129,7 +129,9 @@ def test_run_with_a_graph_is_the_plain_run_also_when_it_is_resumed(taped, tmp_pa
 
     first = end(True, 2 + WARM_UP)
     ends = end(True, 9, first), end(False, 9)
-    resumed, plain = ([*load_checkpoint(path)][1:] for path in ends)
+    resumed, plain = map(load_checkpoint, ends)
+    assert resumed.state.pop("sampler") == plain.state.pop("sampler")
+    resumed, plain = resumed[1:], plain[1:]
     torch.testing.assert_close(resumed, plain, rtol=0, atol=0)
 
 
