@@ -20,7 +20,9 @@ from vimpac.pictures.neighbours import (
     psnr,
 )
 from vimpac.pictures.predictions import Score, commonest_token, judge, predict_tokens
+from vimpac.pictures.run import Curve, Panel, draw_run
 from vimpac.pictures.samples import choose_videos
+from vimpac.pictures.sheet import Row, Sheet
 from vimpac.tokenizers import get_tokenizer
 from vimpac.tokens import MASK_TOKEN, NUM_TOKENS
 
@@ -286,3 +288,18 @@ def test_sampled_videos_are_of_as_many_classes_as_there_can_be():
         assert chosen == choose_videos(30, classes, 4, seed)
     assert len({tuple(choose_videos(30, classes, 4, seed)) for seed in range(5)}) > 1
     assert choose_videos(3, {}, 9) == [0, 1, 2]
+
+
+def test_names_of_levels_that_are_near_stand_above_each_other(tmp_path, monkeypatch):
+    figures, write = [], Sheet.write
+    monkeypatch.setattr(
+        Sheet, "write", lambda self, path: (figures.append(self.figure), write(self, path))
+    )
+    levels = {"copying 33%": 0.33, "of the clip 5%": 0.05, "of all 4%": 0.04}
+    rows = [Row("original", np.zeros((2, 8, 8, 3), np.uint8))]
+    curve = Curve("right", [1, 2], [0.0, 0.1], levels, are_shares=True)
+    draw_run([Panel("a clip", rows, ["0 s", "1 s"])], [curve], [], tmp_path / "run.png")
+    names = [text for axes in figures[0].axes for text in axes.texts]
+    assert sorted(text.get_text() for text in names) == sorted(levels)
+    boxes = sorted((text.get_window_extent() for text in names), key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 for low, high in zip(boxes, boxes[1:], strict=False))

@@ -78,12 +78,14 @@ def _plot(axes: Any, curve: Curve) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.plot(curve.steps, curve.values, color="tab:blue", linewidth=2, zorder=5)
-    most = max(*curve.values, *curve.levels.values())
+    top = 1.15 * max(*curve.values, *curve.levels.values())
+    at = -top
     for name, level in sorted(curve.levels.items(), key=lambda pair: pair[1]):
         axes.axhline(level, color="tab:red", linestyle="--", linewidth=1)
+        at = max(level, at + 0.08 * top)  # over the name below
         axes.annotate(
             name,
-            (0.99, level),
+            (0.99, at),
             xycoords=("axes fraction", "data"),
             xytext=(0, 2),
             textcoords="offset points",
@@ -96,7 +98,7 @@ def _plot(axes: Any, curve: Curve) -> None:
     axes.set_title(curve.title, fontsize=11)
     axes.set_xlabel("step", fontsize=9)
     axes.tick_params(labelsize=8.5)
-    axes.set_ylim(0, 1.15 * most)
+    axes.set_ylim(0, top)
     axes.locator_params("x", integer=True)
     if curve.are_shares:
         axes.yaxis.set_major_formatter(PercentFormatter(1))  # with as many digits as it takes
