@@ -230,7 +230,7 @@ def _spread(values: list[float], digits: int, unit: str = "") -> str:
 
 def _signed(values: list[float], unit: str) -> str:
     """Whether a claim holds, and the difference."""
-    digits = 1 if unit else 2
+    digits = 1 if unit else 3  # a loss has no unit
     low, high = f"{min(values):+.{digits}f}", f"{max(values):+.{digits}f}"
     mean = f"{sum(values) / len(values):+.{digits}f}"
     spread = "" if low == high else f"({low} to {high})"
