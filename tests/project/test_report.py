@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,8 @@ def test_op_page_links_every_kernel_file_of_the_op() -> None:
     table = "\n".join(report_ops.code_table("axial_attention"))
     for name in ("cuda.cu", "cuda_bwd.cu", "cpu_long.cpp", "triton_tiles.py", "arguments.hpp"):
         assert f"[`{name}`](../../" in table
+
+
+def test_no_table_of_a_page_is_empty() -> None:
+    for page, text in report.pages().items():
+        assert not re.search(r"<!-- (\w+) -->\s*<!-- /\1 -->", text), page
