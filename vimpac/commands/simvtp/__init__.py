@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+
+from vimpac.commands.actions import add_actions, run_action
 
 ACTIONS = {  # name: the line that --help shows
     "pretrain": "pre-train on video files and a table of captions",
@@ -22,14 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="pre-train on videos and their captions",
         description="SimVTP (arXiv 2212.03490): masked pre-training on videos with captions.",
     )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, line in ACTIONS.items():
-        module = importlib.import_module(f"vimpac.commands.simvtp.{name}")
-        action = actions.add_parser(name, help=line, description=module.DESCRIPTION)
-        module.add_arguments(action)
-        action.set_defaults(act=module.run)
+    add_actions(parser, __name__, ACTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action."""
-    return args.act(args)
+    return run_action(args)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+
+from vimpac.commands.actions import add_actions, run_action
 
 ACTIONS = {  # name: the line that --help shows
     "masks": "what block, iid and tube masks hide of a clip (Fig. 2)",
@@ -22,14 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Draws the figures of the paper from your store and checkpoint, as PNG files, "
         "and prints the numbers that belong to them.",
     )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, line in ACTIONS.items():
-        module = importlib.import_module(f"vimpac.commands.visualise.{name}")
-        action = actions.add_parser(name, help=line, description=module.DESCRIPTION)
-        module.add_arguments(action)
-        action.set_defaults(act=module.run)
+    add_actions(parser, __name__, ACTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action."""
-    return args.act(args)
+    return run_action(args)
